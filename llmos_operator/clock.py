@@ -61,4 +61,4 @@ def rfc3339(seconds: float) -> str:
 
 def parse_rfc3339(text: str) -> float:
     """Parse an API timestamp (with or without fraction) to epoch seconds."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(text).timestamp()

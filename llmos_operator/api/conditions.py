@@ -1,0 +1,105 @@
+"""Condition types and reasons: the closed vocabulary of `status.conditions` and Events.
+
+The words are those of Deployments, KServe and Kueue where they have one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Condition(StrEnum):
+    """Types of `status.conditions` of a ModelWorkload."""
+
+    ACCEPTED = "Accepted"
+    QUOTA_RESERVED = "QuotaReserved"
+    SCHEDULED = "Scheduled"
+    MODEL_CACHED = "ModelCached"
+    MODEL_LOADED = "ModelLoaded"
+    AVAILABLE = "Available"
+    READY = "Ready"
+    PROGRESSING = "Progressing"
+    DEGRADED = "Degraded"
+    PREEMPTED = "Preempted"
+    SUSPENDED = "Suspended"
+    ASLEEP = "Asleep"
+    SCALING_ACTIVE = "ScalingActive"
+    FINISHED = "Finished"
+
+
+class Reason(StrEnum):
+    """Reasons of conditions, decisions and Events."""
+
+    # Accepted
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    UNSUPPORTED_SCHEME = "UnsupportedScheme"
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed"
+    QUEUE_NOT_FOUND = "QueueNotFound"
+    NAMESPACE_NOT_ADMITTED = "NamespaceNotAdmitted"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
+    MODEL_NOT_FOUND = "ModelNotFound"
+    FORMAT_NOT_ALLOWED = "FormatNotAllowed"
+    # QuotaReserved, Scheduled
+    RESERVED = "Reserved"
+    NO_CAPACITY = "NoCapacity"
+    EXCEEDS_QUOTA = "ExceedsQuota"
+    WAITING_FOR_PREEMPTION = "WaitingForPreemption"
+    WAITING_FOR_PROFILE = "WaitingForProfile"
+    LARGER_THAN_ANY_DEVICE = "LargerThanAnyDevice"
+    NO_MATCHING_DEVICE = "NoMatchingDevice"
+    BOUND = "Bound"
+    NOT_SYNCED = "NotSynced"
+    PENDING = "Pending"
+    # ModelCached, ModelLoaded
+    STARTING = "Starting"
+    DOWNLOADING = "Downloading"
+    VERIFYING = "Verifying"
+    QUANTIZING = "Quantizing"
+    LOADING = "Loading"
+    WARMING = "Warming"
+    LOADED = "Loaded"
+    CACHED = "Cached"
+    OUT_OF_MEMORY = "OutOfMemory"
+    UNSUPPORTED = "Unsupported"
+    CORRUPTED = "Corrupted"
+    UNSAFE_FORMAT = "UnsafeFormat"  # pickle in any disguise
+    UNSAFE_CONFIG = "UnsafeConfig"  # auto_map and other keys that would run code
+    DOWNLOAD_FAILED = "DownloadFailed"
+    ACCESS_DENIED = "AccessDenied"
+    LOAD_FAILED = "LoadFailed"
+    # Available, Ready, Progressing, Finished
+    AVAILABLE = "Available"
+    MINIMUM_UNAVAILABLE = "MinimumReplicasUnavailable"
+    READY = "Ready"
+    NOT_READY = "NotReady"
+    PROGRESSING = "Progressing"
+    COMPLETE = "Complete"
+    BACK_OFF = "BackOff"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    # Degraded
+    QUANTIZATION_DOWNGRADED = "QuantizationDowngraded"
+    GPU_UNHEALTHY = "GPUUnhealthy"
+    THROTTLED = "Throttled"
+    TELEMETRY_UNAVAILABLE = "TelemetryUnavailable"
+    AS_EXPECTED = "AsExpected"
+    # Preempted, Suspended, Asleep, ScalingActive
+    PREEMPTED = "Preempted"
+    RECLAIMED = "Reclaimed"
+    NODE_LOST = "NodeLost"
+    NOT_PREEMPTED = "NotPreempted"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    ASLEEP = "Asleep"
+    AWAKE = "Awake"
+    SCALED_TO_ZERO = "ScaledToZero"
+    SCALING = "Scaling"
+    FIXED = "FixedReplicas"
+    # Events only
+    BOUND_POD = "BoundPod"
+    EVICTED = "Evicted"
+    POD_DELETED = "PodDeleted"
+    ESTIMATE_RAISED = "EstimateRaised"
+    DEVICE_UNHEALTHY = "DeviceUnhealthy"
+    OVERUSE_OBSERVED = "OveruseObserved"

@@ -1,0 +1,90 @@
+"""Names the API promises: group, labels, annotations, field managers, ports, environment.
+
+One place, so that a label is spelled once. Anything here is an interface: change it only with a CHANGELOG entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+GROUP = "llmos.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# -- labels on pods and services of a workload
+LABEL_WORKLOAD = "llmos.dev/workload"  # name of the ModelWorkload, cut to 63 characters
+LABEL_WORKLOAD_UID = "llmos.dev/workload-uid"
+LABEL_ORDINAL = "llmos.dev/ordinal"  # replica ordinal, "0"-based
+LABEL_ROLE = "llmos.dev/role"  # "runtime" | "holder"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGED_BY = "llmos-operator"
+
+# -- annotations on pods: the ledger lives in API objects and is rebuilt from these after a restart
+ANNOTATION_CLAIM = "llmos.dev/claim"  # JSON of the claim, see state.convert
+ANNOTATION_SPEC_HASH = "llmos.dev/spec-hash"  # hash of what the pod was built from
+
+# -- labels on nodes
+LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
+LABEL_GPU_MEMORY_MIB = "nvidia.com/gpu.memory"
+LABEL_SIMULATED = "llmos.dev/simulated"  # "true" on nodes of the local cluster
+LABEL_RACK = "topology.llmos.dev/rack"
+RESOURCE_GPU = "nvidia.com/gpu"
+
+# -- field managers, one per writer
+MANAGER_OPERATOR = "llmos-operator"
+MANAGER_STATUS = "llmos-operator-status"
+MANAGER_AGENT = "llmos-agent"
+
+LEASE_NAME = "llmos-operator"
+DEFAULT_QUEUE = "default"
+SYSTEM_NAMESPACE = "llmos-system"
+
+# -- ports
+PORT_SERVING = 8000  # runtime: OpenAI-style API (spec.serving.port overrides)
+PORT_CONTROL = 8001  # runtime: control API for the operator, bearer token
+PORT_HEALTH = 8080  # operator, agent, gateway: /livez /readyz /metrics
+PORT_INGEST = 8090  # operator: telemetry and demand from agents and gateways, bearer ServiceAccount token
+PORT_GATEWAY = 8000
+
+# -- environment of the runtime container, written by manifests.pod, read by runtime.settings
+ENV_MODEL_URI = "LLMOS_MODEL_URI"
+ENV_MODEL_NAME = "LLMOS_MODEL_NAME"  # served name
+ENV_MODEL_REVISION = "LLMOS_MODEL_REVISION"
+ENV_MODEL_DIGEST = "LLMOS_MODEL_DIGEST"  # "" or "sha256:…": refuse anything else
+ENV_FORMAT = "LLMOS_FORMAT"  # precision the scheduler chose: bf16 | int8 | int4 | …
+ENV_KV_DTYPE = "LLMOS_KV_CACHE_DTYPE"
+ENV_MEMORY_LIMIT = "LLMOS_MEMORY_LIMIT_BYTES"  # reserved per device, in bytes
+ENV_MAX_MODEL_LEN = "LLMOS_MAX_MODEL_LEN"  # tokens; "auto" or a number
+ENV_MAX_NUM_SEQS = "LLMOS_MAX_NUM_SEQS"
+ENV_HOST = "LLMOS_HOST"  # address to bind
+ENV_PORT = "LLMOS_PORT"
+ENV_CONTROL_PORT = "LLMOS_CONTROL_PORT"
+ENV_CONTROL_TOKEN = "LLMOS_CONTROL_TOKEN"  # noqa: S105 - the variable's name, not a secret
+ENV_API_KEYS = "LLMOS_API_KEYS"  # comma or newline separated, from serving.apiKeySecretRef key "keys"
+ENV_APIS = "LLMOS_APIS"  # comma separated: chat,completions,embeddings
+ENV_CACHE_DIR = "LLMOS_CACHE_DIR"
+ENV_GRACE_SECONDS = "LLMOS_GRACE_SECONDS"  # terminationGracePeriodSeconds of the pod
+ENV_DEVICES = "NVIDIA_VISIBLE_DEVICES"  # comma separated device UUIDs; "void" for CPU only
+ENV_POD_UID = "POD_UID"
+ENV_POD_NAME = "POD_NAME"
+ENV_POD_NAMESPACE = "POD_NAMESPACE"
+ENV_POD_IP = "POD_IP"
+ENV_NODE_NAME = "NODE_NAME"
+
+_NAME_LIMIT = 63
+
+
+def pod_name(workload: str, uid: str, ordinal: int, incarnation: str = "") -> str:
+    """Return the deterministic pod name of one replica of a workload.
+
+    The name is derived from UID and ordinal, so a second create of the same replica collides (HTTP 409) instead of
+    doubling it. ``incarnation`` distinguishes generations of a template (a spec hash), at most 5 characters.
+    """
+    digest = hashlib.sha256(f"{uid}/{incarnation}".encode()).hexdigest()[:8]
+    suffix = f"-{digest}-{ordinal}"
+    return workload[: _NAME_LIMIT - len(suffix)].rstrip("-.") + suffix
+
+
+def label_value(text: str) -> str:
+    """Return ``text`` cut to a legal label value (63 characters, alphanumeric at both ends)."""
+    return text[:_NAME_LIMIT].strip("-._")

@@ -1,0 +1,4 @@
+"""Wire types of llmos.dev/v1alpha1, one file a kind.
+
+Owns fields, bounds, defaults, descriptions and CEL rules; CRDs are generated from here.
+"""
