@@ -1,0 +1,39 @@
+"""The metrics registry of a process, and the histogram edges everybody shares.
+
+Metrics are defined beside their subsystem on a registry that is passed in (tests get a fresh one); the prefix is
+`llmos_`, units are base units in the name, labels have few values.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from llmos_operator import __version__
+
+# Edges in seconds. Around the targets of the design: a decision takes milliseconds, a write tens of them, a model
+# load seconds to minutes.
+DECISION_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+REQUEST_BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+WAIT_BUCKETS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+LOAD_BUCKETS: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0)
+
+
+def new_registry(process: str) -> CollectorRegistry:
+    """Return a registry with the process's own figures and `llmos_build_info{process, version} 1`."""
+    registry = CollectorRegistry(auto_describe=True)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    build = Gauge(
+        "llmos_build_info", "Version of this process; always 1.", ["process", "version"], registry=registry
+    )
+    build.labels(process=process, version=__version__).set(1)
+    return registry
+
+
+def render(registry: CollectorRegistry) -> tuple[bytes, str]:
+    """Return the exposition text of ``registry`` and its content type."""
+    return generate_latest(registry), CONTENT_TYPE_LATEST

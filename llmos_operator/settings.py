@@ -1,0 +1,334 @@
+"""Settings of the long-running processes: one frozen object each, from a YAML file and the environment.
+
+Order, later wins: defaults in this file, the file given with ``--config``, environment variables. The variable of a
+field is ``LLMOS_`` and its path in upper snake case joined by ``__``: ``runtime.cacheHostPath`` is
+``LLMOS_RUNTIME__CACHE_HOST_PATH``. Lists and mappings are written as YAML (``[a, b]``). Variables that name no field
+are ignored, because Kubernetes itself injects ``LLMOS_OPERATOR_SERVICE_HOST`` and the like into pods.
+
+Durations are seconds. A bad value raises :class:`BadSettings`, which names field, source, value and fix.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from llmos_operator import __version__
+from llmos_operator.api import names
+from llmos_operator.errors import Permanent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "LLMOS_"
+_IMAGES = "ghcr.io/llmos-dev"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class BadSettings(Permanent):
+    """A setting cannot be used. The message names field, source, value and fix; the process must not start."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="BadSettings")
+
+
+class _Group(BaseModel):
+    """Base of settings groups: immutable, camelCase in files, unknown keys refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class LogSettings(_Group):
+    """What a process writes to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is written: debug, info, warning or error."""
+    format: Literal["json", "text"] = "json"
+    """json for collectors, text for people."""
+
+
+class ProcessSettings(_Group):
+    """What every process has."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a pod serves on its own address
+    """Address to bind servers to."""
+    health_port: Port = names.PORT_HEALTH
+    """Port of /livez, /readyz and /metrics; 0 picks a free one."""
+    namespace: str = Field(
+        default_factory=lambda: os.environ.get(names.ENV_POD_NAMESPACE) or names.SYSTEM_NAMESPACE
+    )
+    """Namespace of the installation."""
+    identity: str = Field(default_factory=lambda: os.environ.get(names.ENV_POD_NAME) or socket.gethostname())
+    """Name of this process among its replicas."""
+    log: LogSettings = LogSettings()
+    """Logging."""
+
+
+class LeaseSettings(_Group):
+    """Leader election. A leader stops writing `renewDeadline` after its last confirmed renewal."""
+
+    name: str = names.LEASE_NAME
+    """Name of the Lease object."""
+    duration: Seconds = 6.0
+    """Seconds after which another replica may take a lease that was not renewed."""
+    renew_deadline: Seconds = 4.0
+    """Seconds without a confirmed renewal after which the leader stops writing; below duration."""
+    retry: Seconds = 2.0
+    """Seconds between renewals, and between tries of a waiting replica."""
+
+
+class SourceSettings(_Group):
+    """Where models may come from."""
+
+    hub_endpoint: str = "https://huggingface.co"
+    """Hub for hf:// models; the only address contacted for them."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names https:// models may come from; empty allows none."""
+    allow_file: bool = False
+    """Whether file:// models are accepted: only where every node is trusted with every workload."""
+    timeout: Seconds = 10.0
+    """Seconds one metadata request may take."""
+
+
+class RuntimeSettings(_Group):
+    """How runtime pods are built."""
+
+    image: str = f"{_IMAGES}/llmos-runtime:{__version__}"
+    """Image of the built-in engine."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Pull policy of runtime containers."""
+    cache_host_path: str = ""
+    """Directory of the node that caches models; empty keeps the cache inside the pod."""
+    base_memory: str = "450Mi"
+    """Memory of a runtime without a model (R0 of the memory model), per device."""
+    cpu_request: str = "500m"
+    """CPU request of a runtime container."""
+    memory_request: str = "512Mi"
+    """Host memory request of a runtime container whose model is on a GPU; CPU-only ones ask for their estimate."""
+    runtime_class_name: str = ""
+    """RuntimeClass of pods with devices; empty for the node's default."""
+    run_as_user: int = Field(default=65532, ge=1)
+    """User id of runtime containers; 0 is refused."""
+    service_account: str = "default"
+    """ServiceAccount of runtime pods; its token is not mounted."""
+    env: dict[str, str] = {}
+    """Further environment of every runtime container."""
+    control_secret: str = "llmos-runtime-control"  # noqa: S105 - a Secret's name
+    """Name of the Secret in each namespace that holds the runtime's control token."""
+    startup_seconds: Seconds = 1800.0
+    """Longest time a model may take to load before its container is restarted."""
+
+
+class SchedulingSettings(_Group):
+    """The decision loop."""
+
+    resync: Seconds = 30.0
+    """Seconds between full comparisons of the cache with a fresh list."""
+    quiet: Seconds = 0.05
+    """A cycle starts when no event came for this long."""
+    max_batch: Seconds = 1.0
+    """A cycle starts at the latest this long after the first event."""
+    plan_budget: Seconds = 0.5
+    """Longest time one planning pass may take."""
+    writes: int = Field(default=16, ge=1, le=256)
+    """API writes in flight at most."""
+    telemetry_interval: Seconds = 1.0
+    """Expected seconds between telemetry batches of a node; three missed ones make it stale."""
+    require_telemetry: bool = False
+    """Refuse shared placement on devices without fresh telemetry even before a first sample."""
+    min_runtime: Seconds = 120.0
+    """Seconds a workload is safe from preemption after its start, unless its spec says otherwise."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to serve; empty serves all."""
+
+
+class OperatorSettings(ProcessSettings):
+    """`llmos operator`."""
+
+    ingest_port: Port = names.PORT_INGEST
+    """Port for telemetry from agents and demand from gateways; 0 picks a free one."""
+    lease: LeaseSettings = LeaseSettings()
+    """Leader election."""
+    sources: SourceSettings = SourceSettings()
+    """Model sources."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Runtime pods."""
+    scheduling: SchedulingSettings = SchedulingSettings()
+    """Decision loop."""
+    master_key_file: str = ""
+    """File whose content keys the control tokens; empty makes a random key, so runtimes restart control after a restart."""
+    agent_account: str = "llmos-agent"
+    """ServiceAccount agents authenticate as, in the installation's namespace."""
+    gateway_account: str = "llmos-gateway"
+    """ServiceAccount gateways authenticate as, in the installation's namespace."""
+    url_template: str = "http://{name}.{namespace}.svc"
+    """How status.url is written; {name} and {namespace} are replaced."""
+
+
+class AgentSettings(ProcessSettings):
+    """`llmos agent`."""
+
+    node: str = Field(default_factory=lambda: os.environ.get(names.ENV_NODE_NAME, ""))
+    """Node this agent reports for."""
+    mode: Literal["auto", "nvml", "simulated"] = "auto"
+    """auto: NVML where it loads, simulated devices where the node announces them."""
+    operator_url: str = f"http://llmos-operator.{names.SYSTEM_NAMESPACE}.svc:{names.PORT_INGEST}"
+    """Where telemetry goes."""
+    sample_interval: Seconds = 1.0
+    """Seconds between samples of a device."""
+    process_interval: Seconds = 10.0
+    """Least seconds between process lists of a device."""
+    status_interval: Seconds = 60.0
+    """Seconds between GPUNode writes when nothing changed."""
+    token_file: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
+    """ServiceAccount token to authenticate with, where the kubeconfig has none."""
+
+
+class GatewaySettings(ProcessSettings):
+    """`llmos gateway`."""
+
+    serving_port: Port = names.PORT_GATEWAY
+    """Port of the OpenAI-style endpoint; 0 picks a free one."""
+    operator_url: str = f"http://llmos-operator.{names.SYSTEM_NAMESPACE}.svc:{names.PORT_INGEST}"
+    """Where demand reports go."""
+    hold_timeout: Seconds = 120.0
+    """Longest a request waits for a cold workload before 503."""
+    hold_limit: int = Field(default=256, ge=0)
+    """Requests held at once per workload; further ones get 503 at once."""
+    request_timeout: Seconds = 600.0
+    """Longest a request may take altogether."""
+    max_body: int = Field(default=8 << 20, ge=1024)
+    """Largest request body in bytes."""
+
+
+S = TypeVar("S", bound=ProcessSettings)
+
+
+def load(kind: type[S], path: str = "", environ: Mapping[str, str] | None = None) -> S:
+    """Return the settings of a process from the file at ``path`` (none if empty) and the environment.
+
+    Raises :class:`BadSettings` for an unreadable file and for every bad value, all of them in one message.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = _read_file(path) if path else {}
+    sources: dict[tuple[str, ...], str] = {}
+    _overlay_environment(kind, env, values, (), sources)
+    try:
+        settings = kind.model_validate(values)
+    except ValidationError as error:
+        raise BadSettings(_explain(kind, error, path, sources)) from error
+    _check_lease(settings)
+    return settings
+
+
+def _check_lease(settings: ProcessSettings) -> None:
+    if isinstance(settings, OperatorSettings) and settings.lease.renew_deadline >= settings.lease.duration:
+        raise BadSettings(
+            f"lease.renewDeadline = {settings.lease.renew_deadline} must be below lease.duration = "
+            f"{settings.lease.duration}, or two leaders could write at once; lower renewDeadline"
+        )
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    import yaml  # noqa: PLC0415 - only processes with a file pay for the parser
+
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs import time for nothing
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise BadSettings(
+            f"cannot read settings file {path}: {error.strerror}; pass an existing file to --config"
+        ) from error
+    except yaml.YAMLError as error:
+        raise BadSettings(f"settings file {path} is not YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise BadSettings(
+            f"settings file {path} must hold a mapping of settings, not {type(values).__name__}"
+        )
+    return values
+
+
+def _overlay_environment(
+    kind: type[BaseModel],
+    env: Mapping[str, str],
+    values: dict[str, Any],
+    path: tuple[str, ...],
+    sources: dict[tuple[str, ...], str],
+) -> None:
+    """Write the variables of ``env`` that name a field of ``kind`` into ``values``; note their source."""
+    for name, field in kind.model_fields.items():
+        key = field.alias or name
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            inner = values.get(key, values.get(name))
+            inner = dict(inner) if isinstance(inner, dict) else {}
+            before = len(sources)
+            _overlay_environment(annotation, env, inner, (*path, name), sources)
+            if len(sources) > before:
+                values.pop(name, None)
+                values[key] = inner
+            continue
+        variable = PREFIX + "__".join((*path, name)).upper()
+        if variable in env:
+            values.pop(name, None)
+            values[key] = _from_text(annotation, env[variable])
+            sources[(*(to_camel(part) for part in path), key)] = variable
+
+
+def _from_text(annotation: Any, text: str) -> Any:
+    """Return ``text`` as pydantic can validate it: collections are written as YAML, the rest as they are."""
+    if getattr(annotation, "__origin__", None) in {tuple, list, dict}:
+        import yaml  # noqa: PLC0415 - rarely needed
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+    return text
+
+
+def _explain(
+    kind: type[BaseModel], error: ValidationError, path: str, sources: dict[tuple[str, ...], str]
+) -> str:
+    lines = []
+    for item in error.errors():
+        location = tuple(str(part) for part in item["loc"])
+        origin = next((name for at, name in sources.items() if location[: len(at)] == at), path or "defaults")
+        field = ".".join(to_camel(part) for part in location)
+        hint = _description(kind, location)
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{field} (from {origin}) is not a setting; remove it or correct its spelling")
+        else:
+            lines.append(
+                f"{field} (from {origin}) = {item['input']!r}: {item['msg']}" + (f"; {hint}" if hint else "")
+            )
+    return "bad settings: " + "; ".join(lines)
+
+
+def _description(kind: type[BaseModel], location: tuple[str, ...]) -> str:
+    model: Any = kind
+    text = ""
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        field = next((f for n, f in model.model_fields.items() if part in {n, f.alias}), None)
+        if field is None:
+            return ""
+        text = field.description or ""
+        model = field.annotation
+    return text
