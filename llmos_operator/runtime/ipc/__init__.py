@@ -5,6 +5,13 @@ sees it (start, progress, crash, restart).
 Must not import torch, transformers or any HTTP library: both processes import this package.
 """
 
+from llmos_operator.runtime.ipc.client import (
+    EngineClient,
+    EngineLost,
+    EngineStatus,
+    EngineUnavailable,
+    Generation,
+)
 from llmos_operator.runtime.ipc.messages import (
     Cancel,
     Embed,
@@ -29,15 +36,21 @@ from llmos_operator.runtime.ipc.messages import (
     Unload,
     Wake,
 )
+from llmos_operator.runtime.ipc.zygote import Zygote
 
 __all__ = [
     "Cancel",
     "Embed",
     "EmbedResult",
+    "EngineClient",
     "EngineInfo",
+    "EngineLost",
     "EngineMemory",
+    "EngineStatus",
+    "EngineUnavailable",
     "Failed",
     "FinishReason",
+    "Generation",
     "Load",
     "Progress",
     "Ready",
@@ -53,4 +66,5 @@ __all__ = [
     "TokenLogprob",
     "Unload",
     "Wake",
+    "Zygote",
 ]

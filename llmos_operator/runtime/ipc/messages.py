@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.api.runtime.messages import RuntimeState  # noqa: TC001 - codec resolves annotations at run time
 
 
 class FinishReason(StrEnum):
