@@ -1,0 +1,102 @@
+# What developers and CI do. `make help` lists it; every target makes .venv first if it is missing or stale.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+export VENV ?= .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+SOURCES := llmos_operator tests demo scripts
+export OMP_NUM_THREADS ?= 1
+export PATH := $(abspath $(BIN)):$(PATH)
+
+##@ See it
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: artifacts ## The whole path on this machine: local cluster, three models, preemption, a crash (KEEP=1 leaves it up)
+	@$(PY) -m demo $(if $(KEEP),--keep)
+
+##@ Set up
+.PHONY: venv
+venv: ## Make .venv hold exactly what requirements/*.lock name
+	@scripts/venv.sh
+
+.PHONY: binaries
+binaries: venv ## Control-plane binaries for the local cluster, found, downloaded or built once into the user's cache
+	@$(PY) -m llmos_operator local binaries
+
+.PHONY: models
+models: venv ## The demo's models, converted once into the user's cache
+	@$(PY) -m llmos_operator.runtime.formats.prepare
+
+.PHONY: artifacts
+artifacts: binaries models
+
+.PHONY: lock
+lock: venv ## Resolve requirements/*.lock again (UPGRADE=1 takes newer versions)
+	@UV=build/bootstrap/bin/uv scripts/lock.sh $(if $(UPGRADE),--upgrade)
+
+.PHONY: generate
+generate: venv ## Write generated files: CRDs, the chart's copies, tables in docs/
+	@$(PY) scripts/generate.py
+
+##@ Check
+.PHONY: test
+test: venv ## Everything below, then every test: what CI runs
+	@scripts/test.sh $(ARGS)
+
+.PHONY: lint
+lint: venv ## ruff check, ruff format --check, shellcheck, yamllint, hadolint
+	@scripts/lint.sh
+
+.PHONY: format
+format: venv ## Let ruff rewrite what it can
+	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format --quiet .
+
+.PHONY: types
+types: venv ## mypy --strict
+	@$(BIN)/mypy
+
+.PHONY: contracts
+contracts: venv ## Who may import whom (import-linter)
+	@$(BIN)/lint-imports --no-logo --cache-dir build/importlinter
+
+.PHONY: spelling
+spelling: venv ## codespell
+	@git ls-files -z | xargs -0 $(BIN)/codespell
+
+.PHONY: generated
+generated: venv ## Generated files are up to date
+	@$(PY) scripts/generate.py --check
+
+.PHONY: unit
+unit: venv ## Unit, property and scenario tests: no servers, no models
+	@$(PY) -m pytest tests/unit tests/property tests/scenarios $(ARGS)
+
+.PHONY: component
+component: artifacts ## Tests against a real API server and real models
+	@$(PY) -m pytest tests/component $(ARGS)
+
+.PHONY: e2e
+e2e: artifacts ## The whole system in the local cluster
+	@$(PY) -m pytest tests/e2e $(ARGS)
+
+.PHONY: bench
+bench: artifacts ## Measure, print tables, and write docs/benchmarks.md (ONLY=name runs one)
+	@$(PY) -m tests.bench $(ONLY)
+
+##@ Tidy up
+.PHONY: clean
+clean: ## Remove build outputs and tool caches (the user's cache of binaries and models stays)
+	@rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@find llmos_operator tests demo scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## clean, and remove .venv
+	@rm -rf $(VENV)
