@@ -1,0 +1,3 @@
+"""Fixtures every test may use; each lives in a module of tests/support."""
+
+pytest_plugins = ["tests.support.cluster"]
