@@ -1,0 +1,164 @@
+"""What the scheduler decides: a Plan of actions, waits and one decision per workload.
+
+Actions are what the executor turns into writes; each carries everything needed to carry it out, a reason of the closed
+list and an explanation for people. Waits and decisions are what status and `explain` show. A plan never changes after
+it was made; `version` says on which snapshot it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmos_operator.api.conditions import Reason
+    from llmos_operator.state.types import Claim, PodKey, Workload, WorkloadKey
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Create the pod of one replica on a node. `claim` holds pod, node, devices, bytes, format and context.
+
+    `workload` is the value the decision was made on; its `spec` is what the pod is built from.
+    """
+
+    workload: Workload
+    claim: Claim
+    score: int
+    reason: Reason
+    explanation: str
+    estimated_bytes: int = 0  # per device, as sizing predicted it (the claim may reserve more)
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Take a pod away. `preemptor` is the workload it makes room for, "" for repairs.
+
+    `force` means the pod can no longer run (its node or device is gone): delete it rather than ask the eviction API.
+    """
+
+    pod: PodKey
+    pod_uid: str
+    node: str
+    victim: WorkloadKey
+    victim_uid: str
+    cost: int  # expected loss in milliseconds of device time
+    reason: Reason  # PREEMPTED, RECLAIMED, GPU_UNHEALTHY or NODE_LOST
+    explanation: str
+    preemptor: WorkloadKey = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """Lower the memory of a running replica to `bytes_per_device` through the runtime's control API."""
+
+    pod: PodKey
+    pod_uid: str
+    node: str
+    victim: WorkloadKey
+    victim_uid: str
+    bytes_per_device: int
+    kv_tokens: int
+    cost: int
+    reason: Reason
+    explanation: str
+    preemptor: WorkloadKey = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Move a replica's weights to host memory; its claim keeps `bytes_per_device` on the device."""
+
+    pod: PodKey
+    pod_uid: str
+    node: str
+    victim: WorkloadKey
+    victim_uid: str
+    bytes_per_device: int
+    cost: int
+    reason: Reason
+    explanation: str
+    preemptor: WorkloadKey = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Restart a replica elsewhere: evict `pod`, its place afterwards is `target` (held in the next plans)."""
+
+    pod: PodKey
+    pod_uid: str
+    node: str
+    workload: WorkloadKey
+    workload_uid: str
+    target: Claim
+    cost: int
+    reason: Reason
+    explanation: str
+    beneficiary: WorkloadKey = ""
+
+
+Action: TypeAlias = Bind | Evict | Shrink | Sleep | Move
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One filter's count of nodes it turned away. `nearest` is the smallest change that would help."""
+
+    filter: str
+    nodes: int
+    reason: str  # "insufficient device memory"
+    nearest: str = ""  # "3 nodes short by 1.2 GiB at int8"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Replicas of a workload that stay pending, and why."""
+
+    workload: WorkloadKey
+    workload_uid: str
+    replicas: int  # how many of them
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the plan says of one workload that had replicas to place; becomes `status.decision`."""
+
+    workload: WorkloadKey
+    workload_uid: str
+    generation: int
+    reason: Reason  # BOUND when nothing is left to place
+    message: str
+    candidates: int = 0  # nodes that could take the last replica tried
+    rejected: tuple[Rejection, ...] = ()  # most nodes first
+    queue: str = ""
+    queue_position: int | None = None  # 1 is next; None when nothing waits
+    pending: int = 0  # replicas left without a place
+    format: str = ""  # of the last size tried
+    bytes_per_device: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The result of one cycle. `actions` are in the order in which they must be carried out."""
+
+    version: int  # of the snapshot
+    now: float
+    actions: tuple[Action, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    decisions: Mapping[WorkloadKey, Decision] = field(default_factory=dict)
+    interrupted: bool = False  # the budget ran out: call again soon, what is missing was not looked at
+
+    @property
+    def binds(self) -> tuple[Bind, ...]:
+        """The Bind actions."""
+        return tuple(a for a in self.actions if isinstance(a, Bind))
+
+    @property
+    def evictions(self) -> tuple[Evict, ...]:
+        """The Evict actions."""
+        return tuple(a for a in self.actions if isinstance(a, Evict))

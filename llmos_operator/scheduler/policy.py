@@ -1,0 +1,69 @@
+"""Everything about decisions that an administrator may set. Frozen: a plan depends on nothing else but its snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.runtime.memory import MIB
+from llmos_operator.state.types import DisruptionStep, WorkloadKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class SizingPolicy:
+    """Defaults of the memory model."""
+
+    base_bytes: int = 400 * MIB  # R0 of the runtime image on a device until a profile has measured it
+    auto_context_tokens: int = 8192  # maxModelLen: auto aims at this (or the model's own limit, if lower)
+    least_context_tokens: int = 2048  # and never goes below this (or the model's own limit, if lower)
+    runtime_cpu_milli: int = 250  # host CPU requested by a replica with devices
+    runtime_memory_bytes: int = 512 * MIB  # host memory requested by a replica with devices
+    cpu_only_milli: int = 1000  # host CPU requested by a replica without devices
+    shared_compute_milli: int = 100  # compute of a device a Shared replica is charged: at most ten tenants
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionLimits:
+    """Bounds of the search for victims; counts rather than seconds, so that the same snapshot gives the same plan."""
+
+    enabled: bool = True
+    steps: tuple[DisruptionStep, ...] = (DisruptionStep.SHRINK, DisruptionStep.SLEEP, DisruptionStep.EVICT)
+    nodes: int = 64  # nodes searched for one claim, most promising first
+    states: int = 2000  # victim sets tried on one node before the greedy set is taken
+    searches: int = 200  # claims per cycle for which victims are searched
+    stuck_after: float = 30.0  # seconds past its grace after which a terminating pod is not waited for
+
+
+def _default_service() -> dict[WorkloadKind, float]:
+    return {WorkloadKind.INFERENCE: 3600.0, WorkloadKind.FINE_TUNE: 7200.0, WorkloadKind.BATCH: 1800.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Settings of a cycle."""
+
+    default_queue: str = "default"
+    require_queue: bool = True  # False: a namespace without any queue may still run (tests, simulation)
+    sample_interval: float = 1.0  # seconds between telemetry batches of a node
+    stale_after_intervals: int = 3  # telemetry older than this many intervals is stale (at least 5 s)
+    least_stale_seconds: float = 5.0
+    overuse_percent: int = (
+        10  # observed above reserved by more than this share of a device stops new placement
+    )
+    service_seconds: Mapping[WorkloadKind, float] = field(
+        default_factory=_default_service
+    )  # expected, for ageing
+    load_bytes_per_second: int = 200 * MIB  # until a profile has measured a load
+    sizing: SizingPolicy = field(default_factory=SizingPolicy)
+    preemption: PreemptionLimits = field(default_factory=PreemptionLimits)
+    keep_rejections: int = 5  # rejections kept in a decision
+
+    @property
+    def stale_seconds(self) -> float:
+        """Age at which telemetry is stale."""
+        return max(self.least_stale_seconds, self.sample_interval * self.stale_after_intervals)

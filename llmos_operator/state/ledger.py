@@ -1,0 +1,261 @@
+"""The ledger: what every node and device holds, in exact integers.
+
+A :class:`NodeState` is an immutable value; `with_pod` and `without_pod` return the next one. Assumed, bound and
+terminating pods all count (invariant I1); finished pods hold only their name. The same pods give the same state in
+any order, which is what makes a rebuild after a restart equal (I11) and an undo exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.runtime.memory import MIB
+from llmos_operator.api.telemetry import Verdict
+from llmos_operator.state.telemetry import Observation, worse
+from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llmos_operator.state.types import Claim, Device, GpuNode, Node, Pod, PodKey
+
+_LARGEST_MARGIN = 256 * MIB
+_MARGIN_SHARE = 64  # of the device's memory
+_NOTHING = Observation()
+
+
+def observation_margin(capacity_bytes: int) -> int:
+    """Return what is kept free above observed use: 1/64 of the device, at most 256 MiB."""
+    return min(_LARGEST_MARGIN, capacity_bytes // _MARGIN_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """One device with its reservations and what was observed on it."""
+
+    device: Device
+    reserved_bytes: int = 0
+    compute_milli: int = 0
+    claims: int = 0
+    exclusive: bool = False  # one of the claims does not share
+    foreign: bool = False  # deemed taken by a pod that is not ours
+    observed_bytes: int | None = None
+    verdict: Verdict = Verdict.HEALTHY
+    reason: str = ""
+
+    @property
+    def uuid(self) -> str:
+        """The device's UUID."""
+        return self.device.uuid
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody holds any part of it."""
+        return self.claims == 0 and not self.foreign
+
+    def headroom_bytes(self) -> int:
+        """Return capacity - max(reserved, observed + margin), never below 0; 0 where it is held as a whole.
+
+        What a device holds without any claim of ours (driver, context) counts through the observation.
+        """
+        if self.exclusive or self.foreign:
+            return 0
+        capacity = self.device.memory_bytes
+        taken = self.reserved_bytes
+        if self.observed_bytes is not None and self.observed_bytes > 0:
+            taken = max(taken, self.observed_bytes + observation_margin(capacity))
+        return max(0, capacity - taken)
+
+    def headroom_milli(self) -> int:
+        """Return the free compute in thousandths of the device."""
+        return 0 if self.exclusive or self.foreign else max(0, FULL_MILLI - self.compute_milli)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node, its devices and every pod on it. `node` is None while only pods or devices of it are known."""
+
+    name: str
+    node: Node | None = None
+    gpu: GpuNode | None = None
+    pods: Mapping[PodKey, Pod] = field(default_factory=dict)
+    devices: tuple[DeviceState, ...] = ()
+    observed: Mapping[str, Observation] = field(default_factory=dict)
+    cpu_milli: int = 0  # used
+    memory_bytes: int = 0  # used
+    gpus: int = 0  # nvidia.com/gpu used, ours and others'
+    foreign_gpus: int = 0  # of them, others'
+    pod_count: int = 0
+
+    def with_pod(self, pod: Pod) -> NodeState:
+        """Return the state with `pod` added (or replaced)."""
+        base = self.without_pod(pod.key) if pod.key in self.pods else self
+        pods = {**base.pods, pod.key: pod}
+        return base.charged(pod, 1, pods)
+
+    def without_pod(self, key: PodKey) -> NodeState:
+        """Return the state without the pod; itself if it is not there."""
+        pod = self.pods.get(key)
+        if pod is None:
+            return self
+        pods = {k: p for k, p in self.pods.items() if k != key}
+        return self.charged(pod, -1, pods)
+
+    def charged(self, pod: Pod, sign: int, pods: Mapping[PodKey, Pod]) -> NodeState:
+        """Return the state with the pod's amounts added (`sign` 1) or taken off (-1), holding `pods` afterwards."""
+        if pod.phase is PodPhase.FINISHED:
+            return replace(self, pods=pods)
+        foreign = self.foreign_gpus + sign * foreign_gpus(pod)
+        devices = self.devices
+        if foreign or self.foreign_gpus or (pod.claim is not None and pod.claim.devices):
+            devices = _devices_after(self, pod, sign, pods, foreign)
+        return NodeState(
+            self.name,
+            self.node,
+            self.gpu,
+            pods,
+            devices,
+            self.observed,
+            self.cpu_milli + sign * pod.cpu_milli,
+            self.memory_bytes + sign * pod.memory_bytes,
+            self.gpus + sign * whole_gpus(pod),
+            foreign,
+            self.pod_count + sign,
+        )
+
+    def device(self, uuid: str) -> DeviceState | None:
+        """Return the device of that UUID, or None if the node has no such device (any more)."""
+        return next((d for d in self.devices if d.device.uuid == uuid), None)
+
+    def claims(self) -> Iterable[Claim]:
+        """Yield the claims of all pods that hold capacity."""
+        return (
+            p.claim for p in self.pods.values() if p.claim is not None and p.phase is not PodPhase.FINISHED
+        )
+
+
+def whole_gpus(pod: Pod) -> int:
+    """Return how many units of nvidia.com/gpu the pod takes from its node."""
+    if pod.claim is None:
+        return pod.gpus
+    return len(pod.claim.devices) if pod.claim.sharing is Sharing.EXCLUSIVE else 0
+
+
+def foreign_gpus(pod: Pod) -> int:
+    """Return how many whole devices a pod that is not ours takes; which ones is not known."""
+    return pod.gpus if pod.claim is None else 0
+
+
+def build(
+    name: str,
+    node: Node | None,
+    gpu: GpuNode | None,
+    pods: Mapping[PodKey, Pod],
+    observed: Mapping[str, Observation],
+) -> NodeState:
+    """Return a node's state from nothing but what was listed."""
+    state = NodeState(name, node, gpu, observed=observed, devices=_fresh_devices(gpu, observed))
+    for pod in pods.values():
+        state = state.with_pod(pod)
+    return state
+
+
+def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> tuple[DeviceState, ...]:
+    if gpu is None:
+        return ()
+    states = []
+    for device in gpu.devices:
+        seen = observed.get(device.uuid, _NOTHING)
+        verdict = worse(device.verdict, seen.verdict)
+        reason = device.reason if verdict is device.verdict else seen.reason
+        states.append(DeviceState(device, observed_bytes=seen.used_bytes, verdict=verdict, reason=reason))
+    return tuple(states)
+
+
+def _devices_after(
+    state: NodeState, pod: Pod, sign: int, pods: Mapping[PodKey, Pod], foreign: int
+) -> tuple[DeviceState, ...]:
+    claim = pod.claim
+    devices = list(state.devices)
+    if claim is not None:
+        held = set(claim.devices)
+        for i, one in enumerate(devices):
+            if one.device.uuid in held:
+                devices[i] = _charged_device(one, claim, sign, pods)
+    if foreign or state.foreign_gpus:
+        _mark_foreign(devices, foreign)
+    return tuple(devices)
+
+
+def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[PodKey, Pod]) -> DeviceState:
+    whole = claim.sharing is not Sharing.SHARED
+    if sign > 0:
+        exclusive = state.exclusive or whole
+    else:
+        exclusive = state.exclusive and (not whole or _held_whole(state.device.uuid, pods))
+    return DeviceState(
+        state.device,
+        state.reserved_bytes + sign * claim.bytes_per_device,
+        state.compute_milli + sign * claim.compute_milli,
+        state.claims + sign,
+        exclusive,
+        state.foreign,
+        state.observed_bytes,
+        state.verdict,
+        state.reason,
+    )
+
+
+def _held_whole(uuid: str, pods: Mapping[PodKey, Pod]) -> bool:
+    return any(
+        p.claim is not None
+        and p.phase is not PodPhase.FINISHED
+        and p.claim.sharing is not Sharing.SHARED
+        and uuid in p.claim.devices
+        for p in pods.values()
+    )
+
+
+def _mark_foreign(devices: list[DeviceState], count: int) -> None:
+    """Deem `count` devices taken by others: those without claims, the most used first, then the highest index."""
+    order = sorted(
+        range(len(devices)),
+        key=lambda i: (devices[i].claims > 0, -(devices[i].observed_bytes or 0), -devices[i].device.index),
+    )
+    taken = {i for i in order[:count] if devices[i].claims == 0}
+    for i, one in enumerate(devices):
+        if one.foreign != (i in taken):
+            devices[i] = replace(one, foreign=i in taken)
+
+
+def shortfall(state: NodeState, claim: Claim) -> str:
+    """Return why the reservations of a node cannot take `claim`, "" if they can. Observation is not asked."""
+    node = state.node
+    if node is None:
+        return f"node {state.name} is not registered"
+    gpus = len(claim.devices) if claim.sharing is Sharing.EXCLUSIVE else 0
+    for what, used, needed, capacity in (
+        ("millicores of CPU", state.cpu_milli, claim.cpu_milli, node.cpu_milli),
+        ("bytes of memory", state.memory_bytes, claim.memory_bytes, node.memory_bytes),
+        ("pods", state.pod_count, 1, node.pods),
+        ("nvidia.com/gpu", state.gpus, gpus, node.gpus),
+    ):
+        if needed and used + needed > capacity:
+            return f"node {state.name} has {capacity - used} {what} free of {needed} needed"
+    whole = claim.sharing is not Sharing.SHARED
+    problems = (_device_shortfall(state.device(uuid), uuid, claim, whole=whole) for uuid in claim.devices)
+    return next((problem for problem in problems if problem), "")
+
+
+def _device_shortfall(one: DeviceState | None, uuid: str, claim: Claim, *, whole: bool) -> str:
+    if one is None:
+        return f"device {uuid} is not on node {claim.node}"
+    if one.exclusive or one.foreign or (whole and one.claims):
+        return f"device {uuid} is held by others"
+    if one.reserved_bytes + claim.bytes_per_device > one.device.memory_bytes:
+        free = one.device.memory_bytes - one.reserved_bytes
+        return f"device {uuid} has {free} bytes unreserved of {claim.bytes_per_device} needed"
+    if one.compute_milli + claim.compute_milli > FULL_MILLI:
+        return f"device {uuid} has {FULL_MILLI - one.compute_milli} of 1000 compute free of {claim.compute_milli}"
+    return ""

@@ -1,0 +1,131 @@
+"""What a decision looks at: an immutable snapshot of the store, and a working view with undo.
+
+A snapshot shares every value with the store (values are immutable, so taking one copies only dictionaries of
+references). A :class:`View` is a private copy on which a plan places and removes claims; `checkpoint` and `rollback`
+undo exactly, because undoing means putting the former values back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.state.types import Pod, PodPhase, PreemptionPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmos_operator.state.ledger import NodeState
+    from llmos_operator.state.types import (
+        Claim,
+        DisruptionBudget,
+        Hold,
+        Kind,
+        Namespace,
+        PodKey,
+        PriorityClass,
+        Profile,
+        Queue,
+        Workload,
+        WorkloadKey,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The cluster at one version of the store."""
+
+    version: int = 0
+    missing: tuple[Kind, ...] = ()  # kinds whose lists are not complete yet
+    nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    workloads: Mapping[WorkloadKey, Workload] = field(default_factory=dict)
+    pods_of: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)  # by workload UID, ordinal order
+    queues: Mapping[str, Queue] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    priority_classes: Mapping[str, PriorityClass] = field(default_factory=dict)
+    budgets: Mapping[str, DisruptionBudget] = field(default_factory=dict)
+    namespaces: Mapping[str, Namespace] = field(default_factory=dict)
+    holds: Mapping[WorkloadKey, Hold] = field(default_factory=dict)
+    heard: Mapping[str, float] = field(default_factory=dict)  # node -> receive time of its last telemetry
+
+    @property
+    def synced(self) -> bool:
+        """Whether every kind has been listed completely."""
+        return not self.missing
+
+    def priority_of(self, workload: Workload) -> int:
+        """Return the value of the workload's priority class; the cluster's default class, else 0, without one."""
+        if workload.priority_class:
+            found = self.priority_classes.get(workload.priority_class)
+            return found.value if found is not None else 0
+        return max((c.value for c in self.priority_classes.values() if c.is_default), default=0)
+
+    def may_preempt(self, workload: Workload) -> bool:
+        """Return whether the workload may displace others: its own word first, then its priority class's."""
+        policy = workload.preemption
+        if policy is None:
+            found = self.priority_classes.get(workload.priority_class)
+            policy = found.preemption_policy if found is not None else PreemptionPolicy.LOWER_PRIORITY
+        return policy is PreemptionPolicy.LOWER_PRIORITY
+
+
+class View:
+    """A working copy of a snapshot's nodes with reversible changes."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._nodes = dict(snapshot.nodes)
+        self._log: list[NodeState] = []  # former values, oldest first
+        self._changed: list[str] = []
+
+    @property
+    def nodes(self) -> Mapping[str, NodeState]:
+        """The current state of every node."""
+        return self._nodes
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of nodes in the order they were changed (undone changes included); grows only."""
+        return self._changed
+
+    def place(self, claim: Claim) -> None:
+        """Count `claim` as assumed on its node."""
+        self._set(self._nodes[claim.node].with_pod(assumed_pod(claim)))
+
+    def put(self, pod: Pod) -> None:
+        """Count a pod on its node, for example one that was removed before."""
+        self._set(self._nodes[pod.node].with_pod(pod))
+
+    def remove(self, node: str, pod: PodKey) -> None:
+        """Stop counting a pod of a node."""
+        self._set(self._nodes[node].without_pod(pod))
+
+    def checkpoint(self) -> int:
+        """Return a mark to roll back to."""
+        return len(self._log)
+
+    def rollback(self, mark: int) -> None:
+        """Undo everything since the mark."""
+        while len(self._log) > mark:
+            former = self._log.pop()
+            self._nodes[former.name] = former
+            self._changed.append(former.name)
+
+    def _set(self, state: NodeState) -> None:
+        self._log.append(self._nodes[state.name])
+        self._nodes[state.name] = state
+        self._changed.append(state.name)
+
+
+def assumed_pod(claim: Claim) -> Pod:
+    """Return the pod that stands for a claim until the watch shows the real one."""
+    return Pod(
+        key=claim.pod,
+        uid="",
+        node=claim.node,
+        phase=PodPhase.ASSUMED,
+        claim=claim,
+        cpu_milli=claim.cpu_milli,
+        memory_bytes=claim.memory_bytes,
+        gpus=0,
+    )

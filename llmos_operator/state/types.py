@@ -1,0 +1,245 @@
+"""Domain values: nodes, devices, pods and the claims they hold.
+
+Everything is frozen, exact (bytes, thousandths of a core, thousandths of a device) and free of Kubernetes shapes;
+`state.convert` makes these values, `state.store` keeps them, the scheduler reads them through a snapshot.
+Workloads, queues and profiles are in `state.work`; they are re-exported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+from llmos_operator.api.telemetry import Verdict
+from llmos_operator.state.work import (
+    AUTO,
+    DEFAULT_ORDER,
+    DeviceSelector,
+    DisruptionStep,
+    FormatProfile,
+    Hold,
+    LoadSeconds,
+    Model,
+    Placement,
+    PreemptionPolicy,
+    Profile,
+    Quantization,
+    QuantizationMode,
+    Queue,
+    Requirement,
+    Selector,
+    Sharing,
+    Toleration,
+    Topology,
+    Workload,
+    WorkloadKey,
+    WorkloadKind,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "AUTO",
+    "DEFAULT_ORDER",
+    "FULL_MILLI",
+    "Claim",
+    "Device",
+    "DeviceSelector",
+    "DisruptionBudget",
+    "DisruptionStep",
+    "FormatProfile",
+    "GpuNode",
+    "Hold",
+    "Kind",
+    "LoadSeconds",
+    "Model",
+    "Namespace",
+    "Node",
+    "Placement",
+    "Pod",
+    "PodKey",
+    "PodPhase",
+    "PreemptionPolicy",
+    "PriorityClass",
+    "Profile",
+    "Quantization",
+    "QuantizationMode",
+    "Queue",
+    "Requirement",
+    "Selector",
+    "Sharing",
+    "Taint",
+    "Toleration",
+    "Topology",
+    "Verdict",
+    "Workload",
+    "WorkloadKey",
+    "WorkloadKind",
+]
+
+PodKey: TypeAlias = str  # "namespace/name"
+FULL_MILLI = 1000  # compute of a whole device
+
+
+class Kind(StrEnum):
+    """Kinds the store holds; each must be listed completely before a decision is taken."""
+
+    NODE = "Node"
+    GPU_NODE = "GPUNode"
+    POD = "Pod"
+    WORKLOAD = "ModelWorkload"
+    QUEUE = "WorkloadQueue"
+    PROFILE = "ModelProfile"
+    PRIORITY_CLASS = "PriorityClass"
+    DISRUPTION_BUDGET = "PodDisruptionBudget"
+    NAMESPACE = "Namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A node's taint. `effect` is NoSchedule, PreferNoSchedule or NoExecute."""
+
+    key: str
+    value: str = ""
+    effect: str = "NoSchedule"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A Kubernetes Node: what it can hold (allocatable) and whether it takes pods."""
+
+    name: str
+    uid: str = ""
+    ready: bool = True
+    unschedulable: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    pods: int = 110
+    gpus: int = 0  # allocatable nvidia.com/gpu
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator (or MIG instance) as its node's agent reports it in GPUNode."""
+
+    uuid: str
+    index: int
+    product: str
+    memory_bytes: int
+    compute_capability: tuple[int, int] = (0, 0)  # (0, 0): unknown
+    mig: bool = False
+    verdict: Verdict = Verdict.HEALTHY
+    reason: str = ""  # of the verdict
+
+
+@dataclass(frozen=True, slots=True)
+class GpuNode:
+    """The devices of one node. `mode` is "nvml" or "simulated"."""
+
+    name: str
+    devices: tuple[Device, ...] = ()
+    driver: str = ""
+    mode: str = "nvml"
+
+
+class PodPhase(StrEnum):
+    """Where a pod stands for the ledger. All but FINISHED hold what they claim."""
+
+    ASSUMED = "Assumed"  # decided by us, its create not yet seen in the watch
+    BOUND = "Bound"  # exists with a node; containers may or may not run
+    TERMINATING = "Terminating"  # deletion asked for (seen, or assumed by our own eviction)
+    FINISHED = "Finished"  # Succeeded or Failed: holds its name, but no capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one replica of a workload holds: written to the pod as annotation `llmos.dev/claim`, rebuilt from it.
+
+    Memory is bytes on each of `devices`; `gpu_milli` is what quota is charged for all devices together.
+    """
+
+    workload: WorkloadKey
+    workload_uid: str
+    ordinal: int
+    pod: PodKey
+    node: str
+    devices: tuple[str, ...] = ()  # UUIDs; empty for CPU-only workloads
+    bytes_per_device: int = 0
+    compute_milli: int = FULL_MILLI  # of each device
+    sharing: Sharing = Sharing.EXCLUSIVE
+    format: str = ""
+    max_model_len: int = 0  # tokens; 0: the runtime decides
+    kv_tokens: int = 0  # 0: the runtime decides
+    cpu_milli: int = 0
+    memory_bytes: int = 0  # host memory requested by the pod
+    priority: int = 0
+    queue: str = ""
+    gpu_milli: int = 0
+    bound_at: float = 0.0  # epoch seconds of the decision
+    min_runtime: float = 0.0  # seconds during which it must not be disrupted
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod that sits on a node: one of ours (with a claim) or anybody's (counted by its requests)."""
+
+    key: PodKey
+    uid: str
+    node: str
+    phase: PodPhase = PodPhase.BOUND
+    claim: Claim | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0  # requested nvidia.com/gpu
+    ready: bool = False
+    started_at: float = 0.0  # status.startTime, 0.0 before
+    deletion_at: float = 0.0  # metadata.deletionTimestamp: when its grace ends; 0.0 if not deleted
+    spec_hash: str = ""  # annotation llmos.dev/spec-hash
+    failed: bool = False  # phase Failed (FINISHED pods only)
+
+    @property
+    def namespace(self) -> str:
+        """Namespace part of the key."""
+        return self.key.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Name part of the key."""
+        return self.key.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityClass:
+    """A scheduling.k8s.io PriorityClass."""
+
+    name: str
+    value: int
+    is_default: bool = False
+    preemption_policy: PreemptionPolicy = PreemptionPolicy.LOWER_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class DisruptionBudget:
+    """A PodDisruptionBudget: `allowed` is status.disruptionsAllowed as last seen."""
+
+    key: str  # "namespace/name"
+    selector: Selector | None = None  # None selects nothing
+    allowed: int = 0
+
+    @property
+    def namespace(self) -> str:
+        """Namespace part of the key."""
+        return self.key.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace's labels, for queues' namespaceSelector."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)

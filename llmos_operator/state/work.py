@@ -1,0 +1,249 @@
+"""Domain values of the demand side: workloads, queues and what has been learned of models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmos_operator.api.conditions import Reason
+    from llmos_operator.api.runtime.memory import ModelShape
+
+WorkloadKey: TypeAlias = str  # "namespace/name"
+AUTO = 0  # of maxModelLen: the scheduler chooses
+
+
+class WorkloadKind(StrEnum):
+    """`spec.type`."""
+
+    INFERENCE = "Inference"
+    FINE_TUNE = "FineTune"
+    BATCH = "Batch"
+
+
+class Sharing(StrEnum):
+    """`spec.resources.sharing`: who else may use the device."""
+
+    EXCLUSIVE = "Exclusive"
+    SHARED = "Shared"
+    MIG = "MIG"
+
+
+class QuantizationMode(StrEnum):
+    """`spec.quantization.mode`."""
+
+    AUTO = "Auto"  # best allowed format that fits now
+    NONE = "None"  # precision of the published weights
+    FIXED = "Fixed"  # exactly `format`
+
+
+class PreemptionPolicy(StrEnum):
+    """`spec.scheduling.preemptionPolicy`, words of Kubernetes."""
+
+    LOWER_PRIORITY = "PreemptLowerPriority"
+    NEVER = "Never"
+
+
+class DisruptionStep(StrEnum):
+    """Steps of `spec.scheduling.disruption.order`, gentlest first."""
+
+    SHRINK = "Shrink"
+    SLEEP = "Sleep"
+    EVICT = "Evict"
+
+
+class Placement(StrEnum):
+    """`spec.scheduling.placement`."""
+
+    BIN_PACK = "BinPack"
+    SPREAD = "Spread"
+
+
+DEFAULT_ORDER = (DisruptionStep.SHRINK, DisruptionStep.SLEEP, DisruptionStep.EVICT)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One label expression. `operator` is In, NotIn, Exists, DoesNotExist, Gt or Lt."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Label expressions that must all hold; an empty one selects everything."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Toleration:
+    """A pod's toleration. Empty key with Exists tolerates everything; empty effect matches all effects."""
+
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSelector:
+    """`spec.resources.selector`: which devices are acceptable."""
+
+    products: tuple[str, ...] = ()  # any of them, compared without case as a part of the product name
+    min_memory_bytes: int = 0
+    min_compute_capability: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """`spec.quantization`."""
+
+    mode: QuantizationMode = QuantizationMode.AUTO
+    format: str = ""  # only with FIXED
+    allowed: tuple[str, ...] = ("bf16", "int8", "int4")
+    min_bits: int = 4
+    max_quality_loss_milli: int | None = None  # thousandths of a percent of perplexity; None: no limit
+    kv_cache_dtype: str = "auto"
+    allow_downgrade: bool = True  # allowDowngradeOnPressure
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """`spec.model` without its secrets."""
+
+    uri: str
+    revision: str = "main"
+    name: str = ""  # served name
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """`spec.scheduling.topology`: domain names, "" for none."""
+
+    required: str = ""
+    preferred: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """An accepted ModelWorkload as the scheduler sees it. `replicas` is what is wanted now."""
+
+    key: WorkloadKey
+    uid: str
+    model: Model
+    kind: WorkloadKind = WorkloadKind.INFERENCE
+    generation: int = 1
+    created_at: float = 0.0  # epoch seconds
+    suspended: bool = False
+    finished: bool = False  # condition Finished is True
+    deleting: bool = False
+    queue: str = ""  # "" is the default queue
+    engine: str = "builtin"
+    quantization: Quantization = field(default_factory=Quantization)
+    accelerators: int = 1  # per replica, on one node; 0: CPU only
+    memory_bytes: int | None = None  # override of the estimate, per device
+    selector: DeviceSelector = field(default_factory=DeviceSelector)
+    sharing: Sharing = Sharing.EXCLUSIVE
+    compute_milli: int | None = None  # Shared: compute of each device; None: the policy's default
+    max_model_len: int = AUTO
+    max_num_seqs: int = 64
+    replicas: int = 1
+    min_replicas: int = 1  # replicas above it are elastic: they are given up first
+    priority_class: str = ""
+    preemption: PreemptionPolicy | None = None  # None: the priority class decides
+    disruption_order: tuple[DisruptionStep, ...] = DEFAULT_ORDER
+    min_runtime: float = 0.0  # seconds
+    placement: Placement = Placement.BIN_PACK
+    topology: Topology = field(default_factory=Topology)
+    node_selector: Selector = field(default_factory=Selector)
+    node_affinity: tuple[Selector, ...] = ()  # required terms, any of them; empty: none
+    tolerations: tuple[Toleration, ...] = ()
+    cpu_milli: int = 0  # requests of podTemplate's app containers, without the runtime's own
+    host_memory_bytes: int = 0  # same
+    expected_seconds: float | None = None  # expected service time, where known
+    template_hash: str = ""  # changes when a pod would have to be rebuilt
+    spec: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # raw, for manifests
+
+    @property
+    def namespace(self) -> str:
+        """Namespace part of the key."""
+        return self.key.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Name part of the key."""
+        return self.key.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why the operator does not want new replicas of a workload bound before `until` (inf: until the spec changes)."""
+
+    reason: Reason  # BACK_OFF after a crash, or the permanent failure of a load
+    message: str
+    until: float  # epoch seconds
+    generation: int  # holds only this generation of the spec
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A WorkloadQueue. None means "not set": without nominal and without parent a queue is unlimited."""
+
+    name: str
+    parent: str = ""
+    weight_milli: int = 1000
+    nominal_gpu_milli: int | None = None
+    nominal_memory_bytes: int | None = None  # device memory
+    borrowing_gpu_milli: int | None = None  # None: as much as the parent can lend
+    lending_gpu_milli: int | None = None  # None: all that is unused
+    borrowing_memory_bytes: int | None = None
+    lending_memory_bytes: int | None = None
+    namespaces: Selector = field(default_factory=Selector)
+    priority_ceiling: int | None = None
+    preempt_within: bool = True  # lower priority in the same queue
+    reclaim: str = "Any"  # Never | LowerPriority | Any: what it may take back from borrowers
+    half_life: float = 0.0  # seconds of usage decay; 0: no memory of past use
+
+
+@dataclass(frozen=True, slots=True)
+class FormatProfile:
+    """What is known of one model at one format. None means not measured."""
+
+    format: str
+    weights_bytes: int | None = None
+    measured_peak_bytes: int | None = None  # per device, at measured_kv_bytes and measured_shards
+    measured_kv_bytes: int = 0
+    measured_shards: int = 1
+    floor_bytes: int = 0  # at least this much: an out-of-memory kill happened below it
+    quality_loss_milli: int | None = None  # thousandths of a percent of perplexity
+    tokens_per_second: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSeconds:
+    """Measured load times by path; None means never seen."""
+
+    cold: float | None = None
+    warm: float | None = None
+    hot: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A ModelProfile: named by `api.names.profile_name(uri, revision)`. No shape: not inspected yet."""
+
+    name: str
+    uri: str = ""
+    revision: str = "main"
+    digest: str = ""
+    shape: ModelShape | None = None
+    base_bytes: int | None = None  # measured R0
+    formats: Mapping[str, FormatProfile] = field(default_factory=dict)
+    load_seconds: LoadSeconds = field(default_factory=LoadSeconds)
