@@ -1,0 +1,187 @@
+"""Leader election over a Lease, with a fence.
+
+The times that matter are monotonic and our own: another holder's lease counts as expired when its record did not change
+for its duration since we first saw it, and we hold ours only `renew_deadline` seconds from the moment the last
+confirmed renewal was *sent*. `leading()` is that fence: writers ask it right before each write. As renew_deadline is
+below the duration, a leader that cannot renew stops writing before anybody else may start.
+
+While the API server is down nobody can take the lease, so the fenced leader waits. When the server is back it resumes
+if the record still is its own, and raises :class:`LeaseLost` if another took it: the process must then end, because
+its caches and plans belong to the past.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from llmos_operator.api import names
+from llmos_operator.clock import Clock, SystemClock
+from llmos_operator.cluster.failures import NotFound
+from llmos_operator.cluster.port import LEASES
+from llmos_operator.errors import Conflict, LlmosError
+from llmos_operator.observability.logging import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from llmos_operator.cluster.port import ClusterPort, Json
+    from llmos_operator.settings import LeaseSettings
+
+log = logger(__name__)
+
+
+class LeaseLost(LlmosError):  # noqa: N818 - reads as what happened
+    """Another process holds the lease; this one must end."""
+
+
+def holder_identity(identity: str) -> str:
+    """Return a name no other process has.
+
+    A pod's UID makes it stable over container restarts: the new container may take over from the dead one at once.
+    """
+    pod_uid = os.environ.get(names.ENV_POD_UID, "")
+    return f"{identity}_{pod_uid or secrets.token_hex(8)}"
+
+
+class LeaderLease:
+    """One process's claim to the lease."""
+
+    def __init__(
+        self,
+        port: ClusterPort,
+        settings: LeaseSettings,
+        *,
+        namespace: str,
+        identity: str,
+        clock: Clock | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.identity = identity
+        self.transitions = 0  # grows with every change of holder; the epoch of our writes
+        self._port = port
+        self._settings = settings
+        self._namespace = namespace
+        self._clock = clock or SystemClock()
+        self._sleep = sleep
+        self._held_until = float("-inf")
+        self._seen: tuple[str, float] = ("", 0.0)  # resource version of another's record, when first seen
+        self._record: Json = {}
+
+    def leading(self) -> bool:
+        """Return whether writes are allowed right now."""
+        return self._clock.monotonic() < self._held_until
+
+    def check(self) -> str:
+        """Readiness: "" while leading, else who leads."""
+        holder = (self._record.get("spec") or {}).get("holderIdentity") or "nobody"
+        return "" if self.leading() else f"not the leader; the lease is held by {holder}"
+
+    async def acquire(self) -> None:
+        """Return when this process is the leader."""
+        log.info("waiting for the lease", lease=self._settings.name, identity=self.identity)
+        while not await self._attempt():
+            await self._sleep(self._settings.retry)
+        log.info("leading", lease=self._settings.name, identity=self.identity, transitions=self.transitions)
+
+    async def hold(self) -> None:
+        """Renew until cancelled. Raises :class:`LeaseLost` when the lease is no longer this process's."""
+        while True:
+            await self._sleep(self._settings.retry if self.leading() else self._settings.retry / 4)
+            was_leading = self.leading()
+            await self._attempt(holding=True)
+            if self.leading() != was_leading:
+                log.warning("writing again" if self.leading() else "not writing: the lease cannot be renewed")
+
+    async def release(self) -> None:
+        """Give the lease up, so that another replica takes over at once. Failures only cost it the wait."""
+        if not self.leading():
+            return
+        self._held_until = float("-inf")
+        try:
+            await self._write(holder="")
+        except LlmosError as error:
+            log.warning("lease not released; the next leader waits it out", error=error)
+
+    async def _attempt(self, *, holding: bool = False) -> bool:
+        """Take or renew the lease if possible. Returns whether that was confirmed."""
+        started = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(self._settings.renew_deadline):
+                await self._read()
+                if holding:
+                    self._check_still_ours()
+                if not self._may_take():
+                    return False
+                await self._write(holder=self.identity)
+        except LeaseLost:
+            raise
+        except Conflict:
+            return False  # somebody else was faster, or our own write had got through: read again
+        except (LlmosError, TimeoutError) as error:
+            log.warning("lease not renewed", error=error or "no answer in time")
+            return False
+        self._held_until = started + self._settings.renew_deadline
+        return True
+
+    async def _read(self) -> None:
+        """Read the record, unless the answer to our last write still stands for it."""
+        if self._record and self._holder() == self.identity and self.leading():
+            return
+        try:
+            self._record = await self._port.get(LEASES, self._settings.name, namespace=self._namespace)
+        except NotFound:
+            self._record = {}
+
+    def _check_still_ours(self) -> None:
+        if self._record and self._epoch() != (self.identity, self.transitions):
+            self._held_until = float("-inf")
+            raise LeaseLost(f"the lease is held by {self._holder() or 'nobody'}")
+
+    def _may_take(self) -> bool:
+        if self._holder() in {"", self.identity}:
+            return True
+        version = self._record["metadata"]["resourceVersion"]
+        now = self._clock.monotonic()
+        if self._seen[0] != version:
+            self._seen = (version, now)
+        duration = float(self._record["spec"].get("leaseDurationSeconds") or self._settings.duration)
+        return now - self._seen[1] >= duration
+
+    def _holder(self) -> str:
+        return str((self._record.get("spec") or {}).get("holderIdentity") or "")
+
+    def _epoch(self) -> tuple[str, int]:
+        return self._holder(), int((self._record.get("spec") or {}).get("leaseTransitions") or 0)
+
+    async def _write(self, *, holder: str) -> None:
+        record, self._record = self._record, {}  # until the answer is in, nothing is known
+        now = _micro_time(self._clock.now())
+        old = record.get("spec") or {}
+        fresh = holder not in {"", old.get("holderIdentity")} or not self.transitions
+        transitions = int(old.get("leaseTransitions") or 0) + (1 if fresh else 0)
+        spec = {
+            "holderIdentity": holder,
+            # Whole seconds in this API: rounded up, so that nobody takes over early.
+            "leaseDurationSeconds": math.ceil(self._settings.duration),
+            "acquireTime": now if fresh else old.get("acquireTime", now),
+            "renewTime": now,
+            "leaseTransitions": transitions,
+        }
+        if record:
+            self._record = await self._port.replace(
+                LEASES, {**record, "spec": spec}, namespace=self._namespace
+            )
+        else:
+            meta = {"name": self._settings.name, "namespace": self._namespace}
+            body = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": meta, "spec": spec}
+            self._record = await self._port.create(LEASES, body, namespace=self._namespace)
+        self.transitions = transitions
+
+
+def _micro_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

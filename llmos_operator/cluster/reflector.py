@@ -1,0 +1,154 @@
+"""Keeps a mirror fresh: one complete list, then a watch for ever.
+
+A watch is resumed where it stopped, also after a broken connection; the list is repeated only when the server has
+forgotten the version (410), when resuming keeps failing, or when somebody asks (:meth:`Reflector.relist`) because a
+resync found that the watch lost events. A stream that is silent past its bookmarks is treated as broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+from llmos_operator.cluster.backoff import Curve
+from llmos_operator.cluster.failures import Expired
+from llmos_operator.errors import LlmosError, Retryable
+from llmos_operator.observability.logging import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from llmos_operator.cluster.mirror import Mirror
+    from llmos_operator.cluster.port import ClusterPort, Json
+
+log = logger(__name__)
+
+CURVE = Curve(base=0.2, cap=5.0)
+RESUMES = 3  # failed resumptions in a row before the list is repeated
+
+
+class Reflector:
+    """List and watch one kind into a mirror until cancelled."""
+
+    def __init__(
+        self,
+        port: ClusterPort,
+        mirror: Mirror,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        rng: random.Random | None = None,
+        curve: Curve = CURVE,
+        on_recovery: Callable[[], None] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        inactivity_seconds: float = 75.0,
+    ) -> None:
+        self.mirror = mirror
+        self.lists = 0
+        self._port = port
+        self._kind = mirror.kind
+        self._labels = label_selector
+        self._fields = field_selector
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, not cryptography
+        self._curve = curve
+        self._on_recovery = on_recovery
+        self._sleep = sleep
+        self._inactivity = inactivity_seconds
+        self._failures = 0
+        self._cycle: asyncio.Task[None] | None = None
+        self._relisting = False
+        self._version = ""
+
+    def relist(self) -> None:
+        """Drop the current watch and begin with a list."""
+        if self._cycle is not None and not self._cycle.done():
+            self._relisting = True
+            self._cycle.cancel()
+
+    async def run(self) -> None:
+        """List and watch until cancelled. Errors are waited out; only a bug ends this."""
+        while True:
+            self._cycle = asyncio.create_task(self._list_and_follow(), name=f"reflect-{self._kind.plural}")
+            try:
+                await self._cycle
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._relisting or (task is not None and task.cancelling()):
+                    raise
+                self._relisting = False
+            except Expired as error:
+                log.info("watch expired, listing again", kind=self._kind.kind, error=error)
+            except LlmosError as error:
+                await self._wait(error)
+
+    async def fetch(self) -> tuple[list[Json], int]:
+        """Return a complete fresh list and its version; the mirror is not touched."""
+        items: list[Json] = []
+        version = 0
+        pages = self._port.list_pages(self._kind, label_selector=self._labels, field_selector=self._fields)
+        async for page in pages:
+            items.extend(page.items)
+            version = int(page.resource_version or 0)
+            await asyncio.sleep(0)  # a page of big objects takes a while to parse: let probes in between
+        return items, version
+
+    async def _list_and_follow(self) -> None:
+        items, version = await self.fetch()
+        if version < self.mirror.version:
+            log.warning(
+                "resource versions went back", kind=self._kind.kind, was=self.mirror.version, now=version
+            )
+            self.mirror.reset()
+        self.mirror.replace(items, version)
+        self.lists += 1
+        self._recovered()
+        await self._follow(str(version))
+
+    async def _follow(self, version: str) -> None:
+        """Watch from ``version`` on, over broken streams; raises when resuming keeps failing."""
+        self._version = version
+        failures = 0
+        while True:
+            try:
+                if await self._stream():
+                    failures = 0
+            except Retryable as error:
+                failures += 1
+                if failures > RESUMES:
+                    raise
+                await self._wait(error)
+
+    async def _stream(self) -> bool:
+        """Follow one watch to its end; returns whether it said anything."""
+        spoke = False
+        async for event in self._port.watch(
+            self._kind,
+            resource_version=self._version,
+            label_selector=self._labels,
+            field_selector=self._fields,
+            timeout_seconds=240 + self._rng.randrange(120),
+            inactivity_seconds=self._inactivity,
+        ):
+            spoke = True
+            self._recovered()
+            self.mirror.touch()
+            if event.type != "BOOKMARK":
+                self.mirror.observe(event.type, event.object)
+            self._version = event.resource_version or self._version
+        return spoke
+
+    def _recovered(self) -> None:
+        if self._failures:
+            log.info("reading again", kind=self._kind.kind, failures=self._failures)
+            self._failures = 0
+            if self._on_recovery is not None:
+                self._on_recovery()
+
+    async def _wait(self, error: LlmosError) -> None:
+        self._failures += 1
+        delay = self._curve.delay(self._failures, self._rng)
+        if isinstance(error, Retryable):
+            delay = max(delay, error.after)
+        log.warning("cannot read, trying again", kind=self._kind.kind, seconds=round(delay, 1), error=error)
+        await self._sleep(delay)
