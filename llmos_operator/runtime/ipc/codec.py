@@ -121,7 +121,7 @@ def _class_decoder(cls: type[Any]) -> _Decoder:
 def _decoder(hint: Any) -> _Decoder:
     """Return the function that turns a msgpack value into one of type ``hint``."""
     if dataclasses.is_dataclass(hint):
-        return _class_decoder(hint)
+        return _class_decoder(typing.cast("Any", hint))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint
     origin, args = typing.get_origin(hint), typing.get_args(hint)
