@@ -41,6 +41,7 @@ class NeedsPlugin(Permanent):
     def __init__(self, path: str, context: str) -> None:
         super().__init__(f"kubeconfig {path}, context {context}: needs a plugin", reason="NeedsPlugin")
         self.path = path
+        self.context = context
 
 
 @dataclass(slots=True)
@@ -64,20 +65,20 @@ class Credentials:
         return self._token
 
 
-def find(path: str = "", environ: Mapping[str, str] | None = None) -> Credentials:
-    """Return the credentials this process should use.
+def find(path: str = "", environ: Mapping[str, str] | None = None, context: str = "") -> Credentials:
+    """Return the credentials this process should use; ``context`` names a kubeconfig's context ("": its current one).
 
     Raises :class:`BadCredentials`, and :class:`NeedsPlugin` when the Kubernetes client package has to take over.
     """
     env = os.environ if environ is None else environ
     kubeconfig = path or env.get("KUBECONFIG", "").split(os.pathsep)[0]
     if kubeconfig:
-        return from_kubeconfig(kubeconfig)
+        return from_kubeconfig(kubeconfig, context)
     if env.get("KUBERNETES_SERVICE_HOST") and (SERVICE_ACCOUNT / "token").exists():
         return _in_cluster(env)
     home = Path("~/.kube/config").expanduser()
     if home.exists():
-        return from_kubeconfig(str(home))
+        return from_kubeconfig(str(home), context)
     raise BadCredentials(
         "no way to a Kubernetes API server: set KUBECONFIG to a kubeconfig file, or run in a pod with a ServiceAccount"
     )
@@ -95,9 +96,9 @@ def _in_cluster(env: Mapping[str, str]) -> Credentials:
     )
 
 
-def from_kubeconfig(path: str) -> Credentials:
-    """Return the credentials of the current context of the kubeconfig at ``path``."""
-    context, cluster, user = _read_kubeconfig(path)
+def from_kubeconfig(path: str, chosen: str = "") -> Credentials:
+    """Return the credentials of context ``chosen`` ("": the current one) of the kubeconfig at ``path``."""
+    context, cluster, user = _read_kubeconfig(path, chosen)
     if "exec" in user or "auth-provider" in user or "username" in user:
         raise NeedsPlugin(path, context.get("name", ""))
     server = str(cluster.get("server") or "").rstrip("/")
@@ -109,7 +110,7 @@ def from_kubeconfig(path: str) -> Credentials:
 
     def read_token() -> str:
         # The file is read again: the local kubelet rotates the token inside the kubeconfig.
-        _, _, current = _read_kubeconfig(path)
+        _, _, current = _read_kubeconfig(path, chosen)
         if current.get("token"):
             return str(current["token"])
         return _read(base / str(current["tokenFile"])) if current.get("tokenFile") else ""
@@ -123,8 +124,8 @@ def from_kubeconfig(path: str) -> Credentials:
     )
 
 
-def _read_kubeconfig(path: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the current context entry, its cluster and its user."""
+def _read_kubeconfig(path: str, chosen: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the chosen (or current) context entry, its cluster and its user."""
     import yaml  # noqa: PLC0415 - in a pod nothing needs the parser
 
     try:
@@ -135,7 +136,7 @@ def _read_kubeconfig(path: str) -> tuple[dict[str, Any], dict[str, Any], dict[st
         ) from error
     except yaml.YAMLError as error:
         raise BadCredentials(f"kubeconfig {path} is not YAML: {error}") from error
-    name = document.get("current-context") or ""
+    name = chosen or document.get("current-context") or ""
     context = _named(document, "contexts", name, path)
     inner = context.get("context") or {}
     cluster = _named(document, "clusters", str(inner.get("cluster") or ""), path).get("cluster") or {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -37,20 +38,25 @@ MERGE = "application/merge-patch+json"
 
 
 async def connect(
-    kubeconfig: str = "", *, process: str = "llmos", observe: Observer | None = None, connections: int = 0
+    kubeconfig: str = "",
+    *,
+    context: str = "",
+    process: str = "llmos",
+    observe: Observer | None = None,
+    connections: int = 0,
 ) -> Transport:
-    """Return a transport for this process's credentials.
+    """Return a transport for this process's credentials, of kubeconfig context ``context`` ("": the current one).
 
     ``connections`` bounds open connections (0: no bound). Raises `credentials.BadCredentials` naming what is missing.
     """
     try:
-        found = creds.find(kubeconfig)
+        found = creds.find(kubeconfig, context=context)
     except creds.NeedsPlugin as plugin:
-        found = await _through_plugin(plugin.path)
+        found = await _through_plugin(plugin.path, plugin.context)
     return Transport(found, process=process, observe=observe, connections=connections)
 
 
-async def _through_plugin(path: str) -> creds.Credentials:
+async def _through_plugin(path: str, context: str) -> creds.Credentials:
     """Let the Kubernetes client package run an `exec` or `auth-provider` plugin; keep only what it yields."""
     from kubernetes.aio.client import Configuration  # noqa: PLC0415 - costs 20 MB; see the module docstring
     from kubernetes.aio.client.rest import RESTClientObject  # noqa: PLC0415
@@ -58,9 +64,9 @@ async def _through_plugin(path: str) -> creds.Credentials:
 
     configuration = Configuration()
     loader = await load_kube_config(
-        config_file=path, client_configuration=configuration, persist_config=False
+        config_file=path, context=context or None, client_configuration=configuration, persist_config=False
     )
-    context: ssl.SSLContext = RESTClientObject(configuration).ssl_context
+    tls: ssl.SSLContext = RESTClientObject(configuration).ssl_context
 
     async def refresh() -> None:
         await loader.load_and_set(configuration)
@@ -69,7 +75,7 @@ async def _through_plugin(path: str) -> creds.Credentials:
         value = str(configuration.api_key.get("BearerToken") or "")
         return value.removeprefix("Bearer ").removeprefix("bearer ").strip()
 
-    return PluginCredentials(server=configuration.host, tls=context, read_token=read_token, refresh=refresh)
+    return PluginCredentials(server=configuration.host, tls=tls, read_token=read_token, refresh=refresh)
 
 
 class PluginCredentials(creds.Credentials):
@@ -298,6 +304,22 @@ class Transport:
             raise Invalid(f"{method} {path}: the answer is not JSON: {error}") from error
         finally:
             self._count(verb or method.lower(), plural, status, time.monotonic() - started)
+
+    @asynccontextmanager
+    async def open(
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send one request and hand out the response while it is still coming: logs, services behind the API server.
+
+        Its status is the caller's to judge. Raises `Retryable` when the API server cannot be reached or breaks off.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS)
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        try:
+            async with self._send(method, path, query, data, "application/json", timeout) as response:
+                yield response
+        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            raise Retryable(f"{method} {path}: {type(error).__name__}: {error}") from error
 
     def _send(
         self,
