@@ -212,6 +212,26 @@ class GatewaySettings(ProcessSettings):
     """Longest a request may take altogether."""
     max_body: int = Field(default=8 << 20, ge=1024)
     """Largest request body in bytes."""
+    max_buffered: int = Field(default=128 << 20, ge=1024)
+    """Bytes of all request bodies in memory at once; further requests get 503."""
+    max_depth: int = Field(default=64, ge=1, le=512)
+    """Deepest nesting of a JSON body."""
+    body_timeout: Seconds = 30.0
+    """Seconds a request body may take to arrive."""
+    connect_timeout: Seconds = 2.0
+    """Seconds a connection to a replica may take before another replica is tried."""
+    keys_file: str = ""
+    """File of hashed API keys; empty lets everybody in."""
+    default_namespace: str = ""
+    """Namespace that wins where several serve a model of the same name; empty makes clients say which."""
+    hosts: dict[str, str] = {}
+    """Host name of a request to the namespace it means, for names that several namespaces serve."""
+    access_log: bool = True
+    """Whether to write one line per request."""
+    drain_delay: Seconds = 5.0
+    """Seconds between a stop signal and the end of listening, for load balancers to notice."""
+    drain_timeout: Seconds = 50.0
+    """Seconds requests in flight may take to finish after listening has ended."""
 
 
 S = TypeVar("S", bound=ProcessSettings)
