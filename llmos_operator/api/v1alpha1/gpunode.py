@@ -1,0 +1,131 @@
+"""GPUNode (`gn`, cluster-scoped, named as its Node): the devices of a node, their health and what is reserved on them.
+
+Two writers share the status by server-side apply: the node's agent owns ``devices``, ``driver`` and ``mode``; the
+operator owns ``ledger``. Samples never come here, only what changes rarely.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from llmos_operator.api.meta import Conditions, ObjectMeta
+from llmos_operator.api.names import API_VERSION
+from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListMap, ListSet, Quantity, Time
+from llmos_operator.api.telemetry import MAX_DEVICES, Verdict
+
+Uuid = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Word = Annotated[str, StringConstraints(max_length=253)]
+Count = Annotated[int, Field(ge=0, le=INT64_MAX)]
+
+
+class DeviceHealth(KubeModel):
+    """The agent's verdict on one device."""
+
+    verdict: Verdict = Field(
+        default=Verdict.UNKNOWN,
+        description="Healthy. Degraded: works, but avoid it. Unhealthy: nothing new is placed on it. Unknown: not measured.",
+    )
+    reason: Word = Field(
+        default="", description="Why, one CamelCase word, such as XID79 or EccUncorrectable."
+    )
+    since: Time | None = Field(default=None, description="When the verdict last changed.")
+
+
+class LinkType(StrEnum):
+    """Ways two devices of a node are connected."""
+
+    NVLINK = "NVLink"
+    PCIE_SWITCH = "PCIeSwitch"
+    PCIE_HOST = "PCIeHost"
+    NUMA = "NUMA"
+    SYSTEM = "System"
+
+
+class DeviceLink(KubeModel):
+    """The connection of one device to another one of the node."""
+
+    uuid: Uuid = Field(description="UUID of the other device.")
+    type: LinkType = Field(
+        description="The closest connection: NVLink, PCIeSwitch, PCIeHost, NUMA or System."
+    )
+    lanes: Annotated[int, Field(ge=0, le=INT32_MAX)] = Field(
+        default=0, description="NVLink connections between the two."
+    )
+
+
+class GPUDevice(KubeModel):
+    """One device of the node."""
+
+    uuid: Uuid = Field(description="UUID of the device, as the driver names it.")
+    index: Annotated[int, Field(ge=0, le=255)] = Field(
+        default=0, description="Index of the device on its node."
+    )
+    product: Annotated[str, StringConstraints(max_length=128)] = Field(
+        default="", description="Product name."
+    )
+    memory: Quantity = Field(default="0", description="Memory of the device.")
+    compute_capability: Annotated[str, StringConstraints(max_length=8)] = Field(
+        default="", description='CUDA compute capability, like "8.0".'
+    )
+    mig: bool = Field(default=False, description="Whether it is a MIG partition or a device in MIG mode.")
+    numa_node: Annotated[int, Field(ge=-1, le=1023)] | None = Field(
+        default=None, description="NUMA node of the device, -1 if it has none."
+    )
+    health: DeviceHealth | None = Field(default=None, description="The agent's verdict on the device.")
+    links: Annotated[tuple[DeviceLink, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
+        default=(), description="Connections to the other devices of the node."
+    )
+    capabilities: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=64)], ...], ListSet(), Field(max_length=32)
+    ] = Field(
+        default=(),
+        description="What the device can do and the agent can measure, such as bf16, fp8, energy, processes.",
+    )
+
+
+class LedgerDevice(KubeModel):
+    """What is reserved on one device."""
+
+    uuid: Uuid = Field(description="UUID of the device.")
+    reserved: Quantity = Field(default="0", description="Memory reserved by workloads.")
+    claims: Annotated[int, Field(ge=0, le=INT32_MAX)] = Field(
+        default=0, description="Number of claims on the device."
+    )
+
+
+class Ledger(KubeModel):
+    """The operator's view of the node."""
+
+    devices: Annotated[tuple[LedgerDevice, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
+        default=(), description="What is reserved on each device."
+    )
+
+
+class GPUNodeStatus(KubeModel):
+    """The devices of the node and what is reserved on them."""
+
+    mode: Annotated[str, StringConstraints(max_length=32)] = Field(
+        default="", description="How the agent reads devices: nvml or simulated."
+    )
+    driver: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="Version of the device driver."
+    )
+    devices: Annotated[tuple[GPUDevice, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
+        default=(), description="Devices of the node, written by its agent."
+    )
+    ledger: Ledger | None = Field(
+        default=None, description="What is reserved on them, written by the operator."
+    )
+    conditions: Conditions = Field(default=(), description="Observations by type: Ready, TelemetryAvailable.")
+
+
+class GPUNode(KubeModel):
+    """The devices of one node: kind, memory, health, and what the operator has reserved on them."""
+
+    api_version: str = API_VERSION
+    kind: str = "GPUNode"
+    metadata: ObjectMeta
+    status: GPUNodeStatus | None = Field(
+        default=None, description="The devices of the node and what is reserved on them."
+    )

@@ -1,0 +1,89 @@
+"""ModelWorkload: the blocks of work that ends, fine-tuning and batch inference."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from llmos_operator.api.schema import KubeModel, PositiveDuration, Rule
+from llmos_operator.api.v1alpha1.workload_model import DataUri, OutputUri
+
+
+class FineTuneMethod(StrEnum):
+    """Ways to train."""
+
+    LORA = "lora"
+    QLORA = "qlora"
+    FULL = "full"
+
+
+class DataSource(KubeModel):
+    """Data to read."""
+
+    uri: DataUri = Field(
+        description="Where the data is. Schemes: hf, s3, gs, pvc (pvc://claim/path), https, file."
+    )
+
+
+class DataSink(KubeModel):
+    """Place to write to."""
+
+    uri: OutputUri = Field(description="Where to write. Schemes: s3, gs, pvc (pvc://claim/path), file.")
+
+
+class Checkpoint(KubeModel):
+    """How often the state of a training run is saved, and where."""
+
+    every: PositiveDuration = Field(
+        default="5m", description="Time between checkpoints; what a preemption can lose at most."
+    )
+    uri: OutputUri = Field(description="Where checkpoints are written. Schemes: s3, gs, pvc, file.")
+
+
+class FineTune(KubeModel):
+    """A training run. The fields that decide its result cannot be changed."""
+
+    rules = (
+        Rule("self.method == oldSelf.method", "method cannot be changed: create a new workload", ".method"),
+        Rule(
+            "self.dataset.uri == oldSelf.dataset.uri",
+            "dataset cannot be changed: create a new workload",
+            ".dataset",
+        ),
+        Rule(
+            "self.output.uri == oldSelf.output.uri",
+            "output cannot be changed: create a new workload",
+            ".output",
+        ),
+    )
+    method: FineTuneMethod = Field(
+        default=FineTuneMethod.LORA,
+        description="lora: train an adapter beside frozen weights. qlora: the same on 4-bit weights. full: train all weights.",
+    )
+    dataset: DataSource = Field(description="What to train on: JSON lines with `messages` or `text`.")
+    output: DataSink = Field(description="Where the result is written.")
+    checkpoint: Checkpoint | None = Field(
+        default=None, description="How often the run is saved, and where. Empty: a preemption starts it anew."
+    )
+
+
+class Batch(KubeModel):
+    """A run over a file of requests. Input and output cannot be changed."""
+
+    rules = (
+        Rule(
+            "self.input.uri == oldSelf.input.uri", "input cannot be changed: create a new workload", ".input"
+        ),
+        Rule(
+            "self.output.uri == oldSelf.output.uri",
+            "output cannot be changed: create a new workload",
+            ".output",
+        ),
+    )
+    input: DataSource = Field(description="JSON lines of requests in the OpenAI batch format.")
+    output: DataSink = Field(description="Where results are written, one line a request.")
+    completion_window: PositiveDuration = Field(
+        default="24h", description="Time within which the run is to end; it orders batch work in the queue."
+    )
+    backoff_limit: int = Field(
+        default=3, ge=0, le=100, description="Failures of a pod after which the run has failed."
+    )

@@ -1,0 +1,176 @@
+"""ModelWorkload: what it needs of the cluster and how it may be placed and disturbed."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from llmos_operator.api.schema import (
+    Capability,
+    Duration,
+    KubeModel,
+    LabelValue,
+    ListAtomic,
+    ListSet,
+    PositiveQuantity,
+    Quantity,
+    Rule,
+)
+
+
+class Sharing(StrEnum):
+    """How a device is used."""
+
+    EXCLUSIVE = "Exclusive"
+    SHARED = "Shared"
+    MIG = "MIG"
+
+
+class DeviceSelector(KubeModel):
+    """Which devices are acceptable; all given fields must hold."""
+
+    product: Annotated[tuple[LabelValue, ...], ListSet(), Field(max_length=32)] = Field(
+        default=(),
+        description="Acceptable products. A word matches a product of that name or one that contains it as a part between "
+        "dashes, so A100 matches NVIDIA-A100-SXM4-80GB. Empty: any.",
+    )
+    min_memory: Quantity | None = Field(default=None, description="Least memory of a device.")
+    min_compute_capability: Capability | None = Field(
+        default=None, description='Least CUDA compute capability of a device, as text, like "8.0".'
+    )
+
+
+class Resources(KubeModel):
+    """What one replica needs."""
+
+    rules = (
+        Rule(
+            "self.sharing == 'Exclusive' || self.accelerators <= 1",
+            "sharing Shared and MIG are for one accelerator: a model split over several devices needs them whole (Exclusive)",
+            ".accelerators",
+        ),
+    )
+    accelerators: int = Field(
+        default=1, ge=0, le=64, description="Devices of one replica. 0: run on the CPU only."
+    )
+    memory: PositiveQuantity | None = Field(
+        default=None,
+        description="Memory to reserve on each device (of the host when accelerators is 0), instead of the operator's estimate.",
+    )
+    selector: DeviceSelector | None = Field(
+        default=None, description="Which devices are acceptable. Empty: any."
+    )
+    sharing: Sharing = Field(
+        default=Sharing.EXCLUSIVE,
+        description="Exclusive: whole devices. Shared: the reserved part of a device, beside other workloads of the namespace's "
+        "sharing domain; a memory cap, not isolation. MIG: a hardware partition.",
+    )
+
+
+class Parallelism(KubeModel):
+    """How one replica is split over its devices."""
+
+    tensor: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Devices that share each layer. Without it: accelerators divided by pipeline.",
+    )
+    pipeline: int = Field(
+        default=1, ge=1, le=64, description="Groups of devices that hold consecutive layers."
+    )
+    data: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Copies of the model that work in step, each on accelerators of its own. All start together or none does.",
+    )
+
+
+class PreemptionPolicy(StrEnum):
+    """Whether a workload may take devices from others."""
+
+    PREEMPT_LOWER_PRIORITY = "PreemptLowerPriority"
+    NEVER = "Never"
+
+
+class DisruptionStep(StrEnum):
+    """What may be done to a workload so that another one fits."""
+
+    SHRINK = "Shrink"
+    SLEEP = "Sleep"
+    CHECKPOINT = "Checkpoint"
+    EVICT = "Evict"
+
+
+class Disruption(KubeModel):
+    """What may be done to this workload when others need its place."""
+
+    order: Annotated[tuple[DisruptionStep, ...], ListAtomic(), Field(min_length=1, max_length=4)] = Field(
+        default=(DisruptionStep.SHRINK, DisruptionStep.SLEEP, DisruptionStep.EVICT),
+        description="Steps that may be taken, mildest first. Shrink: less KV cache, fewer replicas or a narrower format. Sleep: "
+        "weights to host memory. Checkpoint: save and requeue (FineTune, Batch). Evict: end the pod.",
+    )
+    min_runtime: Duration | None = Field(
+        default=None,
+        description="Time after a start during which nothing is taken from it. Without it: the operator's setting.",
+    )
+
+
+class Placement(StrEnum):
+    """Preference between devices that fit equally."""
+
+    BIN_PACK = "BinPack"
+    SPREAD = "Spread"
+
+
+class TopologyLevel(StrEnum):
+    """Domains of the cluster, from tight to wide."""
+
+    NVLINK = "nvlink"
+    PCIE = "pcie"
+    NUMA = "numa"
+    NODE = "node"
+    RACK = "rack"
+    ZONE = "zone"
+
+
+class Topology(KubeModel):
+    """How close the devices of one replica are to be."""
+
+    required: TopologyLevel | None = Field(
+        default=None, description="All devices must be in one such domain."
+    )
+    preferred: TopologyLevel | None = Field(
+        default=None, description="All devices should be in one such domain."
+    )
+
+
+class Scheduling(KubeModel):
+    """Standing in the queue and rules of placement."""
+
+    priority_class_name: Annotated[
+        str,
+        StringConstraints(max_length=253),
+        Rule(
+            "self == '' || self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+            "must be the name of a PriorityClass, like llmos-prod",
+        ),
+    ] = Field(
+        default="", description="PriorityClass of the workload and its pods. Empty: the cluster's default."
+    )
+    preemption_policy: PreemptionPolicy = Field(
+        default=PreemptionPolicy.PREEMPT_LOWER_PRIORITY,
+        description="PreemptLowerPriority: may take devices from workloads of lower priority. Never: waits instead.",
+    )
+    disruption: Disruption = Field(
+        default_factory=Disruption,
+        description="What may be done to this workload when others need its place.",
+    )
+    placement: Placement = Field(
+        default=Placement.BIN_PACK,
+        description="BinPack: fill devices and nodes that are in use. Spread: keep replicas apart.",
+    )
+    topology: Topology | None = Field(
+        default=None, description="How close the devices of one replica are to be. Empty: no demand."
+    )

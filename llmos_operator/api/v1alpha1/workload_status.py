@@ -1,0 +1,162 @@
+"""ModelWorkload: what the operator observed and decided. Written by the operator only."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from llmos_operator.api.meta import Conditions
+from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListAtomic, ListMap, Time
+
+Word = Annotated[str, StringConstraints(max_length=253)]
+Text = Annotated[str, StringConstraints(max_length=1024)]
+Amount = Annotated[str, StringConstraints(max_length=32)]
+Count = Annotated[int, Field(ge=0, le=INT64_MAX)]
+Replicas = Annotated[int, Field(ge=0, le=INT32_MAX)]
+
+
+class StatusSummary(KubeModel):
+    """One line for people and for the columns of `kubectl get`. Nothing branches on it."""
+
+    ready: Amount = Field(default="", description='Ready and wanted replicas, like "2/2".')
+    priority: Amount = Field(default="", description="Priority the workload is queued with.")
+    queue: Word = Field(default="", description="WorkloadQueue the workload is in.")
+    nodes: Text = Field(default="", description="Nodes of the replicas.")
+    devices: Text = Field(default="", description="Devices of the replicas, as product and number.")
+    memory: Amount = Field(default="", description="Memory reserved on each device.")
+
+
+class ModelStatus(KubeModel):
+    """The model as it is served."""
+
+    resolved_revision: Word = Field(
+        default="", description="Commit the revision stood for when it was loaded."
+    )
+    digest: Annotated[str, StringConstraints(max_length=71)] = Field(
+        default="", description="sha256 over the weight files."
+    )
+    quantization: Amount = Field(default="", description="Format the weights have: the scheduler's choice.")
+    estimated_memory: Amount = Field(default="", description="Estimated memory on each device.")
+    observed_memory: Amount = Field(default="", description="Largest measured memory on a device.")
+    sleep_state: Amount = Field(default="", description="Awake, Asleep or Waking.")
+    profile: Word = Field(default="", description="ModelProfile the estimate comes from.")
+
+
+class LoadStatus(KubeModel):
+    """Progress of the load that is furthest behind."""
+
+    stage: Amount = Field(
+        default="", description="Starting, Downloading, Verifying, Quantizing, Loading, Warming or Ready."
+    )
+    bytes_done: Count = Field(default=0, description="Bytes of the stage that are done.")
+    bytes_total: Count = Field(default=0, description="Bytes of the stage altogether.")
+    bytes_per_second: Count = Field(default=0, description="Speed of the stage.")
+    eta: Amount = Field(default="", description="Time until the model is ready, as a duration.")
+
+
+class PlacementStatus(KubeModel):
+    """Where one replica is."""
+
+    pod: Word = Field(description="Name of the replica's pod.")
+    node: Word = Field(default="", description="Its node.")
+    device_uuids: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=128)], ...], ListAtomic(), Field(max_length=64)
+    ] = Field(default=(), alias="deviceUUIDs", description="UUIDs of its devices.")
+    reserved_memory: Amount = Field(default="", description="Memory reserved on each of them.")
+    score: Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)] = Field(
+        default=0, description="Score the place had when it was chosen."
+    )
+
+
+class RejectedPlace(KubeModel):
+    """Nodes that were out, and why."""
+
+    reason: Word = Field(description="Why these nodes were out, one CamelCase word.")
+    count: Replicas = Field(default=0, description="How many nodes.")
+    message: Text = Field(default="", description="The nearest miss, for people.")
+
+
+class DecisionStatus(KubeModel):
+    """The scheduler's last decision about the workload."""
+
+    reason: Word = Field(default="", description="One CamelCase word.")
+    message: Annotated[str, StringConstraints(max_length=4096)] = Field(
+        default="", description="Explanation for people."
+    )
+    candidates: Replicas = Field(default=0, description="Nodes that were looked at.")
+    rejected: Annotated[tuple[RejectedPlace, ...], ListMap(("reason",)), Field(max_length=5)] = Field(
+        default=(), description="The five most frequent reasons for which nodes were out."
+    )
+    time: Time | None = Field(default=None, description="When the decision last changed.")
+
+
+class PreemptionStatus(KubeModel):
+    """The last time devices were taken from the workload."""
+
+    by: Word = Field(
+        default="", description="Workload that took them, as namespace/name, where the reader may see it."
+    )
+    action: Amount = Field(default="", description="Shrink, Sleep, Checkpoint or Evict.")
+    time: Time | None = Field(default=None, description="When.")
+
+
+class UsageStatus(KubeModel):
+    """What the workload has used since it was created."""
+
+    gpu_seconds: Count = Field(default=0, description="Seconds times devices.")
+    energy_joules: Count = Field(default=0, description="Energy of its devices while they were its own.")
+    tokens: Count = Field(default=0, description="Tokens read and generated.")
+
+
+class FailureStatus(KubeModel):
+    """The last failure of a replica."""
+
+    reason: Word = Field(default="", description="One CamelCase word.")
+    message: Annotated[str, StringConstraints(max_length=4096)] = Field(
+        default="", description="What happened and what to do."
+    )
+    exit_code: Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)] | None = Field(
+        default=None, description="Exit code of the container."
+    )
+    time: Time | None = Field(default=None, description="When.")
+
+
+class ModelWorkloadStatus(KubeModel):
+    """What the operator observed and decided."""
+
+    observed_generation: Count = Field(
+        default=0, description="metadata.generation the status was computed from."
+    )
+    phase: Amount = Field(
+        default="",
+        description="Summary of the conditions for people: Pending, Loading, Running, Degraded, Asleep, Suspended, Succeeded, Failed.",
+    )
+    summary: StatusSummary | None = Field(default=None, description="One line for people and for columns.")
+    replicas: Replicas = Field(default=0, description="Replicas that exist.")
+    ready_replicas: Replicas = Field(default=0, description="Replicas that serve.")
+    selector: Text = Field(default="", description="Label selector of the replicas, for autoscalers.")
+    url: Text = Field(default="", description="Address of the workload inside the cluster.")
+    model: ModelStatus | None = Field(default=None, description="The model as it is served.")
+    load: LoadStatus | None = Field(
+        default=None, description="Progress of a load; absent when nothing is being loaded."
+    )
+    placements: Annotated[tuple[PlacementStatus, ...], ListMap(("pod",)), Field(max_length=1024)] = Field(
+        default=(), description="Where the replicas are."
+    )
+    decision: DecisionStatus | None = Field(
+        default=None, description="The scheduler's last decision about the workload."
+    )
+    queue_position: Replicas | None = Field(
+        default=None, description="Place in the queue, from 1; absent when not waiting."
+    )
+    last_preemption: PreemptionStatus | None = Field(
+        default=None, description="The last time devices were taken from the workload."
+    )
+    usage: UsageStatus | None = Field(
+        default=None, description="What the workload has used since it was created."
+    )
+    failure: FailureStatus | None = Field(default=None, description="The last failure of a replica.")
+    conditions: Conditions = Field(
+        default=(),
+        description="Observations by type: Accepted, QuotaReserved, Scheduled, ModelCached, ModelLoaded, Available, Ready (the roll-up), "
+        "Progressing, Degraded, Preempted, Suspended, Asleep, ScalingActive, Finished.",
+    )
