@@ -88,3 +88,8 @@ def pod_name(workload: str, uid: str, ordinal: int, incarnation: str = "") -> st
 def label_value(text: str) -> str:
     """Return ``text`` cut to a legal label value (63 characters, alphanumeric at both ends)."""
     return text[:_NAME_LIMIT].strip("-._")
+
+
+def profile_name(uri: str, revision: str) -> str:
+    """Return the name of the ModelProfile of a model at a revision: ``mp-`` and 16 hex digits."""
+    return "mp-" + hashlib.sha256(f"{uri}@{revision}".encode()).hexdigest()[:16]

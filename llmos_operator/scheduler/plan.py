@@ -107,9 +107,8 @@ Action: TypeAlias = Bind | Evict | Shrink | Sleep | Move
 class Rejection:
     """One filter's count of nodes it turned away. `nearest` is the smallest change that would help."""
 
-    filter: str
+    reason: str  # one CamelCase word, the filter's own: "InsufficientDeviceMemory"
     nodes: int
-    reason: str  # "insufficient device memory"
     nearest: str = ""  # "3 nodes short by 1.2 GiB at int8"
 
 

@@ -58,6 +58,12 @@ class Policy:
     service_seconds: Mapping[WorkloadKind, float] = field(
         default_factory=_default_service
     )  # expected, for ageing
+    min_runtime: float = (
+        120.0  # seconds after a start during which nothing is taken, where a workload says nothing
+    )
+    sharing_domain_label: str = (
+        "llmos.dev/sharing-domain"  # of a namespace; without it a namespace is its own domain
+    )
     load_bytes_per_second: int = 200 * MIB  # until a profile has measured a load
     sizing: SizingPolicy = field(default_factory=SizingPolicy)
     preemption: PreemptionLimits = field(default_factory=PreemptionLimits)

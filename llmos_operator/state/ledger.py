@@ -40,6 +40,7 @@ class DeviceState:
     claims: int = 0
     exclusive: bool = False  # one of the claims does not share
     foreign: bool = False  # deemed taken by a pod that is not ours
+    domain: str = ""  # sharing domain of its claims
     observed_bytes: int | None = None
     verdict: Verdict = Verdict.HEALTHY
     reason: str = ""
@@ -201,6 +202,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.claims + sign,
         exclusive,
         state.foreign,
+        claim.domain if sign > 0 else state.domain if state.claims > 1 else "",
         state.observed_bytes,
         state.verdict,
         state.reason,
@@ -251,7 +253,7 @@ def shortfall(state: NodeState, claim: Claim) -> str:
 def _device_shortfall(one: DeviceState | None, uuid: str, claim: Claim, *, whole: bool) -> str:
     if one is None:
         return f"device {uuid} is not on node {claim.node}"
-    if one.exclusive or one.foreign or (whole and one.claims):
+    if one.exclusive or one.foreign or (one.claims and (whole or one.domain != claim.domain)):
         return f"device {uuid} is held by others"
     if one.reserved_bytes + claim.bytes_per_device > one.device.memory_bytes:
         free = one.device.memory_bytes - one.reserved_bytes

@@ -61,12 +61,10 @@ class Snapshot:
         return max((c.value for c in self.priority_classes.values() if c.is_default), default=0)
 
     def may_preempt(self, workload: Workload) -> bool:
-        """Return whether the workload may displace others: its own word first, then its priority class's."""
-        policy = workload.preemption
-        if policy is None:
-            found = self.priority_classes.get(workload.priority_class)
-            policy = found.preemption_policy if found is not None else PreemptionPolicy.LOWER_PRIORITY
-        return policy is PreemptionPolicy.LOWER_PRIORITY
+        """Return whether the workload may displace others: neither it nor its priority class says Never."""
+        found = self.priority_classes.get(workload.priority_class)
+        of_class = found.preemption_policy if found is not None else PreemptionPolicy.LOWER_PRIORITY
+        return PreemptionPolicy.NEVER not in {workload.preemption, of_class}
 
 
 class View:

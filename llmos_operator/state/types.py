@@ -171,6 +171,7 @@ class Claim:
     bytes_per_device: int = 0
     compute_milli: int = FULL_MILLI  # of each device
     sharing: Sharing = Sharing.EXCLUSIVE
+    domain: str = ""  # Shared: only claims of one sharing domain live on a device together
     format: str = ""
     max_model_len: int = 0  # tokens; 0: the runtime decides
     kv_tokens: int = 0  # 0: the runtime decides
@@ -201,6 +202,7 @@ class Pod:
     deletion_at: float = 0.0  # metadata.deletionTimestamp: when its grace ends; 0.0 if not deleted
     spec_hash: str = ""  # annotation llmos.dev/spec-hash
     failed: bool = False  # phase Failed (FINISHED pods only)
+    problem: str = ""  # why its claim annotation was not believed
 
     @property
     def namespace(self) -> str:

@@ -52,6 +52,7 @@ class DisruptionStep(StrEnum):
 
     SHRINK = "Shrink"
     SLEEP = "Sleep"
+    CHECKPOINT = "Checkpoint"
     EVICT = "Evict"
 
 
@@ -95,7 +96,7 @@ class Toleration:
 class DeviceSelector:
     """`spec.resources.selector`: which devices are acceptable."""
 
-    products: tuple[str, ...] = ()  # any of them, compared without case as a part of the product name
+    products: tuple[str, ...] = ()  # any of them; a word matches a product or a part of it between dashes
     min_memory_bytes: int = 0
     min_compute_capability: tuple[int, int] = (0, 0)
 
@@ -157,9 +158,9 @@ class Workload:
     replicas: int = 1
     min_replicas: int = 1  # replicas above it are elastic: they are given up first
     priority_class: str = ""
-    preemption: PreemptionPolicy | None = None  # None: the priority class decides
+    preemption: PreemptionPolicy = PreemptionPolicy.LOWER_PRIORITY
     disruption_order: tuple[DisruptionStep, ...] = DEFAULT_ORDER
-    min_runtime: float = 0.0  # seconds
+    min_runtime: float | None = None  # seconds; None: the policy's
     placement: Placement = Placement.BIN_PACK
     topology: Topology = field(default_factory=Topology)
     node_selector: Selector = field(default_factory=Selector)

@@ -1,0 +1,186 @@
+"""Pods, and the claims that are written on them.
+
+The ledger is rebuilt from pods after a restart: `claim_json` and `claim_of` are exact inverses. A claim is believed
+only on a pod whose controlling owner is the workload it names, in the same namespace; on any other pod the annotation
+is ignored and the pod counts by its requests.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api import names
+from llmos_operator.api.quantity import parse_bytes, parse_count, parse_milli
+from llmos_operator.clock import parse_rfc3339
+from llmos_operator.errors import Permanent
+from llmos_operator.state.convert.fields import Fields, invalid
+from llmos_operator.state.convert.nodes import condition_true
+from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_WORKLOAD_KIND = "ModelWorkload"
+_CLAIM_VERSION = 1
+_MILLISECONDS = 1000
+
+
+def pod(obj: Mapping[str, Any]) -> Pod:
+    """Return a Pod from its JSON. A claim that cannot be read leaves `problem` set and the pod counted as foreign."""
+    root = Fields(obj)
+    meta, spec, status = root.child("metadata"), root.child("spec"), root.child("status")
+    key = f"{meta.text('namespace')}/{meta.required('name')}"
+    node = spec.text("nodeName")
+    cpu, memory, gpus = requests(spec)
+    claim, problem = None, ""
+    annotation = meta.child("annotations").data.get(names.ANNOTATION_CLAIM)
+    if annotation is not None:
+        try:
+            claim = claim_of(annotation, meta, key, node, (cpu, memory))
+        except Permanent as error:
+            problem = str(error)
+    phase = status.text("phase")
+    return Pod(
+        key=key,
+        uid=meta.text("uid"),
+        node=node,
+        phase=_phase(meta, phase),
+        claim=claim,
+        labels=meta.labels("labels") if claim is not None else {},
+        cpu_milli=cpu,
+        memory_bytes=memory,
+        gpus=gpus,
+        ready=condition_true(status, "Ready"),
+        started_at=status.parsed("startTime", parse_rfc3339, 0.0),
+        deletion_at=meta.parsed("deletionTimestamp", parse_rfc3339, 0.0),
+        spec_hash=meta.child("annotations").text(names.ANNOTATION_SPEC_HASH),
+        failed=phase == "Failed",
+        problem=problem,
+    )
+
+
+def _phase(meta: Fields, phase: str) -> PodPhase:
+    if phase in {"Succeeded", "Failed"}:
+        return PodPhase.FINISHED
+    return PodPhase.TERMINATING if meta.has("deletionTimestamp") else PodPhase.BOUND
+
+
+def requests(spec: Fields) -> tuple[int, int, int]:
+    """Return (CPU milli, memory bytes, GPUs) a pod asks of its node, by the rules of the Kubernetes scheduler.
+
+    Containers and native sidecars add up; a plain init container counts beside the sidecars started before it, and the
+    larger of the two sums holds. Pod-level requests replace the sum, overhead comes on top.
+    https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers
+    """
+    running, sidecars, starting = (0, 0, 0), (0, 0, 0), (0, 0, 0)
+    for one in spec.objects("containers"):
+        running = _plus(running, _container(one))
+    for one in spec.objects("initContainers"):
+        asked = _container(one)
+        if one.data.get("restartPolicy") == "Always":
+            sidecars = _plus(sidecars, asked)
+            asked = sidecars
+        else:
+            asked = _plus(sidecars, asked)
+        starting = _most(starting, asked)
+    total = _most(_plus(running, sidecars), starting)
+    if spec.child("resources"):
+        whole = _container(spec)
+        total = (whole[0] or total[0], whole[1] or total[1], total[2])
+    if spec.has("overhead"):
+        total = _plus(total, _amounts(spec.child("overhead")))
+    return total
+
+
+def _container(fields: Fields) -> tuple[int, int, int]:
+    resources = fields.child("resources")
+    asked, limits = resources.child("requests"), resources.child("limits")
+    if not limits:
+        return _amounts(asked)
+    return _amounts(Fields({**limits.data, **asked.data}, resources.at("requests")))
+
+
+def _amounts(fields: Fields) -> tuple[int, int, int]:
+    return (
+        fields.parsed("cpu", parse_milli, 0),
+        fields.parsed("memory", parse_bytes, 0),
+        fields.parsed(names.RESOURCE_GPU, parse_count, 0),
+    )
+
+
+def _plus(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+
+
+def _most(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    return (max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2]))
+
+
+def claim_json(claim: Claim) -> str:
+    """Return the annotation's value; pod and node are not in it, they are the pod's own."""
+    return json.dumps(
+        {
+            "v": _CLAIM_VERSION,
+            "workload": claim.workload,
+            "uid": claim.workload_uid,
+            "ordinal": claim.ordinal,
+            "devices": list(claim.devices),
+            "bytesPerDevice": claim.bytes_per_device,
+            "computeMilli": claim.compute_milli,
+            "sharing": claim.sharing,
+            "domain": claim.domain,
+            "format": claim.format,
+            "maxModelLen": claim.max_model_len,
+            "kvTokens": claim.kv_tokens,
+            "priority": claim.priority,
+            "queue": claim.queue,
+            "gpuMilli": claim.gpu_milli,
+            "boundAtMilli": round(claim.bound_at * _MILLISECONDS),
+            "minRuntimeMilli": round(claim.min_runtime * _MILLISECONDS),
+        },
+        separators=(",", ":"),
+    )
+
+
+def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[int, int] = (0, 0)) -> Claim:
+    """Return the claim of a pod; `host` is its CPU milli and memory bytes. Permanent: unreadable or not its owner's."""
+    path = f"metadata.annotations[{names.ANNOTATION_CLAIM}]"
+    try:
+        fields = Fields(json.loads(str(annotation)), path)
+    except ValueError as error:
+        raise invalid(path, f"is not JSON: {error}") from error
+    workload, uid = fields.required("workload"), fields.required("uid")
+    if workload.partition("/")[0] != key.partition("/")[0]:
+        raise invalid(path, f"names {workload}, which is not in the pod's namespace")
+    if not _owned_by(meta, uid):
+        raise invalid(path, f"names {workload} (uid {uid}), which does not own the pod")
+    return Claim(
+        workload=workload,
+        workload_uid=uid,
+        ordinal=fields.number("ordinal"),
+        pod=key,
+        node=node,
+        devices=fields.texts("devices"),
+        bytes_per_device=fields.number("bytesPerDevice"),
+        compute_milli=fields.number("computeMilli", FULL_MILLI),
+        sharing=fields.choice("sharing", Sharing, Sharing.EXCLUSIVE),
+        domain=fields.text("domain"),
+        format=fields.text("format"),
+        max_model_len=fields.number("maxModelLen"),
+        kv_tokens=fields.number("kvTokens"),
+        cpu_milli=host[0],
+        memory_bytes=host[1],
+        priority=fields.number("priority", least=-(1 << 31)),
+        queue=fields.text("queue"),
+        gpu_milli=fields.number("gpuMilli"),
+        bound_at=fields.number("boundAtMilli") / _MILLISECONDS,
+        min_runtime=fields.number("minRuntimeMilli") / _MILLISECONDS,
+    )
+
+
+def _owned_by(meta: Fields, uid: str) -> bool:
+    return any(
+        o.data.get("uid") == uid and o.data.get("kind") == _WORKLOAD_KIND and o.data.get("controller") is True
+        for o in meta.objects("ownerReferences")
+    )

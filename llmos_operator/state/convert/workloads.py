@@ -1,0 +1,190 @@
+"""ModelWorkload. The API server has checked schema and CEL rules; what reaches here from elsewhere is checked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api.quantity import (
+    parse_bytes,
+    parse_compute_capability,
+    parse_milliseconds,
+    parse_percent_milli,
+)
+from llmos_operator.api.runtime.memory import FORMAT_BITS
+from llmos_operator.clock import parse_rfc3339
+from llmos_operator.state.convert.fields import Fields, invalid, shown
+from llmos_operator.state.convert.nodes import condition_true
+from llmos_operator.state.convert.pods import requests
+from llmos_operator.state.convert.selectors import map_selector, node_affinity, tolerations
+from llmos_operator.state.types import (
+    AUTO,
+    DEFAULT_ORDER,
+    DeviceSelector,
+    DisruptionStep,
+    Model,
+    Placement,
+    PreemptionPolicy,
+    Quantization,
+    QuantizationMode,
+    Sharing,
+    Topology,
+    Workload,
+    WorkloadKind,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_DEFAULT_FORMATS = ("bf16", "int8", "int4")
+_REBUILDING = (
+    "model",
+    "adapters",
+    "engine",
+    "quantization",
+    "resources",
+    "parallelism",
+    "context",
+    "serving",
+    "fineTune",
+    "batch",
+    "podTemplate",
+)
+_HASH_LENGTH = 10
+
+
+def workload(obj: Mapping[str, Any]) -> Workload:
+    """Return a Workload from its JSON. Permanent(InvalidSpec) names the field that cannot be read."""
+    root = Fields(obj)
+    meta, spec, status = root.child("metadata"), root.child("spec"), root.child("status")
+    resources, scheduling, context = spec.child("resources"), spec.child("scheduling"), spec.child("context")
+    disruption, pod_spec = scheduling.child("disruption"), spec.child("podTemplate").child("spec")
+    accelerators = resources.number("accelerators", 1)
+    _check_parallelism(spec.child("parallelism"), accelerators)
+    replicas, least = _replicas(spec)
+    cpu, memory, _ = requests(pod_spec)
+    topology = scheduling.child("topology")
+    return Workload(
+        key=f"{meta.required('namespace')}/{meta.required('name')}",
+        uid=meta.required("uid"),
+        model=_model(spec.child("model"), meta.text("name")),
+        kind=spec.choice("type", WorkloadKind, WorkloadKind.INFERENCE),
+        generation=meta.number("generation", 1),
+        created_at=meta.parsed("creationTimestamp", parse_rfc3339, 0.0),
+        suspended=spec.flag("suspend"),
+        finished=condition_true(status, "Finished"),
+        deleting=meta.has("deletionTimestamp"),
+        queue=spec.text("queueName"),
+        engine=spec.child("engine").text("name", "builtin"),
+        quantization=_quantization(spec.child("quantization")),
+        accelerators=accelerators,
+        memory_bytes=resources.parsed("memory", parse_bytes, None),
+        selector=_selector(resources.child("selector")),
+        sharing=resources.choice("sharing", Sharing, Sharing.EXCLUSIVE),
+        max_model_len=_max_model_len(context),
+        max_num_seqs=context.number("maxNumSeqs", 64, least=1),
+        replicas=replicas,
+        min_replicas=least,
+        priority_class=scheduling.text("priorityClassName"),
+        preemption=scheduling.choice("preemptionPolicy", PreemptionPolicy, PreemptionPolicy.LOWER_PRIORITY),
+        disruption_order=_order(disruption),
+        min_runtime=disruption.parsed("minRuntime", _seconds, None),
+        placement=scheduling.choice("placement", Placement, Placement.BIN_PACK),
+        topology=Topology(topology.text("required"), topology.text("preferred")),
+        node_selector=map_selector(pod_spec, "nodeSelector"),
+        node_affinity=node_affinity(pod_spec),
+        tolerations=tolerations(pod_spec),
+        cpu_milli=cpu,
+        host_memory_bytes=memory,
+        template_hash=template_hash(spec.data),
+        spec=spec.data,
+    )
+
+
+def template_hash(spec: Mapping[str, Any]) -> str:
+    """Return a short hash of the fields whose change means that pods must be rebuilt."""
+    kept = {name: spec[name] for name in _REBUILDING if name in spec}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
+
+
+def _model(fields: Fields, name: str) -> Model:
+    return Model(
+        uri=fields.required("uri"),
+        revision=fields.text("revision") or "main",
+        name=fields.text("name") or name,
+        digest=fields.text("digest"),
+    )
+
+
+def _quantization(fields: Fields) -> Quantization:
+    mode = fields.choice("mode", QuantizationMode, QuantizationMode.AUTO)
+    chosen, allowed = fields.text("format"), fields.texts("allowed") or _DEFAULT_FORMATS
+    for i, one in enumerate(allowed):
+        if one not in FORMAT_BITS:
+            raise invalid(
+                f"{fields.at('allowed')}[{i}]", f"{shown(one)} is not one of {', '.join(FORMAT_BITS)}"
+            )
+    if mode is QuantizationMode.FIXED and chosen not in FORMAT_BITS:
+        known = ", ".join(FORMAT_BITS)
+        raise invalid(fields.at("format"), f"{shown(chosen)}: mode Fixed needs one of {known}")
+    return Quantization(
+        mode=mode,
+        format=chosen,
+        allowed=allowed,
+        min_bits=fields.number("minBits", 4),
+        max_quality_loss_milli=fields.parsed("maxQualityLoss", parse_percent_milli, None),
+        kv_cache_dtype=fields.text("kvCacheDtype", "auto"),
+        allow_downgrade=fields.flag("allowDowngradeOnPressure", default=True),
+    )
+
+
+def _selector(fields: Fields) -> DeviceSelector:
+    return DeviceSelector(
+        products=fields.texts("product"),
+        min_memory_bytes=fields.parsed("minMemory", parse_bytes, 0),
+        min_compute_capability=fields.parsed("minComputeCapability", parse_compute_capability, (0, 0)),
+    )
+
+
+def _max_model_len(context: Fields) -> int:
+    value = context.data.get("maxModelLen")
+    if value is None or value == "auto":
+        return AUTO
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise invalid(context.at("maxModelLen"), f"{shown(value)} is not auto or a number of tokens")
+    return value
+
+
+def _replicas(spec: Fields) -> tuple[int, int]:
+    """Return (wanted replicas until scaling says otherwise, replicas that are not elastic)."""
+    scaling = spec.child("scaling")
+    if not scaling:
+        return spec.number("replicas", 1), 1
+    least = scaling.number("minReplicas", 1)
+    return least, max(1, least)
+
+
+def _check_parallelism(fields: Fields, accelerators: int) -> None:
+    pipeline = fields.number("pipeline", 1, least=1)
+    tensor = fields.number("tensor", max(1, accelerators // pipeline), least=1)
+    if accelerators and tensor * pipeline != accelerators:
+        raise invalid(
+            fields.path,
+            f"tensor {tensor} x pipeline {pipeline} is not resources.accelerators ({accelerators})",
+        )
+
+
+def _order(disruption: Fields) -> tuple[DisruptionStep, ...]:
+    try:
+        return tuple(DisruptionStep(step) for step in disruption.texts("order")) or DEFAULT_ORDER
+    except ValueError as error:
+        known = ", ".join(DisruptionStep)
+        raise invalid(disruption.at("order"), f"{error}; known are {known}") from error
+
+
+def _seconds(text: str) -> float:
+    return parse_milliseconds(text) / 1000

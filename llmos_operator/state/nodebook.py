@@ -1,0 +1,93 @@
+"""The node side of the store: nodes, their devices and what telemetry says of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmos_operator.state import ledger
+from llmos_operator.state.ledger import NodeState
+from llmos_operator.state.telemetry import Smoother
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llmos_operator.state.telemetry import Observation, Reading
+    from llmos_operator.state.types import GpuNode, Node
+
+
+class NodeBook:
+    """Nodes by name. Methods that take a value say by their result whether anything changed."""
+
+    def __init__(self) -> None:
+        self._version = 0
+        self._nodes: dict[str, NodeState] = {}
+        self._smoothers: dict[str, Smoother] = {}
+        self._observed: dict[str, Mapping[str, Observation]] = {}
+        self._heard: dict[str, float] = {}
+
+    @property
+    def version(self) -> int:
+        """Grows with every change that a decision could depend on."""
+        return self._version
+
+    def apply_node(self, node: Node) -> bool:
+        """Take a node as it is now."""
+        old = self._nodes.get(node.name)
+        if old is not None and old.node == node:
+            return False
+        self._set_node(replace(old, node=node) if old else self._build(node.name, node, None))
+        return True
+
+    def delete_node(self, name: str) -> bool:
+        """Forget a node; pods bound to it stay counted until they are deleted themselves."""
+        old = self._nodes.get(name)
+        if old is None or old.node is None:
+            return False
+        self._set_node(replace(old, node=None))
+        return True
+
+    def apply_gpu_node(self, gpu: GpuNode) -> bool:
+        """Take the devices of a node as they are now."""
+        old = self._nodes.get(gpu.name)
+        if old is not None and old.gpu == gpu:
+            return False
+        self._set_node(self._build(gpu.name, old.node if old else None, gpu))
+        return True
+
+    def delete_gpu_node(self, name: str) -> bool:
+        """Forget the devices of a node, and what was observed on them."""
+        old = self._nodes.get(name)
+        if old is None or old.gpu is None:
+            return False
+        self._smoothers.pop(name, None)
+        self._observed.pop(name, None)
+        self._heard.pop(name, None)
+        self._set_node(self._build(name, old.node, None))
+        return True
+
+    def observe(self, node: str, readings: Iterable[Reading], received_at: float) -> bool:
+        """Take a node's telemetry batch. True when an observation crossed its band or a verdict changed."""
+        self._heard[node] = received_at
+        folded = self._smoothers.setdefault(node, Smoother()).fold(readings)
+        if folded is None:
+            return False
+        self._observed[node] = folded
+        old = self._nodes.get(node)
+        if old is not None and old.gpu is not None:
+            self._set_node(self._build(node, old.node, old.gpu))
+        return True
+
+    def _state(self, name: str) -> NodeState:
+        return self._nodes.get(name) or NodeState(name)
+
+    def _build(self, name: str, node: Node | None, gpu: GpuNode | None) -> NodeState:
+        pods = self._state(name).pods
+        return ledger.build(name, node, gpu, pods, self._observed.get(name, {}))
+
+    def _set_node(self, state: NodeState) -> None:
+        if state.node is None and state.gpu is None and not state.pods:
+            self._nodes.pop(state.name, None)
+        else:
+            self._nodes[state.name] = state
+        self._version += 1

@@ -1,0 +1,167 @@
+"""The pod side of the store: pods, assumed claims and evictions on their way.
+
+Life of a claim::
+
+    assume ──create ok──> confirm ──watch shows the pod──> bound ──DELETE event──> gone
+       └────create failed for sure────> forget
+
+An assumed claim counts from the first moment; an ambiguous create is neither confirmed nor forgotten until a quorum
+read says what happened (`assumed` lists those that are open).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from llmos_operator.errors import Conflict
+from llmos_operator.state import ledger
+from llmos_operator.state.nodebook import NodeBook
+from llmos_operator.state.snapshot import assumed_pod
+from llmos_operator.state.types import Pod, PodPhase
+
+if TYPE_CHECKING:
+    from llmos_operator.state.types import Claim, PodKey
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """A claim that was assumed; `uid` is the created pod's once the write is confirmed, "" before."""
+
+    claim: Claim
+    uid: str = ""
+
+
+class PodBook(NodeBook):
+    """Pods by key, charged to their nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pods: dict[PodKey, Pod] = {}
+        self._pods_of: dict[str, tuple[Pod, ...]] = {}
+        self._assumed: dict[PodKey, Assumption] = {}
+        self._evicting: dict[PodKey, float] = {}  # pod -> when its grace ends
+
+    def pod(self, key: PodKey) -> Pod | None:
+        """Return a pod by key, assumed ones included."""
+        return self._pods.get(key)
+
+    def apply_pod(self, pod: Pod) -> bool:
+        """Take a pod of the watch; it replaces an assumption of the same key.
+
+        Pods of others are kept only while they hold something: bound to a node and not finished.
+        """
+        self._assumed.pop(pod.key, None)
+        known = self._pods.get(pod.key)
+        if pod.claim is None and (not pod.node or pod.phase is PodPhase.FINISHED):
+            if known is not None:
+                self._drop_pod(pod.key)
+            return known is not None
+        if known is not None and known.uid not in {"", pod.uid}:
+            self._evicting.pop(pod.key, None)  # the eviction was of a former pod of this name
+        if pod.key in self._evicting and pod.phase is PodPhase.BOUND:
+            pod = replace(pod, phase=PodPhase.TERMINATING, deletion_at=self._evicting[pod.key])
+        if known == pod:
+            return False
+        self._put_pod(pod)
+        return True
+
+    def delete_pod(self, key: PodKey, uid: str = "") -> bool:
+        """Release what a deleted pod held. A late DELETE of a former pod of the same name (other UID) is ignored."""
+        known = self._pods.get(key)
+        if known is None:
+            return False
+        assumption = self._assumed.get(key)
+        held_uid = assumption.uid if assumption is not None else known.uid
+        if uid and held_uid != uid:
+            return False
+        self._drop_pod(key)
+        return True
+
+    def assume(self, claim: Claim) -> None:
+        """Count a claim before its pod is created. Conflict: the name, the replica or the capacity is taken."""
+        if claim.pod in self._pods:
+            raise Conflict(f"pod {claim.pod} exists already; wait for its deletion")
+        if any(
+            p.claim is not None and p.claim.ordinal == claim.ordinal for p in self.pods_of(claim.workload_uid)
+        ):
+            raise Conflict(f"replica {claim.ordinal} of {claim.workload} holds a claim already")
+        problem = ledger.shortfall(self._state(claim.node), claim)
+        if problem:
+            raise Conflict(f"claim of {claim.pod} does not fit: {problem}; plan again on a newer snapshot")
+        self._assumed[claim.pod] = Assumption(claim)
+        self._put_pod(assumed_pod(claim))
+
+    def confirm(self, key: PodKey, uid: str) -> None:
+        """Say that the pod of an assumed claim was created as `uid`; the watch will show it."""
+        assumption = self._assumed.get(key)
+        if assumption is not None:
+            self._assumed[key] = replace(assumption, uid=uid)
+
+    def forget(self, key: PodKey) -> bool:
+        """Release an assumed claim whose create failed for sure. A pod the watch has shown stays."""
+        if self._assumed.pop(key, None) is None:
+            return False
+        self._drop_pod(key)
+        return True
+
+    def assumed(self) -> tuple[Assumption, ...]:
+        """Return the claims the watch has not shown yet, for a quorum read of those that are overdue."""
+        return tuple(self._assumed.values())
+
+    def assume_evicted(self, key: PodKey, grace_ends: float) -> bool:
+        """Count a pod as terminating from the moment its eviction is sent, so that it is sent once."""
+        pod = self._pods.get(key)
+        if pod is None or pod.phase in {PodPhase.TERMINATING, PodPhase.FINISHED}:
+            return False
+        self._evicting[key] = grace_ends
+        self._put_pod(replace(pod, phase=PodPhase.TERMINATING, deletion_at=grace_ends))
+        return True
+
+    def forget_eviction(self, key: PodKey) -> bool:
+        """Take back `assume_evicted` because the API refused (for example a disruption budget)."""
+        if self._evicting.pop(key, None) is None:
+            return False
+        pod = self._pods.get(key)
+        if pod is None or pod.phase is not PodPhase.TERMINATING:
+            return False
+        phase = PodPhase.ASSUMED if key in self._assumed else PodPhase.BOUND
+        self._put_pod(replace(pod, phase=phase, deletion_at=0.0))
+        return True
+
+    def pods_of(self, workload_uid: str) -> tuple[Pod, ...]:
+        """Return the pods of a workload by UID, in ordinal order."""
+        return self._pods_of.get(workload_uid, ())
+
+    def _put_pod(self, pod: Pod) -> None:
+        old = self._pods.get(pod.key)
+        if old is not None:
+            self._unindex(old, moved=old.node != pod.node)
+        self._pods[pod.key] = pod
+        if pod.claim is not None:
+            mates = (*self.pods_of(pod.claim.workload_uid), pod)
+            self._pods_of[pod.claim.workload_uid] = tuple(sorted(mates, key=_ordinal_order))
+        if pod.node:
+            self._set_node(self._state(pod.node).with_pod(pod))
+        self._version += 1
+
+    def _drop_pod(self, key: PodKey) -> None:
+        self._unindex(self._pods.pop(key), moved=True)
+        self._assumed.pop(key, None)
+        self._evicting.pop(key, None)
+        self._version += 1
+
+    def _unindex(self, pod: Pod, *, moved: bool) -> None:
+        if pod.claim is not None:
+            uid = pod.claim.workload_uid
+            rest = tuple(p for p in self._pods_of.get(uid, ()) if p.key != pod.key)
+            if rest:
+                self._pods_of[uid] = rest
+            else:
+                self._pods_of.pop(uid, None)
+        if moved and pod.node:
+            self._set_node(self._state(pod.node).without_pod(pod.key))
+
+
+def _ordinal_order(pod: Pod) -> tuple[int, str]:
+    return (pod.claim.ordinal if pod.claim is not None else -1, pod.key)
