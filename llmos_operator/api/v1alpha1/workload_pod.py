@@ -16,6 +16,7 @@ from llmos_operator.api.schema import (
     ListAtomic,
     ListMap,
     MaxProperties,
+    OpenModel,
     Rule,
 )
 
