@@ -85,6 +85,8 @@ def from_response(
         return failure(text, after=_retry_after(headers, 1.0))
     if reason == "AlreadyExists":
         return AlreadyExists(text)
+    if method == "PATCH" and "metadata.uid: Invalid value" in detail:
+        return Conflict(text)  # 422, but it means: recreated under the same name
     return _BY_STATUS.get(status, Invalid)(text)
 
 

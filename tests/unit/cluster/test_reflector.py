@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmos_operator.cluster.fake import FakeCluster
+from llmos_operator.cluster.mirror import Change, Mirror
+from llmos_operator.cluster.port import SERVICES
+from llmos_operator.cluster.reflector import Reflector
+from llmos_operator.errors import Retryable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+pytestmark = pytest.mark.anyio
+
+
+def service(name: str, **labels: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": labels}, "spec": {}}
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.objects: dict[str, str] = {}
+        self.recoveries = 0
+
+    def sink(self, change: Change, body: dict[str, Any]) -> None:
+        name = body["metadata"]["name"]
+        if change is Change.DELETED:
+            self.objects.pop(name)
+        else:
+            self.objects[name] = body["metadata"]["resourceVersion"]
+
+    def recovered(self) -> None:
+        self.recoveries += 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def reflecting(port: FakeCluster, seen: Seen) -> AsyncIterator[Reflector]:
+    async def sleep(_: float) -> None:
+        await asyncio.sleep(0)
+
+    reflector = Reflector(
+        port,
+        Mirror(SERVICES, seen.sink),
+        rng=Random(1),
+        on_recovery=seen.recovered,
+        sleep=sleep,
+    )
+    task = asyncio.create_task(reflector.run())
+    try:
+        await until(lambda: reflector.mirror.synced)
+        yield reflector
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_it_shows_what_was_there_and_what_comes() -> None:
+    port, seen = FakeCluster(), Seen()
+    await port.create(SERVICES, service("a"), namespace="ns")
+    async with reflecting(port, seen):
+        await port.create(SERVICES, service("b"), namespace="ns")
+        await port.delete(SERVICES, "a", namespace="ns")
+        await until(lambda: set(seen.objects) == {"b"})
+    assert [call[0] for call in port.calls].count("list") == 1
+
+
+async def test_a_forgotten_version_makes_it_list_again() -> None:
+    port, seen = FakeCluster(), Seen()
+    async with reflecting(port, seen) as reflector:
+        await until(lambda: ("watch", "services", "/") in port.calls)
+        port.fail("watch", "services", Retryable("broken"))
+        await port.create(SERVICES, service("a"), namespace="ns")
+        await port.create(SERVICES, service("gone"), namespace="ns")
+        await port.delete(SERVICES, "gone", namespace="ns")
+        port.compact()
+        reflector.relist()
+        await until(lambda: set(seen.objects) == {"a"} and reflector.lists == 2)
+
+
+async def test_a_broken_stream_is_resumed_without_listing() -> None:
+    port, seen = FakeCluster(), Seen()
+    port.fail("watch", "services", Retryable("broken"), times=2)
+    async with reflecting(port, seen) as reflector:
+        await port.create(SERVICES, service("a"), namespace="ns")
+        await until(lambda: set(seen.objects) == {"a"})
+        assert reflector.lists == 1
+        assert seen.recoveries == 1
+
+
+async def test_when_resuming_keeps_failing_it_lists_again() -> None:
+    port, seen = FakeCluster(), Seen()
+    port.fail("watch", "services", Retryable("broken"), times=4)
+    async with reflecting(port, seen) as reflector:
+        await until(lambda: reflector.lists == 2)
+
+
+async def test_a_server_that_is_away_is_waited_for() -> None:
+    port, seen = FakeCluster(), Seen()
+    port.fail("list", "services", Retryable("down"), times=20)
+    async with reflecting(port, seen) as reflector:
+        assert reflector.lists == 1
+        assert seen.recoveries == 1
+
+
+async def test_versions_that_went_back_are_believed() -> None:
+    port, seen = FakeCluster(), Seen()
+    await port.create(SERVICES, service("a"), namespace="ns")
+    await port.create(SERVICES, service("b"), namespace="ns")
+    async with reflecting(port, seen) as reflector:
+        restored = FakeCluster()  # a restored backup: older versions, other content
+        await restored.create(SERVICES, service("b"), namespace="ns")
+        reflector._port = restored
+        reflector.relist()
+        await until(lambda: set(seen.objects) == {"b"})
+
+
+async def test_fetch_returns_a_list_without_telling_anybody() -> None:
+    port, seen = FakeCluster(), Seen()
+    await port.create(SERVICES, service("a"), namespace="ns")
+    reflector = Reflector(port, Mirror(SERVICES, seen.sink))
+    items, version = await reflector.fetch()
+    assert [item["metadata"]["name"] for item in items] == ["a"]
+    assert version > 0
+    assert seen.objects == {}
