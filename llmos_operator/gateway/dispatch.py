@@ -1,0 +1,285 @@
+"""Gives each request a replica, at once or when one comes up.
+
+A request that finds no replica waits in its workload's room (`coldStart: Hold`) or is refused with 503 and Retry-After
+(`Reject`). The room is left in fair turns, only as fast as the new replica takes requests, and nobody overtakes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from llmos_operator.gateway.answers import Refused
+from llmos_operator.gateway.catalog import ColdStart, Route
+from llmos_operator.gateway.waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from llmos_operator.gateway.balance import Balancer
+    from llmos_operator.gateway.catalog import Catalog, Replica, Workload, WorkloadKey
+    from llmos_operator.gateway.metrics import Metrics
+
+RETRY_AFTER_SECONDS = 10.0  # where nobody knows better
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    tenant: str
+    future: asyncio.Future[Replica]
+
+
+@dataclass(slots=True)
+class _Room:
+    key: str  # UID of the workload that led the route when the room was opened
+    route: Route
+    waiting: WaitingRoom[_Ticket]
+    timer: asyncio.TimerHandle | None = None
+
+    def concerns(self, uid: str) -> bool:
+        return any(w.uid == uid for w in self.route.workloads)
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """Picks replicas and holds requests. All of it runs on one event loop."""
+
+    catalog: Catalog
+    balancer: Balancer
+    metrics: Metrics
+    monotonic: Callable[[], float]
+    hold_limit: int
+    on_hold: Callable[[], None]
+    _rooms: dict[str, _Room] = field(default_factory=dict)  # by their key
+
+    def __post_init__(self) -> None:
+        self.catalog.subscribe(self._changed)
+
+    async def acquire(self, route: Route, tenant: str, *, tried: Iterable[str], deadline: float) -> Replica:
+        """Return a replica, counted in flight: :meth:`release` it. Raises Refused (503).
+
+        ``tried`` are replicas that could not be reached for this request; ``deadline`` (monotonic seconds) ends a hold.
+        """
+        route = self._current(route)
+        self._check(route)
+        if not self._room(route):
+            hold = route.lead.cold_start is ColdStart.HOLD
+            replica = self._pick(route, exclude=frozenset(tried), awake_only=hold)
+            if replica is not None:
+                return replica
+            if not hold:
+                raise self._starting(route.lead)
+        return await self._hold(route, tenant, deadline)
+
+    def release(self, route: Route, replica: Replica) -> None:
+        """The request that got ``replica`` is over; somebody waiting may have its place."""
+        self.balancer.release(replica.uid)
+        room = self._room(route)
+        if room is not None:
+            self._pump(room)
+
+    def others(self, route: Route, tried: Collection[str]) -> bool:
+        """Whether a replica that does not rest is left beside ``tried``."""
+        left = [r for r in self._replicas(route) if r.uid not in tried]
+        return bool(left) and self.balancer.rests_for(left, self.monotonic()) <= 0.0
+
+    def waiting(self) -> dict[WorkloadKey, int]:
+        """Requests held now, by the workload they wait for."""
+        return {room.route.lead.key: len(room.waiting) for room in self._rooms.values()}
+
+    def close(self) -> None:
+        """Turn away everybody who waits: the gateway ends."""
+        for room in list(self._rooms.values()):
+            refusal = Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE, "gateway_stopping", "The gateway is stopping.", retry_after=1
+            )
+            self._turn_away(room, refusal)
+
+    # ------------------------------------------------------------ holding
+
+    async def _hold(self, route: Route, tenant: str, deadline: float) -> Replica:
+        lead = route.lead
+        labels = tuple(lead.key)
+        ticket = _Ticket(tenant, asyncio.get_running_loop().create_future())
+        room = self._enter(route, ticket)
+        began = self.monotonic()
+        self.metrics.held.labels(*labels).inc()
+        self.on_hold()
+        self._pump(room)
+        how = "gone"
+        try:
+            async with asyncio.timeout(max(0.0, deadline - began)):
+                replica = await ticket.future
+            how = "served"
+        except TimeoutError:
+            how = "timeout"
+            self._unclaimed(ticket)
+            raise self._overdue(self._latest(lead), self.monotonic() - began) from None
+        except Refused as refusal:
+            how = refusal.code
+            raise
+        except asyncio.CancelledError:
+            self._unclaimed(ticket)
+            raise
+        else:
+            return replica
+        finally:
+            room.waiting.leave(tenant, ticket)
+            self._close_if_empty(room)
+            self.metrics.held.labels(*labels).dec()
+            self.metrics.hold_seconds.labels(*labels).observe(self.monotonic() - began)
+            self.metrics.hold_ended.labels(*labels, how).inc()
+
+    def _enter(self, route: Route, ticket: _Ticket) -> _Room:
+        """Put ``ticket`` into the route's room, which is opened if need be. Raises Refused if it is full."""
+        room = self._room(route)
+        if room is None:
+            room = _Room(route.lead.uid, route, WaitingRoom(self.hold_limit))
+        entered, displaced = room.waiting.enter(ticket.tenant, ticket)
+        if displaced is not None and not displaced.future.done():
+            displaced.future.set_exception(self._full(route.lead))
+        if not entered:
+            self.metrics.hold_ended.labels(*route.lead.key, "hold_queue_full").inc()
+            raise self._full(route.lead)
+        self._rooms[room.key] = room
+        return room
+
+    def _room(self, route: Route) -> _Room | None:
+        return next((room for w in route.workloads if (room := self._rooms.get(w.uid)) is not None), None)
+
+    def _unclaimed(self, ticket: _Ticket) -> None:
+        """A replica may have been given in the same turn of the loop in which the waiter left: hand it back."""
+        if ticket.future.done() and not ticket.future.cancelled() and ticket.future.exception() is None:
+            self.balancer.release(ticket.future.result().uid)
+
+    def _changed(self, workload_uid: str) -> None:
+        for room in [room for room in self._rooms.values() if room.concerns(workload_uid)]:
+            try:
+                room.route = self._current(room.route)
+                self._check(room.route)
+            except Refused as refusal:
+                self._turn_away(room, refusal)
+            else:
+                self._pump(room)
+
+    def _pump(self, room: _Room) -> None:
+        """Let in as many as the replicas take."""
+        while len(room.waiting):
+            replica = self._pick(room.route, below=room.route.lead.max_in_flight, awake_only=True)
+            if replica is None:
+                self._wake_later(room)
+                return
+            ticket = room.waiting.next()
+            if ticket is None or ticket.future.done():
+                self.balancer.release(replica.uid)
+            else:
+                ticket.future.set_result(replica)
+        self._close_if_empty(room)
+
+    def _wake_later(self, room: _Room) -> None:
+        """Resting replicas come back without an event: look again then."""
+        rest = self.balancer.rests_for(self._replicas(room.route), self.monotonic())
+        if rest > 0.0 and room.timer is None:
+            room.timer = asyncio.get_running_loop().call_later(rest, self._on_timer, room)
+
+    def _on_timer(self, room: _Room) -> None:
+        room.timer = None
+        self._pump(room)
+
+    def _turn_away(self, room: _Room, refusal: Refused) -> None:
+        for ticket in room.waiting.drain():
+            if not ticket.future.done():
+                ticket.future.set_exception(refusal)
+        self._close_if_empty(room)
+
+    def _close_if_empty(self, room: _Room) -> None:
+        if not len(room.waiting):
+            if room.timer is not None:
+                room.timer.cancel()
+                room.timer = None
+            if self._rooms.get(room.key) is room:
+                del self._rooms[room.key]
+
+    # ------------------------------------------------------------ choosing
+
+    def _current(self, route: Route) -> Route:
+        workloads = tuple(w for old in route.workloads if (w := self.catalog.current(old)) is not None)
+        if not workloads:
+            raise Refused(
+                HTTPStatus.NOT_FOUND,
+                "model_not_found",
+                f"The workload {route.lead.key} was deleted.",
+                param="model",
+            )
+        return Route(workloads)
+
+    def _latest(self, workload: Workload) -> Workload:
+        return self.catalog.current(workload) or workload
+
+    def _replicas(self, route: Route) -> list[Replica]:
+        return [replica for w in route.workloads for replica in self.catalog.replicas(w.uid)]
+
+    def _pick(
+        self,
+        route: Route,
+        *,
+        exclude: frozenset[str] = frozenset(),
+        below: int | None = None,
+        awake_only: bool,
+    ) -> Replica | None:
+        return self.balancer.pick(
+            self._replicas(route), self.monotonic(), exclude=exclude, below=below, awake_only=awake_only
+        )
+
+    def _check(self, route: Route) -> None:
+        """Raise Refused where no replica serves and none can come up."""
+        if any(w.can_start for w in route.workloads) or self._replicas(route):
+            return
+        lead = route.lead
+        if lead.suspended:
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "workload_suspended",
+                f"The workload {lead.key} is suspended; set spec.suspend to false to serve it.",
+                retry_after=60.0,
+            )
+        raise Refused(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "workload_failed",
+            f"The workload {lead.key} cannot serve: {lead.failure}",
+            retry_after=60.0,
+        )
+
+    def _starting(self, workload: Workload) -> Refused:
+        reason = workload.waiting_for or "no replica is ready yet"
+        return Refused(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "workload_starting",
+            f"The workload {workload.key} is not ready: {reason}. Try again later.",
+            retry_after=_eta(workload),
+        )
+
+    def _overdue(self, workload: Workload, held_seconds: float) -> Refused:
+        reason = workload.waiting_for or "no replica became ready"
+        return Refused(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "hold_timeout",
+            f"The request waited {held_seconds:.0f} s for the workload {workload.key}: {reason}. Try again later.",
+            retry_after=_eta(workload),
+        )
+
+    def _full(self, workload: Workload) -> Refused:
+        return Refused(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "hold_queue_full",
+            f"Too many requests already wait for the workload {workload.key} (limit {self.hold_limit}). Try again later.",
+            retry_after=_eta(workload),
+        )
+
+
+def _eta(workload: Workload) -> float:
+    if workload.eta_seconds is None:
+        return RETRY_AFTER_SECONDS
+    return float(min(600, max(1, workload.eta_seconds)))
