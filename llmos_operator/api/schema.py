@@ -97,7 +97,7 @@ def _as_text(value: object) -> object:
 
 
 _QUANTITY = "^[0-9]{1,19}([.][0-9]{1,9})?([kMGTPE]|[KMGTPE]i)?$"
-_DURATION = "^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$"
+DURATION_PATTERN = "^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$"
 
 Quantity = Annotated[
     str,
@@ -123,7 +123,7 @@ Duration = Annotated[
     str,
     StringConstraints(max_length=32),
     Rule(
-        f"self != '' && self.matches('{_DURATION}')",
+        f"self != '' && self.matches('{DURATION_PATTERN}')",
         "must be a duration of whole numbers with units h, m, s, ms in this order, like 5m, 1h30m or 80ms",
     ),
 ]

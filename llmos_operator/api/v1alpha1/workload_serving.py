@@ -6,7 +6,16 @@ from typing import Annotated
 from pydantic import Field
 
 from llmos_operator.api.meta import LocalReference
-from llmos_operator.api.schema import INT32_MAX, Duration, KubeModel, ListMap, ListSet, PositiveDuration, Rule
+from llmos_operator.api.schema import (
+    DURATION_PATTERN,
+    INT32_MAX,
+    Duration,
+    KubeModel,
+    ListMap,
+    ListSet,
+    PositiveDuration,
+    Rule,
+)
 
 
 class ScalingMetric(StrEnum):
@@ -33,7 +42,9 @@ class Idle(KubeModel):
 
     rules = (
         Rule(
-            "!has(self.sleepAfter) || !has(self.scaleToZeroAfter) || duration(self.sleepAfter) < duration(self.scaleToZeroAfter)",
+            "!has(self.sleepAfter) || !has(self.scaleToZeroAfter) || "
+            f"!self.sleepAfter.matches('{DURATION_PATTERN}') || !self.scaleToZeroAfter.matches('{DURATION_PATTERN}') || "
+            "duration(self.sleepAfter) < duration(self.scaleToZeroAfter)",
             "scaleToZeroAfter must be longer than sleepAfter",
             ".scaleToZeroAfter",
         ),

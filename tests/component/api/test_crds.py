@@ -1,0 +1,153 @@
+"""The CRDs on a real API server: columns, scale, explain, shared ownership of status."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.crds import install_crds
+
+if TYPE_CHECKING:
+    from llmos_operator.local.controlplane import ControlPlane
+
+pytestmark = pytest.mark.component
+
+MINIMAL = {
+    "apiVersion": "llmos.dev/v1alpha1",
+    "kind": "ModelWorkload",
+    "metadata": {"name": "chat"},
+    "spec": {"model": {"uri": "hf://a/b"}},
+}
+
+
+@pytest.fixture(scope="module")
+def plane(api_server: ControlPlane) -> ControlPlane:
+    install_crds(api_server)
+    return api_server
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("mw.spec.quantization.mode", ["Auto", "Fixed", "enum: Auto, None, Fixed", "best allowed format"]),
+        ("mw.spec.resources.memory", ["Memory to reserve on each device"]),
+        ("mw.spec.podTemplate.spec.hostNetwork", ["Not allowed"]),
+        ("mw.status.conditions.reason", ["CamelCase"]),
+        ("wq.spec.preemption.reclaim", ["lent", "LowerPriority"]),
+        ("gn.status.devices.health.verdict", ["Unhealthy"]),
+        ("mc.spec.nodeSelector", ["Labels of the nodes"]),
+        ("mp.status.formats.klMicro", ["KL divergence"]),
+    ],
+)
+def test_explain_is_documentation(plane: ControlPlane, path: str, words: list[str]):
+    text = " ".join(plane.kubectl("explain", path).split())
+    for word in words:
+        assert word in text
+
+
+def test_columns_show_what_the_status_says(plane: ControlPlane, namespace: str):
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(MINIMAL))
+    status = {
+        "phase": "Running",
+        "replicas": 2,
+        "readyReplicas": 2,
+        "url": "http://chat.team.svc",
+        "summary": {
+            "ready": "2/2",
+            "priority": "100",
+            "queue": "default",
+            "nodes": "n1,n2",
+            "devices": "A100 x2",
+            "memory": "10Gi",
+        },
+        "model": {"quantization": "int8"},
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "True",
+                "reason": "AllReady",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ],
+    }
+    plane.kubectl(
+        "patch",
+        "mw",
+        "chat",
+        "-n",
+        namespace,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        json.dumps({"status": status}),
+    )
+    narrow = plane.kubectl("get", "llmos", "-n", namespace)
+    assert narrow.split()[:8] == ["NAME", "TYPE", "MODEL", "QUANT", "READY", "PHASE", "REASON", "AGE"]
+    assert "hf://a/b   int8    2/2     Running   AllReady" in narrow
+    wide = plane.kubectl("get", "modelworkload", "chat", "-n", namespace, "-o", "wide")
+    for cell in (
+        "PRIORITY",
+        "QUEUE",
+        "NODE",
+        "GPU",
+        "MEMORY",
+        "URL",
+        "100",
+        "n1,n2",
+        "A100 x2",
+        "10Gi",
+        "http://chat.team.svc",
+    ):
+        assert cell in wide
+
+
+def test_replicas_scale_and_bounds_hold_there_too(plane: ControlPlane, namespace: str):
+    body = MINIMAL | {"spec": {"model": {"uri": "hf://a/b"}, "replicas": 1}}
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+    plane.kubectl("scale", "mw/chat", "-n", namespace, "--replicas=3")
+    scale = json.loads(
+        plane.request(f"/apis/llmos.dev/v1alpha1/namespaces/{namespace}/modelworkloads/chat/scale")
+    )
+    assert scale["spec"]["replicas"] == 3
+    with pytest.raises(Exception, match="less than or equal to 1000") as refused:
+        plane.kubectl("scale", "mw/chat", "-n", namespace, "--replicas=2000")
+    assert "spec.replicas" in refused.value.stderr
+
+
+def test_agent_and_operator_share_a_gpunode_without_losing_fields(plane: ControlPlane):
+    base = {"apiVersion": "llmos.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": "shared-node"}}
+    device = {
+        "uuid": "GPU-1",
+        "index": 0,
+        "product": "A100",
+        "memory": "80Gi",
+        "health": {"verdict": "Healthy"},
+    }
+    agent = base | {"status": {"mode": "nvml", "devices": [device]}}
+    operator = base | {
+        "status": {"ledger": {"devices": [{"uuid": "GPU-1", "reserved": "10Gi", "claims": 1}]}}
+    }
+    plane.kubectl("apply", "--server-side", "--field-manager=llmos-agent", "-f", "-", stdin=json.dumps(base))
+    for manager, body in (
+        ("llmos-agent", agent),
+        ("llmos-operator-status", operator),
+        ("llmos-agent", agent),
+    ):
+        plane.kubectl(
+            *("apply", "--server-side", "--subresource=status", f"--field-manager={manager}", "-f", "-"),
+            stdin=json.dumps(body),
+        )
+    status = json.loads(plane.kubectl("get", "gn", "shared-node", "-o", "json"))["status"]
+    assert status["devices"] == [device]  # nothing was added or pruned
+    assert status["ledger"] == operator["status"]["ledger"]
+    plane.kubectl("delete", "gn", "shared-node")
+
+
+def test_no_rule_costs_more_than_the_api_server_allows_and_none_warns(plane: ControlPlane):
+    for crd in json.loads(plane.kubectl("get", "crd", "-o", "json"))["items"]:
+        if crd["spec"]["group"] == "llmos.dev":
+            conditions = {entry["type"]: entry["status"] for entry in crd["status"]["conditions"]}
+            assert conditions["Established"] == "True"
+            assert conditions.get("NonStructuralSchema", "False") == "False"
