@@ -31,7 +31,7 @@ def plane(api_server: ControlPlane) -> ControlPlane:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("mw.spec.quantization.mode", ["Auto", "Fixed", "enum: Auto, None, Fixed", "best allowed format"]),
+        ("mw.spec.quantization.mode", ["Auto", "Fixed", "ENUM: Auto None Fixed", "best allowed format"]),
         ("mw.spec.resources.memory", ["Memory to reserve on each device"]),
         ("mw.spec.podTemplate.spec.hostNetwork", ["Not allowed"]),
         ("mw.status.conditions.reason", ["CamelCase"]),
