@@ -75,7 +75,5 @@ def test_no_lock_holds_packages_that_break_the_model_imports(path: Path) -> None
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_lock_covers_its_extra(process: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = {
-        re.split(r"[<>=!~\[ ;]", line)[0].lower() for line in project["optional-dependencies"][process]
-    }
+    asked = {re.split(r"[<>=!~\[ ;]", line)[0].lower() for line in project["optional-dependencies"][process]}
     assert asked <= pins(ROOT / f"requirements/{process}.lock").keys(), "run `make lock`"

@@ -109,7 +109,9 @@ def probe(process: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("process", sorted(ENTRIES))
-def test_a_process_starts_with_nothing_but_its_own_extra(process: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_starts_with_nothing_but_its_own_extra(
+    process: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen = probe(process)
     rss, seconds = int(str(seen["rss_bytes"])), float(str(seen["seconds"]))
     with capsys.disabled():

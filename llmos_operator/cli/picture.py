@@ -1,0 +1,65 @@
+"""The cluster as the scheduler sees it, read once from the API: what `explain` asks its questions of.
+
+It is the operator's own path (convert, store, snapshot), so the answer is the operator's. What the operator knows
+beyond the API (back-offs in progress, moments since a start) is not in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from llmos_operator.cli import devices
+from llmos_operator.cluster import port
+from llmos_operator.errors import LlmosError
+from llmos_operator.state import convert
+from llmos_operator.state.store import REQUIRED, Store
+from llmos_operator.state.telemetry import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from llmos_operator.cli.session import Session
+    from llmos_operator.cluster.port import Json
+    from llmos_operator.state.snapshot import Snapshot
+
+
+async def take(connected: Session, now: float) -> tuple[Snapshot, dict[str, str]]:
+    """Return a snapshot of the cluster, and why each object that could not be read was left out, by its key."""
+    readers: dict[port.Kind, Callable[[Store, Json], Any]] = {
+        port.NODES: lambda store, item: store.apply_node(convert.node(item)),
+        port.GPU_NODES: lambda store, item: store.apply_gpu_node(convert.gpu_node(item)),
+        port.WORKLOAD_QUEUES: lambda store, item: store.apply_queue(convert.queue(item)),
+        port.MODEL_PROFILES: lambda store, item: store.apply_profile(convert.profile(item)),
+        port.PRIORITY_CLASSES: lambda store, item: store.apply_priority_class(convert.priority_class(item)),
+        port.POD_DISRUPTION_BUDGETS: lambda store, item: store.apply_budget(convert.disruption_budget(item)),
+        port.NAMESPACES: lambda store, item: store.apply_namespace(convert.namespace(item)),
+        port.MODEL_WORKLOADS: lambda store, item: store.apply_workload(convert.workload(item)),
+        port.PODS: lambda store, item: store.apply_pod(convert.pod(item)),
+    }
+    listed, measured = await asyncio.gather(connected.several(*readers), devices.measure(connected))
+    store = Store()
+    left_out: dict[str, str] = {}
+    for kind, read in readers.items():
+        for item in listed[kind]:
+            try:
+                read(store, item)
+            except LlmosError as error:
+                meta = item.get("metadata") or {}
+                left_out[f"{kind.kind} {meta.get('namespace', '')}/{meta.get('name', '')}"] = str(error)
+    for required in REQUIRED:
+        store.mark_synced(required)
+    _observe(store, listed[port.GPU_NODES], measured, now)
+    return store.snapshot(), left_out
+
+
+def _observe(store: Store, nodes: Iterable[Json], measured: dict[str, devices.Measured], now: float) -> None:
+    for row_node in nodes:
+        readings = [
+            Reading(row.uuid, row.used_bytes, row.memory_bytes)
+            for row in devices.rows([row_node], {}, measured)
+            if row.uuid in measured
+        ]
+        if readings:
+            store.observe(str(row_node["metadata"]["name"]), readings, now)
