@@ -1,0 +1,168 @@
+"""The runtime container: image, environment, probes, resources, security."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api import names
+from llmos_operator.api.quantity import parse_milliseconds
+from llmos_operator.state.types import Sharing
+
+if TYPE_CHECKING:
+    from llmos_operator.manifests.settings import PodSettings
+    from llmos_operator.state.types import Claim, Workload
+
+Json = dict[str, Any]
+
+NAME = "runtime"
+CACHE_DIR = "/var/llmos/cache"
+TMP_DIR = "/var/llmos/tmp"
+_GRACE_MARGIN = 10  # seconds beyond the drain: endpoint propagation and the engine's end
+_PROBE_SECONDS = 1
+_CPU_ONLY_HEADROOM = 125  # percent of the claim at which a CPU-only runtime is stopped
+
+
+def drain_seconds(workload: Workload) -> int:
+    """Return spec.serving.drainTimeout in whole seconds, rounded up."""
+    text = (workload.spec.get("serving") or {}).get("drainTimeout") or "60s"
+    return -(-parse_milliseconds(str(text)) // 1000)
+
+
+def grace_seconds(workload: Workload) -> int:
+    """Return the pod's terminationGracePeriodSeconds."""
+    return drain_seconds(workload) + _GRACE_MARGIN
+
+
+def serving_port(workload: Workload) -> int:
+    """Return the port the runtime serves on."""
+    return int((workload.spec.get("serving") or {}).get("port") or names.PORT_SERVING)
+
+
+def runtime_container(
+    workload: Workload, claim: Claim, settings: PodSettings, requests: Json, *, simulated: bool
+) -> Json:
+    """Return the container that loads and serves the model. ``requests`` are its resource requests."""
+    engine = workload.spec.get("engine") or {}
+    port = serving_port(workload)
+    return {
+        "name": NAME,
+        "image": engine.get("image") or settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": ["runtime", *engine.get("args", ())],
+        "env": environment(workload, claim, settings, simulated=simulated),
+        "ports": [
+            {"name": "http", "containerPort": port, "protocol": "TCP"},
+            {"name": "control", "containerPort": names.PORT_CONTROL, "protocol": "TCP"},
+        ],
+        "startupProbe": _probe("/startupz", port, failures=max(1, int(settings.startup_seconds))),
+        "readinessProbe": _probe("/readyz", port, failures=2),
+        "livenessProbe": _probe("/livez", port, failures=3, period=10, timeout=5),
+        "resources": _resources(claim, requests),
+        "volumeMounts": [
+            {"name": "llmos-cache", "mountPath": CACHE_DIR},
+            {"name": "llmos-tmp", "mountPath": TMP_DIR},
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "runAsUser": settings.run_as_user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _probe(path: str, port: int, *, failures: int, period: int = _PROBE_SECONDS, timeout: int = 2) -> Json:
+    return {
+        "httpGet": {"path": path, "port": port},
+        "periodSeconds": period,
+        "timeoutSeconds": timeout,
+        "failureThreshold": failures,
+    }
+
+
+def _resources(claim: Claim, requests: Json) -> Json:
+    limits: Json = {}
+    if claim.devices and claim.sharing is Sharing.EXCLUSIVE:
+        # Extended resources need equal requests and limits.
+        limits[names.RESOURCE_GPU] = str(len(claim.devices))
+        requests = {**requests, names.RESOURCE_GPU: str(len(claim.devices))}
+    if not claim.devices and claim.memory_bytes:
+        limits["memory"] = str(claim.memory_bytes * _CPU_ONLY_HEADROOM // 100)
+    return {"requests": requests} | ({"limits": limits} if limits else {})
+
+
+def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool) -> list[Json]:
+    """Return the runtime's environment; names of `api.names`, then the engine's own."""
+    plain = _model_environment(workload, claim)
+    plain |= {
+        names.ENV_MEMORY_LIMIT: str(claim.bytes_per_device if claim.devices else claim.memory_bytes),
+        names.ENV_PORT: str(serving_port(workload)),
+        names.ENV_CONTROL_PORT: str(names.PORT_CONTROL),
+        names.ENV_CACHE_DIR: CACHE_DIR,
+        names.ENV_GRACE_SECONDS: str(grace_seconds(workload)),
+        "TMPDIR": TMP_DIR,
+        "HOME": TMP_DIR,
+        "MALLOC_ARENA_MAX": "2",
+    }
+    if settings.hub_endpoint:
+        plain["HF_ENDPOINT"] = settings.hub_endpoint
+    # Pods of one machine share its loopback in the local cluster, so each binds its own address there. Elsewhere the
+    # wildcard keeps port-forwarding working, which connects to localhost.
+    plain[names.ENV_HOST] = f"$({names.ENV_POD_IP})" if simulated else "0.0.0.0"  # noqa: S104
+    device_mode = "void" if not claim.devices else ",".join(claim.devices)
+    if not claim.devices or simulated or claim.sharing is not Sharing.EXCLUSIVE:
+        # Whole devices of a real node are named by its device plugin instead.
+        plain[names.ENV_DEVICES] = device_mode
+    plain |= settings.env
+    engine = {
+        str(one["name"]): str(one.get("value", ""))
+        for one in (workload.spec.get("engine") or {}).get("env", ())
+    }
+    return [*_downward(), *_secrets(workload, settings), *_pairs(plain | engine)]
+
+
+def _model_environment(workload: Workload, claim: Claim) -> dict[str, str]:
+    length = claim.max_model_len or workload.max_model_len
+    return {
+        names.ENV_MODEL_URI: workload.model.uri,
+        names.ENV_MODEL_NAME: workload.model.name,
+        names.ENV_MODEL_REVISION: workload.model.revision,
+        names.ENV_MODEL_DIGEST: workload.model.digest,
+        names.ENV_FORMAT: claim.format,
+        names.ENV_KV_DTYPE: workload.quantization.kv_cache_dtype,
+        names.ENV_MAX_MODEL_LEN: str(length) if length else "auto",
+        names.ENV_MAX_NUM_SEQS: str(workload.max_num_seqs),
+        names.ENV_APIS: ",".join((workload.spec.get("serving") or {}).get("apis", ())),
+    }
+
+
+def _pairs(plain: dict[str, str]) -> list[Json]:
+    return [{"name": name, "value": value} for name, value in plain.items()]
+
+
+def _downward() -> list[Json]:
+    fields = {
+        names.ENV_POD_NAME: "metadata.name",
+        names.ENV_POD_NAMESPACE: "metadata.namespace",
+        names.ENV_POD_UID: "metadata.uid",
+        names.ENV_POD_IP: "status.podIP",
+        names.ENV_NODE_NAME: "spec.nodeName",
+    }
+    return [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
+
+
+def _secrets(workload: Workload, settings: PodSettings) -> list[Json]:
+    found = [_from_secret(names.ENV_CONTROL_TOKEN, settings.control_secret, "token")]
+    keys = ((workload.spec.get("serving") or {}).get("apiKeySecretRef") or {}).get("name")
+    if keys:
+        found.append(_from_secret(names.ENV_API_KEYS, str(keys), "keys"))
+    model = ((workload.spec.get("model") or {}).get("secretRef") or {}).get("name")
+    if model:
+        found.append(_from_secret("HF_TOKEN", str(model), "token"))
+    return found
+
+
+def _from_secret(variable: str, secret: str, key: str) -> Json:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}

@@ -1,0 +1,112 @@
+"""What a status is computed from: one value per workload, gathered by the control loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.state.types import PodPhase
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmos_operator.api.runtime.messages import RuntimeStatus
+    from llmos_operator.scheduler.plan import Decision
+    from llmos_operator.state.replicas import Replica
+    from llmos_operator.state.types import Hold, Pod, Workload
+
+Json = dict[str, Any]
+_LEAVING = frozenset({PodPhase.TERMINATING, PodPhase.FINISHED})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a workload cannot be accepted as it is."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last failure of a replica."""
+
+    reason: str
+    message: str
+    time: float  # epoch seconds
+    exit_code: int | None = None
+    generation: int = 0  # of the spec it happened with
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """The last time a place was taken from the workload."""
+
+    by: str
+    action: str
+    reason: Reason
+    message: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What decides the number of replicas right now."""
+
+    active: bool = False
+    reason: Reason = Reason.FIXED
+    message: str = "The number of replicas is fixed by spec.replicas."
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One workload as everything known about it says."""
+
+    workload: Workload  # replicas: those wanted now
+    now: float
+    previous: Json = field(default_factory=dict)  # the status as it stands in the API
+    pods: tuple[Pod, ...] = ()
+    replicas: Mapping[str, Replica] = field(default_factory=dict)  # by pod key
+    reports: Mapping[str, RuntimeStatus] = field(default_factory=dict)  # by pod UID
+    decision: Decision | None = None
+    refusal: Refusal | None = None
+    hold: Hold | None = None
+    failure: Failure | None = None
+    preemption: Preemption | None = None
+    scaling: Scaling = field(default_factory=Scaling)
+    degraded: Refusal | None = None  # a device's or telemetry's trouble
+    scores: Mapping[str, int] = field(default_factory=dict)  # by pod key
+    products: Mapping[str, str] = field(default_factory=dict)  # device UUID -> product
+    estimated_bytes: int = 0
+    profile: str = ""
+    priority: int = 0
+    queue: str = ""
+    url: str = ""
+    selector: str = ""
+
+    def report_of(self, pod: Pod) -> RuntimeStatus | None:
+        """Return the runtime's last report of a pod."""
+        return self.reports.get(pod.uid)
+
+    @property
+    def live(self) -> tuple[Pod, ...]:
+        """Pods that are not on their way out."""
+        return tuple(pod for pod in self.pods if pod.deletion_at == 0.0 and pod.phase not in _LEAVING)
+
+    @property
+    def current(self) -> tuple[Pod, ...]:
+        """Live pods that were built from the spec as it is now."""
+        return tuple(pod for pod in self.live if pod.spec_hash in {"", self.workload.template_hash})
+
+    @property
+    def ready_count(self) -> int:
+        """Live pods that serve."""
+        return sum(1 for pod in self.live if pod.ready)
+
+    @property
+    def asleep_count(self) -> int:
+        """Live pods whose weights are in host memory."""
+        states = (self.report_of(pod) for pod in self.live)
+        return sum(1 for report in states if report is not None and report.state is RuntimeState.ASLEEP)

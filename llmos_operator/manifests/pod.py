@@ -1,0 +1,150 @@
+"""The pod of one replica: built from the workload, the claim the scheduler made and the operator's settings.
+
+The same inputs give the same pod. Its requests add up to exactly what the claim counts, because after a restart the
+ledger is rebuilt from the pod.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api import names
+from llmos_operator.manifests import template
+from llmos_operator.manifests.container import (
+    grace_seconds,
+    runtime_container,
+    serving_port,
+)
+from llmos_operator.state.convert import claim_json
+
+if TYPE_CHECKING:
+    from llmos_operator.manifests.settings import PodSettings
+    from llmos_operator.state.types import Claim, Workload
+
+Json = dict[str, Any]
+ENDPOINT = "LLMOS_ENDPOINT"  # where application containers of the pod find the model
+
+
+def build(workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool = False) -> Json:
+    """Return the pod. Raises Permanent(InvalidSpec) if the workload's template asks for what tenants must not have."""
+    user = workload.spec.get("podTemplate") or {}
+    template.check(user, settings.service_account)
+    template.check_engine(workload.spec.get("engine") or {})
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata(workload, claim, user.get("metadata") or {}),
+        "spec": _spec(workload, claim, settings, user.get("spec") or {}, simulated=simulated),
+    }
+
+
+def owner_reference(workload: Workload) -> Json:
+    """Return the reference that lets the API's garbage collector end what belongs to the workload."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "ModelWorkload",
+        "name": workload.name,
+        "uid": workload.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def labels(workload: Workload) -> dict[str, str]:
+    """Return the labels everything of a workload carries."""
+    return {
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+        "app.kubernetes.io/name": "llmos-runtime",
+        "app.kubernetes.io/instance": names.label_value(workload.name),
+        names.LABEL_WORKLOAD: names.label_value(workload.name),
+        names.LABEL_WORKLOAD_UID: workload.uid,
+    }
+
+
+def selector(workload: Workload) -> str:
+    """Return the label selector of the workload's pods, as status.selector shows it."""
+    return f"{names.LABEL_WORKLOAD_UID}={workload.uid},{names.LABEL_ROLE}=runtime"
+
+
+def _metadata(workload: Workload, claim: Claim, user: Json) -> Json:
+    namespace, _, name = claim.pod.partition("/")
+    own = labels(workload) | {names.LABEL_ORDINAL: str(claim.ordinal), names.LABEL_ROLE: "runtime"}
+    notes = {names.ANNOTATION_CLAIM: claim_json(claim), names.ANNOTATION_SPEC_HASH: workload.template_hash}
+    return {
+        "name": name,
+        "namespace": namespace,
+        "labels": {**(user.get("labels") or {}), **own},
+        "annotations": {**(user.get("annotations") or {}), **notes},
+        "ownerReferences": [owner_reference(workload)],
+    }
+
+
+def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *, simulated: bool) -> Json:
+    sidecar = bool(user.get("containers"))
+    requests = _requests(workload, claim, sidecar=sidecar)
+    runtime = runtime_container(workload, claim, settings, requests, simulated=simulated)
+    kept = template.kept_pod_spec(user)
+    spec: Json = {
+        **kept,
+        "nodeName": claim.node,
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": grace_seconds(workload),
+        "serviceAccountName": settings.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": settings.run_as_user,
+            "runAsGroup": settings.run_as_user,
+            "fsGroup": settings.run_as_user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": [*kept.get("volumes", ()), *_volumes(settings)],
+        **_containers(runtime, user, serving_port(workload)),
+    }
+    if workload.priority_class:
+        spec["priorityClassName"] = workload.priority_class
+    if settings.runtime_class_name and claim.devices and not simulated:
+        spec["runtimeClassName"] = settings.runtime_class_name
+    return spec
+
+
+def _containers(runtime: Json, user: Json, port: int) -> Json:
+    """Return the containers: the runtime alone, or as a native sidecar that is up before the user's containers start."""
+    init = [copy.deepcopy(one) for one in user.get("initContainers") or ()]
+    apps = [_with_endpoint(copy.deepcopy(one), port) for one in user.get("containers") or ()]
+    if not apps:
+        return {"containers": [runtime]} | ({"initContainers": init} if init else {})
+    return {"initContainers": [{**runtime, "restartPolicy": "Always"}, *init], "containers": apps}
+
+
+def _with_endpoint(container: Json, port: int) -> Json:
+    address = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    endpoint = {"name": ENDPOINT, "value": f"http://$({names.ENV_POD_IP}):{port}/v1"}
+    given = list(container.get("env") or ())
+    taken = {str(one.get("name")) for one in given}
+    container["env"] = [one for one in (address, endpoint) if one["name"] not in taken] + given
+    return container
+
+
+def _requests(workload: Workload, claim: Claim, *, sidecar: bool) -> Json:
+    """Return the runtime's requests: the claim less what the user's containers ask for themselves.
+
+    Beside containers that run all the time a sidecar's requests add up. A main container only shares its pod with init
+    containers that end before it starts, where the larger counts: so it asks for the whole claim.
+    """
+    cpu = claim.cpu_milli - (workload.cpu_milli if sidecar else 0)
+    memory = claim.memory_bytes - (workload.host_memory_bytes if sidecar else 0)
+    amounts = {"cpu": f"{cpu}m" if cpu > 0 else "", "memory": str(memory) if memory > 0 else ""}
+    return {key: value for key, value in amounts.items() if value}
+
+
+def _volumes(settings: PodSettings) -> list[Json]:
+    cache: Json = {"name": "llmos-cache", "emptyDir": {}}
+    if settings.cache_host_path:
+        cache = {
+            "name": "llmos-cache",
+            "hostPath": {"path": settings.cache_host_path, "type": "DirectoryOrCreate"},
+        }
+    return [cache, {"name": "llmos-tmp", "emptyDir": {}}]

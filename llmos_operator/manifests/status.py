@@ -1,0 +1,267 @@
+"""The status of a ModelWorkload: built from what is observed, and compared with what stands in the API.
+
+`build` returns the whole status; `urgency` says whether writing it is worth a request, and how soon. In a quiet state
+build(previous) equals previous, so nothing is written. Transition times move only when a condition's status does.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api.conditions import Condition, Reason
+from llmos_operator.api.meta import ConditionEntry
+from llmos_operator.api.quantity import format_bytes, format_seconds, human_bytes
+from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.api.v1alpha1.workload_status import (
+    DecisionStatus,
+    FailureStatus,
+    LoadStatus,
+    ModelStatus,
+    ModelWorkloadStatus,
+    PlacementStatus,
+    PreemptionStatus,
+    RejectedPlace,
+    StatusSummary,
+)
+from llmos_operator.clock import rfc3339
+from llmos_operator.manifests.verdicts import Verdict, furthest_behind, phase, verdicts
+
+if TYPE_CHECKING:
+    from llmos_operator.api.runtime.messages import RuntimeStatus
+    from llmos_operator.manifests.observed import Observed
+    from llmos_operator.scheduler.plan import Decision
+
+Json = dict[str, Any]
+_REJECTIONS = 5
+_LOADING = frozenset(RuntimeState) - {
+    RuntimeState.READY,
+    RuntimeState.DRAINING,
+    RuntimeState.ASLEEP,
+    RuntimeState.FAILED,
+}
+
+
+class Urgency(IntEnum):
+    """How soon a changed status has to be written."""
+
+    NONE = 0  # nothing changed
+    LATER = 1  # places in the queue, counts of candidates: twice a minute
+    SOON = 2  # progress of a load: every few seconds
+    NOW = 3  # anything a person or a program may act on
+
+
+def build(seen: Observed) -> ModelWorkloadStatus:
+    """Return the status. `seen.previous` supplies transition times."""
+    previous = ModelWorkloadStatus.model_validate(seen.previous)
+    return ModelWorkloadStatus(
+        observed_generation=seen.workload.generation,
+        phase=phase(seen),
+        summary=_summary(seen),
+        replicas=len(seen.live),
+        ready_replicas=seen.ready_count,
+        selector=seen.selector,
+        url=seen.url,
+        model=_model(seen),
+        load=_load(furthest_behind(seen)),
+        placements=_placements(seen),
+        decision=_decision(seen, previous.decision),
+        queue_position=seen.decision.queue_position if seen.decision is not None else None,
+        last_preemption=_preemption(seen) or previous.last_preemption,
+        usage=previous.usage,
+        failure=_failure(seen),
+        conditions=merge_conditions(
+            previous.conditions, verdicts(seen), now=seen.now, generation=seen.workload.generation
+        ),
+    )
+
+
+def to_json(status: ModelWorkloadStatus) -> Json:
+    """Return the status as it is applied: without fields at their defaults, but always with the replica counts."""
+    body = status.model_dump(mode="json", exclude_defaults=True)
+    return {"replicas": status.replicas, "readyReplicas": status.ready_replicas, **body}
+
+
+def merge_conditions(
+    previous: tuple[ConditionEntry, ...], found: dict[Condition, Verdict], *, now: float, generation: int
+) -> tuple[ConditionEntry, ...]:
+    """Return the conditions in the order of the vocabulary; times move only where the status did."""
+    before = {entry.type: entry for entry in previous}
+    entries = []
+    for kind in Condition:
+        verdict = found.get(kind)
+        if verdict is None:
+            continue
+        old = before.get(kind.value)
+        same = old is not None and old.status == verdict.status
+        entries.append(
+            ConditionEntry(
+                type=kind.value,
+                status=verdict.status,
+                reason=str(verdict.reason),
+                message=verdict.message[:4096],
+                last_transition_time=old.last_transition_time if same and old else rfc3339(now),
+                observed_generation=generation,
+            )
+        )
+    return tuple(entries)
+
+
+def urgency(previous: Json, status: ModelWorkloadStatus) -> Urgency:
+    """Return how soon ``status`` must replace ``previous``."""
+    old = ModelWorkloadStatus.model_validate(previous)
+    if old == status:
+        return Urgency.NONE
+    if _core(old) != _core(status):
+        return Urgency.NOW
+    return Urgency.SOON if _progress(old) != _progress(status) else Urgency.LATER
+
+
+def _core(status: ModelWorkloadStatus) -> object:
+    """Return what a person or a program may act on."""
+    conditions = tuple(
+        (c.type, c.status, c.observed_generation, _settled_reason(c)) for c in status.conditions
+    )
+    quantization = status.model.quantization if status.model else ""
+    decision = status.decision.reason if status.decision else ""
+    return (
+        (status.observed_generation, status.phase, status.replicas, status.ready_replicas, status.url),
+        (status.placements, status.failure, status.last_preemption, quantization, decision),
+        conditions,
+    )
+
+
+def _settled_reason(entry: ConditionEntry) -> str:
+    """Return the reason, unless it only names the stage of a load."""
+    loading = entry.type in {Condition.MODEL_LOADED, Condition.READY, Condition.MODEL_CACHED}
+    return "" if loading and entry.reason in _STAGES else entry.reason
+
+
+_STAGES = frozenset(
+    {
+        Reason.PENDING,
+        Reason.STARTING,
+        Reason.DOWNLOADING,
+        Reason.VERIFYING,
+        Reason.QUANTIZING,
+        Reason.LOADING,
+        Reason.WARMING,
+        Reason.LOADED,
+        Reason.NOT_READY,
+    }
+)
+
+
+def _progress(status: ModelWorkloadStatus) -> object:
+    model = status.model
+    return status.load, model and (model.observed_memory, model.digest, model.sleep_state)
+
+
+def _summary(seen: Observed) -> StatusSummary:
+    live = seen.live
+    products = [seen.products.get(uuid, "?") for pod in live if pod.claim for uuid in pod.claim.devices]
+    counts = {name: products.count(name) for name in dict.fromkeys(products)}
+    reserved = max((pod.claim.bytes_per_device for pod in live if pod.claim), default=0)
+    return StatusSummary(
+        ready=f"{seen.ready_count}/{seen.workload.replicas}",
+        priority=str(seen.priority),
+        queue=seen.queue,
+        nodes=",".join(sorted({pod.node for pod in live}))[:1024],
+        devices=",".join(f"{count}x{name}" for name, count in counts.items())[:1024],
+        memory=_rounded(reserved),
+    )
+
+
+def _rounded(count: int) -> str:
+    return human_bytes(count).replace(" ", "").removesuffix("B") if count else ""
+
+
+def _model(seen: Observed) -> ModelStatus:
+    reports = [report for pod in seen.live if (report := seen.report_of(pod)) is not None]
+    served = next((report.model for report in reports if report.model.digest), None)
+    formats = [pod.claim.format for pod in seen.live if pod.claim]
+    peak = max((report.memory.peak_bytes for report in reports), default=0)
+    asleep = any(report.state is RuntimeState.ASLEEP for report in reports)
+    return ModelStatus(
+        resolved_revision=served.revision if served else "",
+        digest=served.digest if served else "",
+        quantization=formats[0] if formats else "",
+        estimated_memory=_rounded(seen.estimated_bytes),
+        # Rounded to 16 MiB: a value that jitters would be a write every few seconds for ever.
+        observed_memory=_rounded(peak >> 24 << 24),
+        sleep_state="Asleep" if asleep else "Awake" if seen.ready_count else "",
+        profile=seen.profile,
+    )
+
+
+def _load(report: RuntimeStatus | None) -> LoadStatus | None:
+    if report is None or report.state not in _LOADING:
+        return None
+    load = report.load
+    return LoadStatus(
+        stage=report.state.value,
+        bytes_done=load.bytes_done,
+        bytes_total=load.bytes_total,
+        bytes_per_second=load.bytes_per_second,
+        eta=format_seconds(load.eta_seconds) if load.eta_seconds is not None else "",
+    )
+
+
+def _placements(seen: Observed) -> tuple[PlacementStatus, ...]:
+    return tuple(
+        PlacementStatus(
+            pod=pod.name,
+            node=pod.node,
+            device_uuids=pod.claim.devices,
+            reserved_memory=format_bytes(pod.claim.bytes_per_device or pod.claim.memory_bytes),
+            score=seen.scores.get(pod.key, _former_score(seen, pod.name)),
+        )
+        for pod in sorted(seen.live, key=lambda one: one.key)
+        if pod.claim is not None
+    )
+
+
+def _former_score(seen: Observed, pod: str) -> int:
+    placements = seen.previous.get("placements") or ()
+    return next((int(one.get("score") or 0) for one in placements if one.get("pod") == pod), 0)
+
+
+def _decision(seen: Observed, previous: DecisionStatus | None) -> DecisionStatus | None:
+    decision = seen.decision
+    if decision is None:
+        return previous
+    same = previous is not None and previous.reason == decision.reason
+    return DecisionStatus(
+        reason=decision.reason.value,
+        message=decision.message[:4096],
+        candidates=decision.candidates,
+        rejected=_rejected(decision),
+        time=previous.time if same and previous else rfc3339(seen.now),
+    )
+
+
+def _rejected(decision: Decision) -> tuple[RejectedPlace, ...]:
+    places = {
+        one.reason: RejectedPlace(reason=one.reason, count=one.nodes, message=one.nearest[:1024])
+        for one in decision.rejected
+    }
+    return tuple(places.values())[:_REJECTIONS]
+
+
+def _preemption(seen: Observed) -> PreemptionStatus | None:
+    event = seen.preemption
+    if event is None:
+        return None
+    return PreemptionStatus(by=event.by, action=event.action, time=rfc3339(event.time))
+
+
+def _failure(seen: Observed) -> FailureStatus | None:
+    failure = seen.failure
+    if failure is None:
+        return None
+    return FailureStatus(
+        reason=failure.reason,
+        message=failure.message[:4096],
+        exit_code=failure.exit_code,
+        time=rfc3339(failure.time),
+    )
