@@ -16,6 +16,9 @@ LABEL_WORKLOAD = "llmos.dev/workload"  # name of the ModelWorkload, cut to 63 ch
 LABEL_WORKLOAD_UID = "llmos.dev/workload-uid"
 LABEL_ORDINAL = "llmos.dev/ordinal"  # replica ordinal, "0"-based
 LABEL_ROLE = "llmos.dev/role"  # "runtime" | "holder"
+# On the operator's own pod: "true" while it leads. The chart's Service for telemetry and demand selects it, so that a
+# waiting replica can be Ready (a Deployment whose standby never is Ready never finishes its rollout).
+LABEL_LEADER = "llmos.dev/leader"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "llmos-operator"
 
@@ -88,8 +91,3 @@ def pod_name(workload: str, uid: str, ordinal: int, incarnation: str = "") -> st
 def label_value(text: str) -> str:
     """Return ``text`` cut to a legal label value (63 characters, alphanumeric at both ends)."""
     return text[:_NAME_LIMIT].strip("-._")
-
-
-def profile_name(uri: str, revision: str) -> str:
-    """Return the name of the ModelProfile of a model at a revision: ``mp-`` and 16 hex digits."""
-    return "mp-" + hashlib.sha256(f"{uri}@{revision}".encode()).hexdigest()[:16]
