@@ -18,7 +18,8 @@ from llmos_operator.errors import LlmosError
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
-    from llmos_operator.api.conditions import Reason
+    from enum import StrEnum
+
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.port import ClusterPort, Json
 
@@ -79,7 +80,7 @@ class EventRecorder:
         self,
         subject: Subject,
         event_type: EventType,
-        reason: Reason,
+        reason: StrEnum,
         note: str,
         *,
         action: str = "Reconcile",
@@ -138,7 +139,7 @@ class EventRecorder:
             del self._said[identity]
 
     def _body(
-        self, subject: Subject, event_type: EventType, reason: Reason, note: str, action: str, namespace: str
+        self, subject: Subject, event_type: EventType, reason: StrEnum, note: str, action: str, namespace: str
     ) -> Json:
         regarding = {
             "apiVersion": subject.api_version,

@@ -257,7 +257,7 @@ def write_pki(paths: ClusterPaths, block: AddressBlock) -> None:
     }
     for name, pair in pairs.items():
         pair.write(paths.pki, name)
-    for name in (CONTROLLER_MANAGER, SCHEDULER):
+    for name in (CONTROLLER_MANAGER, SCHEDULER, "node"):
         write_client_kubeconfig(
             paths.component_kubeconfig(name), block.api_url, authority.certificate, pairs[name]
         )
