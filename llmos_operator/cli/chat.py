@@ -76,7 +76,9 @@ def command(
     ] = "",
     system: Annotated[str, typer.Option("--system", help="System prompt.")] = "",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0)] = 0.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, max=2.0, help="0: always the likeliest token.")
+    ] = 0.0,
     url: Annotated[str, typer.Option("--url", envvar="LLMOS_GATEWAY_URL", help="Endpoint to ask.")] = "",
     api_key: Annotated[str, typer.Option("--api-key", envvar="LLMOS_API_KEY", help="Key to send.")] = "",
     as_json: AsJson = False,
