@@ -1,0 +1,261 @@
+"""Replicas for requests: at once, after a wait, or not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from llmos_operator.gateway.answers import Refused
+from llmos_operator.gateway.balance import Balancer
+from llmos_operator.gateway.catalog import Catalog, ColdStart, Replica, Route, Workload, WorkloadKey
+from llmos_operator.gateway.dispatch import Dispatcher
+from llmos_operator.gateway.metrics import Metrics
+
+pytestmark = pytest.mark.anyio
+
+CHAT = Workload(
+    WorkloadKey("team", "chat"),
+    "w",
+    "chat",
+    max_in_flight=2,
+    waiting_for="Downloading: 1 of 9 GB",
+    eta_seconds=42,
+)
+
+
+class _Bench:
+    def __init__(self, *workloads: Workload, hold_limit: int = 8) -> None:
+        self.catalog = Catalog()
+        self.balancer = Balancer()
+        self.registry = CollectorRegistry()
+        self.holds = 0
+        self.loop = asyncio.get_running_loop()
+        self.route = Route(workloads or (CHAT,))
+        for workload in self.route.workloads:
+            self.catalog.put_workload(workload)
+        self.dispatcher = Dispatcher(
+            self.catalog,
+            self.balancer,
+            Metrics(self.registry),
+            self.loop.time,
+            hold_limit=hold_limit,
+            on_hold=self._held,
+        )
+
+    def _held(self) -> None:
+        self.holds += 1
+
+    def replica(self, uid: str, workload: str = "w") -> None:
+        self.catalog.put_replica(Replica(uid, workload, f"team/{uid}", "127.0.0.1", 1))
+
+    def ask(
+        self, tenant: str = "", *, seconds: float = 5.0, tried: tuple[str, ...] = ()
+    ) -> asyncio.Task[Replica]:
+        deadline = self.loop.time() + seconds
+        return asyncio.create_task(
+            self.dispatcher.acquire(self.route, tenant, tried=tried, deadline=deadline)
+        )
+
+    def in_flight(self) -> int:
+        return self.balancer.in_flight(self.catalog.replicas("w"))
+
+    def ended(self, how: str) -> float:
+        labels = {"namespace": "team", "workload": "chat", "how": how}
+        return self.registry.get_sample_value("llmos_gateway_hold_ended_total", labels) or 0.0
+
+    def held(self) -> float:
+        labels = {"namespace": "team", "workload": "chat"}
+        return self.registry.get_sample_value("llmos_gateway_held", labels) or 0.0
+
+
+async def _turn() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def _refusal(task: asyncio.Task[Any]) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await task
+    return caught.value
+
+
+async def test_a_ready_replica_is_given_at_once() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    assert (await bench.ask()).uid == "r1"
+    assert bench.holds == 0
+
+
+async def test_a_request_waits_for_a_replica_and_says_so() -> None:
+    bench = _Bench()
+    asked = bench.ask()
+    await _turn()
+    assert (bench.holds, bench.held(), bench.dispatcher.waiting()) == (1, 1.0, {CHAT.key: 1})
+    bench.replica("r1")
+    assert (await asked).uid == "r1"
+    assert (bench.held(), bench.ended("served"), bench.dispatcher.waiting()) == (0.0, 1.0, {})
+
+
+async def test_held_requests_are_let_in_only_as_fast_as_the_replica_takes_them() -> None:
+    bench = _Bench()
+    asked = [bench.ask() for _ in range(5)]
+    await _turn()
+    bench.replica("r1")
+    await _turn()
+    assert [task.done() for task in asked] == [True, True, False, False, False]
+    bench.dispatcher.release(bench.route, asked[0].result())
+    await _turn()
+    assert [task.done() for task in asked] == [True, True, True, False, False]
+    bench.replica("r2")
+    await asyncio.gather(*asked)
+    assert bench.in_flight() == 4
+
+
+async def test_nobody_overtakes_who_waits() -> None:
+    bench = _Bench()
+    first = [bench.ask() for _ in range(3)]
+    await _turn()
+    bench.replica("r1")
+    await _turn()
+    late = bench.ask()
+    await _turn()
+    assert [task.done() for task in [*first, late]] == [True, True, False, False]
+    bench.dispatcher.release(bench.route, first[0].result())
+    await _turn()
+    assert [task.done() for task in [*first, late]] == [True, True, True, False]
+    late.cancel()
+
+
+async def test_without_anybody_waiting_a_full_replica_still_gets_requests() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    assert len(await asyncio.gather(*[bench.ask() for _ in range(10)])) == 10
+
+
+async def test_tenants_take_turns() -> None:
+    bench = _Bench()
+    asked = {name: bench.ask(name[0]) for name in ("a1", "a2", "a3", "b1")}
+    await _turn()
+    bench.replica("r1")
+    await _turn()
+    assert [name for name, task in asked.items() if task.done()] == ["a1", "b1"]
+    for task in asked.values():
+        task.cancel()
+
+
+async def test_a_full_waiting_room_refuses_with_the_expected_time() -> None:
+    bench = _Bench(hold_limit=2)
+    waiting = [bench.ask("a") for _ in range(2)]
+    await _turn()
+    refusal = await _refusal(bench.ask("a"))
+    assert (refusal.status, refusal.code, refusal.retry_after) == (503, "hold_queue_full", 42.0)
+    other = bench.ask("b")
+    await _turn()
+    assert (await _refusal(waiting[1])).code == "hold_queue_full"
+    assert not waiting[0].done()
+    assert bench.ended("hold_queue_full") == 2.0
+    for task in (waiting[0], other):
+        task.cancel()
+
+
+async def test_a_hold_ends_with_its_deadline_and_says_what_was_missing() -> None:
+    bench = _Bench()
+    refusal = await _refusal(bench.ask(seconds=0.02))
+    assert (refusal.status, refusal.code) == (503, "hold_timeout")
+    assert "Downloading: 1 of 9 GB" in refusal.message
+    assert bench.dispatcher.waiting() == {}
+
+
+async def test_reject_answers_at_once() -> None:
+    bench = _Bench(replace(CHAT, cold_start=ColdStart.REJECT))
+    refusal = await _refusal(bench.ask())
+    assert (refusal.status, refusal.code, refusal.retry_after) == (503, "workload_starting", 42.0)
+    assert bench.holds == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"suspended": True}, "workload_suspended"), ({"failure": "UnsafeFormat: pickle"}, "workload_failed")],
+)
+async def test_waiting_for_what_cannot_come_is_refused_also_when_it_turns_so(
+    change: dict[str, Any], code: str
+) -> None:
+    bench = _Bench()
+    asked = bench.ask()
+    await _turn()
+    bench.catalog.put_workload(replace(CHAT, **change))
+    assert (await _refusal(asked)).code == code
+    assert (await _refusal(bench.ask())).code == code
+    bench.replica("r1")
+    assert (await bench.ask()).uid == "r1"  # an old replica still serves: use it
+
+
+async def test_a_workload_deleted_meanwhile_is_not_found() -> None:
+    bench = _Bench()
+    asked = bench.ask()
+    await _turn()
+    bench.catalog.remove_workload(CHAT.key)
+    refusal = await _refusal(asked)
+    assert (refusal.status, refusal.code) == (404, "model_not_found")
+    assert (await _refusal(bench.ask())).status == 404
+
+
+async def test_whoever_leaves_the_room_takes_no_replica() -> None:
+    bench = _Bench()
+    asked = [bench.ask() for _ in range(3)]
+    await _turn()
+    asked[0].cancel()
+    await _turn()
+    bench.replica("r1")
+    await asyncio.gather(*asked[1:])
+    assert bench.in_flight() == 2
+    assert bench.ended("gone") == 1.0
+
+
+async def test_leaving_in_the_moment_a_replica_is_given_gives_it_back() -> None:
+    bench = _Bench()
+    asked = bench.ask()
+    await _turn()
+    bench.replica("r1")  # the future is resolved, the waiter has not run yet
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert asked.cancelled()
+    assert bench.in_flight() == 0
+
+
+async def test_a_replica_that_refused_is_left_alone_until_it_has_rested() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    bench.balancer.refused("r1", bench.loop.time(), rest=0.05)
+    began = bench.loop.time()
+    replica = await bench.ask(tried=("r1",))
+    assert replica.uid == "r1"
+    assert bench.loop.time() - began >= 0.04
+
+
+async def test_another_replica_is_taken_instead_of_one_tried() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    bench.replica("r2")
+    assert (await bench.ask(tried=("r1",))).uid == "r2"
+
+
+async def test_workloads_that_share_a_name_share_replicas_and_the_room() -> None:
+    other = replace(CHAT, key=WorkloadKey("team", "chat-2"), uid="w2")
+    bench = _Bench(CHAT, other)
+    asked = bench.ask()
+    await _turn()
+    bench.replica("r2", workload="w2")
+    assert (await asked).uid == "r2"
+
+
+async def test_closing_turns_everybody_away() -> None:
+    bench = _Bench()
+    asked = bench.ask()
+    await _turn()
+    bench.dispatcher.close()
+    assert (await _refusal(asked)).code == "gateway_stopping"
