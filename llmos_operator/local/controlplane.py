@@ -11,11 +11,8 @@ What a laptop needs differs from a data centre in a few flags, each for a reason
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import signal
 import ssl
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -27,8 +24,11 @@ from llmos_operator.local import addresses
 from llmos_operator.local.certificates import Authority, key_pem, new_key, public_pem, write_private
 from llmos_operator.local.kubeconfig import write_client_kubeconfig
 from llmos_operator.local.processes import ProcessRecord, end, spawn
+from llmos_operator.local.tools import Tools
 
 if TYPE_CHECKING:
+    import subprocess
+    import threading
     from collections.abc import Sequence
 
     from llmos_operator.local.addresses import AddressBlock
@@ -43,6 +43,7 @@ SCHEDULER = "kube-scheduler"
 _ISSUER = "https://kubernetes.default.svc"
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 2.0
+_START_SECONDS = 60.0
 _CONTROLLERS_OFF = (
     "certificatesigningrequest-approving-controller",
     "certificatesigningrequest-cleaner-controller",
@@ -96,13 +97,17 @@ class ControlPlane:
 
     # -- life
 
-    def start(self, timeout: float = 60.0) -> None:
-        """Make certificates, start all parts, wait until the API server is ready."""
+    def start(self, timeout: float = _START_SECONDS) -> None:
+        """Start all parts and wait until the API server is ready."""
+        self.begin()
+        self.wait_ready(timeout)
+
+    def begin(self) -> None:
+        """Make certificates and start all parts."""
         self.paths.prepare()
         write_pki(self.paths, self.block)
         for name in self._names():
             self.launch(name)
-        self.wait_ready(timeout)
 
     def stop(self) -> None:
         """End all parts, controllers first, etcd last."""
@@ -139,8 +144,12 @@ class ControlPlane:
             process.send_signal(signal.SIGCONT)
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
-        """Return the process of one part; KeyError if it does not run."""
+        """Return the process of one part; KeyError if it was not started."""
         return self._processes[name]
+
+    def processes(self) -> dict[str, subprocess.Popen[bytes]]:
+        """Return all parts that were started, by name."""
+        return dict(self._processes)
 
     def records(self) -> list[ProcessRecord]:
         """Return what runs, for the state file."""
@@ -176,8 +185,8 @@ class ControlPlane:
         except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError) as error:
             raise Retryable(f"GET {path}: {error}", after=_POLL_SECONDS) from error
 
-    def wait_ready(self, timeout: float = 60.0) -> None:
-        """Wait until the API server says ready and the namespace `default` exists.
+    def wait_ready(self, timeout: float = _START_SECONDS, stop: threading.Event | None = None) -> None:
+        """Wait until the API server says ready and the namespace `default` can be used, or ``stop`` is set.
 
         Raises :class:`Permanent` naming the log when a part ends or the time is over.
         """
@@ -185,7 +194,7 @@ class ControlPlane:
         if self._options.controller_manager:
             paths.append("/api/v1/namespaces/default/serviceaccounts/default")
         deadline = time.monotonic() + timeout
-        while True:
+        while paths and not (stop is not None and stop.is_set()):
             if (ended := self.failed()) is not None:
                 raise Permanent(
                     self._report(f"{ended} ended during start", ended), reason="ControlPlaneFailed"
@@ -198,38 +207,24 @@ class ControlPlane:
                     message = self._report(f"not ready after {timeout:.0f} s ({error})", API_SERVER)
                     raise Permanent(message, reason="ControlPlaneFailed") from error
                 time.sleep(_POLL_SECONDS)
-            if not paths:
-                return
 
     def _report(self, what: str, name: str) -> str:
         log = self.paths.logs / f"{name}.log"
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:] if log.exists() else []
         return "\n".join([f"{what}; the end of {log}:", *tail])
 
+    @property
+    def tools(self) -> Tools:
+        """kubectl against this control plane, as the administrator."""
+        return Tools(self._binaries.paths, self.kubeconfig, self.paths.root / "home")
+
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
-        """Run kubectl as the administrator (a command line may be given as one string) and return its output.
+        """Run kubectl, see :meth:`Tools.kubectl`."""
+        return self.tools.kubectl(*arguments, stdin=stdin, check=check)
 
-        Raises :class:`subprocess.CalledProcessError` (with stderr) on failure unless ``check`` is off.
-        """
-        words = arguments[0].split() if len(arguments) == 1 else list(arguments)
-        done = subprocess.run(  # noqa: S603 - our own kubectl
-            [self._binaries["kubectl"], f"--kubeconfig={self.kubeconfig}", *words],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.paths.root)},
-        )
-        if check and done.returncode:
-            error = subprocess.CalledProcessError(done.returncode, words, done.stdout, done.stderr)
-            error.add_note(done.stderr)
-            raise error
-        return done.stdout
-
-    def apply(self, *documents: dict[str, Any]) -> str:
+    def apply(self, *documents: dict[str, Any], namespace: str = "") -> str:
         """Apply manifests given as objects."""
-        listing = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
-        return self.kubectl("apply", "-f", "-", stdin=json.dumps(listing))
+        return self.tools.apply(*documents, namespace=namespace)
 
 
 def client_context(paths: ClusterPaths, name: str) -> ssl.SSLContext:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 ENV_CACHE = "LLMOS_CACHE"
 ENV_STATE = "LLMOS_LOCAL_DIR"
+ENV_CLUSTER = (
+    "LLMOS_LOCAL_CLUSTER"  # state directory of the cluster a process belongs to: inherited by all it starts
+)
 
 
 def cache_root() -> Path:

@@ -17,7 +17,8 @@ KUBERNETES = "1.36.3"
 ETCD = "3.6.8"
 HELM = "4.3.1"
 
-NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "helm")
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+NAMES = (*CONTROL_PLANE, "helm")
 
 _MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 

@@ -14,6 +14,7 @@ from llmos_operator.local.kubelet.logs import log_file
 from llmos_operator.local.kubelet.objects import environment_references
 from llmos_operator.local.kubelet.probes import Target, ports_by_name
 from llmos_operator.local.kubelet.process import Launch
+from llmos_operator.local.layout import ENV_CLUSTER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from llmos_operator.local.kubelet.model import ContainerView, Json
     from llmos_operator.local.kubelet.objects import Data
 
-ENV_CLUSTER = "LLMOS_LOCAL_CLUSTER"  # state directory: marks every process of a cluster
 _TERMINATION_BYTES = 4096
 _TERMINATION_LINES = 80
 _FALLBACK_BYTES = 2048

@@ -73,8 +73,7 @@ class PodVolumes:
         if "hostPath" in volume:
             return _host_path(volume["hostPath"])
         if "emptyDir" in volume:
-            target.mkdir(parents=True, exist_ok=True)
-            return target
+            return _empty_dir(target)
         if not any(kind in volume for kind in _REFRESHED):
             kind = next((key for key in volume if key != "name"), "?")
             msg = f'volume "{name}": {kind} volumes are not supported by the local cluster; use one of {", ".join(SUPPORTED)}'
@@ -192,6 +191,11 @@ def select_items(kind: str, name: str, data: Data, source: Mapping[str, Any], mo
             raise ConfigProblem(msg)
         files[item["path"]] = (data[item["key"]], int(item.get("mode") or mode))
     return files
+
+
+def _empty_dir(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _host_path(source: Json) -> Path:
