@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmos_operator.cli import reach, render, session, sse
-from llmos_operator.cli.failures import CommandFailed, unknown
+from llmos_operator.cli.failures import USAGE, CommandFailed, unknown
 from llmos_operator.cli.options import AsJson, Context, Kubeconfig, Target
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def command(
 ) -> None:
     """Talk to a model through the gateway; without --message, line by line."""
     if as_json and not message:
-        raise typer.BadParameter("--json needs --message: a conversation is for people")
+        raise CommandFailed("--json needs --message: a conversation is for people", status=USAGE)
     text = sys.stdin.read() if message == "-" else message
 
     async def main(connected: Session) -> None:

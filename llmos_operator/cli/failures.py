@@ -37,16 +37,27 @@ class CommandFailed(LlmosError):  # noqa: N818 - reads as what happened
         self.status = status
 
 
+_SUGGESTIONS = 3
+_NEAR = 0.6
+
+
 def unknown(what: str, name: str, known: Iterable[str], *, where: str = "") -> CommandFailed:
     """Return the failure for a name that does not exist, with the names closest to it."""
     names = sorted(known)
-    short = {candidate.rpartition("/")[2]: candidate for candidate in names}
-    close = difflib.get_close_matches(name.rpartition("/")[2], short, n=3, cutoff=0.5)
+    close = sorted(((_nearness(name, other), other) for other in names), reverse=True)[:_SUGGESTIONS]
+    likely = [other for nearness, other in close if nearness[0] >= _NEAR]
     text = f"there is no {what} {name!r}{where}"
-    if close:
-        text += f"; did you mean {' or '.join(short[match] for match in close)}?"
+    if likely:
+        text += f"; did you mean {' or '.join(likely)}?"
     elif names:
         text += f"; there are: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"  # noqa: PLR2004
     else:
         text += f"; there is no {what} at all"
     return CommandFailed(text, status=NOT_FOUND)
+
+
+def _nearness(name: str, other: str) -> tuple[float, bool]:
+    """Return how alike the names are (0..1) without their namespaces, and whether those are the same."""
+    namespace, _, short = name.rpartition("/")
+    other_namespace, _, other_short = other.rpartition("/")
+    return difflib.SequenceMatcher(None, short, other_short).ratio(), namespace == other_namespace

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llmos_operator.cli.failures import USAGE, CommandFailed
+
 Kubeconfig = Annotated[
     str,
     typer.Option(
@@ -32,9 +34,9 @@ class Target:
 def workload_name(text: str) -> str:
     """Return the workload's name of `name`, `mw/name` or `modelworkload/name`.
 
-    Raises `typer.BadParameter` for another kind.
+    Raises `CommandFailed` for another kind.
     """
     kind, slash, name = text.rpartition("/")
     if slash and kind.lower().partition(".")[0] not in {"mw", "modelworkload", "modelworkloads"}:
-        raise typer.BadParameter(f"{text!r}: this command is about model workloads; write mw/NAME")
+        raise CommandFailed(f"{text!r}: this command is about model workloads; write mw/NAME", status=USAGE)
     return name

@@ -177,3 +177,8 @@ def test_an_unknown_name_suggests_near_ones() -> None:
         failures.unknown("workload", "team/zzz", ["team/chat", "team/embeddings"])
     )
     assert "no workload at all" in str(failures.unknown("workload", "team/zzz", []))
+
+
+def test_of_equal_names_the_one_of_the_same_namespace_is_suggested_first() -> None:
+    known = ["a/chat", "b/chat", "z/chat"]
+    assert "did you mean b/chat or z/chat or a/chat?" in str(failures.unknown("workload", "b/caht", known))
