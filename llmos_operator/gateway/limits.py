@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmos_operator.gateway.catalog import Rate
 
 MINUTE = 60.0
+_DUST = 1e-6  # sums of floats: who waited as long as he was told must get in
 
 
 @dataclass(slots=True)
@@ -53,9 +54,9 @@ class Limiter:
         """Pay for one request of ``who``; return what is exceeded instead, and then nothing is paid."""
         requests = self._bucket(who, "requests", rate.requests, now)
         tokens = self._bucket(who, "tokens", rate.tokens, now)
-        if requests is not None and requests.level < 1.0:
+        if requests is not None and requests.level < 1.0 - _DUST:
             return Exceeded("requests", rate.requests, requests.wait_for(1.0))
-        if tokens is not None and tokens.level <= 0.0:
+        if tokens is not None and tokens.level <= _DUST:
             return Exceeded("tokens", rate.tokens, tokens.wait_for(1.0))
         if requests is not None:
             requests.level -= 1.0

@@ -199,7 +199,7 @@ class Front:
             workload=str(lead.key),
             client=client.name,
             held=round(exchange.held_seconds, 3),
-            tokens=total,
+            usage=total,
         )
 
     # ------------------------------------------------------------ parts of a request
