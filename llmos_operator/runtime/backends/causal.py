@@ -1,0 +1,135 @@
+"""Generative models: one StepPlan in, sampled tokens out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmos_operator.runtime.backends.attention import PackedContext, Segment
+from llmos_operator.runtime.backends.sampling import Row, logprob_of, penalised, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from llmos_operator.runtime.backends.kvstore import KvStore
+    from llmos_operator.runtime.batching import StepPlan, Work
+    from llmos_operator.runtime.ipc.messages import TokenLogprob
+
+
+@dataclass(slots=True)
+class StepResult:
+    """For each work of a plan: the tokens sampled at its places, their logprobs, and those of prompt tokens."""
+
+    tokens: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[TokenLogprob | None]] = field(default_factory=list)
+    prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+
+
+class CausalModel:
+    """A transformers causal model over a KvStore."""
+
+    def __init__(self, model: nn.Module, backbone: str, store: KvStore, context: PackedContext) -> None:
+        self._backbone: nn.Module = model.get_submodule(backbone)
+        self._head: nn.Module = model.get_submodule("lm_head")
+        self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self._device = store.geometry.device
+        self._context = context
+        self.store = store
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> StepResult:
+        """Run one step."""
+        self.store.copy(plan.copies)
+        self.store.release(plan.released)
+        if not plan.works:
+            return StepResult()
+        places: list[int] = []
+        segments: list[Segment] = []
+        offset = 0
+        for work in plan.works:
+            segments.append(Segment(offset, len(work.tokens), work.start, work.slot))
+            offset += len(work.tokens)
+            places += range(offset - work.logits, offset)
+        hidden = self._forward(plan.works, segments)
+        if not places:
+            return StepResult([[] for _ in plan.works], [[] for _ in plan.works], [[] for _ in plan.works])
+        chosen = (
+            hidden if len(places) == hidden.shape[0] else hidden[torch.tensor(places, device=self._device)]
+        )
+        return self._sample(plan.works, self.logits(chosen), eos_token_ids)
+
+    def _forward(self, works: Sequence[Work], segments: list[Segment]) -> Tensor:
+        """Return the last hidden states [tokens, hidden]."""
+        ids = [token for work in works for token in work.tokens]
+        positions = [work.start + i for work in works for i in range(len(work.tokens))]
+        self._context.begin(segments)
+        try:
+            out = self._backbone(
+                input_ids=torch.tensor([ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                use_cache=False,
+            )
+        finally:
+            self._context.end()
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits of hidden states [rows, hidden]."""
+        logits: Tensor = self._head(hidden).float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    def _sample(self, works: Sequence[Work], logits: Tensor, eos: tuple[int, ...]) -> StepResult:
+        result = StepResult()
+        rows, owners, kept = [], [], []
+        place = 0
+        for index, work in enumerate(works):
+            last = work.start + len(work.tokens) - work.drafts == len(work.sequence.tokens)
+            result.tokens.append([])
+            result.logprobs.append([])
+            result.prompt_logprobs.append(_prompt_logprobs(work, logits[place : place + work.logits]))
+            for i in range(work.logits - work.drafts - 1, work.logits) if last else ():
+                kept.append(place + i)
+                owners.append(index)
+                rows.append(_row(work, work.drafts - (work.logits - 1 - i), eos))
+            place += work.logits
+        if rows:
+            own = logits if len(kept) == logits.shape[0] else logits[torch.tensor(kept, device=logits.device)]
+            for owner, token, logprob in zip(owners, *sample(own, rows), strict=True):
+                result.tokens[owner].append(token)
+                result.logprobs[owner].append(logprob)
+        return result
+
+
+def _row(work: Work, drafts_before: int, eos: tuple[int, ...]) -> Row:
+    """Return the rules for the token that follows ``drafts_before`` of the work's drafts."""
+    sequence = work.sequence
+    params = sequence.submit.sampling
+    position = len(sequence.tokens) + drafts_before
+    guessed = work.tokens[len(work.tokens) - work.drafts :][:drafts_before]
+    early = sequence.output_length + drafts_before < params.min_tokens
+    return Row(
+        params=params,
+        position=position,
+        seed=params.seed or 0,
+        tokens=[*sequence.tokens, *guessed] if penalised(params) else (),
+        prompt_length=len(sequence.submit.prompt),
+        blocked=(*params.stop_token_ids, *(() if params.ignore_eos else eos)) if early else (),
+    )
+
+
+def _prompt_logprobs(work: Work, logits: Tensor) -> list[TokenLogprob]:
+    """Return the logprobs of the prompt tokens that follow the work's own, where the request asks for them."""
+    params = work.sequence.submit.sampling
+    if not params.prompt_logprobs or work.sequence.output_length:
+        return []
+    following = work.sequence.submit.prompt[work.start + 1 : work.start + len(work.tokens) + 1]
+    return [
+        logprob_of(row, token, params.logprobs or 0) for row, token in zip(logits, following, strict=False)
+    ]

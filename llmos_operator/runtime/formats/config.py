@@ -1,0 +1,205 @@
+"""config.json, read as data: an allow-list of keys, bounded numbers, nothing that could name code.
+
+``auto_map`` and its kind make a Hugging Face library import Python from the repository; published attacks used other
+keys as well (CVE-2026-4372: ``_attn_implementation_internal``). So: keys that mean code refuse the model, every other
+key that this runtime does not use is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api.runtime.memory import ModelShape
+from llmos_operator.errors import Permanent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MAX_CONFIG_BYTES = 1 << 20
+CODE_KEYS = frozenset(
+    {
+        "auto_map",
+        "custom_pipelines",
+        "trust_remote_code",
+        "_attn_implementation_internal",
+        "attn_implementation",
+    }
+)
+# Upper bounds of what is believed; far above any published model, far below what exhausts memory.
+BOUNDS = {
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 19,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "head_dim": 1024,
+    "vocab_size": 1 << 21,
+    "max_position_embeddings": 1 << 24,
+    "type_vocab_size": 1024,
+}
+_KEPT = frozenset(
+    {
+        *BOUNDS,
+        "attention_bias",
+        "attn_logit_softcapping",
+        "bos_token_id",
+        "eos_token_id",
+        "final_logit_softcapping",
+        "hidden_act",
+        "hidden_activation",
+        "layer_norm_eps",
+        "layer_types",
+        "max_window_layers",
+        "mlp_bias",
+        "original_max_position_embeddings",
+        "pad_token_id",
+        "partial_rotary_factor",
+        "position_embedding_type",
+        "query_pre_attn_scalar",
+        "rms_norm_eps",
+        "rope_local_base_freq",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "sliding_window",
+        "sliding_window_pattern",
+        "tie_word_embeddings",
+        "use_bidirectional_attention",
+        "use_sliding_window",
+    }
+)
+_GENERATIVE = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"})
+_ENCODERS = frozenset({"bert", "roberta", "xlm-roberta"})
+_PLAIN_DTYPES = {"bfloat16": 16, "float16": 16, "float32": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the runtime believes of a config.json."""
+
+    model_type: str
+    architecture: str
+    values: Mapping[str, Any]  # allow-listed keys for the model's own config class
+    source_bits: int
+
+    @property
+    def generative(self) -> bool:
+        """Whether it generates; an encoder only embeds."""
+        return self.model_type in _GENERATIVE
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model was made for, in tokens."""
+        limit = int(self.values.get("max_position_embeddings", 512))
+        # RoBERTa counts positions from pad_token_id + 1 on, so its table is two rows longer than its context.
+        return limit - 2 if self.model_type in ("roberta", "xlm-roberta") else limit
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """End-of-sequence tokens."""
+        return token_ids(self.values.get("eos_token_id"))
+
+
+def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Return a JSON object from a file of at most ``limit`` bytes. Raises Permanent(reason=Corrupted)."""
+    try:
+        if path.stat().st_size > limit:
+            raise Permanent(
+                f"{path.name} has {path.stat().st_size} bytes, more than {limit}", reason="Corrupted"
+            )
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Permanent(f"{path.name} cannot be read as JSON: {error}", reason="Corrupted") from error
+    if not isinstance(value, dict):
+        raise Permanent(f"{path.name} is not a JSON object", reason="Corrupted")
+    return value
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Return the checked config of the model in the folder ``path``.
+
+    Raises Permanent with reason UnsafeConfig (keys that mean code), Unsupported (a model type that is not served),
+    or Corrupted (numbers outside their bounds).
+    """
+    raw = read_json(path / "config.json")
+    unsafe = sorted(CODE_KEYS & raw.keys())
+    if unsafe:
+        raise Permanent(
+            f"config.json has {', '.join(unsafe)}, which asks for code from the repository to run; "
+            "this runtime runs none: publish the model without it",
+            reason="UnsafeConfig",
+        )
+    model_type = raw.get("model_type")
+    if model_type not in _GENERATIVE | _ENCODERS:
+        served = ", ".join(sorted(_GENERATIVE | _ENCODERS))
+        raise Permanent(
+            f"model type {model_type!r} is not served by this runtime (served: {served})",
+            reason="Unsupported",
+        )
+    if raw.get("quantization_config"):
+        method = (
+            raw["quantization_config"].get("quant_method")
+            if isinstance(raw["quantization_config"], dict)
+            else ""
+        )
+        raise Permanent(
+            f"the weights are already quantised ({method or 'unknown method'}), which is not served; "
+            "name the model in its source precision",
+            reason="Unsupported",
+        )
+    _check_bounds(raw)
+    architectures = raw.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else ""
+    values = {key: raw[key] for key in sorted(_KEPT & raw.keys())}
+    bits = _PLAIN_DTYPES.get(str(raw.get("torch_dtype", raw.get("dtype", "bfloat16"))), 16)
+    return ModelConfig(str(model_type), str(first)[:100], values, bits)
+
+
+def read_eos(path: Path, config: ModelConfig) -> tuple[int, ...]:
+    """Return the end-of-sequence tokens: those of generation_config.json win over config.json's."""
+    file = path / "generation_config.json"
+    found = token_ids(read_json(file).get("eos_token_id")) if file.is_file() else ()
+    return found or config.eos_token_ids
+
+
+def token_ids(value: object) -> tuple[int, ...]:
+    """Return one id, a list of ids or None as a tuple of ids."""
+    items = value if isinstance(value, list) else [value]
+    return tuple(item for item in items if type(item) is int and item >= 0)
+
+
+def shape_of(config: ModelConfig, counts: Mapping[str, int]) -> ModelShape:
+    """Return what the memory model needs; ``counts`` are parameters by kind: linear, embedding, other."""
+    values = config.values
+    heads, hidden = int(values["num_attention_heads"]), int(values["hidden_size"])
+    return ModelShape(
+        architecture=config.architecture,
+        linear_parameters=counts["linear"],
+        embedding_parameters=counts["embedding"],
+        other_parameters=counts["other"],
+        layers=int(values["num_hidden_layers"]),
+        hidden=hidden,
+        intermediate=int(values.get("intermediate_size", 4 * hidden)),
+        heads=heads,
+        kv_heads=int(values.get("num_key_value_heads") or heads),
+        head_dim=int(values.get("head_dim") or hidden // heads),
+        vocab=int(values["vocab_size"]),
+        max_positions=config.max_positions,
+        source_bits=config.source_bits,
+        generative=config.generative,
+    )
+
+
+def _check_bounds(raw: Mapping[str, Any]) -> None:
+    for key, limit in BOUNDS.items():
+        value = raw.get(key)
+        if value is not None and not (type(value) is int and 0 < value <= limit):
+            raise Permanent(
+                f"config.json: {key} is {value!r}, not a number from 1 to {limit}", reason="Corrupted"
+            )
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if key not in raw:
+            raise Permanent(f"config.json lacks {key}", reason="Corrupted")
