@@ -95,6 +95,8 @@ class SourceSettings(_Group):
 
     hub_endpoint: str = "https://huggingface.co"
     """Hub for hf:// models; the only address contacted for them."""
+    hub_hosts: tuple[str, ...] = ("huggingface.co", "hf.co")
+    """Hosts, with their subdomains, the hub may redirect file requests to."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names https:// models may come from; empty allows none."""
     allow_file: bool = False

@@ -36,10 +36,12 @@ class Reason(StrEnum):
     UNSUPPORTED_SCHEME = "UnsupportedScheme"
     SOURCE_NOT_ALLOWED = "SourceNotAllowed"
     QUEUE_NOT_FOUND = "QueueNotFound"
+    QUEUE_INVALID = "QueueInvalid"  # a cycle of parents, or a parent that does not exist
     NAMESPACE_NOT_ADMITTED = "NamespaceNotAdmitted"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
     MODEL_NOT_FOUND = "ModelNotFound"
     FORMAT_NOT_ALLOWED = "FormatNotAllowed"
+    NAME_TAKEN = "NameTaken"  # a Service or pod of somebody else has the name
     # QuotaReserved, Scheduled
     RESERVED = "Reserved"
     NO_CAPACITY = "NoCapacity"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a container ended. `reason` is the kubelet's word: OOMKilled, Error, Completed, …"""
+    """How a container ended. `reason` is the kubelet's word: OOMKilled, Error, Completed and others."""
 
     reason: str
     exit_code: int

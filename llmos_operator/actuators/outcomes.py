@@ -1,0 +1,51 @@
+"""What the executor tells about its work: feedback goes to the store and to those who listen, never back to plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.plan import Bind, Evict
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Take away a pod of our own that is not wanted any more (scale down, new spec, failed, owner gone)."""
+
+    pod: str  # namespace/name
+    pod_uid: str
+    workload: str  # namespace/name
+    workload_uid: str
+    reason: str
+    message: str
+    force: bool = False  # without grace: nothing is left that could end it
+    orphan: bool = False  # the owner seems gone: ask the API server before acting on that
+
+
+class Outcomes(Protocol):
+    """Listener of the executor. All methods return at once."""
+
+    def bound(self, bind: Bind) -> None:
+        """Say that a replica's pod exists."""
+        ...
+
+    def bind_failed(self, bind: Bind, error: Exception) -> None:
+        """Say that a replica's pod could not be created, for sure; the claim is released."""
+        ...
+
+    def evicted(self, evict: Evict) -> None:
+        """Say that an eviction was accepted."""
+        ...
+
+    def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
+        """Say that a disruption budget refused an eviction for now."""
+        ...
+
+    def retired(self, retire: Retire) -> None:
+        """Say that the deletion of a pod was accepted."""
+        ...
+
+    def settled(self, workload: str) -> None:
+        """Say that nothing of the workload is in flight any more."""
+        ...

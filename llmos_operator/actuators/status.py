@@ -1,0 +1,167 @@
+"""Writes statuses: only what changed, only as often as it is worth, never to an object recreated under the name.
+
+Whoever notices that a workload may have changed marks it. The writer then builds the status, compares it with what
+stands in the API and writes now, in a few seconds or twice a minute, by how much the change matters. Each object has a
+small allowance of writes (one a second on average), and waits longer after each failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmos_operator.actuators.writequeue import Job, Rank
+from llmos_operator.api import names
+from llmos_operator.cluster.failures import NotFound
+from llmos_operator.cluster.port import MODEL_WORKLOADS
+from llmos_operator.errors import Conflict, LlmosError, Retryable
+from llmos_operator.manifests import status as manifest
+from llmos_operator.manifests.status import Urgency
+from llmos_operator.observability.logging import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmos_operator.actuators.writequeue import WriteQueue
+    from llmos_operator.clock import Clock
+    from llmos_operator.cluster.backoff import KeyedBackoff
+    from llmos_operator.cluster.mirror import Mirror
+    from llmos_operator.cluster.port import ClusterPort
+    from llmos_operator.manifests.observed import Observed
+
+log = logger(__name__)
+
+# Seconds between writes for changes of that urgency.
+SPACING = {Urgency.NOW: 0.0, Urgency.SOON: 5.0, Urgency.LATER: 30.0}
+BURST = 3.0
+PER_SECOND = 1.0
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """Writes an object may have now, as of `at` (monotonic seconds), and when it was written last."""
+
+    left: float = BURST
+    at: float = 0.0
+    written: float = float("-inf")
+
+    def wait(self, now: float) -> float:
+        """Return seconds until a write is allowed."""
+        left = min(BURST, self.left + (now - self.at) * PER_SECOND)
+        return 0.0 if left >= 1.0 else (1.0 - left) / PER_SECOND
+
+    def take(self, now: float) -> None:
+        """Count one write."""
+        self.left = min(BURST, self.left + (now - self.at) * PER_SECOND) - 1.0
+        self.at = self.written = now
+
+
+class StatusWriter:
+    """Keeps `status` of ModelWorkloads true."""
+
+    def __init__(
+        self,
+        *,
+        port: ClusterPort,
+        queue: WriteQueue,
+        mirror: Mirror,
+        observe: Callable[[str], Observed | None],
+        busy: Callable[[str], bool],
+        clock: Clock,
+        backoff: KeyedBackoff[str],
+    ) -> None:
+        """`observe` gathers what is known of a workload, None if it is gone; `busy` tells that it is being changed."""
+        self.written = 0
+        self.failed = 0
+        self._port = port
+        self._queue = queue
+        self._mirror = mirror
+        self._observe = observe
+        self._busy = busy
+        self._clock = clock
+        self._backoff = backoff
+        self._due: dict[str, float] = {}  # workload key -> monotonic time to look at it
+        self._allowances: dict[str, _Allowance] = {}
+        self._wake = asyncio.Event()
+
+    def mark(self, key: str) -> None:
+        """Say that the status of a workload may have changed."""
+        self._due[key] = 0.0
+        self._wake.set()
+
+    def forget(self, key: str) -> None:
+        """Say that a workload is gone."""
+        self._due.pop(key, None)
+        self._allowances.pop(key, None)
+        self._backoff.succeed(key)
+
+    async def run(self) -> None:
+        """Look at marked workloads until cancelled."""
+        while True:
+            await self._sleep()
+            now = self._clock.monotonic()
+            for key in [key for key, due in self._due.items() if due <= now]:
+                self._look(key, now)
+            await asyncio.sleep(0.01)  # what arrives together is looked at together
+
+    async def _sleep(self) -> None:
+        """Wait for a mark or for the next due time."""
+        next_due = min(self._due.values(), default=None)
+        wait = None if next_due is None else max(0.0, next_due - self._clock.monotonic())
+        if wait == 0.0:
+            return
+        try:
+            async with asyncio.timeout(wait):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    def _look(self, key: str, now: float) -> None:
+        if self._busy(key):
+            self._due[key] = now + 0.1  # its writes' end marks it again; this is only the net below
+            return
+        del self._due[key]
+        seen = self._observe(key)
+        if seen is None:
+            self.forget(key)
+            return
+        status = manifest.build(seen)
+        urgency = manifest.urgency(seen.previous, status)
+        if urgency is Urgency.NONE:
+            return
+        due = self._due_time(key, urgency, now)
+        if due > now:
+            self._due[key] = due
+            return
+        self._allowances[key].take(now)
+        uid = seen.workload.uid
+        body = manifest.to_json(status)
+        self._queue.submit(Job(Rank.STATUS, f"status {key}", lambda: self._write(key, uid, body)))
+
+    def _due_time(self, key: str, urgency: Urgency, now: float) -> float:
+        allowance = self._allowances.setdefault(key, _Allowance(at=now))
+        spaced = allowance.written + SPACING[urgency]
+        return max(now + allowance.wait(now), spaced, self._backoff.ready_at(key))
+
+    async def _write(self, key: str, uid: str, status: dict[str, object]) -> None:
+        namespace, _, name = key.partition("/")
+        # The UID is a precondition: a workload recreated under this name must not get its predecessor's status.
+        body = {"metadata": {"name": name, "namespace": namespace, "uid": uid}, "status": status}
+        try:
+            written = await self._port.patch_status(
+                MODEL_WORKLOADS, body, manager=names.MANAGER_STATUS, namespace=namespace
+            )
+        except (NotFound, Conflict):
+            return  # gone or recreated: its event is on the way
+        except LlmosError as error:
+            self.failed += 1
+            after = error.after if isinstance(error, Retryable) else 0.0
+            self._due[key] = self._backoff.fail(key, self._clock.monotonic(), after=after)
+            self._wake.set()
+            log.warning("status not written", workload=key, error=error)
+            return
+        self.written += 1
+        self._backoff.succeed(key)
+        self._mirror.observe("MODIFIED", written)
