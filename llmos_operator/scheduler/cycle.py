@@ -1,16 +1,32 @@
-"""One scheduling cycle: `plan(snapshot, policy, now, budget) -> Plan`."""
+"""One scheduling cycle: `plan(snapshot, policy, now, budget) -> Plan`.
+
+Everybody who waits is asked in queue order. For each replica, sizes best first: the first that fits now is bound;
+else, if room is already being made, it waits for that; else others may be displaced for it; else it waits and the
+filters say why. What has been tried in vain once is not tried again for identical work.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from llmos_operator.errors import NotSynced
+from llmos_operator.scheduler.attempt import Attempts
 from llmos_operator.scheduler.budget import UNLIMITED, Budget
-from llmos_operator.scheduler.plan import Plan
+from llmos_operator.scheduler.feasibility import Feasibility
+from llmos_operator.scheduler.outcome import Outcome
+from llmos_operator.scheduler.placement import Placer
+from llmos_operator.scheduler.preemption import Preemption
+from llmos_operator.scheduler.queueing import lines
+from llmos_operator.scheduler.quota import Amount
+from llmos_operator.scheduler.repair import repairs
+from llmos_operator.scheduler.scene import Scene
+from llmos_operator.scheduler.table import CAPACITY, NodeTable
+from llmos_operator.scheduler.world import Worlds
+from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
+    from llmos_operator.scheduler.plan import Plan
     from llmos_operator.scheduler.policy import Policy
-    from llmos_operator.scheduler.table import NodeTable
     from llmos_operator.state.snapshot import Snapshot
 
 
@@ -28,4 +44,33 @@ def plan(
     """
     if not snapshot.synced:
         raise NotSynced(f"still listing {', '.join(snapshot.missing)}; no decision may be taken yet")
-    raise NotImplementedError
+    outcome = Outcome(snapshot, policy, now)
+    attempts = prepare(snapshot, policy, now, budget, table)
+    outcome.repair(repairs(snapshot, policy, now))
+    waiting = lines(snapshot, policy, now, attempts.worlds.now.tree)
+    outcome.refuse(waiting.refused)
+    for pending in waiting.picks(attempts.worlds.now.tree, total_of(attempts.scene.table)):
+        if budget.exhausted():
+            outcome.interrupt()
+            break
+        outcome.record(pending, attempts.place(pending))
+    return outcome.plan(waiting)
+
+
+def prepare(
+    snapshot: Snapshot, policy: Policy, now: float, budget: Budget, table: NodeTable | None
+) -> Attempts:
+    """Return the means to place replicas on a snapshot."""
+    table = table if table is not None else NodeTable()
+    worlds = Worlds.of(snapshot, now, policy.preemption.stuck_after)
+    table.sync(worlds.now.view.nodes)
+    scene = Scene.of(table, policy, now, snapshot.heard)
+    feasibility = Feasibility(scene)
+    placer = Placer(scene, feasibility)
+    preemption = Preemption(snapshot, policy, now, worlds, scene, feasibility, budget)
+    return Attempts(snapshot, policy, now, worlds, scene, feasibility, placer, preemption)
+
+
+def total_of(table: NodeTable) -> Amount:
+    """Return all devices of the cluster and their memory."""
+    return Amount(int(table.exists.sum()) * FULL_MILLI, int(table.fixed[CAPACITY].sum()))

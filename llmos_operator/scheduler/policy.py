@@ -35,12 +35,17 @@ class PreemptionLimits:
     steps: tuple[DisruptionStep, ...] = (DisruptionStep.SHRINK, DisruptionStep.SLEEP, DisruptionStep.EVICT)
     nodes: int = 64  # nodes searched for one claim, most promising first
     states: int = 2000  # victim sets tried on one node before the greedy set is taken
+    outage_seconds: float = 60.0  # what it costs to take a workload below its least number of replicas
     searches: int = 200  # claims per cycle for which victims are searched
     stuck_after: float = 30.0  # seconds past its grace after which a terminating pod is not waited for
 
 
 def _default_service() -> dict[WorkloadKind, float]:
     return {WorkloadKind.INFERENCE: 3600.0, WorkloadKind.FINE_TUNE: 7200.0, WorkloadKind.BATCH: 1800.0}
+
+
+def _default_formats() -> dict[str, tuple[str, ...]]:
+    return {"builtin": ("bf16", "int8", "int4")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Policy:
     overuse_percent: int = (
         10  # observed above reserved by more than this share of a device stops new placement
     )
+    engine_formats: Mapping[str, tuple[str, ...]] = field(default_factory=_default_formats)  # absent: all
     service_seconds: Mapping[WorkloadKind, float] = field(
         default_factory=_default_service
     )  # expected, for ageing

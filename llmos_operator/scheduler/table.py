@@ -1,7 +1,167 @@
-"""The planner's arrays over nodes and devices; keep one between cycles and only changed nodes are read again."""
+"""Nodes and devices as arrays, so that a filter looks at all of them at once.
+
+Rows are nodes in name order (the fixed order in which equal scores break), columns are devices in index order. Exact:
+all amounts are int64 bytes or thousandths. The table follows a view: `sync` compares values by identity and rewrites
+only rows whose value is another one, so a table kept between cycles costs what has changed.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from llmos_operator.api.telemetry import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmos_operator.state.ledger import DeviceState, NodeState
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Rows: TypeAlias = npt.NDArray[np.intp] | slice
+
+ALL: Final = slice(None)
+NEVER: Final = float("-inf")
+
+# Planes of `node` (what is free on a node) and of `device` (what is free on a device).
+CPU, MEMORY, PODS, GPUS = range(4)
+FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS = range(5)  # EXCESS: observed beyond reserved, bytes
+# Planes of `fixed` (what a device is).
+CAPACITY, CAPABILITY, PRODUCT, INDEX = range(4)
+_CAPABILITY_BASE = 1000
+
+
+def capability_number(capability: tuple[int, int]) -> int:
+    """Return a compute capability as one number that compares in the right order."""
+    return capability[0] * _CAPABILITY_BASE + capability[1]
 
 
 class NodeTable:
     """A cache for `cycle.plan`; it holds no decision."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.row_of: dict[str, int] = {}
+        self.states: list[NodeState] = []
+        self.log: list[int] = []  # rows in the order in which they were rewritten since the last rebuild
+        self.generation = 0  # grows with every rebuild
+        self.static_version = 0  # grows when anything but free amounts changed
+        self._products: dict[str, int] = {}
+        self._domains: dict[str, int] = {"": 0}
+        self._allocate(0, 1)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def width(self) -> int:
+        """Columns: the most devices any node has."""
+        return int(self.exists.shape[1])
+
+    @property
+    def products(self) -> Mapping[str, int]:
+        """Product names and their numbers."""
+        return self._products
+
+    def domain_number(self, domain: str) -> int:
+        """Return the number that stands for a sharing domain."""
+        return self._domains.setdefault(domain, len(self._domains))
+
+    def sync(self, nodes: Mapping[str, NodeState]) -> None:
+        """Make the table equal to `nodes`."""
+        if len(nodes) != len(self.names) or any(name not in nodes for name in self.names):
+            self._rebuild(nodes)
+            return
+        states = self.states
+        for row, name in enumerate(self.names):
+            state = nodes[name]
+            if state is not states[row]:
+                if len(state.devices) > self.width:
+                    self._rebuild(nodes)
+                    return
+                self.write(row, state)
+
+    def write(self, row: int, state: NodeState) -> None:
+        """Rewrite one row."""
+        former = self.states[row]
+        same_devices = len(former.devices) == len(state.devices) and (
+            former.observed is state.observed and former.gpu is state.gpu
+        )
+        if former.node is not state.node or not same_devices:
+            self._write_fixed(row, state)
+            self.static_version += 1
+        self.states[row] = state
+        self._write_free(row, state)
+        self.log.append(row)
+
+    def _rebuild(self, nodes: Mapping[str, NodeState]) -> None:
+        self.names = sorted(nodes)
+        self.row_of = {name: row for row, name in enumerate(self.names)}
+        self.states = [nodes[name] for name in self.names]
+        self._allocate(len(self.names), max([1, *(len(s.devices) for s in self.states)]))
+        for row, state in enumerate(self.states):
+            self._write_fixed(row, state)
+            self._write_free(row, state)
+        self.log = []
+        self.generation += 1
+        self.static_version += 1
+
+    def _allocate(self, rows: int, width: int) -> None:
+        self.node: Ints = np.zeros((4, rows), np.int64)
+        self.device: Ints = np.zeros((5, rows, width), np.int64)
+        self.fixed: Ints = np.zeros((4, rows, width), np.int64)
+        self.schedulable: Bools = np.zeros(rows, np.bool_)
+        self.exists: Bools = np.zeros((rows, width), np.bool_)
+        self.mig: Bools = np.zeros((rows, width), np.bool_)
+        self.healthy: Bools = np.zeros((rows, width), np.bool_)
+        self.degraded: Bools = np.zeros((rows, width), np.bool_)
+        self.device_count: Ints = np.zeros(rows, np.int64)
+
+    def _write_fixed(self, row: int, state: NodeState) -> None:
+        node, devices = state.node, state.devices
+        self.schedulable[row] = node is not None and node.ready and not node.unschedulable
+        count = len(devices)
+        self.device_count[row] = count
+        for plane in (self.exists, self.mig, self.healthy, self.degraded):
+            plane[row] = False
+        self.fixed[:, row] = 0
+        if not count:
+            return
+        self.exists[row, :count] = True
+        self.mig[row, :count] = [d.device.mig for d in devices]
+        self.healthy[row, :count] = [d.verdict in {Verdict.HEALTHY, Verdict.DEGRADED} for d in devices]
+        self.degraded[row, :count] = [d.verdict is Verdict.DEGRADED for d in devices]
+        self.fixed[:, row, :count] = np.array([self._fixed_of(d) for d in devices], np.int64).T
+
+    def _fixed_of(self, state: DeviceState) -> tuple[int, int, int, int]:
+        device = state.device
+        product = self._products.setdefault(device.product, len(self._products))
+        return device.memory_bytes, capability_number(device.compute_capability), product, device.index
+
+    def _write_free(self, row: int, state: NodeState) -> None:
+        node = state.node
+        if node is None:
+            self.node[:, row] = 0
+        else:
+            self.node[:, row] = (
+                node.cpu_milli - state.cpu_milli,
+                node.memory_bytes - state.memory_bytes,
+                node.pods - state.pod_count,
+                node.gpus - state.gpus,
+            )
+        devices = state.devices
+        if not devices:
+            self.device[:, row] = 0
+            return
+        free: list[list[Any]] = [
+            [d.headroom_bytes() for d in devices],
+            [d.headroom_milli() for d in devices],
+            [d.idle for d in devices],
+            [self.domain_number(d.domain) for d in devices],
+            [max(0, (d.observed_bytes or 0) - d.reserved_bytes) for d in devices],
+        ]
+        self.device[:, row, : len(devices)] = free
+        self.device[:, row, len(devices) :] = 0

@@ -88,6 +88,8 @@ class NodeState:
     gpus: int = 0  # nvidia.com/gpu used, ours and others'
     foreign_gpus: int = 0  # of them, others'
     pod_count: int = 0
+    stray_claims: int = 0  # claims on devices the node does not have (any more)
+    sick: bool = False  # a device is Unhealthy
 
     def with_pod(self, pod: Pod) -> NodeState:
         """Return the state with `pod` added (or replaced)."""
@@ -123,7 +125,29 @@ class NodeState:
             self.gpus + sign * whole_gpus(pod),
             foreign,
             self.pod_count + sign,
+            self.stray_claims + sign * self._strays(pod),
+            self.sick,
         )
+
+    def _strays(self, pod: Pod) -> int:
+        if pod.claim is None or self.gpu is None:
+            return 0
+        return int(any(self.device(uuid) is None for uuid in pod.claim.devices))
+
+    def vacated(self, key: PodKey) -> NodeState:
+        """Return the state as it will be when the pod has gone: what it was seen to use goes with its reservation."""
+        pod = self.pods.get(key)
+        after = self.without_pod(key)
+        if pod is None or pod.claim is None or pod.phase is PodPhase.FINISHED:
+            return after
+        held, freed = set(pod.claim.devices), pod.claim.bytes_per_device
+        devices = tuple(
+            replace(d, observed_bytes=max(0, d.observed_bytes - freed))
+            if d.device.uuid in held and d.observed_bytes is not None
+            else d
+            for d in after.devices
+        )
+        return replace(after, devices=devices)
 
     def device(self, uuid: str) -> DeviceState | None:
         """Return the device of that UUID, or None if the node has no such device (any more)."""
@@ -156,7 +180,9 @@ def build(
     observed: Mapping[str, Observation],
 ) -> NodeState:
     """Return a node's state from nothing but what was listed."""
-    state = NodeState(name, node, gpu, observed=observed, devices=_fresh_devices(gpu, observed))
+    devices = _fresh_devices(gpu, observed)
+    sick = any(d.verdict is Verdict.UNHEALTHY for d in devices)
+    state = NodeState(name, node, gpu, observed=observed, devices=devices, sick=sick)
     for pod in pods.values():
         state = state.with_pod(pod)
     return state

@@ -98,6 +98,14 @@ class View:
         """Stop counting a pod of a node."""
         self._set(self._nodes[node].without_pod(pod))
 
+    def vacate(self, node: str, pod: PodKey) -> None:
+        """Stop counting a pod and what it was observed to use: the node as it will be once the pod has gone."""
+        self._set(self._nodes[node].vacated(pod))
+
+    def adopt(self, state: NodeState) -> None:
+        """Take a node's state as another view has it."""
+        self._set(state)
+
     def checkpoint(self) -> int:
         """Return a mark to roll back to."""
         return len(self._log)

@@ -19,7 +19,7 @@ from llmos_operator.state.work import (
     DisruptionStep,
     FormatProfile,
     Hold,
-    LoadSeconds,
+    LoadTime,
     Model,
     Placement,
     PreemptionPolicy,
@@ -53,7 +53,7 @@ __all__ = [
     "GpuNode",
     "Hold",
     "Kind",
-    "LoadSeconds",
+    "LoadTime",
     "Model",
     "Namespace",
     "Node",
@@ -159,7 +159,8 @@ class PodPhase(StrEnum):
 class Claim:
     """What one replica of a workload holds: written to the pod as annotation `llmos.dev/claim`, rebuilt from it.
 
-    Memory is bytes on each of `devices`; `gpu_milli` is what quota is charged for all devices together.
+    Memory is bytes on each of `devices`; `gpu_milli` and `charged_bytes` are what quota is charged for all devices
+    together: whole devices count whole, shared ones by the part that is reserved.
     """
 
     workload: WorkloadKey
@@ -180,6 +181,7 @@ class Claim:
     priority: int = 0
     queue: str = ""
     gpu_milli: int = 0
+    charged_bytes: int = 0
     bound_at: float = 0.0  # epoch seconds of the decision
     min_runtime: float = 0.0  # seconds during which it must not be disrupted
 

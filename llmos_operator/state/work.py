@@ -169,6 +169,7 @@ class Workload:
     cpu_milli: int = 0  # requests of podTemplate's app containers, without the runtime's own
     host_memory_bytes: int = 0  # same
     expected_seconds: float | None = None  # expected service time, where known
+    checkpoint_seconds: float | None = None  # FineTune: time between checkpoints
     template_hash: str = ""  # changes when a pod would have to be rebuilt
     spec: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # raw, for manifests
 
@@ -199,7 +200,7 @@ class Queue:
 
     name: str
     parent: str = ""
-    weight_milli: int = 1000
+    weight: int = 1
     nominal_gpu_milli: int | None = None
     nominal_memory_bytes: int | None = None  # device memory
     borrowing_gpu_milli: int | None = None  # None: as much as the parent can lend
@@ -218,27 +219,26 @@ class FormatProfile:
     """What is known of one model at one format. None means not measured."""
 
     format: str
-    weights_bytes: int | None = None
-    measured_peak_bytes: int | None = None  # per device, at measured_kv_bytes and measured_shards
-    measured_kv_bytes: int = 0
-    measured_shards: int = 1
-    floor_bytes: int = 0  # at least this much: an out-of-memory kill happened below it
+    estimated_peak_bytes: int | None = None  # what the memory model said for the run that was measured
+    measured_peak_bytes: int | None = None  # per device
+    oom_floor_bytes: int = 0  # the largest reservation that ran out of memory
     quality_loss_milli: int | None = None  # thousandths of a percent of perplexity
     tokens_per_second: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LoadSeconds:
-    """Measured load times by path; None means never seen."""
+class LoadTime:
+    """How long a load takes on a class of nodes, in milliseconds."""
 
-    cold: float | None = None
-    warm: float | None = None
-    hot: float | None = None
+    node_class: str  # product of the devices, or "cpu"
+    path: str  # Cold | Warm | Hot
+    format: str
+    milliseconds: int
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A ModelProfile: named by `api.names.profile_name(uri, revision)`. No shape: not inspected yet."""
+    """A ModelProfile: named by `profile_name(uri, revision)`. No shape: not inspected yet."""
 
     name: str
     uri: str = ""
@@ -247,4 +247,4 @@ class Profile:
     shape: ModelShape | None = None
     base_bytes: int | None = None  # measured R0
     formats: Mapping[str, FormatProfile] = field(default_factory=dict)
-    load_seconds: LoadSeconds = field(default_factory=LoadSeconds)
+    load_times: tuple[LoadTime, ...] = ()

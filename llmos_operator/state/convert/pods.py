@@ -136,6 +136,7 @@ def claim_json(claim: Claim) -> str:
             "priority": claim.priority,
             "queue": claim.queue,
             "gpuMilli": claim.gpu_milli,
+            "chargedBytes": claim.charged_bytes,
             "boundAtMilli": round(claim.bound_at * _MILLISECONDS),
             "minRuntimeMilli": round(claim.min_runtime * _MILLISECONDS),
         },
@@ -174,6 +175,7 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         priority=fields.number("priority", least=-(1 << 31)),
         queue=fields.text("queue"),
         gpu_milli=fields.number("gpuMilli"),
+        charged_bytes=fields.number("chargedBytes"),
         bound_at=fields.number("boundAtMilli") / _MILLISECONDS,
         min_runtime=fields.number("minRuntimeMilli") / _MILLISECONDS,
     )

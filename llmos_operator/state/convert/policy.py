@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmos_operator.api.quantity import parse_bytes, parse_milli, parse_milliseconds, parse_percent_milli
+from llmos_operator.api.quantity import parse_bytes, parse_milli, parse_milliseconds
 from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.state.convert.fields import Fields
 from llmos_operator.state.convert.selectors import label_selector
 from llmos_operator.state.types import (
     DisruptionBudget,
     FormatProfile,
-    LoadSeconds,
+    LoadTime,
     Namespace,
     PreemptionPolicy,
     PriorityClass,
@@ -34,7 +34,7 @@ def queue(obj: Mapping[str, Any]) -> Queue:
     return Queue(
         name=root.child("metadata").required("name"),
         parent=spec.text("parent"),
-        weight_milli=spec.parsed("weight", parse_milli, 1000),
+        weight=spec.number("weight", 1, least=1),
         nominal_gpu_milli=nominal.parsed("gpus", parse_milli, None),
         nominal_memory_bytes=nominal.parsed("memory", parse_bytes, None),
         borrowing_gpu_milli=borrowing.parsed("gpus", parse_milli, None),
@@ -55,18 +55,15 @@ def profile(obj: Mapping[str, Any]) -> Profile:
     """Return a Profile from its JSON; without status.shape the model has not been inspected yet."""
     root = Fields(obj)
     spec, status = root.child("spec"), root.child("status")
-    seconds = status.child("loadSeconds")
     return Profile(
         name=root.child("metadata").required("name"),
         uri=spec.text("uri"),
         revision=spec.text("revision") or "main",
-        digest=spec.text("digest"),
+        digest=status.text("digest"),
         shape=_shape(status.child("shape")),
-        base_bytes=status.parsed("baseBytes", parse_bytes, None),
+        base_bytes=_known(status, "baseBytes"),
         formats={f.format: f for f in (_format(e) for e in status.objects("formats"))},
-        load_seconds=LoadSeconds(
-            *(seconds.parsed(path, _seconds, None) for path in ("cold", "warm", "hot")),
-        ),
+        load_times=tuple(_load_time(e) for e in status.objects("loadTimes")),
     )
 
 
@@ -94,18 +91,25 @@ def _shape(fields: Fields) -> ModelShape | None:
 def _format(fields: Fields) -> FormatProfile:
     return FormatProfile(
         format=fields.required("format"),
-        weights_bytes=fields.parsed("weightsBytes", parse_bytes, None),
-        measured_peak_bytes=fields.parsed("measuredPeakBytes", parse_bytes, None),
-        measured_kv_bytes=fields.parsed("measuredKvBytes", parse_bytes, 0),
-        measured_shards=fields.number("measuredShards", 1, least=1),
-        floor_bytes=fields.parsed("floorBytes", parse_bytes, 0),
-        quality_loss_milli=fields.parsed("qualityLoss", parse_percent_milli, None),
-        tokens_per_second=fields.number("tokensPerSecond") if fields.has("tokensPerSecond") else None,
+        estimated_peak_bytes=_known(fields, "estimatedPeakBytes"),
+        measured_peak_bytes=_known(fields, "measuredPeakBytes"),
+        oom_floor_bytes=fields.number("oomFloorBytes"),
+        quality_loss_milli=_known(fields, "qualityLossMilli"),
+        tokens_per_second=_known(fields, "tokensPerSecond"),
     )
 
 
-def _seconds(value: str) -> float:
-    return parse_milliseconds(value) / 1000
+def _known(fields: Fields, name: str) -> int | None:
+    return fields.number(name) if fields.has(name) else None
+
+
+def _load_time(fields: Fields) -> LoadTime:
+    return LoadTime(
+        node_class=fields.text("nodeClass"),
+        path=fields.text("path"),
+        format=fields.text("format"),
+        milliseconds=fields.number("milliseconds"),
+    )
 
 
 def priority_class(obj: Mapping[str, Any]) -> PriorityClass:

@@ -95,6 +95,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
+        checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
         cpu_milli=cpu,
         host_memory_bytes=memory,
         template_hash=template_hash(spec.data),

@@ -1,0 +1,271 @@
+"""Tries to place the replicas of one waiting workload after another, and remembers what was tried in vain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.v1alpha1.modelprofile import profile_name
+from llmos_operator.scheduler import failure, wording
+from llmos_operator.scheduler.claims import claim_for, request_of, sharing_domain
+from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
+from llmos_operator.scheduler.plan import Bind, Evict
+from llmos_operator.scheduler.quota import charge
+from llmos_operator.scheduler.sizing import sizes
+from llmos_operator.state.types import Placement
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.failure import Failure
+    from llmos_operator.scheduler.feasibility import Feasibility
+    from llmos_operator.scheduler.placement import Placer
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.scheduler.preemption import Preemption, Proposal
+    from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.scene import Scene
+    from llmos_operator.scheduler.sizing import Size, Sizes
+    from llmos_operator.scheduler.world import World, Worlds
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.types import Claim, Profile, Workload
+
+_SPREAD_HANDICAP = 1 << 50  # of a node that holds a replica of the same workload
+
+
+@dataclass(slots=True)
+class Shape:
+    """The sizes and requests of all workloads that ask for the same."""
+
+    sizes: Sizes
+    options: tuple[tuple[Size, Request], ...]
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a workload's waiting replicas."""
+
+    binds: list[Bind] = field(default_factory=list)
+    evictions: list[Evict] = field(default_factory=list)
+    waiting: int = 0
+    failure: Failure | None = None  # of the last replica that has to wait
+
+
+class Attempts:
+    """The means of one plan and what it has tried."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        policy: Policy,
+        now: float,
+        worlds: Worlds,
+        scene: Scene,
+        feasibility: Feasibility,
+        placer: Placer,
+        preemption: Preemption,
+    ) -> None:
+        self.snapshot = snapshot
+        self.policy = policy
+        self.now = now
+        self.worlds = worlds
+        self.scene = scene
+        self.feasibility = feasibility
+        self.placer = placer
+        self.preemption = preemption
+        self._shapes: dict[tuple[object, ...], Shape] = {}
+        self._spread_to: dict[str, list[str]] = {}  # by workload UID, nodes of replicas this plan has bound
+        self._failed: dict[tuple[int, str, int, bool], Failure] = {}
+
+    def place(self, pending: Pending) -> Result:
+        """Place what can be placed of one workload."""
+        result = Result()
+        shape = self.shape(pending.workload)
+        for ordinal in pending.ordinals:
+            if not shape.options:
+                result.failure = failure.Failure(shape.sizes.reason, shape.sizes.message)
+            else:
+                result.failure = self._place_one(pending, shape, ordinal, result)
+            result.waiting += result.failure is not None
+        if pending.blocked:
+            result.waiting += len(pending.blocked)
+            result.failure = result.failure or failure.former_pods(pending)
+        return result
+
+    def shape(self, workload: Workload) -> Shape:
+        """Return sizes and requests of a workload, shared by all that ask for the same."""
+        domain = sharing_domain(self.snapshot, self.policy, workload.namespace)
+        key = _signature(workload, domain)
+        found = self._shapes.get(key)
+        if found is None:
+            known = sizes(workload, self.profile(workload), self.policy)
+            options = tuple((size, request_of(workload, size, self.policy, domain)) for size in known.sizes)
+            found = self._shapes[key] = Shape(known, options)
+        return found
+
+    def profile(self, workload: Workload) -> Profile | None:
+        """Return what is known of a workload's model."""
+        return self.snapshot.profiles.get(profile_name(workload.model.uri, workload.model.revision))
+
+    def _place_one(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
+        may_preempt = self.snapshot.may_preempt(pending.workload)
+        key = (id(shape), pending.queue, pending.priority, may_preempt)
+        known = self._failed.get(key)
+        if known is not None:
+            return known
+        for place in range(len(shape.options)):
+            bind = self._bind(pending, shape, place, ordinal)
+            if bind is not None:
+                result.binds.append(bind)
+                return None
+        waits = self._wait_for_leaving(pending, shape, ordinal) or self._displace(
+            pending, shape, ordinal, result
+        )
+        if waits is not None:
+            return waits
+        found = failure.diagnose(self, pending, shape.options)
+        self._failed[key] = found
+        return found
+
+    def _bind(self, pending: Pending, shape: Shape, place: int, ordinal: int) -> Bind | None:
+        size, request = shape.options[place]
+        now = self.worlds.now
+        if not now.tree.fits(pending.queue, pending.least_charge()):
+            return None
+        handicaps = self._spread(pending) if request.placement is Placement.SPREAD else {}
+        columns = self.feasibility.acceptable(request).devices
+        while (best := self.placer.best(request, handicaps)) is not None:
+            row, waste = best
+            name = self.scene.table.names[row]
+            devices = pick(now.node(name), request, columns[row], self.policy.overuse_percent)
+            if devices is not None:
+                claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
+                if self._leaves_room(claim, request):
+                    return self._bound(pending, shape, place, claim, row, waste)
+                if not self._quota_fits(now, claim):
+                    return None
+            handicaps = {**handicaps, row: INFEASIBLE}
+        return None
+
+    def _bound(self, pending: Pending, shape: Shape, place: int, claim: Claim, row: int, waste: int) -> Bind:
+        size, request = shape.options[place]
+        candidates = self.placer.count(request)
+        self.worlds.bind(claim)
+        if request.placement is Placement.SPREAD:
+            self._spread_to.setdefault(claim.workload_uid, []).append(claim.node)
+        state = self.worlds.now.node(claim.node)
+        self.scene.table.write(row, state)
+        return Bind(
+            workload=pending.workload,
+            claim=claim,
+            score=-waste,
+            reason=Reason.BOUND,
+            explanation=wording.bound(claim, state, shape.options, place, candidates),
+            estimated_bytes=size.bytes_per_device,
+        )
+
+    def _leaves_room(self, claim: Claim, request: Request) -> bool:
+        """Return whether the claim fits quota and takes no room that is being made for somebody else."""
+        now, later = self.worlds.now, self.worlds.later
+        if not self._quota_fits(now, claim) or not self._quota_fits(later, claim):
+            return False
+        if claim.node not in self.worlds.differing:
+            return True
+        return fits_on(later.node(claim.node), request, claim.devices, self.policy.overuse_percent)
+
+    @staticmethod
+    def _quota_fits(world: World, claim: Claim) -> bool:
+        return world.tree.fits(claim.queue, charge(claim))
+
+    def _spread(self, pending: Pending) -> dict[int, int]:
+        """Return handicaps of the nodes that hold replicas of the same workload, those of this plan included."""
+        handicaps: dict[int, int] = {}
+        pods = self.snapshot.pods_of.get(pending.workload.uid, ())
+        for node in (*(p.node for p in pods), *self._spread_to.get(pending.workload.uid, ())):
+            row = self.scene.table.row_of.get(node)
+            if row is not None:
+                handicaps[row] = handicaps.get(row, 0) + _SPREAD_HANDICAP
+        return handicaps
+
+    def _wait_for_leaving(self, pending: Pending, shape: Shape, ordinal: int) -> Failure | None:
+        """Hold room that somebody is leaving, if that will do."""
+        if not self.worlds.leaving or not self.worlds.later.tree.fits(pending.queue, pending.least_charge()):
+            return None
+        for size, request in shape.options:
+            names = sorted(self.worlds.differing)
+            best = self.placer.best(request)
+            if best is not None:
+                names.insert(0, self.scene.table.names[best[0]])
+            for name in names:
+                if self._hold(pending, ordinal, size, request, name):
+                    return failure.leaving(self.worlds.leaving, name, size)
+        return None
+
+    def _hold(self, pending: Pending, ordinal: int, size: Size, request: Request, name: str) -> bool:
+        row = self.scene.table.row_of[name]
+        acceptable = self.feasibility.acceptable(request)
+        if not acceptable.nodes[row]:
+            return False
+        later = self.worlds.later
+        devices = pick(later.node(name), request, acceptable.devices[row], self.policy.overuse_percent)
+        if devices is None:
+            return False
+        claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
+        if not self._quota_fits(later, claim):
+            return False
+        self.worlds.hold(claim)
+        return True
+
+    def _displace(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
+        """Displace others for the claim, and hold the room."""
+        proposal = self.preemption.find(pending, shape.options)
+        if proposal is None:
+            return None
+        result.evictions += self._evictions(pending, proposal)
+        self._hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
+        self._failed.clear()  # what leaves may make room for more than the claimant
+        return failure.displacing(proposal)
+
+    def _evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
+        found = []
+        for victim in proposal.victims:
+            reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
+            for key in victim.budgets:
+                self.preemption.index.budgets[key] -= 1
+            self.worlds.leave(victim.pod)
+            found.append(
+                Evict(
+                    pod=victim.pod.key,
+                    pod_uid=victim.pod.uid,
+                    node=victim.pod.node,
+                    victim=victim.claim.workload,
+                    victim_uid=victim.claim.workload_uid,
+                    cost=victim.cost,
+                    reason=reason,
+                    explanation=wording.displaced(pending, victim, proposal, reason),
+                    preemptor=pending.workload.key,
+                )
+            )
+        return found
+
+
+def _signature(workload: Workload, domain: str) -> tuple[object, ...]:
+    return (
+        workload.model.uri,
+        workload.model.revision,
+        workload.quantization,
+        workload.engine,
+        workload.accelerators,
+        workload.memory_bytes,
+        workload.selector,
+        workload.sharing,
+        domain,
+        workload.compute_milli,
+        workload.max_model_len,
+        workload.max_num_seqs,
+        workload.placement,
+        workload.node_selector,
+        workload.node_affinity,
+        workload.tolerations,
+        workload.cpu_milli,
+        workload.host_memory_bytes,
+    )

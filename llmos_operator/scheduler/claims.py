@@ -1,0 +1,112 @@
+"""From a size to a request, and from a chosen place to a claim."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api import names
+from llmos_operator.scheduler.request import Constraints, Request
+from llmos_operator.scheduler.sizing import granted
+from llmos_operator.state.types import FULL_MILLI, Claim, Sharing
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.sizing import Size
+    from llmos_operator.state.ledger import DeviceState
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.types import Workload
+
+_MILLISECONDS = 1000
+
+
+def request_of(workload: Workload, size: Size, policy: Policy, domain: str) -> Request:
+    """Return what a replica of that size asks of a node."""
+    sizing = policy.sizing
+    shared = workload.sharing is Sharing.SHARED and workload.accelerators > 0
+    constraints = Constraints(
+        workload.accelerators,
+        workload.sharing,
+        workload.selector,
+        workload.node_selector,
+        workload.node_affinity,
+        workload.tolerations,
+    )
+    if not workload.accelerators:
+        return Request(
+            constraints,
+            cpu_milli=sizing.cpu_only_milli + workload.cpu_milli,
+            memory_bytes=size.bytes_per_device + workload.host_memory_bytes,
+            placement=workload.placement,
+        )
+    milli = workload.compute_milli if workload.compute_milli is not None else sizing.shared_compute_milli
+    return Request(
+        constraints,
+        size.bytes_per_device,
+        milli if shared else FULL_MILLI,
+        domain if shared else "",
+        sizing.runtime_cpu_milli + workload.cpu_milli,
+        sizing.runtime_memory_bytes + workload.host_memory_bytes,
+        workload.placement,
+    )
+
+
+def sharing_domain(snapshot: Snapshot, policy: Policy, namespace: str) -> str:
+    """Return the sharing domain of a namespace: its label, else itself."""
+    known = snapshot.namespaces.get(namespace)
+    label = known.labels.get(policy.sharing_domain_label) if known is not None else None
+    return label or namespace
+
+
+def claim_for(
+    pending: Pending,
+    ordinal: int,
+    node: str,
+    devices: tuple[DeviceState, ...],
+    request: Request,
+    size: Size,
+    policy: Policy,
+    now: float,
+) -> Claim:
+    """Return the claim of one replica on the devices that were picked for it."""
+    workload = pending.workload
+    room = min((d.headroom_bytes() for d in devices), default=0)
+    reserved, kv_tokens = (
+        granted(size, room) if devices and request.whole else (size.bytes_per_device, size.kv_tokens)
+    )
+    gpu_milli, charged = _charges(request, devices, reserved)
+    least = workload.min_runtime if workload.min_runtime is not None else policy.min_runtime
+    return Claim(
+        workload=workload.key,
+        workload_uid=workload.uid,
+        ordinal=ordinal,
+        pod=f"{workload.namespace}/{names.pod_name(workload.name, workload.uid, ordinal)}",
+        node=node,
+        devices=tuple(d.device.uuid for d in devices),
+        bytes_per_device=reserved if devices else 0,
+        compute_milli=request.compute_milli if devices else 0,
+        sharing=workload.sharing,
+        domain=request.domain,
+        format=size.format,
+        max_model_len=size.max_model_len,
+        kv_tokens=kv_tokens,
+        cpu_milli=request.cpu_milli,
+        memory_bytes=request.memory_bytes,
+        priority=pending.priority,
+        queue=pending.queue,
+        gpu_milli=gpu_milli,
+        charged_bytes=charged,
+        bound_at=round(now * _MILLISECONDS) / _MILLISECONDS,
+        min_runtime=round(least * _MILLISECONDS) / _MILLISECONDS,
+    )
+
+
+def _charges(request: Request, devices: tuple[DeviceState, ...], reserved: int) -> tuple[int, int]:
+    """Return (thousandths of a device, bytes) that quota is charged: a shared part by its dominant share."""
+    if request.whole:
+        return FULL_MILLI * len(devices), sum(d.device.memory_bytes for d in devices)
+    parts = (
+        max(request.compute_milli, -(-reserved * FULL_MILLI // max(1, d.device.memory_bytes)))
+        for d in devices
+    )
+    return sum(parts), reserved * len(devices)

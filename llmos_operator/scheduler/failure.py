@@ -1,0 +1,140 @@
+"""Why a replica has to wait, in one reason and one sentence with numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.quantity import format_milli, human_bytes
+from llmos_operator.scheduler import wording
+from llmos_operator.scheduler.advice import would_fit
+from llmos_operator.scheduler.feasibility import matching_devices
+from llmos_operator.scheduler.table import CAPACITY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from llmos_operator.scheduler.attempt import Attempts
+    from llmos_operator.scheduler.plan import Rejection
+    from llmos_operator.scheduler.preemption import Proposal
+    from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.sizing import Size
+    from llmos_operator.state.types import Pod
+
+_SHOWN_PODS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The reason, the sentence, and what filters and sizing said."""
+
+    reason: Reason
+    message: str
+    rejected: tuple[Rejection, ...] = ()
+    candidates: int = 0
+    size: Size | None = None
+
+
+def former_pods(pending: Pending) -> Failure:
+    """Return the wait for pods that still hold the names of the replicas."""
+    names = ", ".join(pod.key for pod in pending.blocked[:_SHOWN_PODS])
+    return Failure(Reason.PENDING, f"waits until {names} is gone, which holds the replica's name")
+
+
+def leaving(pods: Mapping[str, Pod], node: str, size: Size) -> Failure:
+    """Return the wait for pods that are on their way out."""
+    here = [key for key, pod in pods.items() if pod.node == node] or list(pods)
+    names = ", ".join(sorted(here)[:_SHOWN_PODS])
+    return Failure(
+        Reason.WAITING_FOR_PREEMPTION, f"waits for {names} to leave, then starts on node {node}", size=size
+    )
+
+
+def displacing(proposal: Proposal) -> Failure:
+    """Return the wait for pods that are displaced by this plan."""
+    names = ", ".join(v.pod.key for v in proposal.victims[:_SHOWN_PODS])
+    count = len(proposal.victims)
+    return Failure(
+        Reason.WAITING_FOR_PREEMPTION,
+        f"displaces {count} of lower standing ({names}), then starts on node {proposal.node}",
+        size=proposal.size,
+    )
+
+
+def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Failure:
+    """Return why nothing could be done for a replica; amounts are those of the smallest size allowed."""
+    size, request = min(options, key=lambda option: option[0].bytes_per_device)
+    quota = _quota(attempts, pending, size)
+    if quota is not None:
+        return quota
+    impossible = _impossible(attempts, pending, size, request)
+    rejected, candidates = attempts.feasibility.rejections(request)
+    kept = rejected[: attempts.policy.keep_rejections]
+    if impossible is not None:
+        return Failure(impossible[0], impossible[1], kept, candidates, size)
+    nodes = len(attempts.scene.table)
+    if candidates:
+        message = f"{candidates} of {nodes} nodes have room, but it is being made for work of higher standing"
+    else:
+        message = (
+            f"0 of {nodes} nodes fit {wording.size_text(size)}: {wording.rejections(kept) or 'no nodes'}"
+        )
+    return Failure(Reason.NO_CAPACITY, message, kept, candidates, size)
+
+
+def _quota(attempts: Attempts, pending: Pending, size: Size) -> Failure | None:
+    worlds, needed = attempts.worlds, pending.least_charge()
+    tree = worlds.now.tree
+    if tree.fits(pending.queue, needed) and worlds.later.tree.fits(pending.queue, needed):
+        return None
+    room, use = tree.room(pending.queue), tree.use(pending.queue)
+    left = format_milli(max(0, room.gpu_milli))
+    message = (
+        f"queue {pending.queue} has {left} of the {format_milli(needed.gpu_milli)} GPUs needed left "
+        f"(in use: {format_milli(use.gpu_milli)})"
+    )
+    if room.gpu_milli >= needed.gpu_milli:
+        message = f"what is left of queue {pending.queue} is kept for work of higher standing"
+    return Failure(Reason.EXCEEDS_QUOTA, message, size=size)
+
+
+def _impossible(
+    attempts: Attempts, pending: Pending, size: Size, request: Request
+) -> tuple[Reason, str] | None:
+    """Return why no node could ever take the request, even empty; None if one could."""
+    table = attempts.scene.table
+    if not request.devices:
+        largest = max((s.node.memory_bytes for s in table.states if s.node is not None), default=0)
+        if request.memory_bytes <= largest or not largest:
+            return None
+        short = human_bytes(request.memory_bytes - largest)
+        text = f"needs {human_bytes(request.memory_bytes)} of host memory, the largest node has {human_bytes(largest)}: short by {short}"
+        return Reason.LARGER_THAN_ANY_DEVICE, text
+    devices = matching_devices(attempts.scene, request)
+    most = int(devices.sum(axis=1).max(initial=0))
+    if most == 0:
+        return Reason.NO_MATCHING_DEVICE, _no_match(attempts, request)
+    if most < request.devices:
+        return (
+            Reason.NO_MATCHING_DEVICE,
+            f"needs {request.devices} matching devices on one node; no node has more than {most}",
+        )
+    largest = int(table.fixed[CAPACITY][devices].max())
+    if request.bytes_per_device <= largest:
+        return None
+    text = (
+        f"needs {wording.size_text(size)} per device, the smallest size allowed; the largest matching device has "
+        f"{human_bytes(largest)}: short by {human_bytes(request.bytes_per_device - largest)}"
+    )
+    fixes = would_fit(pending.workload, attempts.profile(pending.workload), attempts.policy, largest, most)
+    return Reason.LARGER_THAN_ANY_DEVICE, f"{text}. {fixes}"
+
+
+def _no_match(attempts: Attempts, request: Request) -> str:
+    products = ", ".join(sorted(attempts.scene.table.products)[:5])
+    wanted = ", ".join(request.constraints.selector.products) or request.constraints.sharing
+    if not attempts.scene.table.exists.any():
+        return "no node has devices: does the agent run, and has it written GPUNode objects?"
+    return f"no device matches {wanted} with spec.resources.selector; products in the cluster: {products}"

@@ -1,0 +1,35 @@
+"""Devices the agent found Healthy or Degraded; Unhealthy and Unknown take nothing new."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.scene import Candidates, Scene
+    from llmos_operator.scheduler.table import Bools, Ints
+
+
+class Health:
+    """Turns away nodes without enough devices in working order."""
+
+    reason = "DeviceUnhealthy"
+    static = True
+    for_devices = True
+
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
+        """Keep devices in working order; return which candidates have enough of them."""
+        candidates.devices &= scene.table.healthy[candidates.rows]
+        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
+        return enough
+
+    def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
+        """Return the verdicts of the devices that are out."""
+        verdicts: Counter[str] = Counter()
+        for i, row in enumerate(rows):
+            for column, device in enumerate(scene.table.states[int(row)].devices):
+                if devices[i, column] and not scene.table.healthy[row, column]:
+                    verdicts[f"{device.verdict} {device.reason}".rstrip()] += 1
+        shown = sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))[:3]
+        return ", ".join(f"{count} devices {what}" for what, count in shown)

@@ -1,0 +1,62 @@
+"""Devices nobody else holds: idle ones for exclusive use, those of the same sharing domain for shared use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.scheduler.table import CAPACITY, DOMAIN, EXCESS, FREE_MILLI, IDLE
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.scene import Candidates, Scene
+    from llmos_operator.scheduler.table import Bools, Ints
+
+_PERCENT = 100
+
+
+class Occupancy:
+    """Turns away nodes whose acceptable devices are held by others."""
+
+    reason = "DevicesInUse"
+    static = False
+    for_devices = True
+
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
+        """Keep devices that may be taken; return which candidates have enough of them."""
+        rows, device = candidates.rows, scene.table.device
+        idle = device[IDLE][rows] > 0
+        if request.whole:
+            candidates.devices &= idle
+        else:
+            same = device[DOMAIN][rows] == scene.table.domain_number(request.domain)
+            candidates.devices &= idle | (same & (device[FREE_MILLI][rows] > 0))
+        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
+        return enough
+
+    def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:
+        """Return the most devices any of the rows has free."""
+        free = (devices & (scene.table.device[IDLE][rows] > 0)).sum(axis=1)
+        best = int(free.argmax())
+        return f"{int(free[best])} of {request.devices} devices free on {scene.table.names[int(rows[best])]}"
+
+
+class Overuse:
+    """Turns away devices on which far more memory was observed than is reserved: a stranger or a leak is there."""
+
+    reason = "DeviceOverused"
+    static = False
+    for_devices = True
+
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
+        """Keep devices used as reserved; return which candidates have enough of them."""
+        rows, table = candidates.rows, scene.table
+        limit = table.fixed[CAPACITY][rows] * scene.policy.overuse_percent // _PERCENT
+        candidates.devices &= table.device[EXCESS][rows] <= limit
+        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
+        return enough
+
+    def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
+        """Return the overuse that is least above what is tolerated."""
+        share = scene.table.device[EXCESS][rows] * _PERCENT // scene.table.fixed[CAPACITY][rows].clip(1)
+        least = int(share[devices & (share > scene.policy.overuse_percent)].min(initial=_PERCENT))
+        return f"observed at least {least} % of a device beyond what is reserved on it"

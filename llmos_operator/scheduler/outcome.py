@@ -1,0 +1,128 @@
+"""Collects what a cycle decided into a Plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.scheduler.plan import Decision, Plan, Wait
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.attempt import Result
+    from llmos_operator.scheduler.plan import Bind, Evict
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.scheduler.queueing import Lines, Pending, Refused
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.types import WorkloadKey
+
+
+class Outcome:
+    """What has been decided so far. Evictions come before binds: their room takes longest to appear."""
+
+    def __init__(self, snapshot: Snapshot, policy: Policy, now: float) -> None:
+        self._snapshot = snapshot
+        self._policy = policy
+        self._now = now
+        self._evictions: list[Evict] = []
+        self._binds: list[Bind] = []
+        self._waits: list[Wait] = []
+        self._decisions: dict[WorkloadKey, Decision] = {}
+        self._interrupted = False
+
+    def repair(self, evictions: list[Evict]) -> None:
+        """Take evictions of what can no longer run."""
+        self._evictions += evictions
+
+    def refuse(self, refused: list[Refused]) -> None:
+        """Take workloads that stand in no line."""
+        for one in refused:
+            self._waits.append(
+                Wait(one.workload.key, one.workload.uid, one.replicas, one.reason, one.message)
+            )
+            self._decisions[one.workload.key] = Decision(
+                one.workload.key,
+                one.workload.uid,
+                one.workload.generation,
+                one.reason,
+                one.message,
+                queue=one.workload.queue or self._policy.default_queue,
+                pending=one.replicas,
+            )
+
+    def record(self, pending: Pending, result: Result) -> None:
+        """Take what became of a workload in a line."""
+        self._evictions += result.evictions
+        self._binds += result.binds
+        workload, failure = pending.workload, result.failure
+        if result.waiting and failure is not None:
+            self._waits.append(
+                Wait(workload.key, workload.uid, result.waiting, failure.reason, failure.message)
+            )
+            size = failure.size
+            self._decisions[workload.key] = Decision(
+                workload.key,
+                workload.uid,
+                workload.generation,
+                failure.reason,
+                failure.message,
+                failure.candidates,
+                failure.rejected,
+                pending.queue,
+                None,
+                result.waiting,
+                size.format if size is not None else "",
+                size.bytes_per_device if size is not None else 0,
+            )
+        elif result.binds:
+            last = result.binds[-1]
+            self._decisions[workload.key] = Decision(
+                workload.key,
+                workload.uid,
+                workload.generation,
+                Reason.BOUND,
+                last.explanation,
+                queue=pending.queue,
+                format=last.claim.format,
+                bytes_per_device=last.claim.bytes_per_device,
+            )
+
+    def interrupt(self) -> None:
+        """Note that the time ran out."""
+        self._interrupted = True
+
+    def plan(self, waiting: Lines) -> Plan:
+        """Return the plan, with places in the queues counted over those that still wait."""
+        for line in waiting.lines.values():
+            position = 0
+            for pending in line:
+                decision = self._decisions.get(pending.workload.key)
+                if decision is not None and not decision.pending:
+                    continue
+                position += 1
+                if decision is not None:
+                    self._decisions[pending.workload.key] = _placed(decision, position)
+        return Plan(
+            self._snapshot.version,
+            self._now,
+            (*self._evictions, *self._binds),
+            tuple(self._waits),
+            self._decisions,
+            self._interrupted,
+        )
+
+
+def _placed(decision: Decision, position: int) -> Decision:
+    return Decision(
+        decision.workload,
+        decision.workload_uid,
+        decision.generation,
+        decision.reason,
+        decision.message,
+        decision.candidates,
+        decision.rejected,
+        decision.queue,
+        position,
+        decision.pending,
+        decision.format,
+        decision.bytes_per_device,
+    )

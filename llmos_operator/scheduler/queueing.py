@@ -1,0 +1,172 @@
+"""Who is next: admission to a queue, priority, and ageing inside a priority so that nothing starves.
+
+Order of picks: work inside its queue's nominal share before work that borrows, then priority (capped by the queue's
+ceiling), then the queue with the smaller weighted share, then the response ratio
+
+    (waiting time + expected service time) / expected service time
+
+of which the largest goes first (highest response ratio next, Brinch Hansen 1971): short work is preferred, but every
+wait grows without bound. Equal ratios go by age, then by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.scheduler.quota import Amount, admitted, invalid_reason
+from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.scheduler.quota import QuotaTree
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.types import Pod, Workload
+
+
+@dataclass(slots=True)
+class Pending:
+    """A workload with replicas that have no place."""
+
+    workload: Workload
+    queue: str
+    priority: int
+    ratio: float
+    ordinals: tuple[int, ...]  # that may be placed now
+    blocked: tuple[Pod, ...] = ()  # former pods whose names are still taken
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas have no place."""
+        return len(self.ordinals) + len(self.blocked)
+
+    def least_charge(self) -> Amount:
+        """Return the least one replica will be charged; shared work is charged by its part, known when placed."""
+        whole = self.workload.accelerators * FULL_MILLI if self.workload.sharing is not Sharing.SHARED else 1
+        return Amount(gpu_milli=whole if self.workload.accelerators else 0)
+
+    def order(self) -> tuple[int, float, float, str]:
+        """Return the key inside a queue: smaller goes first."""
+        return (-self.priority, -self.ratio, self.workload.created_at, self.workload.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A workload that no queue takes, or that is held back: it waits without a place in a line."""
+
+    workload: Workload
+    replicas: int
+    reason: Reason
+    message: str
+
+
+@dataclass(slots=True)
+class Lines:
+    """Everybody who waits, by queue, in order."""
+
+    lines: dict[str, list[Pending]] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+
+    def picks(self, tree: QuotaTree, total: Amount) -> Iterator[Pending]:
+        """Yield who is next until all lines are empty; shares are looked at again before every pick."""
+        heads = dict.fromkeys(self.lines, 0)
+        while heads:
+            queue = next(iter(heads))
+            if len(heads) > 1:
+                queue = min(heads, key=lambda q: _rank(self.lines[q][heads[q]], tree, total))
+            yield self.lines[queue][heads[queue]]
+            heads[queue] += 1
+            if heads[queue] == len(self.lines[queue]):
+                del heads[queue]
+
+
+def _rank(head: Pending, tree: QuotaTree, total: Amount) -> tuple[bool, int, int, float, float, str]:
+    borrowing = not tree.unlimited(head.queue) and not tree.within_nominal(head.queue, head.least_charge())
+    share = tree.share_milli(head.queue, total)
+    workload = head.workload
+    return (borrowing, -head.priority, share, -head.ratio, workload.created_at, workload.key)
+
+
+def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Lines:
+    """Return every workload that has replicas to place, in its queue's line."""
+    found = Lines()
+    default_priority = _default_priority(snapshot)
+    for workload in snapshot.workloads.values():
+        pods = snapshot.pods_of.get(workload.uid, ())
+        if len(pods) == workload.replicas and all(_stays(pod) for pod in pods):
+            continue  # the common case, looked at cheaply
+        if workload.suspended or workload.finished or workload.deleting:
+            continue
+        ordinals, blocked = missing(workload, pods)
+        if not ordinals and not blocked:
+            continue
+        refusal = _refusal(snapshot, policy, now, tree, workload)
+        if refusal is not None:
+            found.refused.append(Refused(workload, len(ordinals) + len(blocked), *refusal))
+            continue
+        queue = workload.queue or policy.default_queue
+        value = snapshot.priority_of(workload) if workload.priority_class else default_priority
+        priority = capped(snapshot, queue, value)
+        ratio = response_ratio(policy, workload, now)
+        found.lines.setdefault(queue, []).append(Pending(workload, queue, priority, ratio, ordinals, blocked))
+    for line in found.lines.values():
+        line.sort(key=Pending.order)
+    found.lines = dict(sorted(found.lines.items()))
+    found.refused.sort(key=lambda r: r.workload.key)
+    return found
+
+
+def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...], tuple[Pod, ...]]:
+    """Return (ordinals without any pod, pods that only keep their ordinal's name until they are gone)."""
+    by_ordinal = {pod.claim.ordinal: pod for pod in pods if pod.claim is not None}
+    wanted = range(workload.replicas)
+    free = tuple(ordinal for ordinal in wanted if ordinal not in by_ordinal)
+    blocked = (by_ordinal[o] for o in wanted if o in by_ordinal)
+    return free, tuple(pod for pod in blocked if not _stays(pod))
+
+
+def _stays(pod: Pod) -> bool:
+    return pod.phase is PodPhase.BOUND or pod.phase is PodPhase.ASSUMED
+
+
+def response_ratio(policy: Policy, workload: Workload, now: float) -> float:
+    """Return (wait + service) / service; a creation time in the future counts as no wait."""
+    service = workload.expected_seconds or policy.service_seconds[workload.kind]
+    return (max(0.0, now - workload.created_at) + service) / service
+
+
+def capped(snapshot: Snapshot, queue: str, priority: int) -> int:
+    """Return the priority under the queue's ceiling."""
+    known = snapshot.queues.get(queue)
+    ceiling = known.priority_ceiling if known is not None else None
+    return priority if ceiling is None else min(priority, ceiling)
+
+
+def _default_priority(snapshot: Snapshot) -> int:
+    return max((c.value for c in snapshot.priority_classes.values() if c.is_default), default=0)
+
+
+def _refusal(
+    snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree, workload: Workload
+) -> tuple[Reason, str] | None:
+    hold = snapshot.holds.get(workload.key)
+    if hold is not None and hold.generation == workload.generation and now < hold.until:
+        return hold.reason, hold.message
+    queue = workload.queue or policy.default_queue
+    if queue not in snapshot.queues:
+        if not policy.require_queue and not workload.queue:
+            return None
+        known = ", ".join(sorted(snapshot.queues)) or "none"
+        return Reason.QUEUE_NOT_FOUND, f"queue {queue} does not exist; existing: {known}"
+    problem = invalid_reason(tree, queue)
+    if problem is not None:
+        return problem
+    if not admitted(snapshot, queue, workload.namespace):
+        return (
+            Reason.NAMESPACE_NOT_ADMITTED,
+            f"queue {queue} does not take namespace {workload.namespace}: its namespaceSelector does not match",
+        )
+    return None

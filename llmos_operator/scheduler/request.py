@@ -1,0 +1,48 @@
+"""What one replica asks of a node, at one size. Two equal requests have the same candidates: they are the cache key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llmos_operator.state.types import FULL_MILLI, DeviceSelector, Placement, Selector, Sharing, Toleration
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """Which nodes and devices are acceptable at all, whatever is free on them."""
+
+    needs_devices: int = 1
+    sharing: Sharing = Sharing.EXCLUSIVE
+    selector: DeviceSelector = field(default_factory=DeviceSelector)
+    node_selector: Selector = field(default_factory=Selector)
+    node_affinity: tuple[Selector, ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
+    displacing: bool = False  # looks for nodes where others could be displaced: needs fresh telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Amounts one replica asks for, under its constraints."""
+
+    constraints: Constraints
+    bytes_per_device: int = 0
+    compute_milli: int = FULL_MILLI
+    domain: str = ""  # sharing domain, "" unless Shared
+    cpu_milli: int = 0
+    memory_bytes: int = 0  # host
+    placement: Placement = Placement.BIN_PACK
+
+    @property
+    def devices(self) -> int:
+        """How many devices."""
+        return self.constraints.needs_devices
+
+    @property
+    def whole(self) -> bool:
+        """Whether it takes devices as a whole."""
+        return self.constraints.sharing is not Sharing.SHARED
+
+    @property
+    def plugin_gpus(self) -> int:
+        """How many units of nvidia.com/gpu its pod asks for."""
+        return self.devices if self.constraints.sharing is Sharing.EXCLUSIVE else 0

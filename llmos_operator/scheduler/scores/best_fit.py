@@ -1,0 +1,63 @@
+"""Best fit: leave the least behind, on devices first, and keep idle devices and idle nodes together.
+
+Whole devices: the smallest that is large enough, on the node that keeps the fewest idle ones. Shared devices: the one
+with the least room left after, an idle one only when no device in use will do. CPU only: nodes without devices first.
+Spread turns the preference for full nodes round. Equal waste breaks in row order, which is name order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, IDLE, MEMORY
+from llmos_operator.state.types import Placement
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.scene import Candidates, Scene
+    from llmos_operator.scheduler.table import Ints
+
+DEGRADED_WASTE: Final = 1 << 30  # MiB: a degraded device is taken only when no other will do
+_IDLE_WASTE: Final = 1 << 26  # MiB: breaking up an idle device wastes more than any fit
+_OUT: Final = 1 << 34  # MiB: a device that is not a candidate
+_MOST_DEVICES: Final = 128
+_HOST_LIMIT: Final = 1 << 40
+_MIB_SHIFT: Final = 20
+
+
+class BestFit:
+    """Waste of the best placement on each candidate."""
+
+    def waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
+        """Return the waste of each candidate, in units that only compare within one request."""
+        if not request.devices:
+            return self._host_only(scene, request, candidates)
+        rows, table = candidates.rows, scene.table
+        idle = table.device[IDLE][rows]
+        if request.whole:
+            excess = (table.fixed[CAPACITY][rows] - request.bytes_per_device) >> _MIB_SHIFT
+        else:
+            excess = (table.device[FREE_BYTES][rows] - request.bytes_per_device) >> _MIB_SHIFT
+            excess += idle * _IDLE_WASTE
+        excess += table.degraded[rows] * DEGRADED_WASTE
+        excess = np.where(candidates.devices, excess, _OUT)
+        if request.devices == 1:
+            fit = excess.min(axis=1)
+        else:
+            fit = np.partition(excess, request.devices - 1, axis=1)[:, : request.devices].sum(axis=1)
+        left = idle.sum(axis=1)
+        if request.placement is Placement.SPREAD:
+            left = _MOST_DEVICES - 1 - left
+        waste: Ints = fit * _MOST_DEVICES + left
+        return waste
+
+    def _host_only(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
+        rows, table = candidates.rows, scene.table
+        left = table.node[CPU][rows] - request.cpu_milli
+        left = left + ((table.node[MEMORY][rows] - request.memory_bytes) >> _MIB_SHIFT)
+        if request.placement is Placement.SPREAD:
+            left = _HOST_LIMIT - left
+        waste: Ints = left + (table.device_count[rows] > 0) * (_HOST_LIMIT << 1)
+        return waste

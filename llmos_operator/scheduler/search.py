@@ -1,0 +1,131 @@
+"""The exact search on one node: the cheapest set of victims after which something fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.scheduler.victims import total_cost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from llmos_operator.scheduler.victims import Victim
+    from llmos_operator.scheduler.world import World
+
+
+@dataclass(slots=True)
+class Pool:
+    """Victims to choose from, cheapest of the lowest priority first, and the world to try them in."""
+
+    world: World
+    victims: list[Victim]
+    budgets: dict[str, int]  # disruptions left by budget
+    may_go: Callable[[Victim], bool]  # as the world stands
+    fits: Callable[[], bool]  # as the world stands
+    outage_seconds: float
+    limit: int  # sets to try
+    tried: int = field(default=0)
+
+    def cost(self, chosen: list[Victim]) -> int:
+        """Return the cost of displacing all of `chosen`."""
+        return total_cost(chosen, self.outage_seconds)
+
+    def take(self, victim: Victim) -> bool:
+        """Let a victim go if that is allowed now. Undone with `give_back` and the world's rollback."""
+        if any(self.budgets[key] <= 0 for key in victim.budgets) or not self.may_go(victim):
+            return False
+        for key in victim.budgets:
+            self.budgets[key] -= 1
+        self.world.vacate(victim.pod)
+        return True
+
+    def give_back(self, victims: Iterable[Victim]) -> None:
+        """Return the disruptions that `take` spent."""
+        for victim in victims:
+            for key in victim.budgets:
+                self.budgets[key] += 1
+
+
+def cheapest(pool: Pool) -> tuple[Victim, ...] | None:
+    """Return the cheapest set with the least important victims, None if even all of them do not suffice.
+
+    Leaves world and budgets as they were. An empty set means that nobody has to go.
+    """
+    if pool.fits():
+        return ()
+    everybody = pool.victims
+    for threshold in sorted({v.priority for v in everybody}):
+        pool.victims = [v for v in everybody if v.priority <= threshold]
+        start = _greedy(pool)
+        if start is not None:
+            return _Descent(pool, start).run()
+    return None
+
+
+def _greedy(pool: Pool) -> list[Victim] | None:
+    """Remove until it fits, then add back, most costly first, what was not needed."""
+    mark = pool.world.checkpoint()
+    taken: list[Victim] = []
+    fits = False
+    for victim in pool.victims:
+        if pool.take(victim):
+            taken.append(victim)
+            fits = pool.fits()
+            if fits:
+                break
+    pool.world.rollback(mark)
+    pool.give_back(taken)
+    if not fits:
+        return None
+    for victim in sorted(taken, key=lambda v: (-v.priority, -v.cost, v.pod.key)):
+        fewer = [v for v in taken if v is not victim]
+        if suffices(pool, fewer):
+            taken = fewer
+    return taken
+
+
+def suffices(pool: Pool, chosen: list[Victim]) -> bool:
+    """Return whether it fits once exactly `chosen` have gone, each of them allowed to go in turn."""
+    mark = pool.world.checkpoint()
+    taken = []
+    for victim in chosen:
+        if not pool.take(victim):
+            break
+        taken.append(victim)
+    result = len(taken) == len(chosen) and pool.fits()
+    pool.world.rollback(mark)
+    pool.give_back(taken)
+    return result
+
+
+class _Descent:
+    """Branch and bound over "goes" and "stays", from a known solution downwards."""
+
+    def __init__(self, pool: Pool, start: list[Victim]) -> None:
+        self._pool = pool
+        self._best = start
+        self._bound = (pool.cost(start), len(start))
+
+    def run(self) -> tuple[Victim, ...]:
+        self._descend(0, [])
+        return tuple(sorted(self._best, key=lambda v: v.order))
+
+    def _descend(self, place: int, chosen: list[Victim]) -> None:
+        pool = self._pool
+        if place == len(pool.victims) or pool.tried >= pool.limit:
+            return
+        victim = pool.victims[place]
+        more = [*chosen, victim]
+        bound = (pool.cost(more), len(more))
+        if bound < self._bound:
+            pool.tried += 1
+            mark = pool.world.checkpoint()
+            if pool.take(victim):
+                if pool.fits():
+                    self._best, self._bound = more, bound
+                else:
+                    self._descend(place + 1, more)
+                pool.world.rollback(mark)
+                pool.give_back([victim])
+        self._descend(place + 1, chosen)

@@ -1,0 +1,133 @@
+"""How many bytes a replica needs per device, for each precision and context it may run with.
+
+    bytes = estimate(format, context, KV) + (measured - estimated of the last measured run), at least the OOM floor
+
+The estimate is `api.runtime.memory`, the same formula the runtime predicts with; `resources.memory` replaces it.
+Formats come best first; within a format the largest context first. KV needs at least one full context; what is beyond
+is granted from what the chosen device has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime import memory
+from llmos_operator.scheduler.precision import formats
+from llmos_operator.state.types import AUTO, Sharing
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.state.types import Profile, Workload
+
+_KV_ELEMENT_BYTES = {"fp8": 1, "int8": 1}
+_FLOOR_SHARE = 8  # after running out of memory ask for an eighth more
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One way to run a replica. All bytes are per device."""
+
+    format: str
+    bytes_per_device: int  # least reservation
+    max_model_len: int = 0  # tokens; 0: the runtime decides
+    kv_tokens: int = 0  # within bytes_per_device; 0: the runtime decides
+    wanted_kv_tokens: int = 0  # worth granting when the device has room
+    kv_token_bytes: int = 0  # per token and device
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes, best first. Without any, `reason` and `message` say what is missing."""
+
+    sizes: tuple[Size, ...]
+    reason: Reason = Reason.ACCEPTED
+    message: str = ""
+
+
+def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
+    """Return every size the workload may run at."""
+    allowed = formats(workload, profile, policy)
+    if not allowed.allowed:
+        return Sizes((), allowed.reason, allowed.message)
+    if workload.memory_bytes is not None:
+        length = workload.max_model_len
+        return Sizes((Size(allowed.allowed[0], workload.memory_bytes, max_model_len=length),))
+    if profile is None or profile.shape is None:
+        return Sizes(
+            (),
+            Reason.WAITING_FOR_PROFILE,
+            f"the size of {workload.model.uri} is not known yet; it is being inspected (or set resources.memory)",
+        )
+    found = []
+    for name in allowed.allowed:
+        for length in _contexts(workload, profile.shape, policy):
+            found += _at(workload, profile, policy, name, length)
+    return Sizes(tuple(found))
+
+
+def _contexts(workload: Workload, shape: memory.ModelShape, policy: Policy) -> list[int]:
+    """Return context lengths to try, longest first."""
+    if workload.max_model_len != AUTO:
+        return [workload.max_model_len]
+    limit = shape.max_positions or policy.sizing.auto_context_tokens
+    length = min(limit, policy.sizing.auto_context_tokens)
+    if not shape.generative:
+        return [length]
+    lengths = [length]
+    while lengths[-1] // 2 >= min(limit, policy.sizing.least_context_tokens):
+        lengths.append(lengths[-1] // 2)
+    return lengths
+
+
+def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length: int) -> list[Size]:
+    shape = profile.shape
+    if shape is None:
+        return []
+    shards = max(1, workload.accelerators)
+    element = _KV_ELEMENT_BYTES.get(workload.quantization.kv_cache_dtype, 2)
+    per_token = -(-memory.kv_bytes_per_token(shape, element) // shards)
+    full = length + (workload.max_num_seqs - 1) * length // 4 if shape.generative else 0
+    budgets = [length if shape.generative else 0]
+    if workload.sharing is Sharing.SHARED and shape.generative:
+        budgets = sorted({min(full, 2 * length), length}, reverse=True)
+    found = []
+    for tokens in budgets:
+        estimate = memory.estimate(
+            shape,
+            name,
+            max_model_len=length,
+            max_num_seqs=workload.max_num_seqs,
+            kv_tokens=tokens,
+            base_bytes=profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes,
+            shards=shards,
+            kv_bytes_per_element=element,
+        ).total_bytes
+        wanted = tokens if workload.sharing is Sharing.SHARED else max(tokens, full)
+        found.append(Size(name, corrected(estimate, profile, name), length, tokens, wanted, per_token))
+    return found
+
+
+def corrected(estimate: int, profile: Profile, name: str) -> int:
+    """Return the estimate moved by what a measured run differed from its own, and raised above the OOM floor."""
+    known = profile.formats.get(name)
+    if known is None:
+        return estimate
+    if known.measured_peak_bytes is not None and known.estimated_peak_bytes is not None:
+        estimate = max(memory.SLACK_BYTES, estimate + known.measured_peak_bytes - known.estimated_peak_bytes)
+    if known.oom_floor_bytes:
+        estimate = max(estimate, known.oom_floor_bytes + known.oom_floor_bytes // _FLOOR_SHARE)
+    return estimate
+
+
+def granted(size: Size, room_bytes: int) -> tuple[int, int]:
+    """Return (bytes, KV tokens) when a device has `room_bytes`: the least, and of the rest what is worth granting."""
+    if size.kv_token_bytes == 0 or size.wanted_kv_tokens <= size.kv_tokens:
+        return size.bytes_per_device, size.kv_tokens
+    block = memory.KV_BLOCK_TOKENS
+    extra = min(
+        size.wanted_kv_tokens - size.kv_tokens, (room_bytes - size.bytes_per_device) // size.kv_token_bytes
+    )
+    extra = max(0, extra) // block * block
+    return size.bytes_per_device + extra * size.kv_token_bytes, size.kv_tokens + extra

@@ -1,0 +1,65 @@
+"""Sentences for people: why a place was chosen, why somebody had to go, what a size is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.quantity import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llmos_operator.scheduler.plan import Rejection
+    from llmos_operator.scheduler.preemption import Proposal
+    from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.sizing import Size
+    from llmos_operator.scheduler.victims import Victim
+    from llmos_operator.state.ledger import NodeState
+    from llmos_operator.state.types import Claim
+
+_MILLISECONDS = 1000
+
+
+def bound(
+    claim: Claim,
+    state: NodeState,
+    options: Sequence[tuple[Size, Request]],
+    place: int,
+    candidates: int,
+) -> str:
+    """Return why a claim got this node and this precision."""
+    nodes = "the only candidate" if candidates == 1 else f"best fit of {candidates} candidates"
+    if not claim.devices:
+        return f"{claim.format} on the CPU of node {claim.node}, {nodes}: {human_bytes(claim.memory_bytes)} reserved"
+    indexes = ",".join(str(d.device.index) for d in state.devices if d.device.uuid in claim.devices)
+    text = (
+        f"{claim.format} on node {claim.node} device {indexes}, {nodes}: "
+        f"{human_bytes(claim.bytes_per_device)} reserved per device"
+    )
+    better = [size_text(size) for size, _ in options[:place]]
+    return f"{text}; no room now for {', '.join(better)}" if better else text
+
+
+def size_text(size: Size) -> str:
+    """Return a size in words: "int8 with 4096 tokens (3.2 GiB)"."""
+    tokens = f" with {size.max_model_len} tokens" if size.max_model_len else ""
+    return f"{size.format}{tokens} ({human_bytes(size.bytes_per_device)})"
+
+
+def displaced(pending: Pending, victim: Victim, proposal: Proposal, reason: Reason) -> str:
+    """Return why a victim has to go."""
+    loss = f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+    claimant = f"{pending.workload.key} (priority {pending.priority})"
+    if reason is Reason.RECLAIMED:
+        return (
+            f"{claimant} takes back what queue {victim.claim.queue} borrowed from queue {pending.queue}, "
+            f"to run on node {proposal.node}; {loss}"
+        )
+    return f"{claimant} displaces priority {victim.priority} to run on node {proposal.node}; {loss}"
+
+
+def rejections(found: Iterable[Rejection]) -> str:
+    """Return rejections in one line: "3 InsufficientDeviceMemory (short by 1.2 GiB on n3), 1 NodeNotReady"."""
+    return ", ".join(f"{r.nodes} {r.reason}" + (f" ({r.nearest})" if r.nearest else "") for r in found)

@@ -1,0 +1,112 @@
+"""The cluster as a plan changes it: now, and as it will be when everything on its way out has gone.
+
+A bind must fit into both worlds: into the present one, because what has not left yet still holds its memory, and into
+the later one, because room that is being made for somebody must not be given away. Waiting for room means being
+placed in the later world only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.scheduler.quota import QuotaTree, charge
+from llmos_operator.state.snapshot import View
+from llmos_operator.state.types import PodPhase
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.quota import Amount
+    from llmos_operator.state.ledger import NodeState
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.types import Claim, Pod
+
+
+class World:
+    """Nodes and quota together, with exact undo."""
+
+    def __init__(self, snapshot: Snapshot, view: View, tree: QuotaTree) -> None:
+        self.snapshot = snapshot
+        self.view = view
+        self.tree = tree
+        self._charges: list[tuple[str, Amount, int]] = []
+
+    def node(self, name: str) -> NodeState:
+        """Return a node's state."""
+        return self.view.nodes[name]
+
+    def place(self, claim: Claim) -> None:
+        """Count a claim on its node and in its queue."""
+        self.view.place(claim)
+        self._add(claim.queue, charge(claim), 1)
+
+    def vacate(self, pod: Pod) -> None:
+        """Let a pod with a claim be gone, with what it was observed to use."""
+        self.view.vacate(pod.node, pod.key)
+        if pod.claim is not None:
+            self._add(pod.claim.queue, charge(pod.claim), -1)
+
+    def checkpoint(self) -> tuple[int, int]:
+        """Return a mark to roll back to."""
+        return self.view.checkpoint(), len(self._charges)
+
+    def rollback(self, mark: tuple[int, int]) -> None:
+        """Undo everything since the mark."""
+        self.view.rollback(mark[0])
+        while len(self._charges) > mark[1]:
+            queue, amount, sign = self._charges.pop()
+            self.tree.add(queue, amount, -sign)
+
+    def _add(self, queue: str, amount: Amount, sign: int) -> None:
+        self.tree.add(queue, amount, sign)
+        self._charges.append((queue, amount, sign))
+
+
+@dataclass(slots=True)
+class Worlds:
+    """Both worlds. `differing` are the nodes on which they are not the same."""
+
+    now: World
+    later: World
+    leaving: dict[str, Pod] = field(default_factory=dict)  # terminating pods that will be gone
+    differing: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, now: float, stuck_after: float) -> Worlds:
+        """Return the worlds of a snapshot; a pod stuck in termination is not expected to leave."""
+        trees = QuotaTree(snapshot.queues), QuotaTree(snapshot.queues)
+        present, future = (World(snapshot, View(snapshot), tree) for tree in trees)
+        worlds = cls(present, future)
+        leaving = []
+        for pods in snapshot.pods_of.values():
+            for pod in pods:
+                claim = pod.claim
+                if claim is None or pod.phase is PodPhase.FINISHED:
+                    continue
+                amount = charge(claim)
+                for tree in trees:
+                    tree.add(claim.queue, amount)
+                if pod.phase is PodPhase.TERMINATING and now <= pod.deletion_at + stuck_after:
+                    leaving.append(pod)
+        for pod in leaving:
+            worlds.leave(pod)
+        return worlds
+
+    def leave(self, pod: Pod) -> None:
+        """Let a pod be gone in the later world."""
+        self.later.vacate(pod)
+        self.leaving[pod.key] = pod
+        self.differing.add(pod.node)
+
+    def bind(self, claim: Claim) -> None:
+        """Place a claim in both worlds."""
+        self.now.place(claim)
+        if claim.node in self.differing:
+            self.later.place(claim)
+        else:
+            self.later.view.adopt(self.now.node(claim.node))
+            self.later.tree.add(claim.queue, charge(claim))
+
+    def hold(self, claim: Claim) -> None:
+        """Keep the room a claim waits for: place it in the later world only."""
+        self.later.place(claim)
+        self.differing.add(claim.node)
