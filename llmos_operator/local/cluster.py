@@ -178,7 +178,7 @@ class LocalCluster:
 
     @property
     def tools(self) -> Tools:
-        """kubectl and Helm against this cluster, as its administrator."""
+        """The programs kubectl and Helm, as this cluster's administrator."""
         return Tools(resolve().paths, self.paths.kubeconfig, self.paths.root / "home")
 
 

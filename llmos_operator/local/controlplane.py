@@ -215,7 +215,7 @@ class ControlPlane:
 
     @property
     def tools(self) -> Tools:
-        """kubectl against this control plane, as the administrator."""
+        """The program kubectl, as this control plane's administrator."""
         return Tools(self._binaries.paths, self.kubeconfig, self.paths.root / "home")
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:

@@ -38,7 +38,7 @@ class Container:
     def __init__(self, context: PodContext, view: ContainerView) -> None:
         self.view = view
         self._context = context
-        self._policy = "Always" if view.sidecar else context.restart_policy
+        self._policy = _policy(view, context.restart_policy)
         self._task: asyncio.Task[None] | None = None
         self._process: ContainerProcess | None = None
         self._prepared: Prepared | None = None
@@ -235,3 +235,10 @@ class Container:
         self.view.ready = not self.view.spec.get("readinessProbe")
         self._started.set()
         self._context.changed()
+
+
+def _policy(view: ContainerView, policy: str) -> str:
+    """Return the restart policy of a container: an init container has done its work once it succeeds."""
+    if view.sidecar:
+        return "Always"
+    return "OnFailure" if view.init and policy == "Always" else policy

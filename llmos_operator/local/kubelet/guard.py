@@ -101,7 +101,7 @@ class Guard:
 
         def failed(outcome: Outcome) -> None:
             note = f"{kind} probe failed: {outcome.message}"
-            self._context.event("Warning", EventReason.UNHEALTHY, note, key=f"{self._view.name}/{kind}")
+            self._context.event("Warning", EventReason.UNHEALTHY, note, key=f"{self._view.name}/{note[:100]}")
 
         await probe(spec, check, initial=initial, report=report, failed=failed)
 
