@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 export VENV ?= .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
-SOURCES := llmos_operator tests demo scripts
+# As llmos_operator.local.layout.cache_root() says.
+MODELS := $(or $(LLMOS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmos)/hub
 export OMP_NUM_THREADS ?= 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -33,7 +34,7 @@ binaries: venv ## Control-plane binaries for the local cluster, found, downloade
 
 .PHONY: models
 models: venv ## The demo's models, converted once into the user's cache
-	@$(PY) -m llmos_operator.runtime.formats.prepare
+	@$(PY) -m llmos_operator.runtime.formats.prepare --out "$(MODELS)"
 
 .PHONY: artifacts
 artifacts: binaries models

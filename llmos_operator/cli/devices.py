@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.port import Json
 
 AGENT_LABELS = "app.kubernetes.io/component=agent"
-METRIC_USED = "llmos_device_memory_used_bytes"
-METRIC_UTILIZATION = "llmos_device_utilization_ratio"
+METRIC_USED = "llmos_gpu_memory_used_bytes"
+METRIC_UTILIZATION = "llmos_gpu_utilization_ratio"
 _AGENT_SECONDS = 3.0
 _SAMPLE = re.compile(r"^(?P<name>[a-z_:]+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$")
 _LABEL = re.compile(r'(?P<name>[a-zA-Z_]+)="(?P<value>[^"]*)"')

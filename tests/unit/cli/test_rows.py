@@ -118,10 +118,10 @@ def a_node(name: str, *uuids: str, reserved: str = "0") -> dict[str, Any]:
 
 
 def test_an_agents_metrics_are_read_by_device_and_absent_is_not_zero() -> None:
-    text = """# HELP llmos_device_memory_used_bytes Memory in use.
-llmos_device_memory_used_bytes{index="0",uuid="GPU-1"} 1.048576e+06
-llmos_device_utilization_ratio{uuid="GPU-1",index="0"} 0.25
-llmos_device_memory_used_bytes{uuid="GPU-2"} 5
+    text = """# HELP llmos_gpu_memory_used_bytes Memory in use.
+llmos_gpu_memory_used_bytes{index="0",uuid="GPU-1"} 1.048576e+06
+llmos_gpu_utilization_ratio{uuid="GPU-1",index="0"} 0.25
+llmos_gpu_memory_used_bytes{uuid="GPU-2"} 5
 other_metric{uuid="GPU-3"} 1
 """
     assert devices.parse_metrics(text) == {

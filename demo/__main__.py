@@ -1,0 +1,73 @@
+"""`python -m demo [--keep]`: tell the story; exit status 0 only if everything held."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from demo import story
+from demo.lab import Lab
+from demo.screen import DemoFailed, Screen
+from llmos_operator.errors import LlmosError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INTERRUPTED = 130
+
+KEPT = """
+The cluster is still up. To play with it:
+
+   export KUBECONFIG={kubeconfig}
+   kubectl get mw
+   .venv/bin/llmos top
+   .venv/bin/llmos explain mw/background
+   .venv/bin/llmos chat --model smollm2
+   curl {gateway}/v1/models
+
+To end it: .venv/bin/llmos local down --dir {root}
+"""
+
+
+def main() -> int:
+    """Run the demo; see the module's text."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the cluster running at the end")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    screen, lab = Screen(), Lab()
+    kept = False
+    try:
+        story.tell(lab, screen)
+        kept = options.keep
+    except KeyboardInterrupt:
+        screen.console.print("\ninterrupted", style="bold red")
+        return _INTERRUPTED
+    except (DemoFailed, LlmosError, OSError) as error:
+        screen.console.print(f"\n{type(error).__name__}: {error}", style="bold red")
+    finally:
+        if not kept:
+            _take_down(lab, screen)
+    held = screen.summary()
+    if kept:
+        gateway = lab.service_url("llmos-gateway")
+        screen.console.print(
+            KEPT.format(kubeconfig=lab.cluster.paths.kubeconfig, gateway=gateway, root=lab.cluster.paths.root)
+        )
+    return 0 if held else 1
+
+
+def _take_down(lab: Lab, screen: Screen) -> None:
+    with screen.stage("Everything ends"):
+        killed = lab.down()
+        screen.claim("no process had to be killed, none is left", not killed, ", ".join(killed))
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
