@@ -38,6 +38,7 @@ class Shape:
 
     sizes: Sizes
     options: tuple[tuple[Size, Request], ...]
+    number: int  # of the options: other models of the same size share it
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class Attempts:
         self.placer = placer
         self.preemption = preemption
         self._shapes: dict[tuple[object, ...], Shape] = {}
+        self._numbers: dict[tuple[tuple[Size, Request], ...], int] = {}
         self._spread_to: dict[str, list[str]] = {}  # by workload UID, nodes of replicas this plan has bound
         self._failed: dict[tuple[int, str, int, bool], Failure] = {}
 
@@ -99,7 +101,8 @@ class Attempts:
         if found is None:
             known = sizes(workload, self.profile(workload), self.policy)
             options = tuple((size, request_of(workload, size, self.policy, domain)) for size in known.sizes)
-            found = self._shapes[key] = Shape(known, options)
+            number = self._numbers.setdefault(options, len(self._numbers))
+            found = self._shapes[key] = Shape(known, options, number)
         return found
 
     def profile(self, workload: Workload) -> Profile | None:
@@ -108,7 +111,7 @@ class Attempts:
 
     def _place_one(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
         may_preempt = self.snapshot.may_preempt(pending.workload)
-        key = (id(shape), pending.queue, pending.priority, may_preempt)
+        key = (shape.number, pending.queue, pending.priority, may_preempt)
         known = self._failed.get(key)
         if known is not None:
             return known
@@ -229,9 +232,7 @@ class Attempts:
         found = []
         for victim in proposal.victims:
             reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
-            for key in victim.budgets:
-                self.preemption.index.budgets[key] -= 1
-            self.worlds.leave(victim.pod)
+            self.preemption.evicted(victim)
             found.append(
                 Evict(
                     pod=victim.pod.key,

@@ -101,6 +101,17 @@ class Feasibility:
             kept &= one.narrow(self._scene, request, candidates)
         return kept, candidates
 
+    def parts(self, request: Request) -> tuple[Bools, Bools, Bools]:
+        """Return (devices of the right kind, of them those that fit now, rows whose host fits now), of all rows."""
+        base = self.acceptable(request)
+        candidates = Candidates(ALL, base.devices.copy())
+        host = base.nodes.copy()
+        for one in _asked(request, static=False):
+            kept = one.narrow(self._scene, request, candidates)
+            if not one.for_devices:
+                host &= kept
+        return base.devices, candidates.devices, host
+
     def rejections(self, request: Request) -> tuple[tuple[Rejection, ...], int]:
         """Return what each filter turned away, most first, and how many nodes passed. Counts add up to all nodes."""
         scene = self._scene

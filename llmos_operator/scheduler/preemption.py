@@ -17,8 +17,11 @@ import heapq
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from llmos_operator.api.conditions import Reason
-from llmos_operator.scheduler.placement import device_fits, host_fits, pick
+from llmos_operator.scheduler.bounds import NEVER, lower_bound, lower_bounds
+from llmos_operator.scheduler.placement import pick
 from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.search import Pool, cheapest
 from llmos_operator.scheduler.table import CAPACITY
@@ -26,7 +29,7 @@ from llmos_operator.scheduler.victims import VictimIndex
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from llmos_operator.scheduler.budget import Budget
     from llmos_operator.scheduler.feasibility import Feasibility
@@ -38,10 +41,9 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.table import Bools
     from llmos_operator.scheduler.victims import Victim
     from llmos_operator.scheduler.world import Worlds
-    from llmos_operator.state.ledger import DeviceState, NodeState
+    from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
 
-_LOWEST: Final = -(1 << 40)
 _REMOTE_VICTIMS: Final = 16  # considered for quota alone, beside those on the node
 
 
@@ -88,7 +90,7 @@ class Preemption:
     def index(self) -> VictimIndex:
         """Everybody who may be displaced; made when first asked for."""
         if self._index is None:
-            self._index = VictimIndex(self._snapshot, self._policy, self._now)
+            self._index = VictimIndex(self._snapshot, self._policy, self._now, self._scene.table.row_of)
         return self._index
 
     @property
@@ -114,64 +116,82 @@ class Preemption:
             for bound, row in self._promising(pending, request, rights):
                 if self._budget.exhausted() or (best is not None and _hopeless(bound, best[0])):
                     break
-                found = self._on_node(pending, size, request, row, rights)
+                found = self._on_row(pending, size, request, row, rights)
                 if found is not None and (best is None or found.key(place) < best[0]):
                     best = (found.key(place), found)
         return best[1] if best is not None else None
 
-    def _rights(self, pending: Pending) -> dict[str, list[Victim]]:
-        """Return the victims the claimant may displace, by node."""
-        kept = {
-            node: [v for v in victims if self.right(pending, v) is not None]
-            for node, victims in self.index.by_node.items()
-        }
-        return {node: victims for node, victims in kept.items() if victims}
+    def evicted(self, victim: Victim) -> None:
+        """Take note that a victim goes: it spends its disruption budgets and is no victim any more."""
+        for key in victim.budgets:
+            self.index.budgets[key] -= 1
+        self._worlds.leave(victim.pod)
+
+    def _rights(self, pending: Pending) -> Bools:
+        """Return which victims of the index the claimant may displace as things stand."""
+        index = self.index
+        lower = index.priorities < pending.priority
+        rights = np.zeros(len(index.victims), np.bool_)
+        for number, queue in enumerate(index.queue_names):
+            rule = self._rule(pending, queue)
+            if rule is not None:
+                rights |= (index.queues == number) & (lower if rule[1] else True)
+        return rights
 
     def _large_enough(self, request: Request) -> Bools:
         large: Bools = self._scene.table.fixed[CAPACITY] >= request.bytes_per_device
         return large & self._feasibility.acceptable(_displacing(request)).devices
 
+    def _rule(self, pending: Pending, queue: str) -> tuple[Reason, bool] | None:
+        """Return (reason, only lower priorities) by which work of `queue` may be displaced, None if it may not."""
+        own, tree = self._snapshot.queues.get(pending.queue), self._worlds.later.tree
+        if queue == pending.queue:
+            return (Reason.PREEMPTED, True) if own is None or own.preempt_within else None
+        if tree.unlimited(queue):
+            return (Reason.PREEMPTED, True)
+        if own is None or own.reclaim == "Never" or not tree.borrows(queue):
+            return None
+        if not tree.within_nominal(pending.queue, pending.least_charge()):
+            return None
+        return (Reason.RECLAIMED, own.reclaim == "LowerPriority")
+
     def right(self, pending: Pending, victim: Victim) -> Reason | None:
         """Return by what right the claimant may displace the victim as things stand, None without any."""
         if victim.claim.workload_uid == pending.workload.uid or victim.pod.key in self._worlds.leaving:
             return None
-        lower = victim.priority < pending.priority
-        queue, tree = self._snapshot.queues.get(pending.queue), self._worlds.later.tree
-        if victim.claim.queue == pending.queue:
-            within = queue is None or queue.preempt_within
-            return Reason.PREEMPTED if lower and within else None
-        if tree.unlimited(victim.claim.queue):
-            return Reason.PREEMPTED if lower else None
-        if queue is None or queue.reclaim == "Never" or (queue.reclaim == "LowerPriority" and not lower):
+        rule = self._rule(pending, victim.claim.queue)
+        if rule is None or (rule[1] and victim.priority >= pending.priority):
             return None
-        if not tree.within_nominal(pending.queue, pending.least_charge()):
-            return None
-        return Reason.RECLAIMED if tree.borrows(victim.claim.queue) else None
+        return rule[0]
 
     def _promising(
-        self, pending: Pending, request: Request, rights: Mapping[str, list[Victim]]
+        self, pending: Pending, request: Request, rights: Bools
     ) -> Iterable[tuple[tuple[int, int], int]]:
         """Return (lower bound of (priority, cost), row) of rows worth a search, most promising first."""
         request = _displacing(request)
-        acceptable = self._feasibility.acceptable(request)
-        quota_short = not self._worlds.later.tree.fits(pending.queue, pending.least_charge())
-        found = []
-        for row in acceptable.nodes.nonzero()[0]:
-            name = self._scene.table.names[int(row)]
-            victims = rights.get(name, [])
-            if not victims and not quota_short:
-                continue
+        table, nodes = self._scene.table, self._feasibility.acceptable(request).nodes
+        usable = self._feasibility.parts(request)
+        priority, cost = lower_bounds(table, self.index, rights, request, usable)
+        for name in self._worlds.differing:
+            row = table.row_of[name]
+            victims = self._on(row, rights, pending)
+            overuse = self._policy.overuse_percent
             state = self._worlds.later.node(name)
-            bound = _lower_bound(
-                state, victims, request, acceptable.devices[row], self._policy.overuse_percent
-            )
-            if bound is not None:
-                found.append((bound, int(row)))
-        found.sort()
-        return found[: self._policy.preemption.nodes]
+            priority[row], cost[row] = lower_bound(state, victims, request, usable[0][row], overuse)
+        worth = nodes & (priority < NEVER)
+        if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
+            worth &= np.isin(np.arange(len(table)), self.index.rows[rights])
+        rows = np.flatnonzero(worth)
+        order = np.lexsort((rows, cost[rows], priority[rows]))[: self._policy.preemption.nodes]
+        return [((int(priority[row]), int(cost[row])), int(row)) for row in rows[order]]
 
-    def _on_node(
-        self, pending: Pending, size: Size, request: Request, row: int, rights: Mapping[str, list[Victim]]
+    def _on(self, row: int, rights: Bools, pending: Pending) -> list[Victim]:
+        """Return the victims on a row that may still be displaced."""
+        found = (self.index.victims[i] for i in self.index.on_row(row) if rights[i])
+        return [victim for victim in found if self.right(pending, victim) is not None]
+
+    def _on_row(
+        self, pending: Pending, size: Size, request: Request, row: int, rights: Bools
     ) -> Proposal | None:
         later, name = self._worlds.later, self._scene.table.names[row]
         columns = self._feasibility.acceptable(_displacing(request)).devices[row]
@@ -181,10 +201,10 @@ class Preemption:
             devices = pick(later.node(name), request, columns, overuse)
             return devices is not None and later.tree.fits(pending.queue, charge_of(request, devices))
 
-        local = rights.get(name, [])
+        victims = [*self._on(row, rights, pending), *self._elsewhere(pending, row, rights)]
         pool = Pool(
             later,
-            sorted([*local, *self._remote(pending, name, rights)], key=lambda v: v.order),
+            sorted(victims, key=lambda v: v.order),
             dict(self.index.budgets),
             lambda v: self.right(pending, v) is not None,
             fits,
@@ -192,16 +212,18 @@ class Preemption:
             self._policy.preemption.states,
         )
         found = cheapest(pool)
-        if found is None or not found:
+        if not found:
             return None
         return Proposal(size, request, name, found, max(v.priority for v in found), pool.cost(list(found)))
 
-    def _remote(self, pending: Pending, name: str, rights: Mapping[str, list[Victim]]) -> list[Victim]:
-        """Return victims elsewhere whose leaving would give quota, if quota is what is missing."""
+    def _elsewhere(self, pending: Pending, row: int, rights: Bools) -> list[Victim]:
+        """Return victims on other rows whose leaving would give quota, if quota is what is missing."""
         if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
             return []
-        elsewhere = (v for node, victims in rights.items() if node != name for v in victims)
-        return heapq.nsmallest(_REMOTE_VICTIMS, elsewhere, key=lambda v: v.order)
+        index = self.index
+        others = (index.victims[i] for i in np.flatnonzero(rights & (index.rows != row)))
+        allowed = (v for v in others if self.right(pending, v) is not None)
+        return heapq.nsmallest(_REMOTE_VICTIMS, allowed, key=lambda v: v.order)
 
 
 def charge_of(request: Request, devices: tuple[DeviceState, ...]) -> Amount:
@@ -221,38 +243,3 @@ def _displacing(request: Request) -> Request:
 
 def _hopeless(bound: tuple[int, int], best: tuple[int, int, int, int]) -> bool:
     return bound > best[:2] or (bound == best[:2] and best[2] <= 1)
-
-
-def _lower_bound(
-    state: NodeState, victims: list[Victim], request: Request, columns: Bools, overuse: int
-) -> tuple[int, int] | None:
-    """Return (priority, cost) that no victim set on this node can go below, None if displacing cannot help here.
-
-    A victim that holds several devices counts for each of them by its part, so a sum over devices never counts more
-    than it costs.
-    """
-    if not request.devices:
-        if host_fits(state, request):
-            return (_LOWEST, 0)
-        return min(((v.priority, v.cost) for v in victims), default=None)
-    holders: dict[str, list[Victim]] = {}
-    for victim in victims:
-        for uuid in victim.claim.devices:
-            holders.setdefault(uuid, []).append(victim)
-    bounds = []
-    for column, device in enumerate(state.devices):
-        if not columns[column]:
-            continue
-        if device_fits(device, request, overuse):
-            bounds.append((_LOWEST, 0))
-            continue
-        on = holders.get(device.device.uuid, [])
-        if not on or (request.whole and len(on) < device.claims):
-            continue
-        parts = [(v.priority, v.cost // len(v.claim.devices)) for v in on]
-        bounds.append((max(p for p, _ in parts), sum(c for _, c in parts)) if request.whole else min(parts))
-    if len(bounds) < request.devices:
-        return None
-    bounds.sort()
-    chosen = bounds[: request.devices]
-    return (max(p for p, _ in chosen), sum(sorted(c for _, c in bounds)[: request.devices]))

@@ -28,7 +28,7 @@ NEVER: Final = float("-inf")
 
 # Planes of `node` (what is free on a node) and of `device` (what is free on a device).
 CPU, MEMORY, PODS, GPUS = range(4)
-FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS = range(5)  # EXCESS: observed beyond reserved, bytes
+FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS = range(6)  # EXCESS: observed beyond reserved, bytes
 # Planes of `fixed` (what a device is).
 CAPACITY, CAPABILITY, PRODUCT, INDEX = range(4)
 _CAPABILITY_BASE = 1000
@@ -111,7 +111,7 @@ class NodeTable:
 
     def _allocate(self, rows: int, width: int) -> None:
         self.node: Ints = np.zeros((4, rows), np.int64)
-        self.device: Ints = np.zeros((5, rows, width), np.int64)
+        self.device: Ints = np.zeros((6, rows, width), np.int64)
         self.fixed: Ints = np.zeros((4, rows, width), np.int64)
         self.schedulable: Bools = np.zeros(rows, np.bool_)
         self.exists: Bools = np.zeros((rows, width), np.bool_)
@@ -162,6 +162,7 @@ class NodeTable:
             [d.idle for d in devices],
             [self.domain_number(d.domain) for d in devices],
             [max(0, (d.observed_bytes or 0) - d.reserved_bytes) for d in devices],
+            [d.claims for d in devices],
         ]
         self.device[:, row, : len(devices)] = free
         self.device[:, row, len(devices) :] = 0

@@ -15,13 +15,17 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from llmos_operator.state.labels import matches
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, Pod, Profile, Workload
+    from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Workload
 
 _MILLISECONDS = 1000
 
@@ -44,24 +48,56 @@ class Victim:
 
 
 class VictimIndex:
-    """Everybody who may be displaced at all in one snapshot, by node."""
+    """Everybody who may be displaced at all in one snapshot: as values, and as arrays in the same order.
 
-    def __init__(self, snapshot: Snapshot, policy: Policy, now: float) -> None:
-        self._snapshot = snapshot
+    `device_rows`, `device_columns` and `device_victims` list every device of every victim, for sums over devices.
+    """
+
+    def __init__(self, snapshot: Snapshot, policy: Policy, now: float, row_of: Mapping[str, int]) -> None:
         self._policy = policy
         self._now = now
-        self._profiles: dict[str, Profile] = {p.uri + "@" + p.revision: p for p in snapshot.profiles.values()}
+        self._profiles = {(p.uri, p.revision): p for p in snapshot.profiles.values()}
+        self._reload: dict[tuple[str, str, str], float | None] = {}
         self._workloads = {w.uid: w for w in snapshot.workloads.values()}
+        self._budgets_in: dict[str, list[DisruptionBudget]] = defaultdict(list)
+        for budget in snapshot.budgets.values():
+            self._budgets_in[budget.namespace].append(budget)
         self.budgets = {key: budget.allowed for key, budget in snapshot.budgets.items()}  # left in this plan
-        self.by_node: dict[str, list[Victim]] = defaultdict(list)
+        found = []
         for pods in snapshot.pods_of.values():
             running = sum(pod.phase is PodPhase.BOUND for pod in pods)
             for pod in pods:
                 victim = self._victim(pod, running)
-                if victim is not None:
-                    self.by_node[pod.node].append(victim)
-        for victims in self.by_node.values():
-            victims.sort(key=lambda v: v.order)
+                if victim is not None and pod.node in row_of:
+                    found.append(victim)
+        found.sort(key=lambda v: (row_of[v.pod.node], v.order))
+        self.victims = found
+        self._fill(snapshot, row_of)
+
+    def _fill(self, snapshot: Snapshot, row_of: Mapping[str, int]) -> None:
+        found = self.victims
+        self.queue_names = sorted({v.claim.queue for v in found})
+        numbers = {name: i for i, name in enumerate(self.queue_names)}
+        self.rows = np.array([row_of[v.pod.node] for v in found], np.int64)
+        self.priorities = np.array([v.priority for v in found], np.int64)
+        self.costs = np.array([v.cost for v in found], np.int64)
+        self.parts = np.array([v.cost // max(1, len(v.claim.devices)) for v in found], np.int64)
+        self.queues = np.array([numbers[v.claim.queue] for v in found], np.int64)
+        places = []
+        node, columns = "", {}
+        for i, victim in enumerate(found):
+            if victim.pod.node != node:
+                node = victim.pod.node
+                columns = {d.device.uuid: c for c, d in enumerate(snapshot.nodes[node].devices)}
+            row = row_of[node]
+            places += [(row, columns[uuid], i) for uuid in victim.claim.devices if uuid in columns]
+        self.device_rows, self.device_columns, self.device_victims = (
+            np.array(places, np.int64).reshape(-1, 3).T if places else np.zeros((3, 0), np.int64)
+        )
+
+    def on_row(self, row: int) -> range:
+        """Return the indexes of the victims on a row."""
+        return range(int(np.searchsorted(self.rows, row)), int(np.searchsorted(self.rows, row, "right")))
 
     def _victim(self, pod: Pod, running: int) -> Victim | None:
         claim = pod.claim
@@ -79,13 +115,10 @@ class VictimIndex:
         return Victim(pod, claim, claim.priority, self._cost(claim, pod, workload), spare, budgets)
 
     def _covering(self, pod: Pod) -> tuple[str, ...]:
-        return tuple(
-            key
-            for key, budget in self._snapshot.budgets.items()
-            if budget.namespace == pod.namespace
-            and budget.selector is not None
-            and matches(budget.selector, pod.labels)
-        )
+        budgets = self._budgets_in.get(pod.namespace) if self._budgets_in else None
+        if not budgets:
+            return ()
+        return tuple(b.key for b in budgets if b.selector is not None and matches(b.selector, pod.labels))
 
     def _cost(self, claim: Claim, pod: Pod, workload: Workload | None) -> int:
         seconds = self._reload_seconds(claim, workload)
@@ -96,20 +129,25 @@ class VictimIndex:
         return max(1, round(seconds * _MILLISECONDS) * parts // FULL_MILLI)
 
     def _reload_seconds(self, claim: Claim, workload: Workload | None) -> float:
-        profile = (
-            self._profiles.get(f"{workload.model.uri}@{workload.model.revision}")
-            if workload is not None
-            else None
-        )
-        if profile is not None:
-            known = [
-                t.milliseconds for t in profile.load_times if t.format == claim.format and t.path == "Warm"
-            ]
-            known = known or [t.milliseconds for t in profile.load_times if t.format == claim.format]
-            if known:
-                return min(known) / _MILLISECONDS
+        measured = None
+        if workload is not None and self._profiles:
+            key = (workload.model.uri, workload.model.revision, claim.format)
+            if key not in self._reload:
+                self._reload[key] = _measured_load(self._profiles.get(key[:2]), claim.format)
+            measured = self._reload[key]
+        if measured is not None:
+            return measured
         held = claim.bytes_per_device * len(claim.devices) or claim.memory_bytes
         return held / self._policy.load_bytes_per_second
+
+
+def _measured_load(profile: Profile | None, fmt: str) -> float | None:
+    """Return the quickest measured load in seconds, warm ones before others."""
+    if profile is None:
+        return None
+    times = [t for t in profile.load_times if t.format == fmt]
+    warm = [t for t in times if t.path == "Warm"] or times
+    return min(t.milliseconds for t in warm) / _MILLISECONDS if warm else None
 
 
 def total_cost(victims: list[Victim], outage_seconds: float) -> int:
