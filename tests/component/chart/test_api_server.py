@@ -1,0 +1,252 @@
+"""The chart on a real API server: every object is accepted, roles and admission policies hold for real tokens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.support.chart import NAMESPACE, VALUES_FILES, find, render
+from tests.support.crds import install_crds
+
+if TYPE_CHECKING:
+    from llmos_operator.local.controlplane import ControlPlane
+
+pytestmark = pytest.mark.component
+
+# Kinds of the Prometheus operator are not part of Kubernetes; test_monitoring checks them.
+FOREIGN = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+
+
+@pytest.fixture(scope="module")
+def plane(api_server: ControlPlane) -> ControlPlane:
+    install_crds(api_server)
+    for name in (NAMESPACE, "monitoring"):
+        api_server.kubectl("create", "namespace", name, check=False)
+    return api_server
+
+
+def apply(plane: ControlPlane, objects: list[dict[str, Any]], *options: str) -> str:
+    return plane.kubectl("apply", "--server-side", *options, "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+
+@pytest.mark.parametrize("values_file", VALUES_FILES, ids=lambda name: name or "defaults")
+def test_the_api_server_accepts_every_object(plane: ControlPlane, values_file: str):
+    objects = [obj for obj in render(values_file) if obj["kind"] not in FOREIGN]
+    output = apply(plane, objects, "--dry-run=server", "--force-conflicts", "--validate=strict")
+    assert output.count("server dry run") == len(objects)
+
+
+@pytest.fixture(scope="module")
+def installed(plane: ControlPlane) -> Any:
+    """Roles, accounts and policies of the chart, for real."""
+    kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+    objects = [
+        obj for obj in render() if obj["kind"] in kinds or obj["kind"].startswith("ValidatingAdmissionPolicy")
+    ]
+    apply(plane, objects)
+    yield plane
+    plane.kubectl("delete", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+
+def account(name: str) -> str:
+    return f"system:serviceaccount:{NAMESPACE}:{name}"
+
+
+@pytest.mark.parametrize(
+    ("who", "verb", "what", "where", "allowed"),
+    [
+        ("llmos-operator", "create", "pods", "team", True),
+        ("llmos-operator", "delete", "pods", "team", True),
+        ("llmos-operator", "create", "pods/eviction", "team", True),
+        ("llmos-operator", "create", "secrets", "team", True),
+        ("llmos-operator", "get", "secrets", "team", False),
+        ("llmos-operator", "list", "secrets", "", False),
+        ("llmos-operator", "watch", "secrets", "", False),
+        ("llmos-operator", "patch", "modelworkloads/status.llmos.dev", "team", True),
+        ("llmos-operator", "patch", "modelworkloads.llmos.dev", "team", False),
+        ("llmos-operator", "create", "pods/exec", "team", False),
+        ("llmos-operator", "update", "leases.coordination.k8s.io/llmos-operator", NAMESPACE, True),
+        ("llmos-operator", "update", "leases.coordination.k8s.io/llmos-operator", "team", False),
+        ("llmos-operator", "update", "leases.coordination.k8s.io/other", NAMESPACE, False),
+        ("llmos-operator", "patch", "nodes", "", False),
+        ("llmos-operator", "create", "clusterrolebindings.rbac.authorization.k8s.io", "", False),
+        ("llmos-agent", "patch", "gpunodes/status.llmos.dev", "", True),
+        ("llmos-agent", "list", "pods", "", False),
+        ("llmos-agent", "get", "secrets", NAMESPACE, False),
+        ("llmos-agent", "list", "nodes", "", False),
+        ("llmos-gateway", "watch", "modelworkloads.llmos.dev", "", True),
+        ("llmos-gateway", "watch", "pods", "", True),
+        ("llmos-gateway", "create", "pods", "team", False),
+        ("llmos-gateway", "get", "secrets", NAMESPACE, False),
+        ("llmos-gateway", "patch", "modelworkloads/status.llmos.dev", "team", False),
+    ],
+)
+def test_accounts_may_do_what_they_need_and_no_more(
+    installed: ControlPlane, who: str, verb: str, what: str, where: str, allowed: bool
+):
+    resource, _, rest = what.partition("/")
+    subresource, _, group = rest.partition(".")
+    resource, _, own_group = resource.partition(".")
+    name = ""
+    if own_group and rest:
+        name, subresource = rest, ""
+    attributes = {
+        "verb": verb, "resource": resource, "subresource": subresource, "group": group or own_group, "namespace": where, "name": name,
+    }  # fmt: skip
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": account(who),
+            "groups": ["system:serviceaccounts"],
+            "resourceAttributes": attributes,
+        },
+    }
+    answer = json.loads(installed.kubectl("create", "-o", "json", "-f", "-", stdin=json.dumps(review)))
+    assert answer["status"].get("allowed", False) is allowed
+
+
+def agent_token(plane: ControlPlane, node: str) -> str:
+    """Return a token as the kubelet gives it to the agent's pod on ``node``."""
+    name = f"agent-on-{node}"
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "nodeName": node,
+            "serviceAccountName": "llmos-agent",
+            "containers": [{"name": "a", "image": "a"}],
+        },
+    }
+    plane.kubectl(
+        "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
+    )
+    plane.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    return plane.kubectl(
+        "create",
+        "token",
+        "llmos-agent",
+        "-n",
+        NAMESPACE,
+        "--bound-object-kind=Pod",
+        f"--bound-object-name={name}",
+    ).strip()
+
+
+def as_account(plane: ControlPlane, token: str, *arguments: str, body: dict[str, Any]) -> str:
+    """Run kubectl with this token and nothing else; return stdout, or raise with what the API server said."""
+    config = yaml.safe_load(plane.kubeconfig.read_text())
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    with tempfile.NamedTemporaryFile("w", suffix=".kubeconfig") as file:
+        file.write(yaml.safe_dump(config))
+        file.flush()
+        return plane.kubectl(f"--kubeconfig={file.name}", *arguments, stdin=json.dumps(body))
+
+
+def gpu_node(name: str, **status: Any) -> dict[str, Any]:
+    body = {"apiVersion": "llmos.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": name}}
+    return body | ({"status": status} if status else {})
+
+
+APPLY = ("apply", "--server-side", "--field-manager=llmos-agent", "-f", "-")
+
+
+def wait_for_policy(plane: ControlPlane, token: str) -> None:
+    """Policies take effect some time after they are written."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            as_account(plane, token, *APPLY, "--dry-run=server", body=gpu_node("nobody-s-node"))
+        except subprocess.CalledProcessError as error:
+            if "must not write" in error.stderr:
+                return
+        time.sleep(0.1)
+    raise TimeoutError("the admission policy never took effect")
+
+
+def test_an_agent_writes_the_gpunode_of_its_own_node_only(installed: ControlPlane):
+    token = agent_token(installed, "node-1")
+    wait_for_policy(installed, token)
+    device = {"uuid": "GPU-1", "product": "A100"}
+    as_account(installed, token, *APPLY, body=gpu_node("node-1"))
+    as_account(installed, token, *APPLY, "--subresource=status", body=gpu_node("node-1", devices=[device]))
+
+    with pytest.raises(subprocess.CalledProcessError) as foreign:
+        as_account(installed, token, *APPLY, body=gpu_node("node-2"))
+    assert 'an agent on node "node-1" must not write GPUNode "node-2"' in foreign.value.stderr
+
+    installed.kubectl("apply", "-f", "-", stdin=json.dumps(gpu_node("node-2")))
+    with pytest.raises(subprocess.CalledProcessError) as foreign_status:
+        as_account(
+            installed, token, *APPLY, "--subresource=status", body=gpu_node("node-2", devices=[device])
+        )
+    assert "must not write GPUNode" in foreign_status.value.stderr
+
+
+def test_an_agent_cannot_touch_the_operators_ledger(installed: ControlPlane):
+    token = agent_token(installed, "node-3")
+    wait_for_policy(installed, token)
+    ledger = {"devices": [{"uuid": "GPU-1", "reserved": "1Gi", "claims": 1}]}
+    as_account(installed, token, *APPLY, body=gpu_node("node-3"))
+    installed.kubectl(
+        "apply", "--server-side", "--field-manager=llmos-operator-status", "--subresource=status", "-f", "-",
+        stdin=json.dumps(gpu_node("node-3", ledger=ledger)),
+    )  # fmt: skip
+    forged = {"devices": [{"uuid": "GPU-1", "reserved": "0", "claims": 0}]}
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        as_account(
+            installed,
+            token,
+            *APPLY,
+            "--subresource=status",
+            "--force-conflicts",
+            body=gpu_node("node-3", ledger=forged),
+        )
+    assert "status.ledger belongs to the operator" in refused.value.stderr
+    as_account(installed, token, *APPLY, "--subresource=status", body=gpu_node("node-3", mode="nvml"))
+    stored = json.loads(installed.kubectl("get", "gpunode", "node-3", "-o", "json"))["status"]
+    assert stored == {"ledger": ledger, "mode": "nvml"}
+
+
+def test_a_token_without_a_node_writes_no_gpunode(installed: ControlPlane):
+    token = installed.kubectl("create", "token", "llmos-agent", "-n", NAMESPACE).strip()
+    wait_for_policy(installed, agent_token(installed, "node-4"))
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        as_account(installed, token, *APPLY, body=gpu_node("node-4"))
+    assert 'an agent on node "" must not write' in refused.value.stderr
+
+
+def test_the_operator_creates_no_secret_but_the_control_token(installed: ControlPlane, namespace: str):
+    token = installed.kubectl("create", "token", "llmos-operator", "-n", NAMESPACE).strip()
+
+    def create(name: str) -> str:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": namespace},
+            "stringData": {"token": "x"},
+        }
+        return as_account(installed, token, "create", "-f", "-", body=body)
+
+    wait_for_policy(installed, agent_token(installed, "node-5"))
+    assert "created" in create("llmos-runtime-control")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        create("default-token")
+    assert "creates no Secret but the runtimes' control token" in refused.value.stderr
+
+
+def test_users_roles_reach_the_clusters_own():
+    view = find(render(), "ClusterRole", "llmos-view")
+    edit = find(render(), "ClusterRole", "llmos-edit")
+    assert view["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
+    assert "rbac.authorization.k8s.io/aggregate-to-view" not in edit["metadata"]["labels"]
+    assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+    admin = find(render(), "ClusterRole", "llmos-queue-admin")
+    assert not [label for label in admin["metadata"]["labels"] if "aggregate" in label]
