@@ -195,6 +195,10 @@ class AgentSettings(ProcessSettings):
     """Least seconds between process lists of a device."""
     status_interval: Seconds = 60.0
     """Seconds between GPUNode writes when nothing changed."""
+    dcgm_metrics: bool = False
+    """Whether /metrics also has the names of dcgm-exporter, for dashboards that exist already."""
+    seed: int = 0
+    """Seed of the noise of simulated devices."""
     token_file: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
     """ServiceAccount token to authenticate with, where the kubeconfig has none."""
 

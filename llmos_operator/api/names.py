@@ -26,6 +26,14 @@ MANAGED_BY = "llmos-operator"
 ANNOTATION_CLAIM = "llmos.dev/claim"  # JSON of the claim, see state.convert
 ANNOTATION_SPEC_HASH = "llmos.dev/spec-hash"  # hash of what the pod was built from
 
+# -- annotations on GPUNodes: the agent's memory, and a person's word that a device is repaired (its UUID, or "*")
+ANNOTATION_HEALTH_MEMORY = "llmos.dev/health-memory"
+ANNOTATION_HEALTH_CLEAR = "llmos.dev/health-clear"
+
+# -- annotations on nodes without GPUs: devices the agent simulates, and faults it shall show
+ANNOTATION_SIMULATED_GPUS = "llmos.dev/simulated-gpus"
+ANNOTATION_SIMULATED_FAULTS = "llmos.dev/simulated-faults"
+
 # -- labels on nodes
 LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
 LABEL_GPU_MEMORY_MIB = "nvidia.com/gpu.memory"

@@ -46,7 +46,8 @@ class DeviceSample(Wire):
     energy_millijoules: int | None = None
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = Field(default="", max_length=64)
-    processes: list[ProcessSample] = Field(default=[], max_length=MAX_PROCESSES)
+    # None: not told with this batch. Process lists are expensive and come with one batch in ten.
+    processes: list[ProcessSample] | None = Field(default=None, max_length=MAX_PROCESSES)
 
 
 class TelemetryBatch(Wire):

@@ -53,6 +53,10 @@ class Backend(Protocol):
         """Wait up to ``timeout`` seconds (at most `EVENT_WAIT_SECONDS`) for events."""
         ...
 
+    def refresh(self, uuid: str) -> None:
+        """Read everything about a device with its next sample, also what is read seldom. Any thread may call."""
+        ...
+
     def self_test(self) -> str:
         """Return "" if the driver answers for at least one device, else what is wrong."""
         ...

@@ -199,8 +199,14 @@ class Sample:
 
     @property
     def answered(self) -> bool:
-        """Whether the device told anything at all without a fault: what a probe wants to see."""
-        return not self.faults and self.memory_used_bytes is not None
+        """Whether the device told something and nothing went wrong: what a probe wants to see."""
+        told = (
+            self.memory_used_bytes,
+            self.utilization_percent,
+            self.temperature_celsius,
+            self.power_milliwatts,
+        )
+        return not self.faults and any(value is not None for value in told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,12 @@ class NvmlBackend:
         """Wait for events. Raises `Retryable` when the driver refuses; the next call starts anew."""
         return self._waiter.wait(timeout)
 
+    def refresh(self, uuid: str) -> None:
+        """Read the counters of a GPU with its next sample."""
+        reader = self._readers.get(uuid)
+        if reader is not None:
+            reader.counters_due = 0.0
+
     def self_test(self) -> str:
         """Return "" if the driver answers for a GPU. A container that lost its device files fails here."""
         failures = []

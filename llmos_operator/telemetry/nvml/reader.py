@@ -66,7 +66,7 @@ class DeviceReader:
         self._faults: list[Fault] = []
         self._now = 0.0
         self._counters: Counters | None = None
-        self._counters_due = 0.0
+        self.counters_due = 0.0
         self._spread = spread
         self._gpu = gpu if gpu is not None else handle
         self._energy: int | None = None
@@ -83,8 +83,8 @@ class DeviceReader:
         values: dict[str, Any] = {}
         try:
             self._read_vitals(values)
-            if now >= self._counters_due:
-                self._counters_due = now + (self._spread or COUNTER_SECONDS)
+            if now >= self.counters_due:
+                self.counters_due = now + (self._spread or COUNTER_SECONDS)
                 self._spread = 0.0
                 self._counters = self._read_counters()
         except _Stopped:

@@ -1,0 +1,202 @@
+"""What the agent writes, as plain JSON values: the operator's batch and the GPUNode. Pure.
+
+Built without the wire's pydantic types: once a second for eight devices, validation of our own values would be a third
+of the agent's CPU. A test holds both to the wire types.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llmos_operator.api.quantity import format_bytes
+from llmos_operator.api.telemetry import MAX_DEVICES, MAX_PROCESSES, Verdict
+from llmos_operator.clock import rfc3339
+from llmos_operator.telemetry.policy import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llmos_operator.telemetry.metrics import DeviceView
+    from llmos_operator.telemetry.sample import DriverInfo, Link, ProcessUse
+
+    Json = dict[str, Any]
+
+_LINK_TYPES: Final = {
+    "internal": "PCIeSwitch",
+    "single": "PCIeSwitch",
+    "multiple": "PCIeSwitch",
+    "hostbridge": "PCIeHost",
+    "node": "NUMA",
+    "system": "System",
+}
+PROCESS_LIMIT: Final = 2048  # processes told with one batch, all devices together
+_PRODUCT_LIMIT: Final = 128
+_MESSAGE_DEVICES: Final = 8
+
+
+def batch(
+    node: str, epoch: int, sequence: int, views: Iterable[DeviceView], listed: frozenset[str] = frozenset()
+) -> Json:
+    """Return a TelemetryBatch. ``listed`` are the devices whose process list is told with this batch."""
+    devices = []
+    room = PROCESS_LIMIT
+    for view in _published(views):
+        processes = view.processes if view.info.uuid in listed else None
+        if processes is not None:
+            processes = processes[: min(room, MAX_PROCESSES)]
+            room -= len(processes)
+        devices.append(_sample(view, processes))
+    return {"node": node, "epoch": epoch, "sequence": sequence, "devices": devices}
+
+
+def _published(views: Iterable[DeviceView]) -> list[DeviceView]:
+    """Return what can be given to workloads: not a GPU that is cut into instances, at most what the wire takes."""
+    return [view for view in views if view.info.allocatable][:MAX_DEVICES]
+
+
+def _sample(view: DeviceView, processes: tuple[ProcessUse, ...] | None) -> Json:
+    entry: Json = {
+        "uuid": view.info.uuid,
+        "index": view.info.index,
+        "verdict": view.health.verdict.value,
+        "reason": view.health.reason.value,
+    }
+    sample = view.sample
+    if sample is not None:
+        told = (
+            ("memoryTotalBytes", sample.memory_total_bytes),
+            ("memoryUsedBytes", sample.memory_used_bytes),
+            ("utilizationPercent", sample.utilization_percent),
+            ("temperatureCelsius", sample.temperature_celsius),
+            ("powerMilliwatts", sample.power_milliwatts),
+            ("energyMillijoules", sample.energy_millijoules),
+        )
+        entry.update((name, value) for name, value in told if value is not None)
+    if processes is not None:
+        entry["processes"] = [_process(use) for use in processes]
+    return entry
+
+
+def _process(use: ProcessUse) -> Json:
+    entry: Json = {"pid": use.pid}
+    if use.memory_bytes is not None:
+        entry["memoryBytes"] = use.memory_bytes
+    if use.pod_uid:
+        entry["podUid"] = use.pod_uid
+    return entry
+
+
+# -- GPUNode
+
+
+def status(mode: str, driver: DriverInfo, views: Sequence[DeviceView], conditions: Sequence[Json]) -> Json:
+    """Return the agent's part of a GPUNode's status."""
+    return {
+        "mode": mode,
+        "driver": driver.version,
+        "devices": [_device(view) for view in _published(views)],
+        "conditions": list(conditions),
+    }
+
+
+def _device(view: DeviceView) -> Json:
+    info, health = view.info, view.health
+    return {
+        "uuid": info.uuid,
+        "index": info.index,
+        "product": info.product[:_PRODUCT_LIMIT],
+        "memory": format_bytes(info.memory_bytes or 0),
+        "computeCapability": info.compute_capability,
+        "mig": info.is_mig,
+        "health": {
+            "verdict": health.verdict.value,
+            "reason": health.reason.value,
+            "since": rfc3339(health.since),
+        },
+        "links": [_link(link) for link in info.links],
+        "capabilities": sorted(view.sample.capabilities) if view.sample is not None else [],
+    }
+
+
+def _link(link: Link) -> Json:
+    kind = "NVLink" if link.nvlinks else _LINK_TYPES.get(link.level, "System")
+    return {"uuid": link.uuid, "type": kind, "lanes": link.nvlinks}
+
+
+def health_condition(views: Sequence[DeviceView]) -> Json:
+    """Return condition DevicesHealthy without its transition time: the sick ones, why, and what to do."""
+    sick = [view for view in views if view.health.verdict in {Verdict.UNHEALTHY, Verdict.DEGRADED}]
+    unknown = [view for view in views if view.health.verdict is Verdict.UNKNOWN]
+    if not views:
+        return _condition("DevicesHealthy", "Unknown", "NoDevices", "no device was found on this node")
+    if not sick and unknown:
+        return _condition(
+            "DevicesHealthy", "Unknown", "NoSamples", f"{len(unknown)} devices are not measured"
+        )
+    if not sick:
+        return _condition("DevicesHealthy", "True", "AsExpected", f"{len(views)} devices measured")
+    sick.sort(
+        key=lambda view: (view.health.verdict is not Verdict.UNHEALTHY, view.info.index, view.info.uuid)
+    )
+    told = "; ".join(
+        f"GPU {view.info.index} ({view.info.uuid}) {view.health.verdict}: {view.health.detail}; action: {view.health.action}"
+        for view in sick[:_MESSAGE_DEVICES]
+    )
+    rest = f"; and {len(sick) - _MESSAGE_DEVICES} more" if len(sick) > _MESSAGE_DEVICES else ""
+    return _condition("DevicesHealthy", "False", sick[0].health.reason.value, told + rest)
+
+
+def ready_condition(problem: str) -> Json:
+    """Return condition Ready without its transition time; ``problem`` is "" when the agent measures."""
+    if problem:
+        return _condition("Ready", "False", "DriverTrouble", problem)
+    return _condition("Ready", "True", "AgentReady", "the agent measures this node")
+
+
+def _condition(kind: str, state: str, reason: str, message: str) -> Json:
+    return {"type": kind, "status": state, "reason": reason, "message": message[:4096]}
+
+
+def lost(before: Json, why: str, now: float) -> Json:
+    """Return the status of a GPUNode whose driver cannot be used: the devices it had, none of them usable."""
+    old = before.get("status") or {}
+    health = {"verdict": Verdict.UNHEALTHY.value, "reason": Reason.DRIVER_LOST.value, "since": rfc3339(now)}
+    devices = []
+    for device in old.get("devices") or []:
+        known = device.get("health") or {}
+        same = known.get("reason") == health["reason"]
+        devices.append({**device, "health": known if same else health})
+    transitions = Transitions()
+    transitions.restore(old.get("conditions") or [])
+    conditions = [
+        transitions.stamp(_condition("Ready", "False", "DriverLost", why), now),
+        transitions.stamp(_condition("DevicesHealthy", "False", "DriverLost", why), now),
+    ]
+    return {
+        **{key: old.get(key, "") for key in ("mode", "driver")},
+        "devices": devices,
+        "conditions": conditions,
+    }
+
+
+class Transitions:
+    """Times at which conditions changed their status, kept over reports."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def restore(self, conditions: Iterable[Json]) -> None:
+        """Take up the conditions an earlier agent wrote."""
+        for condition in conditions:
+            self._known[str(condition.get("type"))] = (
+                str(condition.get("status")),
+                str(condition.get("lastTransitionTime")),
+            )
+
+    def stamp(self, condition: Json, now: float) -> Json:
+        """Return ``condition`` with the time its status changed last."""
+        known = self._known.get(condition["type"])
+        if known is None or known[0] != condition["status"]:
+            known = (condition["status"], rfc3339(now))
+            self._known[condition["type"]] = known
+        return {**condition, "lastTransitionTime": known[1]}
