@@ -1,0 +1,204 @@
+"""The engine's main loop: messages in, one step, messages out; one thread, no clock but CLOCK_MONOTONIC.
+
+Between two steps the socket is read, so a cancel or a new request takes effect within one step. Idle, the loop sleeps
+in poll and wakes once a second for its heartbeat.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.clock import Clock, SystemClock
+from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.observability.logging import logger
+from llmos_operator.runtime.engine.serving import Serving
+from llmos_operator.runtime.ipc import codec
+from llmos_operator.runtime.ipc.messages import (
+    Cancel,
+    Embed,
+    EmbedResult,
+    Failed,
+    FinishReason,
+    Load,
+    Progress,
+    Ready,
+    RequestOutput,
+    SetBudget,
+    Shutdown,
+    Sleep,
+    StepOutput,
+    Submit,
+    Unload,
+    Wake,
+)
+from llmos_operator.runtime.loader.pipeline import load_model, trim_memory
+from llmos_operator.runtime.loader.progress import Stages
+
+if TYPE_CHECKING:
+    import socket
+
+    from llmos_operator.runtime.ipc.messages import EngineMessage, Message
+
+log = logger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+_WEIGHTS_TOO = 2  # sleep level that drops the weights as well
+
+
+class Engine:
+    """One engine on one socket."""
+
+    def __init__(self, connection: socket.socket, clock: Clock | None = None) -> None:
+        self._socket = connection
+        self._clock = clock or SystemClock()
+        self._frames = codec.FrameReader()
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._load: Load | None = None
+        self._serving: Serving | None = None
+        self._asleep = False
+        self._ending = False
+        self._next_beat = 0.0
+
+    def run(self) -> int:
+        """Serve until told to end or until the front is gone; the process's exit code."""
+        while not self._ending:
+            for message in self._receive():
+                self._handle(message)
+            if self._serving is not None and not self._asleep:
+                outputs = self._serving.step()
+                if outputs:
+                    self._send(StepOutput(tuple(outputs)))
+                for result in self._serving.embed_step():
+                    self._send(result)
+            self._beat()
+        return 0
+
+    def _receive(self) -> list[Message]:
+        busy = self._serving is not None and not self._asleep and self._serving.busy
+        wait = 0.0 if busy else max(0.0, self._next_beat - self._clock.monotonic())
+        if not self._poll.poll(wait * 1000):
+            return []
+        data = self._socket.recv(1 << 20)
+        if not data:
+            self._ending = True
+        return self._frames.feed(data)
+
+    def _send(self, message: EngineMessage) -> None:
+        try:
+            self._socket.sendall(codec.encode(message))
+        except ConnectionError:
+            self._ending = True  # the front is gone, and with it everybody who asked
+
+    def _beat(self) -> None:
+        now = self._clock.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + HEARTBEAT_SECONDS
+            if self._serving is not None:
+                self._send(self._serving.stats())
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Load():
+                self._load = message
+                self._start(message)
+            case Unload() | Shutdown():
+                self._abort_all("the model is unloaded")
+                self._ending = True
+            case Sleep(level):
+                self._sleep(level)
+            case Wake():
+                self._wake()
+            case _:
+                self._handle_request(message)
+
+    def _handle_request(self, message: Message) -> None:
+        serving = self._serving if not self._asleep else None
+        match message:
+            case Submit() if serving is not None:
+                problem = serving.submit(message)
+                if problem:
+                    self._reject(message.request_id, problem)
+            case Submit():
+                self._reject(message.request_id, "no model is loaded")
+            case Cancel(request_id) if serving is not None and serving.cancel(request_id):
+                self._send(StepOutput((RequestOutput(request_id, finish_reason=FinishReason.ABORT),)))
+            case Embed() if serving is not None:
+                serving.enqueue_embed(message)
+            case Embed():
+                self._send(EmbedResult(message.request_id, error="no model is loaded"))
+            case SetBudget(memory_bytes) if self._serving is not None:
+                self._serving.set_budget(memory_bytes)
+            case _:
+                pass  # cancel of a request that is over, or a budget before a load: nothing to do
+
+    def _reject(self, request_id: str, problem: str) -> None:
+        output = RequestOutput(request_id, finish_reason=FinishReason.ERROR, message=problem)
+        self._send(StepOutput((output,)))
+
+    def _start(self, load: Load) -> None:
+        """Load, and say Ready or Failed; after a failure the process ends."""
+        stages = Stages(self._clock, self._send)
+        failure: Failed | None = None
+        try:
+            loaded = load_model(load, stages)
+            self._serving = Serving(loaded, self._clock)
+            self._send(Ready(self._serving.info(stages.seconds), loaded.memory()))
+        except Permanent as error:
+            failure = Failed(error.reason, str(error), permanent=True)
+        except Retryable as error:
+            failure = Failed("DownloadFailed", str(error), permanent=False)
+        except MemoryError as error:
+            failure = Failed("OutOfMemory", f"memory ran out while loading: {error}", permanent=True)
+        except OSError as error:
+            failure = Failed("LoadFailed", f"while loading: {error}", permanent=False)
+        except Exception as error:  # the reason goes to the front, which counts and shows it
+            log.exception("load failed", uri=load.uri, format=load.format)
+            failure = _unexpected(error)
+        if failure is not None:
+            self._send(failure)
+            self._ending = True
+
+    def _sleep(self, level: int) -> None:
+        if self._serving is None:
+            return
+        self._abort_all("the model goes to sleep")
+        self._serving.sleep()
+        if level >= _WEIGHTS_TOO:
+            self._serving = None
+        self._asleep = True
+        trim_memory()
+        self._send(Progress(RuntimeState.ASLEEP))
+
+    def _wake(self) -> None:
+        if not self._asleep or self._load is None:
+            return
+        self._asleep = False
+        if self._serving is None:
+            self._start(self._load)
+        else:
+            self._send(Ready(self._serving.info((), load_path="hot"), self._serving.memory()))
+
+    def _abort_all(self, why: str) -> None:
+        outputs = self._serving.abort_all(why) if self._serving is not None else []
+        if outputs:
+            self._send(StepOutput(tuple(outputs)))
+
+
+def _unexpected(error: Exception) -> Failed:
+    text = f"{type(error).__name__}: {error}"
+    if "out of memory" in text.lower() or "not enough memory" in text.lower():
+        return Failed("OutOfMemory", f"memory ran out while loading: {text}", permanent=True)
+    return Failed("LoadFailed", text, permanent=True)
+
+
+def run(connection: socket.socket) -> int:
+    """Run an engine on ``connection``; the exit code of its process."""
+    connection.setblocking(True)  # noqa: FBT003 - the socket's own signature
+    try:
+        return Engine(connection).run()
+    except Exception:  # logged with its trace; the front sees the exit code and restarts
+        log.exception("engine died")
+        return 1

@@ -1,0 +1,291 @@
+"""A loaded model at work: the scheduler, the backend and the counters between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import deque
+from typing import TYPE_CHECKING
+
+from llmos_operator.errors import Permanent
+from llmos_operator.observability.logging import logger
+from llmos_operator.runtime.batching import Batcher, BatchLimits, Emitted
+from llmos_operator.runtime.ipc.messages import (
+    EmbedResult,
+    EngineInfo,
+    EngineMemory,
+    FinishReason,
+    RequestOutput,
+    Stats,
+    Timing,
+)
+from llmos_operator.runtime.kvcache import KvCache
+from llmos_operator.runtime.loader.pipeline import Loaded, plan_of
+
+if TYPE_CHECKING:
+    from llmos_operator.clock import Clock
+    from llmos_operator.runtime.backends.causal import StepResult
+    from llmos_operator.runtime.batching import StepPlan
+    from llmos_operator.runtime.ipc.messages import Embed, Submit, TokenLogprob
+
+log = logger(__name__)
+
+MEMORY_SECONDS = 10.0  # measuring walks page tables: too dear for every heartbeat
+_MOST_FAILURES = 3  # steps in a row that may fail before the engine gives up and is restarted
+_DRAFT_TOKENS = 4
+
+
+class Serving:
+    """Requests in, outputs out, one step at a time."""
+
+    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+        self._loaded = loaded
+        self._clock = clock
+        self._info = loaded.info
+        self._memory = loaded.memory()
+        self._memory_at = clock.monotonic()
+        self._embeds: deque[Embed] = deque()
+        self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
+        self._begun: set[str] = set()  # requests that have had their first output
+        self._counts = Stats()
+        self._failures = 0
+        self._random = random.SystemRandom()
+        causal = loaded.built.causal
+        slots = causal.store.geometry.slots if causal is not None else 1
+        slot_tokens = causal.store.geometry.slot_tokens if causal is not None else 1
+        self._cache = KvCache(blocks=loaded.plan.blocks, slots=slots, slot_tokens=slot_tokens)
+        limits = BatchLimits(
+            max_rows=loaded.load.max_num_seqs,
+            max_tokens=loaded.plan.max_model_len,
+            draft_tokens=_DRAFT_TOKENS,
+        )
+        self._batcher = Batcher(limits, self._cache, self._info.eos_token_ids)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._batcher.running or self._batcher.waiting or self._embeds)
+
+    def info(self, stage_seconds: tuple[tuple[str, float], ...], *, load_path: str = "") -> EngineInfo:
+        """Return the model's description with the durations of its load."""
+        return dataclasses.replace(
+            self._info, stage_seconds=stage_seconds, load_path=load_path or self._info.load_path
+        )
+
+    def memory(self) -> EngineMemory:
+        """Return predicted and measured memory, measured now."""
+        self._memory, self._memory_at = self._loaded.memory(), self._clock.monotonic()
+        return self._memory
+
+    # ------------------------------------------------------------ generation
+
+    def submit(self, submit: Submit) -> str:
+        """Queue a request; return "" or what is wrong with it."""
+        if self._loaded.built.causal is None:
+            return f"{self._info.architecture} is an encoder: it embeds and does not generate"
+        vocabulary = self._info.vocab_size
+        if submit.prompt and not (min(submit.prompt) >= 0 and max(submit.prompt) < vocabulary):
+            return f"the prompt has a token outside 0..{vocabulary - 1}"
+        if submit.adapter:
+            return f"adapter {submit.adapter!r} is not loaded"
+        if submit.sampling.seed is None:
+            drawn = dataclasses.replace(submit.sampling, seed=self._random.getrandbits(63))
+            submit = dataclasses.replace(submit, sampling=drawn)
+        return self._batcher.add(submit, self._clock.monotonic())
+
+    def cancel(self, request_id: str) -> bool:
+        """Stop a request; False if it is over already."""
+        if not self._batcher.cancel(request_id):
+            return False
+        self._forget(request_id)
+        self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + 1)
+        return True
+
+    def abort_all(self, why: str) -> list[RequestOutput]:
+        """Stop everything and return the last output of each request."""
+        gone = [sequence.submit.request_id for sequence in self._batcher.cancel_all()]
+        for request_id in gone:
+            self._forget(request_id)
+        self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + len(gone))
+        return [RequestOutput(one, finish_reason=FinishReason.ABORT, message=why) for one in gone]
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step and return what it gave; [] when there is nothing to do."""
+        causal = self._loaded.built.causal
+        if causal is None or not (self._batcher.running or self._batcher.waiting):
+            return []
+        began = self._clock.monotonic()
+        emitted = self._batcher.expire(began)
+        outputs = [self._output(one, [], began) for one in emitted]
+        plan = self._batcher.plan(began)
+        try:
+            result = causal.execute(plan, self._info.eos_token_ids)
+        except (RuntimeError, MemoryError) as error:
+            return outputs + self._fail_step(plan, error)
+        self._failures = 0
+        now = self._clock.monotonic()
+        self._collect_prompt_logprobs(plan, result)
+        index = {id(work.sequence): i for i, work in enumerate(plan.works)}
+        for one in self._batcher.commit(plan, result.tokens, now):
+            logprobs = result.logprobs[index[id(one.sequence)]][: len(one.tokens)]
+            outputs.append(self._output(one, [item for item in logprobs if item is not None], now))
+        self._count(plan, outputs, now - began)
+        return outputs
+
+    def _fail_step(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
+        """End the requests of a step that failed; the others go on. Re-raises when step after step fails."""
+        self._failures += 1
+        if self._failures >= _MOST_FAILURES:
+            raise error
+        log.error(
+            "step failed",
+            error=repr(error),
+            requests=len(plan.works),
+            tokens=sum(len(work.tokens) for work in plan.works),
+        )
+        text = f"the step failed: {error}"[:500]
+        outputs = []
+        for request_id in [work.sequence.submit.request_id for work in plan.works]:
+            self._batcher.cancel(request_id)
+            self._forget(request_id)
+            outputs.append(RequestOutput(request_id, finish_reason=FinishReason.ERROR, message=text))
+        self._cache.drop_cached()  # what the step wrote is unknown
+        return outputs
+
+    def _collect_prompt_logprobs(self, plan: StepPlan, result: StepResult) -> None:
+        for work, found in zip(plan.works, result.prompt_logprobs, strict=True):
+            if found:
+                request_id = work.sequence.submit.request_id
+                before = self._prompt_logprobs.get(request_id, []) if work.start else []
+                self._prompt_logprobs[request_id] = before + found
+
+    def _output(self, one: Emitted, logprobs: list[TokenLogprob], now: float) -> RequestOutput:
+        sequence = one.sequence
+        request_id = sequence.submit.request_id
+        first = request_id not in self._begun
+        if first and sequence.first_token_at:
+            self._begun.add(request_id)
+            more = self._counts.prompt_tokens + len(sequence.submit.prompt)
+            self._counts = dataclasses.replace(self._counts, prompt_tokens=more)
+        output = RequestOutput(
+            request_id=request_id,
+            tokens=one.tokens,
+            finish_reason=one.finish_reason,
+            stop_token=one.stop_token,
+            logprobs=tuple(logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs.pop(request_id, ())),
+            cached_tokens=sequence.cached_tokens if first else 0,
+            message=one.message,
+            timing=Timing(sequence.arrived_at, sequence.scheduled_at, sequence.first_token_at, now)
+            if one.finish_reason
+            else None,
+        )
+        if one.finish_reason:
+            self._forget(request_id)
+        return output
+
+    def _forget(self, request_id: str) -> None:
+        self._begun.discard(request_id)
+        self._prompt_logprobs.pop(request_id, None)
+
+    def _count(self, plan: StepPlan, outputs: list[RequestOutput], seconds: float) -> None:
+        counts = self._counts
+        decoded = sum(len(output.tokens) for output in outputs)
+        drafts = sum(work.drafts for work in plan.works)
+        self._counts = dataclasses.replace(
+            counts,
+            finished=counts.finished + sum(bool(output.finish_reason) for output in outputs),
+            generation_tokens=counts.generation_tokens + decoded,
+            draft_tokens=counts.draft_tokens + drafts,
+            accepted_tokens=counts.accepted_tokens + (decoded - 1 if drafts else 0),
+            steps=counts.steps + 1,
+            step_seconds=counts.step_seconds + seconds,
+        )
+
+    # ------------------------------------------------------------ embeddings
+
+    def enqueue_embed(self, embed: Embed) -> None:
+        """Queue an embedding request."""
+        self._embeds.append(embed)
+
+    def embed_step(self) -> list[EmbedResult]:
+        """Answer one embedding request."""
+        if not self._embeds:
+            return []
+        embed = self._embeds.popleft()
+        problem = self._embed_problem(embed)
+        encoder = self._loaded.built.encoder
+        if problem or encoder is None:
+            return [EmbedResult(embed.request_id, error=problem)]
+        began = self._clock.monotonic()
+        vectors = encoder.embed(embed.inputs, normalize=embed.normalize, dimensions=embed.dimensions)
+        tokens = sum(len(one) for one in embed.inputs)
+        counts = self._counts
+        self._counts = dataclasses.replace(
+            counts,
+            finished=counts.finished + 1,
+            prompt_tokens=counts.prompt_tokens + tokens,
+            steps=counts.steps + 1,
+            step_seconds=counts.step_seconds + self._clock.monotonic() - began,
+        )
+        return [EmbedResult(embed.request_id, vectors.numpy().tobytes(), vectors.shape[1], tokens)]
+
+    def _embed_problem(self, embed: Embed) -> str:
+        info = self._info
+        if self._loaded.built.encoder is None:
+            return f"{info.architecture} generates text; embeddings need an encoder model"
+        if not embed.inputs:
+            return "there is nothing to embed"
+        for index, tokens in enumerate(embed.inputs):
+            if not 0 < len(tokens) <= info.max_model_len:
+                return f"input {index} has {len(tokens)} tokens; 1 to {info.max_model_len} are allowed"
+            if min(tokens) < 0 or max(tokens) >= info.vocab_size:
+                return f"input {index} has a token outside 0..{info.vocab_size - 1}"
+        if not 0 <= embed.dimensions <= info.embedding_size:
+            return f"dimensions must be 0 to {info.embedding_size}"
+        return ""
+
+    # ------------------------------------------------------------ memory and counters
+
+    def set_budget(self, memory_bytes: int) -> None:
+        """Fit the KV cache into a new memory limit; what no longer fits is preempted, and ended where it never will."""
+        loaded = self._loaded
+        loaded.meter.limit_bytes = memory_bytes
+        try:
+            loaded.plan = plan_of(loaded.load, loaded.meter, loaded.shape, memory_bytes)
+            blocks = loaded.plan.blocks
+        except Permanent as error:
+            log.warning(
+                "the budget is below what the model needs; the KV cache keeps its least size",
+                detail=str(error),
+            )
+            blocks = min(self._cache.total_blocks, 16)
+        causal = loaded.built.causal
+        if causal is not None:
+            self._batcher.shrink(blocks)
+            causal.store.release(self._cache.take_released())
+        self._info = dataclasses.replace(self._info, kv_blocks=blocks)
+        self.memory()
+
+    def sleep(self) -> None:
+        """Drop the KV cache; requests must have been aborted."""
+        self._cache.drop_cached()
+        causal = self._loaded.built.causal
+        if causal is not None:
+            causal.store.release_all()
+
+    def stats(self) -> Stats:
+        """Return counters and gauges; memory is measured now and then."""
+        if self._clock.monotonic() - self._memory_at >= MEMORY_SECONDS:
+            self.memory()
+        return dataclasses.replace(
+            self._counts,
+            running=self._batcher.running,
+            waiting=self._batcher.waiting + len(self._embeds),
+            kv_blocks_used=self._cache.live_blocks,
+            kv_blocks_total=self._cache.total_blocks,
+            preemptions=self._batcher.preemptions,
+            prefix_query_tokens=self._cache.query_tokens,
+            prefix_hit_tokens=self._cache.hit_tokens,
+            memory=self._memory,
+        )

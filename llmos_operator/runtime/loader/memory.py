@@ -1,0 +1,106 @@
+"""How much memory the runtime uses, measured, and how much of the limit is left for the KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS, estimate, kv_bytes_per_token
+from llmos_operator.errors import Permanent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llmos_operator.api.runtime.memory import MemoryEstimate, ModelShape
+
+LEAST_TOKENS = 256  # a KV cache for fewer is no service
+_MIB = 1 << 20
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Return the proportional set size of processes, in bytes: shared pages count once over all of them.
+
+    A process that is gone counts nothing; one whose map is not readable counts its resident size.
+    """
+    return sum(_one(pid) for pid in pids)
+
+
+def _one(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+    except OSError:
+        return 0
+
+
+def machine_available_bytes() -> int:
+    """Return MemAvailable of the machine."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class KvPlan:
+    """What the limit allows: context length, KV blocks, and the whole prediction behind it."""
+
+    max_model_len: int
+    blocks: int
+    estimate: MemoryEstimate
+
+
+def plan_kv(
+    shape: ModelShape,
+    fmt: str,
+    *,
+    base_bytes: int,
+    limit_bytes: int,
+    wanted_len: int,
+    max_num_seqs: int,
+    kv_element_bytes: int = 2,
+) -> KvPlan:
+    """Return how long sequences may be and how many KV blocks there are.
+
+    ``wanted_len`` 0 means as long as model and memory allow; a number is a demand. Without a limit the cache gets what
+    the memory model grants by default. Raises Permanent(reason=OutOfMemory) with the numbers when even one sequence
+    of the demanded length (or LEAST_TOKENS) does not fit.
+    """
+    longest = min(wanted_len or shape.max_positions, shape.max_positions)
+    sizes = {"base_bytes": base_bytes, "max_num_seqs": max_num_seqs, "kv_bytes_per_element": kv_element_bytes}
+    default = estimate(shape, fmt, max_model_len=longest, **sizes)
+    per_token = kv_bytes_per_token(shape, kv_element_bytes)
+    limit = limit_bytes or default.total_bytes
+    fixed = default.total_bytes - default.kv_bytes
+    if not per_token:
+        if fixed > limit:
+            raise _too_large(default, limit, 0)
+        return KvPlan(longest, 0, default)
+    tokens = max(0, limit - fixed) // per_token // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
+    need = longest if wanted_len else min(longest, LEAST_TOKENS)
+    if tokens < need:
+        raise _too_large(estimate(shape, fmt, max_model_len=need, kv_tokens=need, **sizes), limit, need)
+    # Never more than every sequence at full length: memory beyond that would only be unused.
+    tokens = min(tokens, longest * max_num_seqs + KV_BLOCK_TOKENS)
+    length = min(longest, tokens)
+    granted = estimate(shape, fmt, max_model_len=length, kv_tokens=tokens, **sizes)
+    return KvPlan(length, tokens // KV_BLOCK_TOKENS, granted)
+
+
+def _too_large(need: MemoryEstimate, limit: int, tokens: int) -> Permanent:
+    parts = (
+        f"base {need.base_bytes // _MIB}, weights {need.weights_bytes // _MIB}, "
+        f"KV cache of {tokens} tokens {need.kv_bytes // _MIB}, activations {need.activation_bytes // _MIB}, "
+        f"slack {need.slack_bytes // _MIB}"
+    )
+    return Permanent(
+        f"needs {need.total_bytes // _MIB} MiB ({parts}) but may use {limit // _MIB} MiB: "
+        f"{(need.total_bytes - limit) // _MIB + 1} MiB short",
+        reason="OutOfMemory",
+    )

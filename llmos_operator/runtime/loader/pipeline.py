@@ -1,0 +1,206 @@
+"""One load from beginning to end, stage by stage."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.errors import Permanent
+from llmos_operator.observability.logging import logger
+from llmos_operator.runtime.formats.checkpoint import (
+    Checkpoint,
+    digest_of,
+    find_gguf,
+    is_gguf,
+    open_checkpoint,
+)
+from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos
+from llmos_operator.runtime.ipc.messages import EngineInfo, EngineMemory
+from llmos_operator.runtime.loader.gguf_cache import converted_gguf
+from llmos_operator.runtime.loader.memory import KvPlan, machine_available_bytes, plan_kv, resident_bytes
+from llmos_operator.runtime.loader.sources import Resolved, resolve
+
+if TYPE_CHECKING:
+    from llmos_operator.api.runtime.memory import ModelShape
+    from llmos_operator.runtime.backends.build import Built
+    from llmos_operator.runtime.ipc.messages import Load
+    from llmos_operator.runtime.loader.progress import Stages
+
+log = logger(__name__)
+
+FORMATS = ("fp32", "bf16", "int8", "int4")
+_SHARE_WITHOUT_LIMIT = 2  # without a limit the runtime takes at most half of what the machine has free
+
+
+@dataclass(slots=True)
+class Meter:
+    """Memory of the whole runtime: the engine and the processes beside it."""
+
+    pids: tuple[int, ...]
+    base_bytes: int = 0
+    peak_bytes: int = 0
+    limit_bytes: int = 0
+
+    def measure(self) -> int:
+        """Return the bytes in use now."""
+        now = resident_bytes((*self.pids, os.getpid()))
+        self.peak_bytes = max(self.peak_bytes, now)
+        return now
+
+    def check(self, doing: str) -> None:
+        """Raise Permanent(reason=OutOfMemory) if the limit is passed."""
+        used = self.measure()
+        if self.limit_bytes and used > self.limit_bytes:
+            raise Permanent(
+                f"{doing} took the runtime to {used >> 20} MiB; it may use {self.limit_bytes >> 20} MiB",
+                reason="OutOfMemory",
+            )
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model that answers, and what is known of it."""
+
+    load: Load
+    shape: ModelShape
+    built: Built
+    info: EngineInfo
+    plan: KvPlan
+    meter: Meter
+
+    def memory(self) -> EngineMemory:
+        """Return predicted and measured bytes now."""
+        guess = self.plan.estimate
+        return EngineMemory(
+            predicted_bytes=guess.total_bytes,
+            measured_bytes=self.meter.measure(),
+            peak_bytes=self.meter.peak_bytes,
+            weights_bytes=self.built.weights_bytes,
+            kv_bytes=guess.kv_bytes,
+            base_bytes=self.meter.base_bytes,
+            limit_bytes=self.meter.limit_bytes,
+        )
+
+
+def load_model(load: Load, stages: Stages) -> Loaded:
+    """Load ``load`` and return it warm. Raises Permanent or Retryable; the stages say how far it came."""
+    if load.format not in FORMATS:
+        raise Permanent(
+            f"format {load.format!r} is not served here; served: {', '.join(FORMATS)}", reason="Unsupported"
+        )
+    stages.enter(RuntimeState.STARTING)
+    meter = Meter(load.base_pids, limit_bytes=load.memory_limit_bytes)
+    meter.base_bytes = meter.measure()
+    source = resolve(load, stages)
+    folder = _standard_folder(source, load, stages)
+    config = read_config(folder)
+    checkpoint = open_checkpoint(folder)
+    digest = _verify(checkpoint, load, stages)
+    meter.check("verifying")
+
+    from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
+
+    empty = build.prepare(config)
+    plan = plan_of(load, meter, empty.shape)
+    stages.enter(RuntimeState.QUANTIZING if load.format in ("int8", "int4") else RuntimeState.LOADING)
+    weights = build.weights_for(empty, checkpoint, load, digest, stages)
+    meter.check("quantising")
+    stages.enter(RuntimeState.LOADING, weights.total_bytes)
+    built = build.load(empty, weights, load, plan, stages)
+    stages.enter(RuntimeState.WARMING)
+    built.warm()
+    trim_memory()
+    meter.check("loading")
+    stages.leave()
+    info = _info(load, source, folder, empty.config, digest, built, plan)
+    loaded = Loaded(load, empty.shape, built, info, plan, meter)
+    log.info(
+        "model loaded",
+        uri=load.uri,
+        format=load.format,
+        measured_mib=meter.measure() >> 20,
+        predicted_mib=plan.estimate.total_bytes >> 20,
+        kv_blocks=plan.blocks,
+        max_model_len=plan.max_model_len,
+        **{f"{name.lower()}_seconds": round(seconds, 2) for name, seconds in stages.seconds},
+    )
+    return loaded
+
+
+def plan_of(load: Load, meter: Meter, shape: ModelShape, limit: int | None = None) -> KvPlan:
+    """Return the KV plan under ``limit`` (default: the load's own)."""
+    bytes_limit = load.memory_limit_bytes if limit is None else limit
+    if not bytes_limit:
+        bytes_limit = meter.base_bytes + machine_available_bytes() // _SHARE_WITHOUT_LIMIT
+        meter.limit_bytes = 0
+    return plan_kv(
+        shape,
+        load.format,
+        base_bytes=meter.base_bytes,
+        limit_bytes=bytes_limit,
+        wanted_len=load.max_model_len,
+        max_num_seqs=load.max_num_seqs,
+        kv_element_bytes=4 if "fp32" in (load.kv_dtype, load.format) else 2,
+    )
+
+
+def _standard_folder(source: Resolved, load: Load, stages: Stages) -> Path:
+    """Return a folder with safetensors: the source itself, or the converted copy of a GGUF file."""
+    if source.path.is_file():
+        if not is_gguf(source.path):
+            raise Permanent(
+                f"{source.path.name} is not a GGUF file; name the model's folder", reason="Unsupported"
+            )
+        return converted_gguf(source.path, load, stages)
+    gguf = find_gguf(source.path)
+    return source.path if gguf is None else converted_gguf(gguf, load, stages)
+
+
+def _verify(checkpoint: Checkpoint, load: Load, stages: Stages) -> str:
+    total = sum(file.path.stat().st_size for file in checkpoint.files)
+    stages.enter(RuntimeState.VERIFYING, total)
+    name = str(checkpoint.folder.resolve()).strip("/").replace("/", "-")[-200:]
+    cache = Path(load.cache_dir) / "digests" / f"{name}.json" if load.cache_dir else None
+    digest = digest_of(checkpoint, cache, stages.advance)
+    if load.digest and load.digest != digest:
+        raise Permanent(
+            f"the weights have digest {digest}, the workload demands {load.digest}", reason="Corrupted"
+        )
+    return digest
+
+
+def _info(
+    load: Load, source: Resolved, folder: Path, config: ModelConfig, digest: str, built: Built, plan: KvPlan
+) -> EngineInfo:
+    return EngineInfo(
+        model_dir=str(folder),
+        architecture=config.architecture,
+        digest=digest,
+        revision=source.revision or load.revision,
+        format=load.format,
+        device=built.device.type,
+        max_model_len=plan.max_model_len,
+        vocab_size=int(config.values["vocab_size"]),
+        eos_token_ids=read_eos(folder, config),
+        generative=config.generative,
+        embedding_size=0 if config.generative else int(config.values["hidden_size"]),
+        kv_blocks=plan.blocks,
+        max_num_seqs=load.max_num_seqs,
+        quality_loss_milli=built.quality_loss_milli,
+        quality_kl_micro=built.quality_kl_micro,
+        load_path="cold" if source.fetched or built.converted else "warm",
+    )
+
+
+def trim_memory() -> None:
+    """Give freed heap back to the machine: glibc keeps it otherwise, and what is kept counts as used."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # another C library; nothing to trim

@@ -1,0 +1,81 @@
+"""Model URIs to local folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.errors import Permanent
+
+if TYPE_CHECKING:
+    from llmos_operator.runtime.ipc.messages import Load
+    from llmos_operator.runtime.loader.progress import Stages
+
+_LATER = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "oci": "OCI registries"}
+# Everything a model needs and nothing that could run: no pickles, no Python.
+WANTED_SUFFIXES = (".safetensors", ".json", ".gguf", ".model", ".txt", ".jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A model on the local disk: a folder, or one GGUF file. ``fetched`` bytes came over the network just now."""
+
+    path: Path
+    revision: str = ""
+    fetched: int = 0
+
+
+def resolve(load: Load, stages: Stages) -> Resolved:
+    """Return where the model lies, downloading it into the cache if need be.
+
+    Raises Permanent (ModelNotFound, AccessDenied, UnsupportedScheme, SourceNotAllowed, Corrupted) or Retryable.
+    """
+    scheme, _, rest = load.uri.partition("://") if "://" in load.uri else ("", "", load.uri)
+    if scheme == "hf":
+        from llmos_operator.runtime.loader.hub import download  # noqa: PLC0415 - one source, one library
+
+        return download(load, stages)
+    if scheme == "https":
+        from llmos_operator.runtime.loader.https import download as fetch  # noqa: PLC0415 - as above
+
+        return fetch(load, stages)
+    if scheme == "pvc":
+        claim, _, path = rest.partition("/")
+        return _local(_below(Path(load.pvc_root) / claim, unquote(path)), load)
+    if scheme in ("file", ""):
+        if not load.allow_file:
+            raise Permanent(
+                f"{load.uri}: local paths are not allowed here; the operator's setting allowFileSources permits them",
+                reason="SourceNotAllowed",
+            )
+        return _local(Path(unquote(urlsplit(load.uri).path) if scheme else load.uri), load)
+    if scheme in _LATER:
+        raise Permanent(
+            f"{_LATER[scheme]} ({scheme}://) is not read yet; use hf://, https:// or pvc://",
+            reason="Unsupported",
+        )
+    raise Permanent(
+        f"unknown scheme {scheme!r} in {load.uri}; known: hf, https, pvc, file", reason="UnsupportedScheme"
+    )
+
+
+def _below(root: Path, path: str) -> Path:
+    """Return ``root/path`` and refuse to leave ``root``."""
+    joined = (root / path.lstrip("/")).resolve()
+    if not joined.is_relative_to(root.resolve()):
+        raise Permanent(f"path {path!r} leaves its volume", reason="SourceNotAllowed")
+    return joined
+
+
+def _local(path: Path, load: Load) -> Resolved:
+    if not path.exists():
+        raise Permanent(f"{load.uri}: no such file or folder", reason="ModelNotFound")
+    return Resolved(path, load.revision)
+
+
+def begin_download(stages: Stages, total: int) -> None:
+    """Enter the stage Downloading."""
+    stages.enter(RuntimeState.DOWNLOADING, total)
