@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from demo import story
@@ -35,12 +36,13 @@ def main() -> int:
     """Run the demo; see the module's text."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the cluster running at the end")
+    parser.add_argument("--dir", type=Path, help="where the cluster keeps its files")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
-    screen, lab = Screen(), Lab()
+    screen, lab = Screen(), Lab(options.dir)
     kept = False
     try:
-        story.tell(lab, screen)
+        story.tell(lab, screen, keep=options.keep)
         kept = options.keep
     except KeyboardInterrupt:
         screen.console.print("\ninterrupted", style="bold red")

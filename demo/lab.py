@@ -39,12 +39,12 @@ class Lab:
 
     # -- life
 
-    def up(self, *, nodes: int, gpus: int, gpu: str, hub_store: str) -> ClusterState:
-        """Start the cluster; a former one of the demo is taken down first. It ends with this process."""
+    def up(self, *, nodes: int, gpus: int, gpu: str, hub_store: str, attached: bool) -> ClusterState:
+        """Start the cluster; a former one of the same place is taken down first. ``attached``: it ends with us."""
         self.cluster.down()
         models = (GpuModel.parse(gpu),)
         spec = ClusterSpec(index=0, nodes=uniform_nodes(nodes, gpus, models), hub_store=hub_store)
-        return self.cluster.up(Request(spec), attached=False)
+        return self.cluster.up(Request(spec), attached=attached)
 
     def install(self, overrides: Json | None = None) -> None:
         """Install the chart and wait for its processes."""

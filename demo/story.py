@@ -24,9 +24,9 @@ QUESTION = "What is the capital of France?"
 NODES, GPUS, GPU = 2, 2, "SIM-A:1536Mi"
 
 
-def tell(lab: Lab, screen: Screen) -> None:
-    """Tell the story up to its last but one stage: taking everything down."""
-    start(lab, screen)
+def tell(lab: Lab, screen: Screen, *, keep: bool) -> None:
+    """Tell the story up to its last but one stage, taking everything down. ``keep``: the cluster outlives us."""
+    start(lab, screen, attached=not keep)
     serve(lab, screen)
     answer(lab, screen)
     fill_and_crash(lab, screen)
@@ -34,10 +34,10 @@ def tell(lab: Lab, screen: Screen) -> None:
     measure(lab, screen)
 
 
-def start(lab: Lab, screen: Screen) -> None:
+def start(lab: Lab, screen: Screen, *, attached: bool) -> None:
     """Bring the cluster up and install the chart."""
     with screen.stage("A Kubernetes control plane, two nodes and four simulated GPUs"):
-        lab.up(nodes=NODES, gpus=GPUS, gpu=GPU, hub_store=str(cache_root() / "hub"))
+        lab.up(nodes=NODES, gpus=GPUS, gpu=GPU, hub_store=str(cache_root() / "hub"), attached=attached)
         screen.show("kubectl get nodes", lab.kubectl("get", "nodes", "-L", names.LABEL_GPU_PRODUCT))
     with screen.stage("LLMOS, installed by its Helm chart"):
         lab.install({"priorityClasses": {"create": True}})

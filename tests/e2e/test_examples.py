@@ -1,0 +1,103 @@
+"""Every example does what its README says."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demo import asking
+from llmos_operator.api import names
+
+if TYPE_CHECKING:
+    from tests.support.installed import Workspace
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUESTION = "What is the capital of France?"
+
+
+def test_01_chat_answers_at_a_precision_the_scheduler_chose(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "01-chat/workload.yaml")
+    row = workspace.ready("chat")["chat"]
+    assert row.precision == "bf16", "two GiB are enough for full precision"
+    answer = workspace.ask("smollm2", QUESTION)
+    assert "Paris" in answer["text"]
+    assert answer["completionTokens"] > 1
+    explained = json.loads(workspace.llmos("explain", "mw/chat", "--json"))
+    assert (explained["replicasPlaced"], explained["queue"]) == (1, "default")
+
+
+def test_02_embeddings_tell_like_from_unlike(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "02-embeddings/workload.yaml")
+    workspace.ready("embeddings")
+    url = workspace.service_url("llmos-gateway")
+    near, far = asking.similarities(workspace, url, "minilm")
+    assert near > far + 0.2
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        workspace.post(
+            f"{url}/v1/chat/completions", {"model": "minilm", "messages": [{"role": "user", "content": "?"}]}
+        )
+    assert refused.value.code in {400, 404}
+
+
+def test_03_two_models_share_one_device(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "03-shared-gpu/workloads.yaml")
+    rows = workspace.ready("shared-chat", "shared-embeddings")
+    assert rows["shared-chat"].devices == rows["shared-embeddings"].devices
+    uuid = rows["shared-chat"].devices[0]
+
+    def measured() -> dict[str, object] | None:
+        found = {one["uuid"]: one for one in json.loads(workspace.llmos("top", "--json"))}
+        return found[uuid] if found[uuid]["usedBytes"] and found[uuid]["reservedBytes"] else None
+
+    device = workspace.wait("the agent to measure the device", measured, 30)
+    assert device["tenants"] == ["default/shared-chat", "default/shared-embeddings"]
+    assert 0 < device["usedBytes"] <= device["memoryBytes"]
+
+
+def test_04_the_urgent_workload_displaces_exactly_one_replica(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "04-priority-preemption/workloads.yaml")
+    workspace.ready("background", seconds=240)
+    before = {pod["metadata"]["uid"] for pod in workspace.pods_of("background")}
+    workspace.apply_file(EXAMPLES / "04-priority-preemption/urgent.yaml")
+    workspace.ready("urgent")
+    kept = {pod["metadata"]["uid"] for pod in workspace.pods_of("background")}
+    assert len(before - kept) == 1
+    assert kept < before, "no replica was started anew"
+    waiting = json.loads(workspace.llmos("queue", "--json"))["waiting"]
+    assert [row["name"] for row in waiting] == ["background"]
+
+
+def test_05_the_first_request_wakes_a_workload_that_is_scaled_to_zero(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "05-scale-to-zero/workload.yaml")
+    workspace.wait("acceptance", lambda: workspace.condition("on-demand", "Accepted") == "True", 30)
+    assert not workspace.pods_of("on-demand")
+    patch = {"spec": {"scaling": {"idle": {"scaleToZeroAfter": "3s"}}}}
+    answer = workspace.ask("on-demand", QUESTION)
+    assert "Paris" in answer["text"]
+    workspace.kubectl("patch", "mw", "on-demand", "--type=merge", "-p", json.dumps(patch))
+    workspace.wait("the replica to be taken away", lambda: not workspace.pods_of("on-demand"), 60)
+
+
+def test_06_a_suspended_workload_holds_nothing(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "06-suspended/workload.yaml")
+    workspace.wait("suspension", lambda: workspace.condition("later", "Suspended") == "True", 30)
+    assert not workspace.pods_of("later")
+    workspace.kubectl("patch", "mw", "later", "--type=merge", "-p", '{"spec": {"suspend": false}}')
+    workspace.ready("later")
+    workspace.kubectl("patch", "mw", "later", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    workspace.wait("the device to be given back", lambda: not workspace.pods_of("later"), 60)
+
+
+def test_07_a_model_runs_without_any_device(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "07-cpu-only/workload.yaml")
+    row = workspace.ready("on-cpu")["on-cpu"]
+    assert row.devices == ()
+    claim = json.loads(workspace.pods_of("on-cpu")[0]["metadata"]["annotations"][names.ANNOTATION_CLAIM])
+    assert not claim.get("devices")
+    assert "Paris" in workspace.ask("on-cpu", QUESTION)["text"]
