@@ -104,6 +104,8 @@ class Preemption:
             return None
         if not self._snapshot.may_preempt(pending.workload):
             return None
+        if not self._anybody(pending):
+            return None
         self._searches += 1
         rights = self._rights(pending)
         best: tuple[tuple[int, int, int, int], Proposal] | None = None
@@ -120,6 +122,14 @@ class Preemption:
                 if found is not None and (best is None or found.key(place) < best[0]):
                     best = (found.key(place), found)
         return best[1] if best is not None else None
+
+    def _anybody(self, pending: Pending) -> bool:
+        """Return whether anybody at all stands where the claimant may take from; asked before an index is made."""
+        for queue, priority in self._snapshot.standing:
+            rule = self._rule(pending, queue)
+            if rule is not None and (not rule[1] or priority < pending.priority):
+                return True
+        return False
 
     def evicted(self, victim: Victim) -> None:
         """Take note that a victim goes: it spends its disruption budgets and is no victim any more."""

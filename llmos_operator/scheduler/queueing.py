@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.quota import Amount, admitted, invalid_reason
-from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
+from llmos_operator.state.snapshot import missing
+from llmos_operator.state.types import FULL_MILLI, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,15 +95,9 @@ def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Li
     """Return every workload that has replicas to place, in its queue's line."""
     found = Lines()
     default_priority = _default_priority(snapshot)
-    for workload in snapshot.workloads.values():
-        pods = snapshot.pods_of.get(workload.uid, ())
-        if len(pods) == workload.replicas and all(_stays(pod) for pod in pods):
-            continue  # the common case, looked at cheaply
-        if workload.suspended or workload.finished or workload.deleting:
-            continue
-        ordinals, blocked = missing(workload, pods)
-        if not ordinals and not blocked:
-            continue
+    for key in snapshot.unsettled:
+        workload = snapshot.workloads[key]
+        ordinals, blocked = missing(workload, snapshot.pods_of.get(workload.uid, ()))
         refusal = _refusal(snapshot, policy, now, tree, workload)
         if refusal is not None:
             found.refused.append(Refused(workload, len(ordinals) + len(blocked), *refusal))
@@ -117,19 +112,6 @@ def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Li
     found.lines = dict(sorted(found.lines.items()))
     found.refused.sort(key=lambda r: r.workload.key)
     return found
-
-
-def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...], tuple[Pod, ...]]:
-    """Return (ordinals without any pod, pods that only keep their ordinal's name until they are gone)."""
-    by_ordinal = {pod.claim.ordinal: pod for pod in pods if pod.claim is not None}
-    wanted = range(workload.replicas)
-    free = tuple(ordinal for ordinal in wanted if ordinal not in by_ordinal)
-    blocked = (by_ordinal[o] for o in wanted if o in by_ordinal)
-    return free, tuple(pod for pod in blocked if not _stays(pod))
-
-
-def _stays(pod: Pod) -> bool:
-    return pod.phase is PodPhase.BOUND or pod.phase is PodPhase.ASSUMED
 
 
 def response_ratio(policy: Policy, workload: Workload, now: float) -> float:

@@ -10,12 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmos_operator.scheduler.quota import QuotaTree, charge
+from llmos_operator.scheduler.quota import Amount, QuotaTree, charge
 from llmos_operator.state.snapshot import View
-from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
-    from llmos_operator.scheduler.quota import Amount
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Pod
@@ -76,17 +74,12 @@ class Worlds:
         trees = QuotaTree(snapshot.queues), QuotaTree(snapshot.queues)
         present, future = (World(snapshot, View(snapshot), tree) for tree in trees)
         worlds = cls(present, future)
-        leaving = []
-        for pods in snapshot.pods_of.values():
-            for pod in pods:
-                claim = pod.claim
-                if claim is None or pod.phase is PodPhase.FINISHED:
-                    continue
-                amount = charge(claim)
-                for tree in trees:
-                    tree.add(claim.queue, amount)
-                if pod.phase is PodPhase.TERMINATING and now <= pod.deletion_at + stuck_after:
-                    leaving.append(pod)
+        for queue, (milli, held) in snapshot.charged.items():
+            for tree in trees:
+                tree.add(queue, Amount(milli, held))
+        leaving = sorted(
+            (pod for pod in snapshot.terminating if now <= pod.deletion_at + stuck_after), key=lambda p: p.key
+        )
         for pod in leaving:
             worlds.leave(pod)
         return worlds

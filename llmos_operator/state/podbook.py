@@ -18,6 +18,7 @@ from llmos_operator.errors import Conflict
 from llmos_operator.state import ledger
 from llmos_operator.state.nodebook import NodeBook
 from llmos_operator.state.snapshot import assumed_pod
+from llmos_operator.state.tally import Tally
 from llmos_operator.state.types import Pod, PodPhase
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class PodBook(NodeBook):
         self._pods_of: dict[str, tuple[Pod, ...]] = {}
         self._assumed: dict[PodKey, Assumption] = {}
         self._evicting: dict[PodKey, float] = {}  # pod -> when its grace ends
+        self._tally = Tally()
 
     def pod(self, key: PodKey) -> Pod | None:
         """Return a pod by key, assumed ones included."""
@@ -138,9 +140,11 @@ class PodBook(NodeBook):
         if old is not None:
             self._unindex(old, moved=old.node != pod.node)
         self._pods[pod.key] = pod
+        self._tally.add(pod)
         if pod.claim is not None:
             mates = (*self.pods_of(pod.claim.workload_uid), pod)
             self._pods_of[pod.claim.workload_uid] = tuple(sorted(mates, key=_ordinal_order))
+            self._pods_changed(pod.claim.workload_uid)
         if pod.node:
             self._set_node(self._state(pod.node).with_pod(pod))
         self._version += 1
@@ -151,7 +155,11 @@ class PodBook(NodeBook):
         self._evicting.pop(key, None)
         self._version += 1
 
+    def _pods_changed(self, workload_uid: str) -> None:
+        """Take note that the pods of a workload are others now."""
+
     def _unindex(self, pod: Pod, *, moved: bool) -> None:
+        self._tally.remove(pod)
         if pod.claim is not None:
             uid = pod.claim.workload_uid
             rest = tuple(p for p in self._pods_of.get(uid, ()) if p.key != pod.key)
@@ -159,6 +167,7 @@ class PodBook(NodeBook):
                 self._pods_of[uid] = rest
             else:
                 self._pods_of.pop(uid, None)
+            self._pods_changed(uid)
         if moved and pod.node:
             self._set_node(self._state(pod.node).without_pod(pod.key))
 

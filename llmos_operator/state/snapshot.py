@@ -47,6 +47,12 @@ class Snapshot:
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     holds: Mapping[WorkloadKey, Hold] = field(default_factory=dict)
     heard: Mapping[str, float] = field(default_factory=dict)  # node -> receive time of its last telemetry
+    unsettled: tuple[WorkloadKey, ...] = ()  # workloads with a wanted replica that no pod stands for, sorted
+    charged: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # queue -> (GPU milli, bytes) of claims
+    standing: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (queue, priority) -> claims
+    terminating: tuple[Pod, ...] = ()  # pods with claims on their way out
 
     @property
     def synced(self) -> bool:
@@ -65,6 +71,29 @@ class Snapshot:
         found = self.priority_classes.get(workload.priority_class)
         of_class = found.preemption_policy if found is not None else PreemptionPolicy.LOWER_PRIORITY
         return PreemptionPolicy.NEVER not in {workload.preemption, of_class}
+
+
+def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...], tuple[Pod, ...]]:
+    """Return (wanted ordinals without any pod, pods that only keep a wanted ordinal's name until they are gone)."""
+    by_ordinal = {pod.claim.ordinal: pod for pod in pods if pod.claim is not None}
+    wanted = range(workload.replicas)
+    free = tuple(ordinal for ordinal in wanted if ordinal not in by_ordinal)
+    blocked = tuple(by_ordinal[o] for o in wanted if o in by_ordinal and not _stays(by_ordinal[o]))
+    return free, blocked
+
+
+def settled(workload: Workload, pods: tuple[Pod, ...]) -> bool:
+    """Return whether nothing has to be placed for a workload."""
+    if workload.suspended or workload.finished or workload.deleting:
+        return True
+    if len(pods) < workload.replicas:
+        return False
+    free, blocked = missing(workload, pods)
+    return not free and not blocked
+
+
+def _stays(pod: Pod) -> bool:
+    return pod.phase is PodPhase.BOUND or pod.phase is PodPhase.ASSUMED
 
 
 class View:

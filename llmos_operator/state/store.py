@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from llmos_operator.state.podbook import PodBook
-from llmos_operator.state.snapshot import Snapshot
+from llmos_operator.state.snapshot import Snapshot, settled
 from llmos_operator.state.types import Kind
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Store(PodBook):
         self._workloads: dict[WorkloadKey, Workload] = {}  # as applied
         self._effective: dict[WorkloadKey, Workload] = {}  # with desired replicas put in
         self._replicas: dict[WorkloadKey, int] = {}
+        self._key_of: dict[str, WorkloadKey] = {}  # by UID
+        self._unsettled: set[WorkloadKey] = set()
         self._holds: dict[WorkloadKey, Hold] = {}
         self._queues: dict[str, Queue] = {}
         self._profiles: dict[str, Profile] = {}
@@ -75,6 +77,10 @@ class Store(PodBook):
             namespaces=dict(self._namespaces),
             holds=dict(self._holds),
             heard=dict(self._heard),
+            unsettled=tuple(sorted(self._unsettled)),
+            charged=dict(self._tally.charged),
+            standing=dict(self._tally.standing),
+            terminating=tuple(self._tally.terminating.values()),
         )
 
     def workload(self, key: WorkloadKey) -> Workload | None:
@@ -89,6 +95,7 @@ class Store(PodBook):
         if old is not None and old.uid != workload.uid:
             self.delete_workload(old.key)
         self._workloads[workload.key] = workload
+        self._key_of[workload.uid] = workload.key
         hold = self._holds.get(workload.key)
         if hold is not None and hold.generation != workload.generation:
             del self._holds[workload.key]
@@ -100,7 +107,8 @@ class Store(PodBook):
         old = self._workloads.get(key)
         if old is None or (uid and old.uid != uid):
             return False
-        del self._workloads[key], self._effective[key]
+        del self._workloads[key], self._effective[key], self._key_of[old.uid]
+        self._unsettled.discard(key)
         self._replicas.pop(key, None)
         self._holds.pop(key, None)
         self._version += 1
@@ -178,4 +186,14 @@ class Store(PodBook):
     def _refresh_workload(self, key: WorkloadKey) -> None:
         workload, replicas = self._workloads[key], self._replicas.get(key)
         self._effective[key] = workload if replicas is None else replace(workload, replicas=replicas)
+        self._pods_changed(workload.uid)
         self._version += 1
+
+    def _pods_changed(self, workload_uid: str) -> None:
+        key = self._key_of.get(workload_uid)
+        if key is None:
+            return
+        if settled(self._effective[key], self.pods_of(workload_uid)):
+            self._unsettled.discard(key)
+        else:
+            self._unsettled.add(key)

@@ -1,0 +1,43 @@
+"""Running sums over all pods with claims, so that a plan does not add up thousands of them anew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.state.types import PodPhase
+
+if TYPE_CHECKING:
+    from llmos_operator.state.types import Pod, PodKey
+
+
+class Tally:
+    """What is charged to each queue, who stands how high, and who is on the way out. Finished pods do not count."""
+
+    def __init__(self) -> None:
+        self.charged: dict[str, tuple[int, int]] = {}  # queue -> (thousandths of devices, bytes)
+        self.standing: dict[tuple[str, int], int] = {}  # (queue, priority) -> claims
+        self.terminating: dict[PodKey, Pod] = {}
+
+    def add(self, pod: Pod) -> None:
+        """Count a pod."""
+        self._count(pod, 1)
+        if pod.claim is not None and pod.phase is PodPhase.TERMINATING:
+            self.terminating[pod.key] = pod
+
+    def remove(self, pod: Pod) -> None:
+        """Stop counting a pod, given as it was added."""
+        self._count(pod, -1)
+        self.terminating.pop(pod.key, None)
+
+    def _count(self, pod: Pod, sign: int) -> None:
+        claim = pod.claim
+        if claim is None or pod.phase is PodPhase.FINISHED:
+            return
+        milli, held = self.charged.get(claim.queue, (0, 0))
+        self.charged[claim.queue] = (milli + sign * claim.gpu_milli, held + sign * claim.charged_bytes)
+        place = (claim.queue, claim.priority)
+        count = self.standing.get(place, 0) + sign
+        if count:
+            self.standing[place] = count
+        else:
+            del self.standing[place]
