@@ -21,14 +21,15 @@ _INTERRUPTED = 130
 KEPT = """
 The cluster is still up. To play with it:
 
-   export KUBECONFIG={kubeconfig}
+   export PATH=$PWD/.venv/bin:$PATH
+   eval "$(llmos local env --dir {root})"
    kubectl get mw
-   .venv/bin/llmos top
-   .venv/bin/llmos explain mw/background
-   .venv/bin/llmos chat --model smollm2
+   llmos top
+   llmos explain mw/background
+   llmos chat --model smollm2
    curl {gateway}/v1/models
 
-To end it: .venv/bin/llmos local down --dir {root}
+To end it: llmos local down --dir {root}
 """
 
 
@@ -55,9 +56,7 @@ def main() -> int:
     held = screen.summary()
     if kept:
         gateway = lab.service_url("llmos-gateway")
-        screen.console.print(
-            KEPT.format(kubeconfig=lab.cluster.paths.kubeconfig, gateway=gateway, root=lab.cluster.paths.root)
-        )
+        screen.console.print(KEPT.format(gateway=gateway, root=lab.cluster.paths.root))
     return 0 if held else 1
 
 

@@ -12,7 +12,7 @@ from demo import asking, figures
 from demo.watching import is_ready, until_ready
 from llmos_operator.api import names
 from llmos_operator.cli.render import dig
-from llmos_operator.local.layout import cache_root
+from llmos_operator.local.models import model_store
 
 if TYPE_CHECKING:
     from demo.lab import Json, Lab
@@ -37,7 +37,7 @@ def tell(lab: Lab, screen: Screen, *, keep: bool) -> None:
 def start(lab: Lab, screen: Screen, *, attached: bool) -> None:
     """Bring the cluster up and install the chart."""
     with screen.stage("A Kubernetes control plane, two nodes and four simulated GPUs"):
-        lab.up(nodes=NODES, gpus=GPUS, gpu=GPU, hub_store=str(cache_root() / "hub"), attached=attached)
+        lab.up(nodes=NODES, gpus=GPUS, gpu=GPU, hub_store=str(model_store()), attached=attached)
         screen.show("kubectl get nodes", lab.kubectl("get", "nodes", "-L", names.LABEL_GPU_PRODUCT))
     with screen.stage("LLMOS, installed by its Helm chart"):
         lab.install({"priorityClasses": {"create": True}})

@@ -39,7 +39,6 @@ def command(
 async def collect(connected: Session, name: str, now: float) -> tuple[WorkloadRow, Explanation]:
     """Ask the scheduler about one workload on the cluster as it is. Raises `CommandFailed` for an unusable one."""
     from llmos_operator.scheduler.explain import explain  # noqa: PLC0415 - numpy: only this command pays for it
-    from llmos_operator.scheduler.policy import Policy  # noqa: PLC0415
 
     item = await connected.workload(name)
     snapshot, left_out = await picture.take(connected, now)
@@ -47,7 +46,7 @@ async def collect(connected: Session, name: str, now: float) -> tuple[WorkloadRo
     unusable = left_out.get(f"ModelWorkload {key}")
     if unusable:
         raise CommandFailed(f"{key} is not accepted: {unusable}")
-    return workloads.row(item, now), explain(snapshot, Policy(), now, key)
+    return workloads.row(item, now), explain(snapshot, await picture.policy(connected), now, key)
 
 
 def show(console: Console, row: WorkloadRow, found: Explanation, now: float) -> None:

@@ -9,9 +9,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import yaml
+from pydantic import ValidationError
+
+from llmos_operator.api import names
 from llmos_operator.cli import devices
+from llmos_operator.cli.failures import CommandFailed
+from llmos_operator.cli.render import dig
 from llmos_operator.cluster import port
+from llmos_operator.cluster.failures import Forbidden, NotFound
+from llmos_operator.control.policies import policy_of
 from llmos_operator.errors import LlmosError
+from llmos_operator.scheduler.policy import Policy
+from llmos_operator.settings import OperatorSettings
 from llmos_operator.state import convert
 from llmos_operator.state.store import REQUIRED, Store
 from llmos_operator.state.telemetry import Reading
@@ -23,6 +33,23 @@ if TYPE_CHECKING:
     from llmos_operator.cli.session import Session
     from llmos_operator.cluster.port import Json
     from llmos_operator.state.snapshot import Snapshot
+
+
+_CONFIG_MAPS = port.Kind("", "v1", "configmaps", "ConfigMap")
+_CONFIG_NAME = "llmos-operator"  # as the chart names it
+
+
+async def policy(connected: Session) -> Policy:
+    """Return the policy the operator decides by, from its settings file; the defaults where that cannot be read."""
+    try:
+        found = await connected.transport.get(_CONFIG_MAPS, _CONFIG_NAME, namespace=names.SYSTEM_NAMESPACE)
+        text = str(dig(found, "data", "config.yaml", default=""))
+        return policy_of(OperatorSettings.model_validate(yaml.safe_load(text) or {}))
+    except (NotFound, Forbidden):
+        return Policy()
+    except (ValidationError, yaml.YAMLError) as error:
+        where = f"ConfigMap {names.SYSTEM_NAMESPACE}/{_CONFIG_NAME}"
+        raise CommandFailed(f"{where} holds settings this version cannot read: {error}") from error
 
 
 async def take(connected: Session, now: float) -> tuple[Snapshot, dict[str, str]]:

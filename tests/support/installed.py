@@ -16,7 +16,7 @@ import pytest
 
 from demo.lab import Lab
 from demo.watching import is_ready
-from llmos_operator.local.layout import cache_root
+from llmos_operator.local.models import model_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ class Workspace(Lab):
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """The installed system; its cluster ends with the session."""
-    store = cache_root() / "hub"
+    store = model_store()
     if not (store / ".prepared").is_dir():
         pytest.fail(f"no models in {store}: run `make models`")
     lab = Workspace(tmp_path_factory.mktemp("installed") / "cluster")
