@@ -14,7 +14,7 @@ from llmos_operator.api import names
 from llmos_operator.api.conditions import Reason
 from llmos_operator.cluster.failures import AlreadyExists
 from llmos_operator.cluster.port import SECRETS, SERVICES
-from llmos_operator.errors import Conflict, Permanent
+from llmos_operator.errors import Permanent
 from llmos_operator.manifests import service as service_manifest
 from llmos_operator.observability.logging import logger
 
@@ -119,14 +119,9 @@ class Support:
         if service_manifest.owner_uid(found) == workload.uid:
             return found
         # Left by a workload of the same name that is gone. Its ownerReference would let the garbage collector end it,
-        # so it is replaced as a whole, on condition that nobody touched it meanwhile.
-        keep = {"resourceVersion": found["metadata"]["resourceVersion"]}
-        spec = {**found["spec"], **body["spec"]}
-        try:
-            return await self._port.replace(
-                SERVICES,
-                {**body, "metadata": {**body["metadata"], **keep}, "spec": spec},
-                namespace=workload.namespace,
-            )
-        except Conflict as error:
-            raise Conflict(f"Service {workload.key} is being replaced: {error}") from error
+        # so owner and selector are replaced, on condition that nobody touched it meanwhile.
+        meta = {**body["metadata"], "resourceVersion": found["metadata"]["resourceVersion"]}
+        spec = {"selector": body["spec"]["selector"], "ports": body["spec"]["ports"]}
+        return await self._port.merge_patch(
+            SERVICES, workload.name, {"metadata": meta, "spec": spec}, namespace=workload.namespace
+        )

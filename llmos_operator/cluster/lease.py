@@ -60,21 +60,32 @@ class LeaderLease:
         identity: str,
         clock: Clock | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        on_regained: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_regained` is called when this process may write again after a time in which it might not."""
         self.identity = identity
+        self.lapses = 0  # times the fence fell and this process got the lease back
         self.transitions = 0  # grows with every change of holder; the epoch of our writes
         self._port = port
         self._settings = settings
         self._namespace = namespace
         self._clock = clock or SystemClock()
         self._sleep = sleep
+        self._on_regained = on_regained
         self._held_until = float("-inf")
         self._seen: tuple[str, float] = ("", 0.0)  # resource version of another's record, when first seen
         self._record: Json = {}
+        self._read_at = float("-inf")
 
     def leading(self) -> bool:
         """Return whether writes are allowed right now."""
         return self._clock.monotonic() < self._held_until
+
+    def standing_by(self) -> bool:
+        """Return whether another process leads and this one has seen its record lately: ready to take over."""
+        if self.leading() or self._holder() in {"", self.identity}:
+            return False
+        return self._clock.monotonic() - self._read_at <= 2 * self._settings.duration
 
     def check(self) -> str:
         """Readiness: "" while leading, else who leads."""
@@ -94,8 +105,12 @@ class LeaderLease:
             await self._sleep(self._settings.retry if self.leading() else self._settings.retry / 4)
             was_leading = self.leading()
             await self._attempt(holding=True)
-            if self.leading() != was_leading:
-                log.warning("writing again" if self.leading() else "not writing: the lease cannot be renewed")
+            if self.leading() and not was_leading:
+                self.lapses += 1
+                log.warning("the lease is held again: writing", lapses=self.lapses)
+                self._on_regained()
+            elif was_leading and not self.leading():
+                log.warning("the lease cannot be renewed: not writing")
 
     async def release(self) -> None:
         """Give the lease up, so that another replica takes over at once. Failures only cost it the wait."""
@@ -134,6 +149,7 @@ class LeaderLease:
             return
         try:
             self._record = await self._port.get(LEASES, self._settings.name, namespace=self._namespace)
+            self._read_at = self._clock.monotonic()
         except NotFound:
             self._record = {}
 

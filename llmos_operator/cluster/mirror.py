@@ -46,6 +46,7 @@ class Mirror:
         kind: Kind,
         sink: Callable[[Change, Json], None],
         *,
+        on_synced: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`sink` gets each change once, in order per object; for DELETED only `metadata` is sure to be there."""
@@ -54,6 +55,7 @@ class Mirror:
         self.version = 0  # newest resource version seen
         self.repaired = 0  # changes only a resync brought to light
         self._sink = sink
+        self._on_synced = on_synced
         self._monotonic = monotonic
         self._known: dict[ObjectKey, Known] = {}
         self._buried: dict[ObjectKey, int] = {}  # deletions that lists begun earlier may still contradict
@@ -116,8 +118,10 @@ class Mirror:
                 changes += self._delete(key, _tombstone(key, known), version)
         self._buried = {key: at for key, at in self._buried.items() if at > version}
         self.version = max(self.version, version)
-        self.synced = True
         self.touch()
+        if not self.synced:
+            self.synced = True
+            self._on_synced()
         return changes
 
     def reset(self) -> None:

@@ -31,6 +31,10 @@ class NodeBook:
         """Grows with every change that a decision could depend on."""
         return self._version
 
+    def node(self, name: str) -> NodeState | None:
+        """Return a node's state, None if nothing is known of it."""
+        return self._nodes.get(name)
+
     def apply_node(self, node: Node) -> bool:
         """Take a node as it is now."""
         old = self._nodes.get(node.name)

@@ -1,0 +1,270 @@
+"""The operator's parts, each made once and given what it needs.
+
+Nothing here starts anything; `control.app` does. Where two parts need each other, one gets a function that is called
+later.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_operator.actuators.executor import Executor
+from llmos_operator.actuators.inspector import Inspector
+from llmos_operator.actuators.runtime_client import RuntimeClient
+from llmos_operator.actuators.status import StatusWriter
+from llmos_operator.actuators.support import ControlTokens, Support
+from llmos_operator.actuators.writequeue import WriteQueue
+from llmos_operator.clock import SystemClock
+from llmos_operator.cluster import port as ports
+from llmos_operator.cluster.backoff import Curve, KeyedBackoff
+from llmos_operator.cluster.events import EventRecorder
+from llmos_operator.cluster.lease import LeaderLease, holder_identity
+from llmos_operator.cluster.mirror import Change
+from llmos_operator.cluster.retry import Retrier
+from llmos_operator.control.batcher import Batcher
+from llmos_operator.control.demand import DemandBook
+from llmos_operator.control.feedback import Feedback
+from llmos_operator.control.hearing import Hearing
+from llmos_operator.control.identity import Identities
+from llmos_operator.control.ingest import IngestServer
+from llmos_operator.control.intake import Intake
+from llmos_operator.control.leadership import LeaderLabel, Leadership
+from llmos_operator.control.loop import Loop
+from llmos_operator.control.observe import Observer
+from llmos_operator.control.policies import pods_of, policy_of
+from llmos_operator.control.poller import Poller
+from llmos_operator.control.profiles import Profiles
+from llmos_operator.control.records import Records
+from llmos_operator.control.review import Reviewer
+from llmos_operator.control.summaries import Summaries
+from llmos_operator.control.watching import Watching, wired
+from llmos_operator.observability.health import Heartbeat
+from llmos_operator.observability.logging import logger
+from llmos_operator.settings import BadSettings
+from llmos_operator.state.store import Store
+
+if TYPE_CHECKING:
+    from llmos_operator.cluster.port import ClusterPort, Json, Kind
+    from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.control.records import Record
+    from llmos_operator.settings import OperatorSettings
+
+log = logger(__name__)
+
+LOOP_LIMIT = 60.0  # seconds without a turn of the loop after which the process is not alive
+_RESTART = Curve(base=5.0, cap=300.0)  # after failures of a workload
+_OBJECT = Curve(base=1.0, cap=60.0)  # after failed writes of one object
+_EVICT = Curve(base=2.0, cap=30.0)
+_INSPECT = Curve(base=5.0, cap=300.0)
+
+
+class Assembly:
+    """All parts of one operator process."""
+
+    def __init__(self, port: ClusterPort, settings: OperatorSettings, metrics: OperatorMetrics) -> None:
+        """Raises BadSettings for settings that only show to be bad when they are used."""
+        self.port, self.settings, self.metrics = port, settings, metrics
+        self.clock = SystemClock()
+        self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
+        self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
+        self.store, self.records, self.demand = Store(), Records(), DemandBook()
+        scheduling = settings.scheduling
+        self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
+        self.heartbeat = Heartbeat(LOOP_LIMIT)
+        self.retrier = Retrier(self.rng)
+        self.failures: KeyedBackoff[str] = KeyedBackoff(_RESTART, self.rng)
+        self._make_leadership()
+        self._make_writers()
+        self._make_watching()
+        self._make_actuators()
+        self._make_loop()
+        self._make_servers()
+
+    def _make_leadership(self) -> None:
+        settings = self.settings
+        self.lease = LeaderLease(
+            self.port,
+            settings.lease,
+            namespace=settings.namespace,
+            identity=holder_identity(settings.identity),
+            on_regained=self._regained,
+        )
+        self.leadership = Leadership(self.lease, self.store, resumed=self._resume)
+        self.label = LeaderLabel(self.port, settings.namespace)
+
+    def _regained(self) -> None:
+        self.watching.resync.ask()
+
+    def _resume(self) -> None:
+        self.executor.resume()
+        self.batcher.trigger()
+
+    def _make_writers(self) -> None:
+        self.queue = WriteQueue(self.settings.scheduling.writes, self.leadership.may_write)
+        self.recorder = EventRecorder(self.port, self.clock, instance=self.settings.identity)
+        self.feedback = Feedback(
+            self.records, self.recorder, self.metrics, self.clock, self.failures, review=self.review
+        )
+        self.tokens = ControlTokens(_master_key(self.settings.master_key_file))
+        self.summaries = Summaries(self.port, self.store, self.queue, may_act=self.leadership.may_act)
+
+    def _make_watching(self) -> None:
+        intake = Intake(
+            self.store,
+            self.records,
+            lambda: self.support,
+            self.metrics,
+            changed=self.batcher.trigger,
+            review=self.review,
+            gone=self._gone,
+        )
+        self.watching = Watching(
+            self.port,
+            self.store,
+            self.metrics,
+            self.rng,
+            sink=wired(intake, self._tap),
+            interval=self.settings.scheduling.resync,
+            begin=self.leadership.lapses,
+            confirmed=self.leadership.confirm,
+            synced=self._synced,
+        )
+
+    def _make_actuators(self) -> None:
+        mirrors, runtime = self.watching.mirrors, self.settings.runtime
+        self.support = Support(
+            self.port, self.retrier, mirrors[ports.SERVICES], self.tokens, runtime.control_secret
+        )
+        self.executor = Executor(
+            port=self.port,
+            store=self.store,
+            queue=self.queue,
+            retrier=self.retrier,
+            pods=mirrors[ports.PODS],
+            support=self.support,
+            outcomes=self.feedback,
+            settings=self.pod_settings,
+            clock=self.clock,
+            evictions=KeyedBackoff(_EVICT, self.rng),
+            is_simulated=self._is_simulated,
+        )
+        observer = Observer(self.store, self.records, self.policy, self.clock, self.settings.url_template)
+        self.status = StatusWriter(
+            port=self.port,
+            queue=self.queue,
+            mirror=mirrors[ports.MODEL_WORKLOADS],
+            observe=observer.observe,
+            busy=self.executor.busy,
+            clock=self.clock,
+            backoff=KeyedBackoff(_OBJECT, self.rng),
+        )
+        self.inspector = Inspector(self.settings.sources)
+        self.client = RuntimeClient(self.tokens.token)
+
+    def _make_loop(self) -> None:
+        self.profiles = Profiles(
+            self.port,
+            self.inspector,
+            lambda: self.watching.mirrors[ports.MODEL_PROFILES],
+            self.metrics,
+            self.clock,
+            KeyedBackoff(_INSPECT, self.rng),
+            may_write=self.leadership.may_write,
+            failed=lambda model, _: self._review_users_of(model),
+        )
+        self.reviewer = Reviewer(
+            store=self.store,
+            records=self.records,
+            executor=self.executor,
+            support=self.support,
+            profiles=self.profiles,
+            feedback=self.feedback,
+            queue=self.queue,
+            demand=self.demand,
+            failures=self.failures,
+            sources=self.settings.sources,
+            clock=self.clock,
+        )
+        self.loop = Loop(
+            store=self.store,
+            batcher=self.batcher,
+            reviewer=self.reviewer,
+            executor=self.executor,
+            feedback=self.feedback,
+            policy=self.policy,
+            metrics=self.metrics,
+            heartbeat=self.heartbeat,
+            clock=self.clock,
+            budget_seconds=self.settings.scheduling.plan_budget,
+            may_act=self.leadership.may_act,
+        )
+        self.hearing = Hearing(self)
+        self.poller = Poller(self.client, self.records, self.clock, reported=self.hearing.report)
+
+    def _make_servers(self) -> None:
+        settings = self.settings
+        self.ingest = IngestServer(
+            Identities(self.port, self.clock),
+            self.metrics,
+            self.clock,
+            namespace=settings.namespace,
+            agent=settings.agent_account,
+            gateway=settings.gateway_account,
+            leading=self.leadership.may_write,
+            on_telemetry=self.hearing.telemetry,
+            on_demand=self.hearing.demand,
+        )
+
+    # -- what parts tell each other ------------------------------------------------------------------------
+
+    def review(self, key: str) -> None:
+        """Look at a workload again: its pods, and its status."""
+        self.loop.review(key)
+        self.status.mark(key)
+
+    def _gone(self, record: Record) -> None:
+        self.reviewer.forget(record)
+        self.status.forget(record.key)
+
+    def _synced(self) -> None:
+        """Every list is complete: look at everything once, also for pods whose workload was deleted meanwhile."""
+        log.info("synced", workloads=len(self.records))
+        self.hearing.sweep()
+        self.batcher.trigger()
+
+    def _review_users_of(self, model: tuple[str, str]) -> None:
+        for record in self.records:
+            if (record.stub.model.uri, record.stub.model.revision) == model:
+                self.review(record.key)
+
+    def _tap(self, kind: Kind, change: Change, body: Json) -> None:
+        """See raw objects that parts beside the store care about."""
+        exists = change is Change.APPLIED
+        if kind == ports.MODEL_PROFILES:
+            self.profiles.note(body, exists=exists)
+        elif kind == ports.NAMESPACES and not exists:
+            self.support.forget_namespace(str(body["metadata"]["name"]))
+        elif kind in {ports.GPU_NODES, ports.WORKLOAD_QUEUES}:
+            self.summaries.note(kind, body, exists=exists)
+            if kind == ports.GPU_NODES and not exists:
+                self.ingest.forget_node(str(body["metadata"]["name"]))
+
+    def _is_simulated(self, node: str) -> bool:
+        state = self.store.node(node)
+        return state is not None and state.gpu is not None and state.gpu.mode == "simulated"
+
+
+def _master_key(path: str) -> bytes:
+    if not path:
+        log.warning("no masterKeyFile is set: control tokens change with every restart of the operator")
+        return secrets.token_bytes(32)
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise BadSettings(f"masterKeyFile = {path!r} cannot be read: {error.strerror}") from error
+    if len(key) < 16:  # noqa: PLR2004 - bytes; less could be guessed
+        raise BadSettings(f"masterKeyFile = {path!r} holds {len(key)} bytes; at least 16 are needed")
+    return key

@@ -1,0 +1,68 @@
+"""Demand as gateways report it: who waits, who is served, when the last request came.
+
+A gateway reports at most once a second and only while there is traffic, so a report counts for a few seconds and then
+means "nothing". Numbers of several gateways add up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.control.scaling import Demand
+
+if TYPE_CHECKING:
+    from llmos_operator.api.telemetry import DemandBatch, DemandItem
+
+REPORT_SECONDS = 5.0
+_MINUTE = 60.0
+
+
+@dataclass(slots=True)
+class _Flow:
+    """Demand for one workload."""
+
+    reports: dict[str, tuple[float, DemandItem]] = field(default_factory=dict)  # by gateway
+    arrivals: deque[tuple[float, int]] = field(default_factory=deque)
+    last_request: float = 0.0
+
+
+class DemandBook:
+    """Demand of all workloads by key (namespace/name). Times are epoch seconds."""
+
+    def __init__(self) -> None:
+        self._flows: dict[str, _Flow] = {}
+
+    def take(self, batch: DemandBatch, now: float) -> list[str]:
+        """Take one gateway's report; returns the workloads it names."""
+        keys = []
+        for item in batch.items:
+            key = f"{item.namespace}/{item.name}"
+            flow = self._flows.setdefault(key, _Flow())
+            flow.reports[batch.gateway] = (now, item)
+            if item.requests:
+                flow.arrivals.append((now, item.requests))
+            if item.requests or item.waiting or item.in_flight:
+                flow.last_request = now
+            keys.append(key)
+        return keys
+
+    def demand(self, key: str, now: float) -> Demand:
+        """Return the demand for a workload at ``now``."""
+        flow = self._flows.get(key)
+        if flow is None:
+            return Demand()
+        fresh = [item for at, item in flow.reports.values() if now - at <= REPORT_SECONDS]
+        while flow.arrivals and now - flow.arrivals[0][0] > _MINUTE:
+            flow.arrivals.popleft()
+        return Demand(
+            waiting=sum(item.waiting for item in fresh),
+            running=sum(item.in_flight for item in fresh),
+            per_minute=sum(count for _, count in flow.arrivals),
+            last_request=flow.last_request,
+        )
+
+    def forget(self, key: str) -> None:
+        """Forget a workload that is gone."""
+        self._flows.pop(key, None)

@@ -1,0 +1,155 @@
+"""Hears what became of plans: keeps it in the records, tells it as Events and metrics, and asks for another look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api import names
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.quantity import human_bytes
+from llmos_operator.cluster.events import Subject
+from llmos_operator.errors import Permanent
+from llmos_operator.manifests.observed import Failure, Preemption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmos_operator.actuators.outcomes import Retire
+    from llmos_operator.clock import Clock
+    from llmos_operator.cluster.backoff import KeyedBackoff
+    from llmos_operator.cluster.events import EventRecorder, EventType
+    from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.control.records import Record, Records
+    from llmos_operator.scheduler.plan import Bind, Decision, Evict
+
+# Reasons a person has to act on: told as a Warning Event, not only in the status.
+_ACTIONABLE = frozenset(
+    {
+        Reason.LARGER_THAN_ANY_DEVICE,
+        Reason.NO_MATCHING_DEVICE,
+        Reason.QUEUE_NOT_FOUND,
+        Reason.NAMESPACE_NOT_ADMITTED,
+        Reason.FORMAT_NOT_ALLOWED,
+        Reason.EXCEEDS_QUOTA,
+    }
+)
+_SILENT_RETIREMENTS = frozenset({Reason.SUSPENDED, Reason.SCALING})
+
+
+def subject_of(record: Record) -> Subject:
+    """Return the workload as the subject of an Event."""
+    namespace, _, name = record.key.partition("/")
+    return Subject(names.API_VERSION, "ModelWorkload", name, namespace, record.uid)
+
+
+class Feedback:
+    """:class:`~llmos_operator.actuators.outcomes.Outcomes` of the control loop."""
+
+    def __init__(
+        self,
+        records: Records,
+        recorder: EventRecorder,
+        metrics: OperatorMetrics,
+        clock: Clock,
+        failures: KeyedBackoff[str],
+        *,
+        review: Callable[[str], None],
+    ) -> None:
+        self._records = records
+        self._recorder = recorder
+        self._metrics = metrics
+        self._clock = clock
+        self._failures = failures
+        self._review = review
+
+    def tell(self, record: Record, kind: EventType, reason: Reason, note: str, *, key: str = "") -> None:
+        """Record an Event on a workload."""
+        self._recorder.record(subject_of(record), kind, reason, note, key=key)
+
+    def bound(self, bind: Bind) -> None:
+        """Say that a replica's pod exists."""
+        record = self._current(bind.workload.key, bind.workload.uid)
+        if record is None:
+            return
+        claim = bind.claim
+        record.scores = {**_only(record.scores, record, self._records), claim.pod: bind.score}
+        record.estimated_bytes = bind.estimated_bytes or claim.bytes_per_device
+        self._metrics.bind_seconds.observe(max(0.0, self._clock.now() - bind.workload.created_at))
+        reserved = human_bytes(claim.bytes_per_device or claim.memory_bytes)
+        where = f"node {claim.node}" + (f", devices {', '.join(claim.devices)}" if claim.devices else "")
+        note = (
+            f"Replica {claim.ordinal} goes to {where} at {claim.format} with {reserved}. {bind.explanation}"
+        )
+        self.tell(record, "Normal", Reason.BOUND_POD, note, key=claim.pod)
+
+    def bind_failed(self, bind: Bind, error: Exception) -> None:
+        """Say that a replica's pod could not be created, for sure."""
+        self._metrics.bind_failures.inc()
+        record = self._current(bind.workload.key, bind.workload.uid)
+        if record is None:
+            return
+        reason = error.reason if isinstance(error, Permanent) else Reason.FAILED
+        record.failure = Failure(
+            str(reason), str(error), self._clock.now(), generation=bind.workload.generation
+        )
+        self._failures.fail(record.key, self._clock.now())
+        self.tell(record, "Warning", Reason.FAILED, f"The pod could not be created: {error}", key=str(reason))
+        self._review(record.key)
+
+    def evicted(self, evict: Evict) -> None:
+        """Say that an eviction was accepted."""
+        self._metrics.evictions.labels(evict.reason.value, "accepted").inc()
+        record = self._current(evict.victim, evict.victim_uid)
+        if record is None:
+            return
+        record.preemption = Preemption(
+            by=evict.preemptor,
+            action="Evict",
+            reason=evict.reason,
+            message=evict.explanation,
+            time=self._clock.now(),
+        )
+        self.tell(record, "Warning", Reason.EVICTED, evict.explanation, key=evict.pod_uid)
+        self._review(record.key)
+
+    def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
+        """Say that a disruption budget refused an eviction for now."""
+        self._metrics.evictions.labels(evict.reason.value, "refused").inc()
+        record = self._records.get(evict.preemptor)
+        if record is not None:
+            wait = max(0, round(retry_at - self._clock.now()))
+            note = f"{evict.pod} cannot be evicted yet, next try in {wait} s: {error}"
+            self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=evict.pod)
+
+    def retired(self, retire: Retire) -> None:
+        """Say that the deletion of a pod was accepted."""
+        record = self._current(retire.workload, retire.workload_uid)
+        if record is not None and retire.reason not in _SILENT_RETIREMENTS:
+            note = f"{retire.pod} was deleted: {retire.message}"
+            self.tell(record, "Normal", Reason.POD_DELETED, note, key=retire.pod_uid)
+
+    def settled(self, workload: str) -> None:
+        """Say that nothing of the workload is in flight any more."""
+        self._review(workload)
+
+    def decided(self, decision: Decision) -> None:
+        """Keep the scheduler's word on a workload; tell it if a person has to act."""
+        record = self._current(decision.workload, decision.workload_uid)
+        if record is None or record.decision == decision:
+            return
+        before = record.decision.reason if record.decision is not None else None
+        record.decision = decision
+        if decision.reason in _ACTIONABLE and decision.reason is not before:
+            self.tell(record, "Warning", decision.reason, decision.message)
+        self._review(record.key)
+
+    def _current(self, key: str, uid: str) -> Record | None:
+        """Return the record if the workload still is the one the plan was made for."""
+        record = self._records.get(key)
+        return record if record is not None and record.uid == uid else None
+
+
+def _only(scores: dict[str, int], record: Record, records: Records) -> dict[str, int]:
+    """Return the scores of pods that still exist."""
+    pods = records.replicas_of(record.uid)
+    return {pod: score for pod, score in scores.items() if pod in pods}

@@ -1,0 +1,106 @@
+"""Takes in what runtimes, agents and gateways say, and sweeps up what no event will ever mention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.actuators.writequeue import Job, Rank
+from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.api.v1alpha1.modelprofile import LoadTime
+from llmos_operator.api.v1alpha1.workload_model import WeightFormat
+from llmos_operator.control import reconcile
+from llmos_operator.control.profiles import load_path
+
+if TYPE_CHECKING:
+    from llmos_operator.api.runtime.messages import RuntimeStatus
+    from llmos_operator.api.telemetry import DemandBatch
+    from llmos_operator.control.assembly import Assembly
+    from llmos_operator.state.replicas import Replica
+    from llmos_operator.state.types import Claim, Workload
+    from llmos_operator.telemetry.ingest import Report
+
+
+class Hearing:
+    """Listener to everything that is not the API server."""
+
+    def __init__(self, parts: Assembly) -> None:
+        self._parts = parts
+
+    def telemetry(self, report: Report) -> None:
+        """Take a node's samples; only a crossing or a change of verdict asks for a cycle."""
+        parts = self._parts
+        if parts.store.observe(report.node, report.readings, parts.clock.now()):
+            parts.batcher.trigger()
+
+    def demand(self, batch: DemandBatch) -> None:
+        """Take a gateway's report; workloads that scale are looked at."""
+        parts = self._parts
+        for key in parts.demand.take(batch, parts.clock.now()):
+            workload = parts.store.workload(key)
+            if workload is not None and workload.spec.get("scaling"):
+                parts.review(key)
+
+    def report(self, replica: Replica, report: RuntimeStatus, before: RuntimeStatus | None) -> None:
+        """Take a runtime's report that is news."""
+        parts = self._parts
+        record = parts.records.by_uid(replica.workload_uid)
+        if record is None:
+            return
+        if report.failure is not None:
+            parts.loop.review(record.key)
+        parts.status.mark(record.key)
+        loaded_before = before is not None and before.state is RuntimeState.READY
+        workload = parts.store.workload(record.key)
+        pod = parts.store.pod(replica.pod)
+        if report.state is RuntimeState.READY and not loaded_before and workload and pod and pod.claim:
+            self._loaded(workload, pod.claim, replica, report)
+
+    def _loaded(self, workload: Workload, claim: Claim, replica: Replica, report: RuntimeStatus) -> None:
+        """A model became ready: remember how long it took and what it uses."""
+        parts = self._parts
+        seconds = parts.clock.now() - claim.bound_at
+        parts.metrics.ready_seconds.observe(max(0.0, seconds))
+        took = sum(report.load_seconds.values())
+        load = None
+        if took > 0:
+            load = LoadTime(
+                node_class=self._node_class(claim),
+                path=load_path(report.load_path),
+                format=WeightFormat(claim.format),
+                milliseconds=round(took * 1000),
+                samples=1,
+            )
+        memory = report.memory
+        parts.queue.submit(
+            Job(
+                Rank.SUPPORT,
+                f"measured {replica.uid}",
+                lambda: parts.profiles.measured(
+                    workload.model.uri,
+                    workload.model.revision,
+                    claim.format,
+                    predicted=memory.predicted_bytes,
+                    peak=memory.peak_bytes,
+                    weights=memory.weights_bytes,
+                    load=load,
+                ),
+            )
+        )
+
+    def _node_class(self, claim: Claim) -> str:
+        state = self._parts.store.node(claim.node)
+        if state is None or not claim.devices:
+            return "cpu"
+        device = state.device(claim.devices[0])
+        return device.device.product if device is not None else "unknown"
+
+    def sweep(self) -> None:
+        """Look at every workload, and at pods whose workload is gone."""
+        parts = self._parts
+        for record in parts.records:
+            parts.review(record.key)
+        snapshot = parts.store.snapshot()
+        for uid, pods in snapshot.pods_of.items():
+            if parts.records.by_uid(uid) is None:
+                for retire in reconcile.orphans(pods):
+                    parts.executor.retire(retire)

@@ -1,0 +1,148 @@
+"""The decision loop: wait for a batch, review what changed, plan on a snapshot, hand the plan over.
+
+Planning is pure and runs in a thread with a time budget, so probes, watches and the lease stay alive meanwhile. The
+loop acts only while this process leads, every list is complete, and the view is known to be fresh since it leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from llmos_operator.observability.logging import context, logger
+from llmos_operator.scheduler.budget import Budget
+from llmos_operator.scheduler.cycle import plan as make_plan
+from llmos_operator.scheduler.table import NodeTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmos_operator.actuators.executor import Executor
+    from llmos_operator.clock import Clock
+    from llmos_operator.control.batcher import Batcher
+    from llmos_operator.control.feedback import Feedback
+    from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.control.review import Reviewer
+    from llmos_operator.observability.health import Heartbeat
+    from llmos_operator.scheduler.plan import Plan
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.store import Store
+
+log = logger(__name__)
+
+IDLE_SECONDS = 5.0  # the longest the loop stands still: its heartbeat
+WAITING_SECONDS = (
+    5.0  # between plans while workloads wait and nothing changes: time itself may let them start
+)
+
+
+class Loop:
+    """One cycle after the other."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        batcher: Batcher,
+        reviewer: Reviewer,
+        executor: Executor,
+        feedback: Feedback,
+        policy: Policy,
+        metrics: OperatorMetrics,
+        heartbeat: Heartbeat,
+        clock: Clock,
+        budget_seconds: float,
+        may_act: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._batcher = batcher
+        self._reviewer = reviewer
+        self._executor = executor
+        self._feedback = feedback
+        self._policy = policy
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._clock = clock
+        self._budget_seconds = budget_seconds
+        self._may_act = may_act
+        self._table = NodeTable()
+        self._dirty: set[str] = set()
+        self._planned_version = -1
+        self._planned_at = 0.0
+        self._waiting = False
+        self.cycles = 0
+
+    def review(self, key: str) -> None:
+        """Mark a workload to be looked at in the next cycle, and ask for one."""
+        self._dirty.add(key)
+        self._batcher.trigger()
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        while True:
+            await self._batcher.wait(self._pause())
+            self._heartbeat.beat()
+            if self._may_act():
+                await self.cycle()
+
+    def _pause(self) -> float:
+        """Return the seconds until something is due without any event."""
+        due = self._reviewer.next_due()
+        return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(0.05, due - self._clock.now()))
+
+    async def cycle(self) -> None:
+        """Review what changed, plan if a decision could differ, hand the plan over."""
+        now = self._clock.now()
+        self._dirty.update(self._reviewer.due(now))
+        dirty, self._dirty = self._dirty, set()
+        for key in dirty:
+            self._reviewer.review(key)
+        if not self._worth_planning(now):
+            return
+        self.cycles += 1
+        with context(cycle=self.cycles):
+            snapshot = self._store.snapshot()
+            self._planned_version, self._planned_at = snapshot.version, now
+            plan = await self._plan(snapshot, now)
+            self._planned_version, self._planned_at = snapshot.version, now
+            self._waiting = bool(plan.waits)
+            if self._may_act():
+                self._hand_over(plan)
+
+    def _worth_planning(self, now: float) -> bool:
+        if self._store.version != self._planned_version:
+            return True
+        return self._waiting and now - self._planned_at >= WAITING_SECONDS
+
+    async def _plan(self, snapshot: Snapshot, now: float) -> Plan:
+        budget = Budget.seconds(self._budget_seconds, time.monotonic)
+        started = time.monotonic()
+        plan = await asyncio.to_thread(make_plan, snapshot, self._policy, now, budget, self._table)
+        self._metrics.cycles.observe(time.monotonic() - started)
+        if plan.interrupted:
+            self._metrics.interrupted.inc()
+            self._batcher.trigger()
+            self._planned_version = -1
+        return plan
+
+    def _hand_over(self, plan: Plan) -> None:
+        taken = self._executor.carry_out(plan)
+        for decision in plan.decisions.values():
+            self._feedback.decided(decision)
+        kinds = Counter(type(action).__name__ for action in plan.actions)
+        for kind, count in kinds.items():
+            self._metrics.actions.labels(kind).inc(count)
+        reasons = Counter(wait.reason.value for wait in plan.waits)
+        self._metrics.pending.clear()
+        for reason, count in reasons.items():
+            self._metrics.pending.labels(reason).set(count)
+        if plan.actions:
+            log.info(
+                "plan",
+                **{kind.lower(): count for kind, count in kinds.items()},
+                waits=len(plan.waits),
+                taken=taken,
+            )

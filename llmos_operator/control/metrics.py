@@ -1,0 +1,117 @@
+"""Metrics of the operator's own work. Scheduler decisions, writes, freshness of what is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from llmos_operator.observability.metrics import DECISION_BUCKETS, LOAD_BUCKETS, REQUEST_BUCKETS, WAIT_BUCKETS
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+
+class OperatorMetrics:
+    """All metrics of the process, on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.leader = Gauge("llmos_operator_leader", "1 while this process may write.", registry=registry)
+        self.synced = Gauge(
+            "llmos_operator_synced",
+            "1 while all lists are complete and decisions are taken.",
+            registry=registry,
+        )
+        self.view_age = Gauge(
+            "llmos_operator_view_age_seconds",
+            "Seconds since the last sign of life of the watch of a kind.",
+            ["kind"],
+            registry=registry,
+        )
+        self.repaired = Counter(
+            "llmos_operator_repaired_objects_total",
+            "Changes a resync found that no watch had told.",
+            ["kind"],
+            registry=registry,
+        )
+        self.unreadable = Counter(
+            "llmos_operator_unreadable_objects_total",
+            "Objects that could not be understood and were left out.",
+            ["kind"],
+            registry=registry,
+        )
+        self.requests = Histogram(
+            "llmos_operator_api_request_seconds",
+            "Requests to the API server by verb, resource and status code (0: no answer).",
+            ["verb", "resource", "code"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.cycles = Histogram(
+            "llmos_operator_cycle_seconds",
+            "Planning time of one cycle.",
+            buckets=DECISION_BUCKETS,
+            registry=registry,
+        )
+        self.interrupted = Counter(
+            "llmos_operator_cycles_interrupted_total",
+            "Cycles that ended at their time budget; the rest was looked at in the next one.",
+            registry=registry,
+        )
+        self.actions = Counter(
+            "llmos_operator_actions_total", "Actions of plans by kind.", ["action"], registry=registry
+        )
+        self.bind_seconds = Histogram(
+            "llmos_operator_bind_seconds",
+            "Time from the creation of a workload to the creation of its first pod.",
+            buckets=WAIT_BUCKETS,
+            registry=registry,
+        )
+        self.ready_seconds = Histogram(
+            "llmos_operator_ready_seconds",
+            "Time from the decision to place a replica until it serves.",
+            buckets=LOAD_BUCKETS,
+            registry=registry,
+        )
+        self.bind_failures = Counter(
+            "llmos_operator_bind_failures_total", "Pods the API server refused.", registry=registry
+        )
+        self.evictions = Counter(
+            "llmos_operator_evictions_total",
+            "Evictions by reason and result (accepted, refused).",
+            ["reason", "result"],
+            registry=registry,
+        )
+        self.waiting_writes = Gauge(
+            "llmos_operator_waiting_writes", "Writes waiting or under way.", registry=registry
+        )
+        self.fenced = Gauge(
+            "llmos_operator_fenced_writes",
+            "Writes dropped because this process did not lead any more.",
+            registry=registry,
+        )
+        self.workloads = Gauge(
+            "llmos_operator_workloads", "Workloads by phase.", ["phase"], registry=registry
+        )
+        self.pending = Gauge(
+            "llmos_operator_pending_workloads",
+            "Workloads that wait, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.inspections = Counter(
+            "llmos_operator_inspections_total",
+            "Inspections of models by result.",
+            ["result"],
+            registry=registry,
+        )
+        self.telemetry = Counter(
+            "llmos_operator_telemetry_batches_total",
+            "Telemetry batches by result.",
+            ["result"],
+            registry=registry,
+        )
+
+    def observe_request(self, verb: str, plural: str, status: int, seconds: float) -> None:
+        """Count one API request; watches count when they open."""
+        self.requests.labels(verb, plural, str(status)).observe(seconds)

@@ -1,0 +1,57 @@
+"""Settings as the values that pure packages take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.quantity import parse_bytes, parse_milli
+from llmos_operator.manifests.settings import PodSettings
+from llmos_operator.scheduler.policy import Policy
+from llmos_operator.settings import BadSettings
+from llmos_operator.state.types import DisruptionStep
+
+if TYPE_CHECKING:
+    from llmos_operator.settings import OperatorSettings
+
+# Steps of the disruption ladder the executor can carry out in this release.
+STEPS = (DisruptionStep.EVICT,)
+
+
+def policy_of(settings: OperatorSettings) -> Policy:
+    """Return the scheduler's policy. Raises BadSettings for a quantity that cannot be read."""
+    base = Policy()
+    scheduling, runtime = settings.scheduling, settings.runtime
+    try:
+        sizing = replace(
+            base.sizing,
+            base_bytes=parse_bytes(runtime.base_memory),
+            runtime_cpu_milli=parse_milli(runtime.cpu_request),
+            runtime_memory_bytes=parse_bytes(runtime.memory_request),
+        )
+    except ValueError as error:
+        raise BadSettings(f"runtime.baseMemory, cpuRequest or memoryRequest: {error}") from error
+    return replace(
+        base,
+        sample_interval=scheduling.telemetry_interval,
+        min_runtime=scheduling.min_runtime,
+        sizing=sizing,
+        preemption=replace(base.preemption, steps=STEPS),
+    )
+
+
+def pods_of(settings: OperatorSettings) -> PodSettings:
+    """Return what the pod builder needs to know."""
+    runtime = settings.runtime
+    return PodSettings(
+        image=runtime.image,
+        image_pull_policy=runtime.image_pull_policy,
+        cache_host_path=runtime.cache_host_path,
+        runtime_class_name=runtime.runtime_class_name,
+        run_as_user=runtime.run_as_user,
+        service_account=runtime.service_account,
+        control_secret=runtime.control_secret,
+        startup_seconds=runtime.startup_seconds,
+        hub_endpoint=settings.sources.hub_endpoint,
+        env=runtime.env,
+    )

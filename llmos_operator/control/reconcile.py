@@ -1,0 +1,275 @@
+"""What has to be repaired for one workload: pods to take away, failures to remember, reasons to hold back. Pure.
+
+The scheduler decides where replicas go and who makes room; this decides which of the existing pods are still wanted.
+Each ruling depends on what is observed now, never on what was done before, so it can be repeated at any time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.actuators.outcomes import Retire
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.quantity import human_bytes
+from llmos_operator.manifests.observed import Failure, Refusal
+from llmos_operator.state.types import Hold, Pod, PodPhase, Workload, WorkloadKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmos_operator.api.runtime.messages import RuntimeStatus
+    from llmos_operator.state.replicas import Replica
+
+SERVED_SCHEMES = frozenset({"hf", "https", "file"})
+OOM_KILLED = "OOMKilled"
+_CRASHES = 3  # restarts after which a crash is shown as a failure
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A runtime ran out of memory with this reservation: its format needs more."""
+
+    uri: str
+    revision: str
+    format: str
+    reserved_bytes: int
+    pod_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailedReplica:
+    """A replica that failed. `event` names the failure, so that it is counted once however often it is seen."""
+
+    event: str
+    failure: Failure
+    permanent: bool = False
+    retired: bool = True  # its pod goes; False: the kubelet restarts it
+    shortage: Shortage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What to do about one workload now."""
+
+    retire: tuple[Retire, ...] = ()
+    failed: tuple[FailedReplica, ...] = ()
+    trouble: Refusal | None = None
+    recovered: bool = False  # all wanted replicas serve: failures are over
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One workload as it stands."""
+
+    workload: Workload
+    now: float
+    pods: tuple[Pod, ...] = ()
+    replicas: Mapping[str, Replica] = field(default_factory=dict)  # by pod key
+    reports: Mapping[str, RuntimeStatus] = field(default_factory=dict)  # by pod UID
+
+
+def rule(seen: Situation) -> Ruling:
+    """Return what to do about the workload."""
+    live = [pod for pod in seen.pods if pod.claim is not None and pod.phase is PodPhase.BOUND]
+    finished = [pod for pod in seen.pods if pod.claim is not None and pod.phase is PodPhase.FINISHED]
+    failed = {pod.key: one for pod in (*live, *finished) if (one := _failed(seen, pod)) is not None}
+    broken = [
+        _retire(seen.workload, pod, failed[pod.key].failure.reason, failed[pod.key].failure.message)
+        for pod in (*live, *finished)
+        if pod.key in failed and failed[pod.key].retired
+    ]
+    gone = {retire.pod for retire in broken}
+    healthy = [pod for pod in live if pod.key not in gone]
+    unwanted = _unwanted(seen, healthy)
+    gone |= {retire.pod for retire in unwanted}
+    outdated = _outdated(seen, [pod for pod in healthy if pod.key not in gone])
+    ready = sum(1 for pod in healthy if pod.ready)
+    return Ruling(
+        retire=(*broken, *unwanted, *outdated),
+        failed=tuple(failed.values()),
+        trouble=_trouble(seen),
+        recovered=bool(seen.workload.replicas) and ready >= seen.workload.replicas,
+    )
+
+
+# -- failures -------------------------------------------------------------------------------------------------
+
+
+def _failed(seen: Situation, pod: Pod) -> FailedReplica | None:
+    report, replica = seen.reports.get(pod.uid), seen.replicas.get(pod.key)
+    if report is not None and report.failure is not None:
+        cause = report.failure
+        shortage = _shortage(seen.workload, pod) if cause.reason == Reason.OUT_OF_MEMORY else None
+        lasting = cause.permanent and shortage is None
+        failure = _failure(seen, cause.reason, cause.message)
+        return FailedReplica(pod.uid, failure, permanent=lasting, shortage=shortage)
+    return _ended(seen, pod, replica) if replica is not None else None
+
+
+def _ended(seen: Situation, pod: Pod, replica: Replica) -> FailedReplica | None:
+    """Return the failure the kubelet reports: killed for memory, a pod that ended, a container that keeps crashing."""
+    end = replica.latest_exit
+    code = end.exit_code if end is not None else None
+    if end is not None and end.reason == OOM_KILLED:
+        failure = _failure(seen, Reason.OUT_OF_MEMORY, _oom_message(pod), code)
+        return FailedReplica(pod.uid, failure, shortage=_shortage(seen.workload, pod))
+    if pod.phase is PodPhase.FINISHED:
+        word = replica.failure or (end.reason if end else "") or Reason.FAILED
+        text = replica.failure_message or (end.message if end else "") or "the pod ended"
+        return FailedReplica(pod.uid, _failure(seen, word, f"{pod.name}: {text}", code))
+    if replica.restarts >= _CRASHES and end is not None and not pod.ready:
+        text = f"{pod.name}: the runtime ended {replica.restarts} times, last with exit code {code}; see its logs."
+        failure = _failure(seen, Reason.BACK_OFF, text, code)
+        return FailedReplica(f"{pod.uid}/{replica.restarts}", failure, retired=False)
+    return None
+
+
+def _failure(seen: Situation, reason: str, message: str, exit_code: int | None = None) -> Failure:
+    return Failure(str(reason), message, seen.now, exit_code, seen.workload.generation)
+
+
+def _oom_message(pod: Pod) -> str:
+    reserved = pod.claim.bytes_per_device or pod.claim.memory_bytes if pod.claim else 0
+    return f"{pod.name} was killed for using more memory than the {human_bytes(reserved)} reserved."
+
+
+def _shortage(workload: Workload, pod: Pod) -> Shortage:
+    claim = pod.claim
+    reserved = (claim.bytes_per_device or claim.memory_bytes) if claim else 0
+    return Shortage(
+        workload.model.uri, workload.model.revision, claim.format if claim else "", reserved, pod.uid
+    )
+
+
+# -- pods that are not wanted ---------------------------------------------------------------------------------
+
+
+def _unwanted(seen: Situation, pods: list[Pod]) -> list[Retire]:
+    workload = seen.workload
+    if workload.suspended:
+        return [_retire(workload, pod, Reason.SUSPENDED, "spec.suspend is true.") for pod in pods]
+    surplus = [pod for pod in pods if pod.claim and pod.claim.ordinal >= workload.replicas]
+    text = f"{workload.replicas} replicas are wanted."
+    return [_retire(workload, pod, Reason.SCALING, text) for pod in surplus]
+
+
+def _outdated(seen: Situation, pods: list[Pod]) -> list[Retire]:
+    """Return the pods of an older spec that may go now: a rolling update within maxUnavailable.
+
+    Replicas beyond the wanted number (maxSurge) are not made in this release; where only they are allowed, one
+    replica at a time is replaced.
+    """
+    workload = seen.workload
+    old = [pod for pod in pods if pod.spec_hash and pod.spec_hash != workload.template_hash]
+    rollout = workload.spec.get("rollout") or {}
+    text = "The spec has changed."
+    if rollout.get("strategy") == "Recreate":
+        return [_retire(workload, pod, Reason.PROGRESSING, text) for pod in old]
+    serving = sum(1 for pod in pods if pod.ready)
+    allowed = max(1, int(rollout.get("maxUnavailable", 1))) - max(0, workload.replicas - serving)
+    idle = [pod for pod in old if not pod.ready]
+    busy = [pod for pod in old if pod.ready]
+    chosen = idle + busy[: max(0, allowed)]
+    return [_retire(workload, pod, Reason.PROGRESSING, text) for pod in chosen]
+
+
+def _retire(workload: Workload, pod: Pod, reason: str, message: str) -> Retire:
+    return Retire(pod.key, pod.uid, workload.key, workload.uid, str(reason), message)
+
+
+def orphans(pods: tuple[Pod, ...]) -> list[Retire]:
+    """Return the removal of pods whose workload is not known (any more)."""
+    return [
+        Retire(
+            pod.key,
+            pod.uid,
+            pod.claim.workload,
+            pod.claim.workload_uid,
+            Reason.POD_DELETED,
+            "Its workload is gone.",
+            orphan=True,
+        )
+        for pod in pods
+        if pod.claim is not None and pod.uid and pod.phase is not PodPhase.TERMINATING
+    ]
+
+
+# -- reasons not to start -------------------------------------------------------------------------------------
+
+
+def _trouble(seen: Situation) -> Refusal | None:
+    """Return what keeps a placed replica from starting that only the user can supply."""
+    for replica in seen.replicas.values():
+        if replica.waiting == "CreateContainerConfigError" and "secret" in replica.waiting_message.lower():
+            return Refusal(
+                Reason.SECRET_NOT_FOUND,
+                f"{replica.waiting_message}; create it in namespace {seen.workload.namespace} (with the key the "
+                "workload's reference expects), the replica then starts by itself.",
+            )
+    return None
+
+
+def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, ...]) -> Refusal | None:
+    """Return why the workload cannot be accepted under the operator's settings, None if it can."""
+    scheme, _, rest = workload.model.uri.partition("://")
+    if scheme not in SERVED_SCHEMES:
+        return Refusal(
+            Reason.UNSUPPORTED_SCHEME,
+            f"spec.model.uri: {scheme}:// models cannot be loaded by this release; use hf:// or https://.",
+        )
+    if scheme == "file" and not allow_file:
+        return Refusal(
+            Reason.SOURCE_NOT_ALLOWED,
+            "spec.model.uri: file:// models are not allowed in this cluster; use hf://, or ask an administrator to set "
+            "sources.allowFile.",
+        )
+    host = rest.partition("/")[0].partition(":")[0].lower()
+    if scheme == "https" and host not in allowed_hosts:
+        return Refusal(
+            Reason.SOURCE_NOT_ALLOWED,
+            f"spec.model.uri: host {host} is not an allowed model source; ask an administrator to add it to "
+            "sources.allowedHosts.",
+        )
+    return None
+
+
+def unsupported(workload: Workload) -> str:
+    """Return why this release cannot run the workload, "" if it can."""
+    if workload.kind is not WorkloadKind.INFERENCE:
+        return (
+            f"Type {workload.kind} is accepted, but this release has no engine for it: it will not be started. "
+            "Use type Inference."
+        )
+    if workload.engine == "vllm":
+        return "Engine vllm is accepted, but this release cannot run it. Use engine builtin."
+    return ""
+
+
+def hold(
+    workload: Workload, blocked: Refusal | None, failure: Failure | None, *, permanent: bool, retry_at: float
+) -> Hold | None:
+    """Return why no new replica may be started, None if one may. Times are epoch seconds."""
+    generation = workload.generation
+    if blocked is not None:
+        return Hold(blocked.reason, blocked.message, math.inf, generation)
+    missing = unsupported(workload)
+    if missing:
+        return Hold(Reason.UNSUPPORTED, missing, math.inf, generation)
+    if failure is None or failure.generation != generation:
+        return None
+    if permanent:
+        return Hold(
+            _reason(failure), f"{failure.message} Change the spec to try again.", math.inf, generation
+        )
+    if retry_at > 0.0:
+        return Hold(Reason.BACK_OFF, f"Waiting after a failure: {failure.message}", retry_at, generation)
+    return None
+
+
+def _reason(failure: Failure) -> Reason:
+    try:
+        return Reason(failure.reason)
+    except ValueError:
+        return Reason.LOAD_FAILED

@@ -1,0 +1,261 @@
+"""Looks at one workload at a time and puts right what the scheduler does not decide.
+
+How many replicas are wanted, which pods go, whether new ones may start, whether its Service and profile exist: each
+look compares what is wanted with what is there, so a lost event costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.actuators.writequeue import Job, Rank
+from llmos_operator.api.conditions import Reason
+from llmos_operator.control import reconcile, scaling
+from llmos_operator.control.scaling import Demand
+from llmos_operator.errors import LlmosError, Permanent
+from llmos_operator.manifests.observed import Refusal, Scaling
+from llmos_operator.observability.logging import logger
+from llmos_operator.state.types import WorkloadKind
+
+if TYPE_CHECKING:
+    from llmos_operator.actuators.executor import Executor
+    from llmos_operator.actuators.support import Support
+    from llmos_operator.actuators.writequeue import WriteQueue
+    from llmos_operator.clock import Clock
+    from llmos_operator.cluster.backoff import KeyedBackoff
+    from llmos_operator.control.demand import DemandBook
+    from llmos_operator.control.feedback import Feedback
+    from llmos_operator.control.profiles import Profiles
+    from llmos_operator.control.reconcile import FailedReplica, Ruling
+    from llmos_operator.control.records import Record, Records
+    from llmos_operator.settings import SourceSettings
+    from llmos_operator.state.store import Store
+    from llmos_operator.state.types import Workload
+
+log = logger(__name__)
+
+# Refusals that stop a workload even where resources.memory makes its size known.
+_UNSAFE = frozenset(
+    {Reason.UNSAFE_CONFIG, Reason.UNSAFE_FORMAT, Reason.CORRUPTED, Reason.MODEL_NOT_FOUND, Reason.UNSUPPORTED}
+)
+
+
+class Reviewer:
+    """Reviews workloads by key."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        records: Records,
+        executor: Executor,
+        support: Support,
+        profiles: Profiles,
+        feedback: Feedback,
+        queue: WriteQueue,
+        demand: DemandBook,
+        failures: KeyedBackoff[str],
+        sources: SourceSettings,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._executor = executor
+        self._support = support
+        self._profiles = profiles
+        self._feedback = feedback
+        self._queue = queue
+        self._demand = demand
+        self._failures = failures
+        self._sources = sources
+        self._clock = clock
+        self._scaled: dict[str, tuple[str, scaling.Memory]] = {}  # key -> UID, memory
+        self._timed: dict[str, float] = {}  # key -> epoch seconds when it must be looked at again
+
+    def due(self, now: float) -> list[str]:
+        """Return workloads whose time to be looked at again has come."""
+        keys = [key for key, at in self._timed.items() if at <= now]
+        for key in keys:
+            del self._timed[key]
+        return keys
+
+    def next_due(self) -> float | None:
+        """Return when :meth:`due` will next return something (epoch seconds)."""
+        return min(self._timed.values(), default=None)
+
+    def forget(self, record: Record) -> None:
+        """Drop what is remembered of a workload that is gone, and let its pods go."""
+        self._scaled.pop(record.key, None)
+        self._timed.pop(record.key, None)
+        self._demand.forget(record.key)
+        self._failures.succeed(record.key)
+        for retire in reconcile.orphans(self._store.pods_of(record.uid)):
+            self._executor.retire(retire)
+
+    def review(self, key: str) -> None:
+        """Compare what the workload wants with what is there, and queue what has to be done."""
+        record = self._records.get(key)
+        workload = self._store.workload(key)
+        if record is None or workload is None or workload.deleting:
+            return
+        now = self._clock.now()
+        self._scale(record, workload, now)
+        workload = self._store.workload(key) or workload
+        ruling = reconcile.rule(
+            reconcile.Situation(
+                workload,
+                now,
+                pods=self._store.pods_of(record.uid),
+                replicas=self._records.replicas_of(record.uid),
+                reports=self._records.reports_of(record.uid),
+            )
+        )
+        self._take_failures(record, workload, ruling, now)
+        record.trouble = ruling.trouble or self._service_trouble(record)
+        self._hold(record, workload, now)
+        for retire in ruling.retire:
+            self._executor.retire(retire)
+        self._ensure_service(record, workload)
+
+    # -- replicas -------------------------------------------------------------------------------------------
+
+    def _scale(self, record: Record, workload: Workload, now: float) -> None:
+        spec = workload.spec.get("scaling")
+        if not spec or workload.suspended:
+            self._scaled.pop(record.key, None)
+            self._store.set_replicas(record.key, None)
+            record.scaling = Scaling()
+            return
+        known = self._scaled.get(record.key)
+        if known is None or known[0] != record.uid:
+            live = len(self._store.pods_of(record.uid))
+            known = (record.uid, scaling.begin(spec, live, now))
+        memory, record.scaling = scaling.decide(spec, self._demand_for(record, now), known[1], now)
+        self._scaled[record.key] = (record.uid, memory)
+        self._store.set_replicas(record.key, memory.wanted)
+        # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
+        if memory.wanted or self._store.pods_of(record.uid):
+            self._look_again(record.key, now + 1.0)
+
+    def _demand_for(self, record: Record, now: float) -> Demand:
+        told = self._demand.demand(record.key, now)
+        reports = self._records.reports_of(record.uid).values()
+        return Demand(
+            waiting=max(told.waiting, sum(report.requests.waiting for report in reports)),
+            running=max(told.running, sum(report.requests.running for report in reports)),
+            per_minute=told.per_minute,
+            kv_percent=sum(report.requests.kv_usage_milli for report in reports) // 10,
+            last_request=max(told.last_request, *(_last_request(r, now) for r in reports), 0.0),
+        )
+
+    def _look_again(self, key: str, at: float) -> None:
+        self._timed[key] = min(at, self._timed.get(key, at))
+
+    # -- failures -------------------------------------------------------------------------------------------
+
+    def _take_failures(self, record: Record, workload: Workload, ruling: Ruling, now: float) -> None:
+        for failed in ruling.failed:
+            if failed.event not in record.counted:
+                record.counted.add(failed.event)
+                self._count(record, workload, failed, now)
+        if ruling.recovered and (record.failure is not None or record.preemption is not None):
+            record.failure = record.preemption = None
+            record.permanent = False
+            record.counted.clear()
+            self._failures.succeed(record.key)
+
+    def _count(self, record: Record, workload: Workload, failed: FailedReplica, now: float) -> None:
+        record.failure = failed.failure
+        record.permanent = failed.permanent
+        log.warning(
+            "replica failed",
+            workload=record.key,
+            reason=failed.failure.reason,
+            permanent=failed.permanent,
+            error=failed.failure.message,
+        )
+        note = failed.failure.message
+        if failed.retired and not failed.permanent:
+            self._failures.fail(record.key, now)
+        shortage = failed.shortage
+        if shortage is not None and workload.memory_bytes is not None:
+            note += " spec.resources.memory replaces the operator's estimate: raise or remove it."
+        elif shortage is not None:
+            note += " The estimate is raised; the next attempt reserves more or uses a narrower format."
+            self._queue.submit(
+                Job(Rank.SUPPORT, f"floor {failed.event}", lambda: self._profiles.raise_floor(shortage))
+            )
+            self._feedback.tell(record, "Warning", Reason.ESTIMATE_RAISED, note, key=failed.event)
+            return
+        self._feedback.tell(record, "Warning", Reason.FAILED, note, key=failed.event)
+
+    def _hold(self, record: Record, workload: Workload, now: float) -> None:
+        """Keep new replicas back while they cannot start, or lift that."""
+        blocked = reconcile.refusal(
+            workload, allow_file=self._sources.allow_file, allowed_hosts=self._sources.allowed_hosts
+        )
+        if blocked is None and workload.kind is WorkloadKind.INFERENCE:
+            blocked = self._inspection(workload)
+        record.uninspectable = blocked
+        retry_at = self._failures.ready_at(record.key)
+        hold = reconcile.hold(
+            workload,
+            blocked,
+            record.failure,
+            permanent=record.permanent,
+            retry_at=retry_at if retry_at > now else 0.0,
+        )
+        self._store.set_hold(record.key, hold)
+        if hold is not None and retry_at > now:
+            self._look_again(record.key, retry_at)
+
+    def _inspection(self, workload: Workload) -> Refusal | None:
+        uri, revision = workload.model.uri, workload.model.revision
+        refusal = self._profiles.want(uri, revision)
+        if refusal is not None:
+            self._look_again(workload.key, self._profiles.retry_at(uri, revision))
+        if refusal is None or (workload.memory_bytes is not None and refusal.reason not in _UNSAFE):
+            return None
+        return refusal
+
+    # -- service --------------------------------------------------------------------------------------------
+
+    def _service_trouble(self, record: Record) -> Refusal | None:
+        """Return the standing trouble with the Service's name, until it is solved."""
+        trouble = record.trouble
+        if (
+            trouble is None
+            or trouble.reason is not Reason.NAME_TAKEN
+            or self._support.has_service(record.stub)
+        ):
+            return None
+        return trouble
+
+    def _ensure_service(self, record: Record, workload: Workload) -> None:
+        if workload.kind is not WorkloadKind.INFERENCE or self._support.has_service(workload):
+            return
+        key = f"service {record.key}"
+        if not self._store.pods_of(record.uid) or self._queue.holds(key):
+            return
+        if not self._failures.ready(key, self._clock.now()):
+            return
+        self._queue.submit(Job(Rank.SUPPORT, key, lambda: self._make_service(record, workload)))
+
+    async def _make_service(self, record: Record, workload: Workload) -> None:
+        key = f"service {record.key}"
+        try:
+            await self._support.ensure_service(workload)
+        except LlmosError as error:
+            self._look_again(record.key, self._failures.fail(key, self._clock.now()))
+            log.warning("service not made", workload=record.key, error=error)
+            if isinstance(error, Permanent) and error.reason == Reason.NAME_TAKEN:
+                record.trouble = Refusal(Reason.NAME_TAKEN, str(error))
+                self._feedback.tell(record, "Warning", Reason.NAME_TAKEN, str(error))
+            return
+        self._failures.succeed(key)
+
+
+def _last_request(report: object, now: float) -> float:
+    """Return when a runtime got its last request, 0.0 if never."""
+    age = getattr(getattr(report, "requests", None), "last_request_age_seconds", None)
+    return 0.0 if age is None else now - float(age)

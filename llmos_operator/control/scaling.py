@@ -1,0 +1,114 @@
+"""How many replicas a workload with `scaling` wants: pure arithmetic over demand, with a memory against flapping.
+
+Up at once, down only after the lower number was enough for a while, to zero only after `idle.scaleToZeroAfter` without
+a request, up from zero by the first request that waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.quantity import parse_milliseconds
+from llmos_operator.manifests.observed import Scaling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DOWN_AFTER = 60.0  # seconds a lower number must have been enough
+_DEFAULT_METRICS: tuple[dict[str, Any], ...] = ({"type": "QueueDepth", "target": 4},)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What gateways and runtimes say of a workload right now. Times are epoch seconds."""
+
+    waiting: int = 0
+    running: int = 0
+    per_minute: int = 0
+    kv_percent: int = 0  # summed over replicas
+    last_request: float = 0.0  # 0.0: none seen
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What scaling remembers of one workload."""
+
+    wanted: int
+    idle_since: float
+    # (when, number that would have been enough) of the last DOWN_AFTER seconds, one entry a change
+    enough: tuple[tuple[float, int], ...] = field(default=())
+
+
+def begin(scaling: Mapping[str, Any], live: int, now: float) -> Memory:
+    """Return the memory of a workload first seen with ``live`` replicas: what runs is kept until demand is known."""
+    least, most = bounds(scaling)
+    return Memory(wanted=min(max(live, least), most), idle_since=now)
+
+
+def bounds(scaling: Mapping[str, Any]) -> tuple[int, int]:
+    """Return minReplicas and maxReplicas."""
+    least = int(scaling.get("minReplicas", 1))
+    return least, max(least, int(scaling.get("maxReplicas", 1)))
+
+
+def decide(scaling: Mapping[str, Any], demand: Demand, memory: Memory, now: float) -> tuple[Memory, Scaling]:
+    """Return the new memory, whose `wanted` is the number of replicas, and how to explain it."""
+    least, most = bounds(scaling)
+    busy = demand.waiting + demand.running > 0
+    idle_since = now if busy else max(memory.idle_since, demand.last_request)
+    needed, why = _needed(scaling, demand)
+    needed = min(max(needed, least, 1 if busy else 0), most)
+    if needed == 0 and memory.wanted > 0:
+        needed = 1  # whether the last one goes is decided by idleness alone
+    enough = _remember(memory.enough, needed, now)
+    wanted = max(number for _, number in enough) if needed < memory.wanted else needed
+    wanted = min(max(wanted, least), most)
+    if _may_sleep(scaling, least, busy=busy, idle_for=now - idle_since) and wanted <= 1:
+        after = str((scaling.get("idle") or {}).get("scaleToZeroAfter"))
+        verdict = Scaling(
+            active=True, reason=Reason.SCALED_TO_ZERO, message=f"No request for {after}; one starts it again."
+        )
+        return Memory(0, idle_since), verdict
+    if memory.wanted == 0 and not busy:
+        text = "No replica runs until a request comes."
+        return replace(memory, idle_since=idle_since), Scaling(
+            active=True, reason=Reason.SCALED_TO_ZERO, message=text
+        )
+    text = f"{wanted} replicas for {why}; between {least} and {most}."
+    return Memory(wanted, idle_since, enough), Scaling(active=True, reason=Reason.SCALING, message=text)
+
+
+def _needed(scaling: Mapping[str, Any], demand: Demand) -> tuple[int, str]:
+    """Return the largest number any metric asks for, and that metric in words."""
+    found = []
+    for metric in scaling.get("metrics") or _DEFAULT_METRICS:
+        target = max(1, int(metric.get("target", 1)))
+        value, words = _value(str(metric.get("type")), demand)
+        found.append((-(-value // target), f"{words} with target {target}"))
+    return max(found)
+
+
+def _value(kind: str, demand: Demand) -> tuple[int, str]:
+    if kind == "RunningRequests":
+        return demand.running, "requests in progress"
+    if kind == "RequestsPerMinute":
+        return demand.per_minute, "requests per minute"
+    if kind == "KVCachePercent":
+        return demand.kv_percent, "KV cache use"
+    return demand.waiting, "requests waiting"
+
+
+def _remember(
+    enough: tuple[tuple[float, int], ...], needed: int, now: float
+) -> tuple[tuple[float, int], ...]:
+    """Keep what was needed in the last DOWN_AFTER seconds; the entry that was in force at its start counts too."""
+    entries = [*enough, (now, needed)] if not enough or enough[-1][1] != needed else list(enough)
+    first = max((i for i, (at, _) in enumerate(entries) if at <= now - DOWN_AFTER), default=0)
+    return tuple(entries[first:])
+
+
+def _may_sleep(scaling: Mapping[str, Any], least: int, *, busy: bool, idle_for: float) -> bool:
+    after = (scaling.get("idle") or {}).get("scaleToZeroAfter")
+    return least == 0 and not busy and bool(after) and idle_for * 1000 >= parse_milliseconds(str(after))
