@@ -1,16 +1,38 @@
-"""Answers to "why does it wait, what would make it start": `explain(snapshot, policy, now, key) -> Explanation`."""
+"""Answers to "why does it wait, what would make it start": `explain(snapshot, policy, now, key) -> Explanation`.
+
+It asks the same functions a cycle asks, on a private view, and changes nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.quantity import human_bytes
+from llmos_operator.api.runtime.memory import FORMAT_BITS
+from llmos_operator.scheduler import wording
+from llmos_operator.scheduler.budget import UNLIMITED
+from llmos_operator.scheduler.claims import request_of, sharing_domain
+from llmos_operator.scheduler.cycle import plan, prepare
+from llmos_operator.scheduler.queueing import Pending, capped, response_ratio
+from llmos_operator.scheduler.sizing import sizes
+from llmos_operator.state.snapshot import missing
+from llmos_operator.state.types import AUTO, PreemptionPolicy, Quantization, QuantizationMode
 
 if TYPE_CHECKING:
-    from llmos_operator.api.conditions import Reason
-    from llmos_operator.scheduler.plan import Evict, Rejection
+    from llmos_operator.scheduler.attempt import Attempts
+    from llmos_operator.scheduler.plan import Decision, Evict, Plan, Rejection
     from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.sizing import Size
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import WorkloadKey
+    from llmos_operator.state.types import Workload, WorkloadKey
+
+_LEAST_CONTEXT: Final = 512
+_SHOWN_VICTIMS: Final = 3
+_MILLISECONDS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +43,7 @@ class SizeOption:
     bytes_per_device: int
     max_model_len: int
     nodes: int  # nodes that could take a replica now
-    note: str  # "fits on 3 nodes", "short by 1.2 GiB on the best node"
+    note: str  # "fits on 3 nodes", "3 InsufficientDeviceMemory (short by 1.2 GiB on n3)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +61,143 @@ class Explanation:
     replicas_placed: int
     options: tuple[SizeOption, ...] = ()  # precisions, best first
     rejected: tuple[Rejection, ...] = ()
-    victims: tuple[Evict, ...] = ()  # what would have to go for it to start now
+    victims: tuple[Evict, ...] = ()  # who would have to go for it to start now
     would_help: tuple[str, ...] = ()  # changes that would make it start
     expected_start: float | None = None  # epoch seconds; None: not known
 
 
 def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKey) -> Explanation:
-    """Explain one workload on a snapshot, changing nothing. KeyError: there is no such workload."""
-    raise NotImplementedError
+    """Explain one workload on a snapshot, changing nothing. KeyError: there is no such workload.
+
+    Raises NotSynced before every list is complete.
+    """
+    wanted = snapshot.workloads[workload]
+    made = plan(snapshot, policy, now)
+    attempts = prepare(snapshot, policy, now, UNLIMITED, None)
+    queue = wanted.queue or policy.default_queue
+    priority = capped(snapshot, queue, snapshot.priority_of(wanted))
+    free, blocked = missing(wanted, snapshot.pods_of.get(wanted.uid, ()))
+    pending = Pending(wanted, queue, priority, response_ratio(policy, wanted, now), free, blocked)
+    decision = made.decisions.get(workload)
+    waits = decision is not None and decision.pending > 0
+    return Explanation(
+        workload=workload,
+        reason=decision.reason if decision is not None else _resting(wanted),
+        message=decision.message if decision is not None else "every replica has its place",
+        queue=queue,
+        queue_position=decision.queue_position if decision is not None else None,
+        order=_order(made, pending, now),
+        priority=priority,
+        replicas_wanted=wanted.replicas,
+        replicas_placed=wanted.replicas - pending.replicas,
+        options=_options(attempts, wanted),
+        rejected=decision.rejected if decision is not None else (),
+        victims=tuple(e for e in made.evictions if e.preemptor == workload),
+        would_help=_would_help(attempts, pending, decision) if waits and decision is not None else (),
+        expected_start=_expected_start(attempts, decision),
+    )
+
+
+def _resting(workload: Workload) -> Reason:
+    return Reason.SUSPENDED if workload.suspended else Reason.BOUND
+
+
+def _order(made: Plan, pending: Pending, now: float) -> str:
+    ahead = [
+        d
+        for d in made.decisions.values()
+        if d.queue == pending.queue and d.queue_position is not None and d.pending
+    ]
+    own = made.decisions.get(pending.workload.key)
+    position = own.queue_position if own is not None else None
+    waited = max(0.0, now - pending.workload.created_at)
+    text = f"priority {pending.priority}, waiting for {waited:.0f} s (response ratio {pending.ratio:.2f})"
+    if position is None:
+        return text
+    return f"{text}, {position - 1} ahead and {len(ahead) - position} behind in queue {pending.queue}"
+
+
+def _options(attempts: Attempts, workload: Workload) -> tuple[SizeOption, ...]:
+    """Return one option per format: the largest context that fits somewhere now, else the smallest there is."""
+    found: dict[str, SizeOption] = {}
+    for size, request in attempts.shape(workload).options:
+        known = found.get(size.format)
+        if known is None or not known.nodes:
+            found[size.format] = _option(attempts, size, request)
+    return tuple(found.values())
+
+
+def _option(attempts: Attempts, size: Size, request: Request) -> SizeOption:
+    nodes = attempts.placer.count(request)
+    if nodes:
+        note = f"fits on {nodes} nodes now" if nodes > 1 else "fits on 1 node now"
+    else:
+        rejected, _ = attempts.feasibility.rejections(request)
+        note = wording.rejections(rejected[:2])
+    return SizeOption(size.format, size.bytes_per_device, size.max_model_len, nodes, note)
+
+
+def _would_help(attempts: Attempts, pending: Pending, decision: Decision) -> tuple[str, ...]:
+    if decision.reason is Reason.EXCEEDS_QUOTA:
+        room = attempts.worlds.now.tree.room(pending.queue).gpu_milli
+        more = pending.least_charge().gpu_milli - room
+        return (f"{-(-more // 1000)} more GPUs of quota for queue {pending.queue}",)
+    if decision.reason is not Reason.NO_CAPACITY:
+        return ()
+    found = [*_narrower(attempts, pending.workload), *_shorter(attempts, pending.workload)]
+    return (*found, *_higher(attempts, pending))
+
+
+def _fits_somewhere(attempts: Attempts, workload: Workload) -> Size | None:
+    """Return the first size of a changed workload that some node could take now."""
+    domain = sharing_domain(attempts.snapshot, attempts.policy, workload.namespace)
+    for size in sizes(workload, attempts.profile(workload), attempts.policy).sizes:
+        if attempts.placer.count(request_of(workload, size, attempts.policy, domain)):
+            return size
+    return None
+
+
+def _narrower(attempts: Attempts, workload: Workload) -> list[str]:
+    if workload.memory_bytes is not None:
+        return []
+    served = attempts.policy.engine_formats.get(workload.engine, tuple(FORMAT_BITS))
+    for name in sorted(served, key=lambda f: (-FORMAT_BITS[f], f)):
+        fixed = Quantization(QuantizationMode.FIXED, name, (name,), FORMAT_BITS[name])
+        size = _fits_somewhere(attempts, replace(workload, quantization=fixed))
+        if size is not None:
+            return [f"format {name} ({human_bytes(size.bytes_per_device)} per device)"]
+    return []
+
+
+def _shorter(attempts: Attempts, workload: Workload) -> list[str]:
+    if workload.memory_bytes is not None or workload.max_model_len == AUTO:
+        return []
+    length = workload.max_model_len // 2
+    while length >= _LEAST_CONTEXT:
+        size = _fits_somewhere(attempts, replace(workload, max_model_len=length))
+        if size is not None:
+            return [f"context.maxModelLen {length} ({human_bytes(size.bytes_per_device)} per device)"]
+        length //= 2
+    return []
+
+
+def _higher(attempts: Attempts, pending: Pending) -> list[str]:
+    """Return whom a priority above everybody would displace."""
+    eager = replace(pending.workload, preemption=PreemptionPolicy.LOWER_PRIORITY)
+    above = replace(pending, workload=eager, priority=sys.maxsize >> 24)
+    proposal = attempts.preemption.find(above, attempts.shape(eager).options)
+    if proposal is None:
+        return []
+    highest = max(v.priority for v in proposal.victims)
+    names = ", ".join(v.claim.workload for v in proposal.victims[:_SHOWN_VICTIMS])
+    loss = proposal.cost / _MILLISECONDS
+    return [
+        f"a priority above {highest}: displaces {names} on node {proposal.node} at a loss of {loss:.0f} s"
+    ]
+
+
+def _expected_start(attempts: Attempts, decision: Decision | None) -> float | None:
+    if decision is None or decision.reason is not Reason.WAITING_FOR_PREEMPTION:
+        return None
+    ends = [pod.deletion_at for pod in attempts.worlds.leaving.values()]
+    return max(ends) if ends else None

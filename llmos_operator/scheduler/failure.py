@@ -66,10 +66,10 @@ def displacing(proposal: Proposal) -> Failure:
 def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Failure:
     """Return why nothing could be done for a replica; amounts are those of the smallest size allowed."""
     size, request = min(options, key=lambda option: option[0].bytes_per_device)
-    quota = _quota(attempts, pending, size)
+    impossible = _impossible(attempts, pending, size, request)
+    quota = _quota(attempts, pending, size) if impossible is None else None
     if quota is not None:
         return quota
-    impossible = _impossible(attempts, pending, size, request)
     rejected, candidates = attempts.feasibility.rejections(request)
     kept = rejected[: attempts.policy.keep_rejections]
     if impossible is not None:

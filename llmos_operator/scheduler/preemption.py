@@ -1,8 +1,9 @@
 """Whom to displace so that a claim fits: the cheapest minimal set, found by trying it out.
 
 Every set is tried in the later world between checkpoint and rollback, so a proposal is known to work: node, devices,
-host and quota. Preferred is the set whose most important victim is least important, then the smallest expected loss,
-then the fewest victims, then the better precision, then the first node. On one node the search is exact (branch and
+host and quota. Preferred is the set whose most important victim ranks lowest (what another queue borrowed before own
+work, then by priority), then the smallest expected loss, then the fewest victims, then the better precision, then the
+first node; of equals, work of the queue that is furthest beyond its share. On one node the search is exact (branch and
 bound from a greedy start: remove until it fits, add back what was not needed) up to `PreemptionLimits.states` sets;
 nodes are tried in the order of a lower bound of their cost, so most of them are never tried.
 
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size
-    from llmos_operator.scheduler.table import Bools
+    from llmos_operator.scheduler.table import Bools, Ints
     from llmos_operator.scheduler.victims import Victim
     from llmos_operator.scheduler.world import Worlds
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
 
+_OWN: Final = 1 << 34  # added to the priority of work that is not borrowed: it ranks after all that is
 _REMOTE_VICTIMS: Final = 16  # considered for quota alone, beside those on the node
 
 
@@ -55,12 +57,12 @@ class Proposal:
     request: Request
     node: str
     victims: tuple[Victim, ...]
-    priority: int  # of the most important victim
+    rank: int  # of the most important victim
     cost: int
 
     def key(self, place: int) -> tuple[int, int, int, int]:
         """Return what proposals are compared by; `place` is the size's place in the order of preference."""
-        return (self.priority, self.cost, len(self.victims), place)
+        return (self.rank, self.cost, len(self.victims), place)
 
 
 class Preemption:
@@ -90,7 +92,13 @@ class Preemption:
     def index(self) -> VictimIndex:
         """Everybody who may be displaced; made when first asked for."""
         if self._index is None:
-            self._index = VictimIndex(self._snapshot, self._policy, self._now, self._scene.table.row_of)
+            self._index = VictimIndex(
+                self._snapshot,
+                self._policy,
+                self._now,
+                self._scene.table.row_of,
+                self._worlds.later.tree,
+            )
         return self._index
 
     @property
@@ -107,7 +115,7 @@ class Preemption:
         if not self._anybody(pending):
             return None
         self._searches += 1
-        rights = self._rights(pending)
+        rights, ranks = self._rights(pending)
         best: tuple[tuple[int, int, int, int], Proposal] | None = None
         looked_at: list[Bools] = []
         for place, (size, request) in enumerate(options):
@@ -115,10 +123,10 @@ class Preemption:
             if best is not None and request.whole and any((large_enough == m).all() for m in looked_at):
                 continue  # the same devices in question as for a better size: nobody cheaper has to go
             looked_at.append(large_enough)
-            for bound, row in self._promising(pending, request, rights):
+            for bound, row in self._promising(pending, request, rights, ranks):
                 if self._budget.exhausted() or (best is not None and _hopeless(bound, best[0])):
                     break
-                found = self._on_row(pending, size, request, row, rights)
+                found = self._on_row(pending, size, request, row, rights, ranks)
                 if found is not None and (best is None or found.key(place) < best[0]):
                     best = (found.key(place), found)
         return best[1] if best is not None else None
@@ -137,16 +145,20 @@ class Preemption:
             self.index.budgets[key] -= 1
         self._worlds.leave(victim.pod)
 
-    def _rights(self, pending: Pending) -> Bools:
-        """Return which victims of the index the claimant may displace as things stand."""
+    def _rights(self, pending: Pending) -> tuple[Bools, Ints]:
+        """Return which victims of the index the claimant may displace as things stand, and their ranks."""
         index = self.index
         lower = index.priorities < pending.priority
-        rights = np.zeros(len(index.victims), np.bool_)
+        rights, ranks = np.zeros(len(index.victims), np.bool_), index.priorities + _OWN
         for number, queue in enumerate(index.queue_names):
             rule = self._rule(pending, queue)
-            if rule is not None:
-                rights |= (index.queues == number) & (lower if rule[1] else True)
-        return rights
+            if rule is None:
+                continue
+            of_queue = index.queues == number
+            rights |= of_queue & (lower if rule[1] else True)
+            if rule[0] is Reason.RECLAIMED:
+                ranks[of_queue] -= _OWN
+        return rights, ranks
 
     def _large_enough(self, request: Request) -> Bools:
         large: Bools = self._scene.table.fixed[CAPACITY] >= request.bytes_per_device
@@ -175,33 +187,33 @@ class Preemption:
         return rule[0]
 
     def _promising(
-        self, pending: Pending, request: Request, rights: Bools
+        self, pending: Pending, request: Request, rights: Bools, ranks: Ints
     ) -> Iterable[tuple[tuple[int, int], int]]:
-        """Return (lower bound of (priority, cost), row) of rows worth a search, most promising first."""
+        """Return (lower bound of (rank, cost), row) of rows worth a search, most promising first."""
         request = _displacing(request)
         table, nodes = self._scene.table, self._feasibility.acceptable(request).nodes
         usable = self._feasibility.parts(request)
-        priority, cost = lower_bounds(table, self.index, rights, request, usable)
+        rank, cost = lower_bounds(table, self.index, rights, ranks, request, usable)
         for name in self._worlds.differing:
             row = table.row_of[name]
-            victims = self._on(row, rights, pending)
+            victims = [(int(ranks[i]), v) for i, v in self._on(row, rights, pending)]
             overuse = self._policy.overuse_percent
             state = self._worlds.later.node(name)
-            priority[row], cost[row] = lower_bound(state, victims, request, usable[0][row], overuse)
-        worth = nodes & (priority < NEVER)
+            rank[row], cost[row] = lower_bound(state, victims, request, usable[0][row], overuse)
+        worth = nodes & (rank < NEVER)
         if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
             worth &= np.isin(np.arange(len(table)), self.index.rows[rights])
         rows = np.flatnonzero(worth)
-        order = np.lexsort((rows, cost[rows], priority[rows]))[: self._policy.preemption.nodes]
-        return [((int(priority[row]), int(cost[row])), int(row)) for row in rows[order]]
+        order = np.lexsort((rows, cost[rows], rank[rows]))[: self._policy.preemption.nodes]
+        return [((int(rank[row]), int(cost[row])), int(row)) for row in rows[order]]
 
-    def _on(self, row: int, rights: Bools, pending: Pending) -> list[Victim]:
-        """Return the victims on a row that may still be displaced."""
-        found = (self.index.victims[i] for i in self.index.on_row(row) if rights[i])
-        return [victim for victim in found if self.right(pending, victim) is not None]
+    def _on(self, row: int, rights: Bools, pending: Pending) -> list[tuple[int, Victim]]:
+        """Return the victims on a row that may still be displaced, with their places in the index."""
+        found = ((i, self.index.victims[i]) for i in self.index.on_row(row) if rights[i])
+        return [(i, victim) for i, victim in found if self.right(pending, victim) is not None]
 
     def _on_row(
-        self, pending: Pending, size: Size, request: Request, row: int, rights: Bools
+        self, pending: Pending, size: Size, request: Request, row: int, rights: Bools, ranks: Ints
     ) -> Proposal | None:
         later, name = self._worlds.later, self._scene.table.names[row]
         columns = self._feasibility.acceptable(_displacing(request)).devices[row]
@@ -211,11 +223,13 @@ class Preemption:
             devices = pick(later.node(name), request, columns, overuse)
             return devices is not None and later.tree.fits(pending.queue, charge_of(request, devices))
 
-        victims = [*self._on(row, rights, pending), *self._elsewhere(pending, row, rights)]
+        victims = [*self._on(row, rights, pending), *self._elsewhere(pending, row, rights, ranks)]
+        rank_of = {victim.pod.key: int(ranks[i]) for i, victim in victims}
         pool = Pool(
             later,
-            sorted(victims, key=lambda v: v.order),
+            sorted((v for _, v in victims), key=lambda v: (rank_of[v.pod.key], *v.order)),
             dict(self.index.budgets),
+            lambda v: rank_of[v.pod.key],
             lambda v: self.right(pending, v) is not None,
             fits,
             self._policy.preemption.outage_seconds,
@@ -224,16 +238,16 @@ class Preemption:
         found = cheapest(pool)
         if not found:
             return None
-        return Proposal(size, request, name, found, max(v.priority for v in found), pool.cost(list(found)))
+        return Proposal(size, request, name, found, max(map(pool.rank, found)), pool.cost(list(found)))
 
-    def _elsewhere(self, pending: Pending, row: int, rights: Bools) -> list[Victim]:
+    def _elsewhere(self, pending: Pending, row: int, rights: Bools, ranks: Ints) -> list[tuple[int, Victim]]:
         """Return victims on other rows whose leaving would give quota, if quota is what is missing."""
         if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
             return []
         index = self.index
-        others = (index.victims[i] for i in np.flatnonzero(rights & (index.rows != row)))
-        allowed = (v for v in others if self.right(pending, v) is not None)
-        return heapq.nsmallest(_REMOTE_VICTIMS, allowed, key=lambda v: v.order)
+        others = ((int(i), index.victims[i]) for i in np.flatnonzero(rights & (index.rows != row)))
+        allowed = ((i, v) for i, v in others if self.right(pending, v) is not None)
+        return heapq.nsmallest(_REMOTE_VICTIMS, allowed, key=lambda one: (int(ranks[one[0]]), *one[1].order))
 
 
 def charge_of(request: Request, devices: tuple[DeviceState, ...]) -> Amount:

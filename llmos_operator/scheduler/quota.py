@@ -165,6 +165,13 @@ class QuotaTree:
         nodes = (self._gpus[queue], self._memory[queue])
         return any(n.limits.nominal is not None and n.use > n.subtree for n in nodes)
 
+    def beyond_milli(self, queue: str) -> int:
+        """Return use beyond the nominal amount in thousandths of that amount; the larger of both resources."""
+        if queue not in self._gpus:
+            return 0
+        nodes = (self._gpus[queue], self._memory[queue])
+        return max((n.use - n.subtree) * 1000 // max(1, n.subtree) if n.bounded else 0 for n in nodes)
+
     def unlimited(self, queue: str) -> bool:
         """Return whether no quota applies to the queue at all."""
         if queue not in self._gpus:

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Pool:
-    """Victims to choose from, cheapest of the lowest priority first, and the world to try them in."""
+    """Victims to choose from, cheapest of the lowest rank first, and the world to try them in."""
 
     world: World
     victims: list[Victim]
     budgets: dict[str, int]  # disruptions left by budget
+    rank: Callable[[Victim], int]  # importance; what is displaced first has the lowest
     may_go: Callable[[Victim], bool]  # as the world stands
     fits: Callable[[], bool]  # as the world stands
     outage_seconds: float
@@ -55,8 +56,8 @@ def cheapest(pool: Pool) -> tuple[Victim, ...] | None:
     if pool.fits():
         return ()
     everybody = pool.victims
-    for threshold in sorted({v.priority for v in everybody}):
-        pool.victims = [v for v in everybody if v.priority <= threshold]
+    for threshold in sorted({pool.rank(v) for v in everybody}):
+        pool.victims = [v for v in everybody if pool.rank(v) <= threshold]
         start = _greedy(pool)
         if start is not None:
             return _Descent(pool, start).run()
@@ -78,7 +79,7 @@ def _greedy(pool: Pool) -> list[Victim] | None:
     pool.give_back(taken)
     if not fits:
         return None
-    for victim in sorted(taken, key=lambda v: (-v.priority, -v.cost, v.pod.key)):
+    for victim in sorted(taken, key=lambda v: (-pool.rank(v), -v.cost, v.pod.key)):
         fewer = [v for v in taken if v is not victim]
         if suffices(pool, fewer):
             taken = fewer

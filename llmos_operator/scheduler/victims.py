@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.scheduler.quota import QuotaTree
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Workload
 
@@ -39,12 +40,13 @@ class Victim:
     priority: int
     cost: int  # while its workload keeps its minimum
     spare: int  # replicas its workload can lose before an outage
+    beyond: int  # how far its queue is beyond its nominal share, in thousandths of that share
     budgets: tuple[str, ...]  # disruption budgets that cover it
 
     @property
     def order(self) -> tuple[int, int, str]:
-        """Cheapest first, inside the lowest priority."""
-        return (self.priority, self.cost, self.pod.key)
+        """Cheapest first; of equals, work of the queue that is furthest beyond its share."""
+        return (self.cost, -self.beyond, self.pod.key)
 
 
 class VictimIndex:
@@ -53,10 +55,18 @@ class VictimIndex:
     `device_rows`, `device_columns` and `device_victims` list every device of every victim, for sums over devices.
     """
 
-    def __init__(self, snapshot: Snapshot, policy: Policy, now: float, row_of: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        policy: Policy,
+        now: float,
+        row_of: Mapping[str, int],
+        tree: QuotaTree,
+    ) -> None:
         self._policy = policy
         self._now = now
         self._profiles = {(p.uri, p.revision): p for p in snapshot.profiles.values()}
+        self._beyond = {queue: tree.beyond_milli(queue) for queue in snapshot.charged}
         self._reload: dict[tuple[str, str, str], float | None] = {}
         self._workloads = {w.uid: w for w in snapshot.workloads.values()}
         self._budgets_in: dict[str, list[DisruptionBudget]] = defaultdict(list)
@@ -70,7 +80,7 @@ class VictimIndex:
                 victim = self._victim(pod, running)
                 if victim is not None and pod.node in row_of:
                     found.append(victim)
-        found.sort(key=lambda v: (row_of[v.pod.node], v.order))
+        found.sort(key=lambda v: (row_of[v.pod.node], v.priority, v.order))
         self.victims = found
         self._fill(snapshot, row_of)
 
@@ -112,7 +122,8 @@ class VictimIndex:
         if any(self.budgets[key] <= 0 for key in budgets):
             return None
         spare = max(0, running - workload.min_replicas) if workload is not None else 0
-        return Victim(pod, claim, claim.priority, self._cost(claim, pod, workload), spare, budgets)
+        cost = self._cost(claim, pod, workload)
+        return Victim(pod, claim, claim.priority, cost, spare, self._beyond.get(claim.queue, 0), budgets)
 
     def _covering(self, pod: Pod) -> tuple[str, ...]:
         budgets = self._budgets_in.get(pod.namespace) if self._budgets_in else None

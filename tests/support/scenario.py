@@ -1,0 +1,336 @@
+"""Scenario files: cluster and running work in, expected plan out. See tests/scenarios/README.md for the format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from llmos_operator.api.quantity import parse_bytes, parse_milli
+from llmos_operator.scheduler.cycle import plan
+from llmos_operator.scheduler.policy import Policy, PreemptionLimits
+from llmos_operator.state.types import (
+    DeviceSelector,
+    DisruptionBudget,
+    DisruptionStep,
+    FormatProfile,
+    Namespace,
+    Placement,
+    Pod,
+    PodPhase,
+    PreemptionPolicy,
+    Queue,
+    Requirement,
+    Selector,
+    Sharing,
+    Toleration,
+    WorkloadKind,
+)
+from tests.support import builders
+from tests.support.builders import (
+    LONG_AGO,
+    NOW,
+    ClusterBuilder,
+    NodeBuilder,
+    WorkloadBuilder,
+    a_node,
+    a_workload,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmos_operator.scheduler.plan import Plan
+
+SHAPES = {"small": builders.SMALL_MODEL, "large": builders.LARGE_MODEL}
+MOST_CYCLES = 6
+
+
+@dataclass
+class Scenario:
+    """A loaded file: the cluster it describes, and what is expected of it."""
+
+    name: str
+    cluster: ClusterBuilder
+    policy: Policy
+    expect: dict[str, Any]
+    then: dict[str, Any] = field(default_factory=dict)
+
+
+def load(path: Path) -> Scenario:
+    """Read a scenario; an unknown key is an error, so that a typing mistake cannot make a test pass."""
+    data = yaml.safe_load(path.read_text())
+    cluster = ClusterBuilder()
+    known = {
+        "about",
+        "source",
+        "policy",
+        "priorities",
+        "queues",
+        "namespaces",
+        "models",
+        "budgets",
+        "nodes",
+        "running",
+        "pending",
+        "expect",
+        "then",
+    }
+    _only(data, known, path.name)
+    cluster.with_priorities(**data.get("priorities", {}))
+    for queue in data.get("queues", [{"name": "default"}]):
+        cluster.add(_queue(queue))
+    for name, labels in data.get("namespaces", {}).items():
+        cluster.add(Namespace(name, labels))
+    for one in data.get("models", []):
+        cluster.add(_profile(one))
+    for one in data.get("budgets", []):
+        cluster.add(_budget(one))
+    for one in data["nodes"]:
+        cluster.add(_node(one))
+    for one in data.get("running", []):
+        _run(cluster, one)
+    for one in data.get("pending", []):
+        cluster.add(_workload(one))
+    policy = _policy(data.get("policy", {}))
+    return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}))
+
+
+def _only(data: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = set(data) - known
+    if unknown:
+        raise ValueError(f"{where}: unknown keys {sorted(unknown)}; known are {sorted(known)}")
+
+
+def _policy(data: dict[str, Any]) -> Policy:
+    limits = PreemptionLimits(**data.pop("preemption", {}))
+    return Policy(preemption=limits, **data)
+
+
+def _queue(data: dict[str, Any]) -> Queue:
+    _only(
+        data,
+        {
+            "name",
+            "parent",
+            "nominal",
+            "borrowing",
+            "lending",
+            "weight",
+            "reclaim",
+            "within",
+            "ceiling",
+            "namespaces",
+        },
+        f"queue {data.get('name')}",
+    )
+
+    def milli(key: str) -> int | None:
+        return parse_milli(str(data[key])) if key in data else None
+
+    return Queue(
+        data["name"],
+        parent=data.get("parent", ""),
+        weight=data.get("weight", 1),
+        nominal_gpu_milli=milli("nominal"),
+        borrowing_gpu_milli=milli("borrowing"),
+        lending_gpu_milli=milli("lending"),
+        reclaim=data.get("reclaim", "Any"),
+        preempt_within=data.get("within", True),
+        priority_ceiling=data.get("ceiling"),
+        namespaces=_selector(data.get("namespaces", {})),
+    )
+
+
+def _selector(labels: dict[str, str]) -> Selector:
+    return Selector(tuple(Requirement(k, "In", (v,)) for k, v in sorted(labels.items())))
+
+
+def _profile(data: dict[str, Any]) -> Any:
+    _only(data, {"uri", "shape", "formats", "base"}, f"model {data.get('uri')}")
+    formats = tuple(FormatProfile(name, **values) for name, values in data.get("formats", {}).items())
+    base = {"base_bytes": parse_bytes(data["base"])} if "base" in data else {}
+    return builders.a_profile(data["uri"], SHAPES[data["shape"]], *formats, **base)
+
+
+def _budget(data: dict[str, Any]) -> DisruptionBudget:
+    return DisruptionBudget(f"default/{data['name']}", _selector(data["labels"]), data["allowed"])
+
+
+def _node(data: dict[str, Any]) -> NodeBuilder:
+    _only(
+        data,
+        {
+            "name",
+            "gpus",
+            "product",
+            "memory",
+            "cpu",
+            "host",
+            "labels",
+            "taints",
+            "cordoned",
+            "ready",
+            "heard",
+            "unhealthy",
+            "observed",
+            "mig",
+            "pods",
+        },
+        f"node {data.get('name')}",
+    )
+    node = a_node(data["name"]).with_host(
+        str(data.get("cpu", 64)), data.get("host", "512Gi"), data.get("pods", 110)
+    )
+    if data.get("gpus"):
+        node.with_gpus(
+            data["gpus"], data.get("product", "A100-80G"), data.get("memory", ""), mig=data.get("mig", False)
+        )
+    node.labelled(**data.get("labels", {}))
+    for taint in data.get("taints", []):
+        node.tainted(**taint)
+    for index in data.get("unhealthy", []):
+        node.unhealthy(index)
+    for index, amount in data.get("observed", {}).items():
+        node.observed_using(index, amount)
+    if data.get("cordoned"):
+        node.cordoned()
+    if not data.get("ready", True):
+        node.not_ready()
+    if "heard" in data:
+        node.last_heard(data["heard"])
+    return node
+
+
+_WORKLOAD_KEYS = {
+    "name", "namespace", "priority", "queue", "gpus", "memory", "shared", "sharing", "replicas", "least", "model",
+    "format", "mode", "allowed", "min_bits", "max_loss", "waited", "context", "kind", "node_selector", "tolerations",
+    "product", "min_memory", "never", "order", "min_runtime", "suspended", "placement", "seqs", "accelerators",
+}  # fmt: skip
+
+
+def _workload(data: dict[str, Any]) -> WorkloadBuilder:
+    _only(data, _WORKLOAD_KEYS, f"workload {data.get('name')}")
+    builder = a_workload(data["name"], data.get("namespace", "default"))
+    builder.gpus(data.get("gpus", 1)).priority(data.get("priority", "")).in_queue(data.get("queue", ""))
+    builder.replicas(data.get("replicas", 1), data.get("least", 1)).created(data.get("waited", 3600))
+    if "memory" in data:
+        builder.needing(data["memory"])
+    if "shared" in data:
+        builder.shared().needing(data["shared"])
+    if "sharing" in data:
+        builder.with_(sharing=Sharing(data["sharing"]))
+    if "model" in data:
+        builder.serving(data["model"])
+    if {"mode", "format", "allowed", "min_bits", "max_loss"} & set(data):
+        mode = data.get("mode", "Fixed" if "format" in data else "Auto")
+        builder.at(
+            mode,
+            data.get("format", ""),
+            tuple(data.get("allowed", ("bf16", "int8", "int4"))),
+            min_bits=data.get("min_bits", 4),
+            max_quality_loss_milli=data.get("max_loss"),
+        )
+    changes: dict[str, Any] = {}
+    if "context" in data:
+        changes["max_model_len"] = data["context"]
+    if "seqs" in data:
+        changes["max_num_seqs"] = data["seqs"]
+    if "kind" in data:
+        changes["kind"] = WorkloadKind(data["kind"])
+    if "node_selector" in data:
+        changes["node_selector"] = _selector(data["node_selector"])
+    if "tolerations" in data:
+        changes["tolerations"] = tuple(Toleration(**t) for t in data["tolerations"])
+    if "product" in data or "min_memory" in data:
+        changes["selector"] = DeviceSelector(
+            tuple(data.get("product", ())), parse_bytes(data.get("min_memory", 0))
+        )
+    if data.get("never"):
+        changes["preemption"] = PreemptionPolicy.NEVER
+    if "order" in data:
+        changes["disruption_order"] = tuple(DisruptionStep(s) for s in data["order"])
+    if "placement" in data:
+        changes["placement"] = Placement(data["placement"])
+    changes["suspended"] = data.get("suspended", False)
+    return builder.with_(**changes)
+
+
+def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
+    """Let replicas of a workload run: `on` lists {node, devices} of each replica."""
+    data = dict(data)
+    places = data.pop("on")
+    ran = data.pop("ran", NOW - LONG_AGO)
+    terminating = data.pop("terminating", None)  # seconds since its grace ended; negative: still to go
+    labels = data.pop("labels", {})
+    least_runtime = float(data.pop("min_runtime", 0.0))
+    data["replicas"] = data.get("replicas", len(places))
+    builder = _workload(data)
+    for ordinal, place in enumerate(places):
+        pod = cluster.running(
+            builder,
+            place["node"],
+            place.get("devices", ()),
+            ordinal,
+            bound_at=NOW - ran,
+            min_runtime=least_runtime,
+        )
+        changes: dict[str, Any] = {"started_at": NOW - ran, "labels": {**pod.labels, **labels}}
+        if terminating is not None:
+            changes |= {"phase": PodPhase.TERMINATING, "deletion_at": NOW - terminating}
+        cluster.store.apply_pod(replace(pod, **changes))
+
+
+def workload_name(key: str) -> str:
+    """Return the name part of a workload's key."""
+    return key.partition("/")[2]
+
+
+def summary(made: Plan) -> dict[str, Any]:
+    """Return a plan in the words of `expect`."""
+    return {
+        "evict": sorted(workload_name(e.victim) for e in made.evictions),
+        "bind": sorted(f"{workload_name(b.claim.workload)} on {b.claim.node}" for b in made.binds),
+        "wait": {workload_name(w.workload): str(w.reason) for w in made.waits},
+        "format": {workload_name(b.claim.workload): b.claim.format for b in made.binds},
+        "reasons": {workload_name(e.victim): str(e.reason) for e in made.evictions},
+        "devices": {
+            workload_name(b.claim.workload): [int(d.rpartition("-")[2]) for d in b.claim.devices]
+            for b in made.binds
+        },
+        "context": {workload_name(b.claim.workload): b.claim.max_model_len for b in made.binds},
+        "position": {
+            workload_name(d.workload): d.queue_position for d in made.decisions.values() if d.queue_position
+        },
+        "messages": {workload_name(d.workload): d.message for d in made.decisions.values()},
+        "rejected": {
+            workload_name(d.workload): {r.reason: r.nodes for r in d.rejected}
+            for d in made.decisions.values()
+        },
+    }
+
+
+def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
+    """Let evicted pods be gone and bound ones run, as an executor and kubelets would in time."""
+    for eviction in made.evictions:
+        cluster.store.delete_pod(eviction.pod, eviction.pod_uid)
+    for bind in made.binds:
+        claim = bind.claim
+        cluster.store.assume(claim)
+        cluster.store.apply_pod(
+            Pod(
+                claim.pod,
+                f"pod-uid-{claim.pod}",
+                claim.node,
+                claim=claim,
+                cpu_milli=claim.cpu_milli,
+                memory_bytes=claim.memory_bytes,
+                started_at=NOW,
+            )
+        )
+
+
+def plan_of(scenario: Scenario, now: float = NOW) -> Plan:
+    """Return the plan of the scenario as it stands."""
+    return plan(scenario.cluster.snapshot(), scenario.policy, now)
