@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llmos_operator.cli import chat, explain, logs, queue, status, top, version
+from llmos_operator.cli import chat, explain, local, logs, queue, status, top, version
 from llmos_operator.cli.failures import FAILED, CommandFailed
 from llmos_operator.errors import LlmosError
 
@@ -31,6 +31,7 @@ app.command("explain")(explain.command)
 app.command("chat")(chat.command)
 app.command("logs")(logs.command)
 app.command("version")(version.command)
+app.add_typer(local.app, name="local")
 
 
 def main(argv: Sequence[str]) -> int:

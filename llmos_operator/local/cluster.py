@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_operator.errors import Permanent
 from llmos_operator.local.binaries import resolve
+from llmos_operator.local.certificates import write_private
 from llmos_operator.local.images import write_images
 from llmos_operator.local.layout import ENV_CLUSTER, ClusterPaths
 from llmos_operator.local.processes import (
@@ -32,7 +34,6 @@ from llmos_operator.local.tools import Tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from llmos_operator.local.images import Image
 
@@ -71,6 +72,11 @@ class LocalCluster:
     def spec(self) -> ClusterSpec:
         """Return what the cluster was asked to be."""
         return ClusterSpec.read(self.paths.spec)
+
+    @property
+    def started_here(self) -> bool:
+        """Whether this very object started the cluster that runs, or tried to."""
+        return self._supervisor is not None
 
     # -- up
 
@@ -162,9 +168,22 @@ class LocalCluster:
         wait_gone(left, 5.0)
         return left
 
+    def copy_kubeconfig(self, target: Path) -> None:
+        """Also write the administrator's kubeconfig to ``target``; :meth:`down` removes it if it is still ours."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_private(target, self.paths.kubeconfig.read_bytes())
+        self.paths.kubeconfig_copy.write_text(str(target), encoding="utf-8")
+
+    def _remove_copy(self) -> None:
+        if self.paths.kubeconfig_copy.exists() and self.paths.kubeconfig.exists():
+            copy = Path(self.paths.kubeconfig_copy.read_text(encoding="utf-8"))
+            if copy.is_file() and copy.read_bytes() == self.paths.kubeconfig.read_bytes():
+                copy.unlink()
+
     def _clear(self, *, keep_logs: bool) -> None:
         if not self.paths.root.is_dir():
             return
+        self._remove_copy()
         for entry in self.paths.root.iterdir():
             if keep_logs and entry.name in _KEPT:
                 continue

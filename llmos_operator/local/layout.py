@@ -66,6 +66,11 @@ class ClusterPaths:
         return self.root / "kubeconfig"
 
     @property
+    def kubeconfig_copy(self) -> Path:
+        """Names the file the kubeconfig was also written to, if it was."""
+        return self.root / "kubeconfig-copy"
+
+    @property
     def state(self) -> Path:
         """What runs: pids with start times, addresses, stages. Written by the supervisor."""
         return self.root / "state.json"

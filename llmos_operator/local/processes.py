@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.01
 _STAT_STARTTIME = 19  # index after the command name: field 22 of proc(5)
-_STAT_SESSION = 3
+_STAT_RSS = 21
 _STAT_STATE = 0
 
 
@@ -157,7 +157,7 @@ def marked_processes(marker: str) -> Iterator[ProcessRecord]:
                 yield ProcessRecord.of(marker, int(entry.name))
 
 
-def session_of(pid: int) -> int | None:
-    """Return the session id of ``pid``, None if it has ended."""
+def resident_bytes(pid: int) -> int | None:
+    """Return the resident memory of ``pid``, None if it has ended."""
     fields = _stat(pid)
-    return None if fields is None else int(fields[_STAT_SESSION])
+    return None if fields is None else int(fields[_STAT_RSS]) * os.sysconf("SC_PAGE_SIZE")

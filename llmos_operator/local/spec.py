@@ -77,7 +77,9 @@ class ClusterSpec(_Strict):
         return cls.model_validate(document)
 
 
-def uniform_nodes(count: int, gpus_per_node: int, models: tuple[GpuModel, ...]) -> tuple[NodeSpec, ...]:
+def uniform_nodes(
+    count: int, gpus_per_node: int, models: tuple[GpuModel, ...], *, cpu: str = "32", memory: str = "64Gi"
+) -> tuple[NodeSpec, ...]:
     """Return ``count`` nodes of ``gpus_per_node`` devices; several models are dealt to the nodes in turn.
 
     Four nodes share a rack, four racks a zone.
@@ -86,6 +88,8 @@ def uniform_nodes(count: int, gpus_per_node: int, models: tuple[GpuModel, ...]) 
         NodeSpec(
             name=f"sim-{ordinal}",
             gpus=(models[ordinal % len(models)],) * gpus_per_node if models else (),
+            cpu=cpu,
+            memory=memory,
             rack=f"rack-{ordinal // 4}",
             zone=f"zone-{ordinal // 16}",
         )

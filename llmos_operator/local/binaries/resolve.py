@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmos_operator.errors import Permanent
+from llmos_operator.errors import Permanent, Retryable
 from llmos_operator.local.binaries import versions
+from llmos_operator.local.binaries.building import build
+from llmos_operator.local.binaries.published import Downloader, published
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Progress = Callable[[str, str], None]  # (program, what happens to it)
 
 ENV_ASSETS = "KUBEBUILDER_ASSETS"
-
-Progress = Callable[[str, str], None]
-"""Called with (binary, what happens to it)."""
+ENV_DOWNLOAD = "LLMOS_DOWNLOAD"  # "0": build what is missing without asking any release host
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +59,49 @@ def resolve(names: Sequence[str] = versions.NAMES, progress: Progress = quiet) -
     Raises :class:`Permanent` with what to do when a program cannot be had.
     """
     cache = versions.cache_folder()
-    folders = [cache]
-    if assets := os.environ.get(ENV_ASSETS):
-        folders.insert(0, Path(assets))
+    folders = [Path(os.environ[ENV_ASSETS]), cache] if os.environ.get(ENV_ASSETS) else [cache]
     found = find(names, folders)
     missing = [name for name in names if name not in found]
     if missing:
-        msg = f"no {', '.join(missing)} in {', '.join(map(str, folders))}"
-        raise Permanent(msg, reason="BinaryMissing")
-    for name, path in found.items():
-        progress(name, f"found {path}")
+        downloader = Downloader(cache, progress)
+        with _only_one(cache, progress, missing[0]):
+            for name in missing:  # another process may have made some while this one waited
+                found[name] = _executable(cache, name) or _obtain(name, downloader, cache, progress)
     return Binaries(found)
+
+
+def _obtain(name: str, downloader: Downloader, cache: Path, progress: Progress) -> Path:
+    reason = "downloads are switched off"
+    if os.environ.get(ENV_DOWNLOAD, "1") != "0":
+        try:
+            return downloader.fetch(name, published(name, *versions.go_platform()))
+        except Retryable as error:
+            reason = str(error)
+    progress(name, f"not downloaded ({reason})")
+    try:
+        return build(name, cache, progress)
+    except Permanent as error:
+        if error.reason != "GoMissing":
+            raise
+        msg = (
+            f"{name} is missing and cannot be had.\n  download: {reason}\n  build: {error}\n"
+            f"Or set {ENV_ASSETS} to a folder that has {name} {_version(name)}."
+        )
+        raise Permanent(msg, reason="BinaryMissing") from error
+
+
+def _version(name: str) -> str:
+    return {"etcd": versions.ETCD, "helm": versions.HELM}.get(name, versions.KUBERNETES)
+
+
+@contextmanager
+def _only_one(cache: Path, progress: Progress, name: str) -> Iterator[None]:
+    """Let one process fill the cache at a time."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(name, "waiting for another process that downloads or builds")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
