@@ -81,8 +81,12 @@ class Collector:
         process_interval: float,
         monotonic: Callable[[], float],
         notify: Callable[[], None] = lambda: None,
+        event_wait: float = EVENT_WAIT_SECONDS,
     ) -> None:
-        """Intervals in seconds; ``notify`` is called from the event thread when an event came."""
+        """Intervals in seconds; ``notify`` is called from the event thread when an event came.
+
+        ``event_wait`` is how long one wait for events may block, and so how long `join` may take.
+        """
         self.figures = Figures()
         self._backend = backend
         self._in_flight = in_flight
@@ -90,6 +94,7 @@ class Collector:
         self._process_interval = process_interval
         self._monotonic = monotonic
         self._notify = notify
+        self._event_wait = event_wait
         self._stopping = threading.Event()
         self._worker = _Worker()
         self._abandoned: list[_Worker] = []
@@ -194,7 +199,9 @@ class Collector:
             self._in_flight.forget(threading.get_ident())
 
     def _round(self, worker: _Worker) -> None:
-        stuck = {other.hang.device for other in self._abandoned if other.hang is not None}
+        stuck = {
+            other.hang.device for other in self._abandoned if other.hang is not None and other.hang.device
+        }
         if not any(other.enumerating for other in self._abandoned):
             worker.enumerating = True
             devices = self._backend.devices()
@@ -263,7 +270,7 @@ class Collector:
         failures = 0
         while not self._stopping.is_set():
             try:
-                events = self._backend.events(EVENT_WAIT_SECONDS)
+                events = self._backend.events(self._event_wait)
             except DriverLost:
                 raise
             except LlmosError as error:

@@ -150,12 +150,11 @@ nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, un
 }
 
 nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *out) {
-    nvmlReturn_t result = small(__func__, device, "mig.slots", out);
-    if (result == NOT_SUPPORTED) {
-        *out = 0;
-        return OK;
-    }
-    return result;
+    u64 slots = 0;
+    DEVICE(device);
+    if (control_number(&slots, "%s.mig.slots", key) == NOT_SUPPORTED) slots = 0; /* a card without MIG says 0 */
+    *out = (unsigned int)slots;
+    return OK;
 }
 
 nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int slot, nvmlDevice_t *out) {

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 SOURCES = Path(__file__).parent.parent / "nvml_double"
@@ -69,7 +70,7 @@ def build() -> Path:
 
 
 class Double:
-    """The control file of the library. Changes are seen by it when :meth:`write` returns, at most 1 ms later."""
+    """The control file of the library. It has seen a change when :meth:`write` returns."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "control"
@@ -90,6 +91,7 @@ class Double:
         building = self.path.with_suffix(".new")
         building.write_text(text)
         building.replace(self.path)
+        time.sleep(0.0015)  # the library looks once a millisecond: after this it has seen the change
         return self
 
     def set(self, **values: object) -> Double:
@@ -241,7 +243,7 @@ PROFILES: dict[str, dict[str, object]] = {
             "memory.total": 12 * GIB,
             "events": XID_EVENT,
         }.items()
-        if key not in {"pcie.replays"}
+        if key != "pcie.replays"
     },
 }
 

@@ -158,6 +158,8 @@ class NvmlBackend:
                 spread=spread,
             )
             self._readers[device.uuid] = reader
+        if reader is not None:
+            reader.info = device
         return reader
 
     def _still(self, device: DeviceInfo, reader: DeviceReader) -> bool:
@@ -230,7 +232,7 @@ class NvmlBackend:
         handle = self._handles[gpu.uuid]
         if gpu.uuid not in self._slots:
             slots = self._ask(calls.MIG_SLOTS, gpu.uuid, handle)
-            if slots is None:
+            if not slots:
                 return self._instances.get(gpu.uuid, ())
             self._slots[gpu.uuid] = slots
         known = {instance.uuid: instance for instance in self._instances.get(gpu.uuid, ())}
@@ -244,7 +246,9 @@ class NvmlBackend:
                     return tuple(known.values())  # the GPU is sick, its instances have not gone away
                 continue
             self._set_handle(uuid, instance)
-            found.append(known.get(uuid) or self._describe_instance(gpu, uuid, instance))
+            old = known.get(uuid)
+            complete = old is not None and old.memory_bytes and old.gpu_instance is not None
+            found.append(old if old and complete else self._describe_instance(gpu, uuid, instance))
         return tuple(found)
 
     def _describe_instance(self, gpu: DeviceInfo, uuid: str, handle: Handle) -> DeviceInfo:

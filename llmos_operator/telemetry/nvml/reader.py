@@ -58,7 +58,7 @@ class DeviceReader:
         self.handle = handle
         self.gone = False  # the handle no longer names this device: enumerate again
         self._nvml = nvml
-        self._info = info
+        self.info = info
         self._blocked: dict[object, float] = {}
         self._replaced: dict[object, Call[Any]] = {}
         self._told: dict[Capability, set[object]] = {}  # which calls told something, by capability
@@ -90,7 +90,7 @@ class DeviceReader:
         except _Stopped:
             self._counters = None
         return Sample(
-            uuid=self._info.uuid,
+            uuid=self.info.uuid,
             at=now,
             **values,
             energy_millijoules=self._energy if not self._faults else None,
@@ -116,7 +116,7 @@ class DeviceReader:
         """Give back what the driver holds for this reader; failures no longer matter."""
         for sample in self._gpm:
             try:
-                self._nvml.gpm_free(sample, self._info.uuid)
+                self._nvml.gpm_free(sample, self.info.uuid)
             except NvmlFailure:
                 return
         self._gpm = []
@@ -131,7 +131,7 @@ class DeviceReader:
         if blocked is not None and self._now < blocked:
             return None
         try:
-            value = self._nvml.get(call, self._info.uuid, self.handle, *args)
+            value = self._nvml.get(call, self.info.uuid, self.handle, *args)
         except NvmlFailure as failure:
             if failure.meaning is Meaning.ABSENT and call.older is not None:
                 self._replaced[call] = call.older
@@ -188,7 +188,7 @@ class DeviceReader:
             values["memory_reserved_bytes"] = memory.reserved
             if memory.reserved is not None:
                 self._tells(Capability.MEMORY_RESERVED, calls.MEMORY)
-        if self._info.is_mig:
+        if self.info.is_mig:
             return  # utilisation, heat and power belong to the whole GPU; an instance cannot tell its part
         rates = self._get(calls.UTILIZATION, Capability.UTILIZATION)
         if rates is not None:
@@ -202,7 +202,7 @@ class DeviceReader:
     def _read_counters(self) -> Counters:
         values: dict[str, Any] = {}
         self._read_gpm(values)
-        if self._info.is_mig:
+        if self.info.is_mig:
             return Counters(at=self._now, **values)
         self._energy = self._get(calls.ENERGY, Capability.ENERGY)
         values["power_limit_milliwatts"] = self._get(calls.POWER_LIMIT, Capability.POWER_LIMIT)
@@ -225,7 +225,7 @@ class DeviceReader:
         values["sram_threshold_exceeded"] = self._probe(
             Capability.SRAM_ECC,
             "sram",
-            lambda: self._nvml.sram_threshold_exceeded(self.handle, self._info.uuid),
+            lambda: self._nvml.sram_threshold_exceeded(self.handle, self.info.uuid),
         )
         rows = self._get(calls.REMAPPED_ROWS, Capability.REMAPPED_ROWS)
         if rows is not None:
@@ -279,7 +279,7 @@ class DeviceReader:
 
     def _read_fields(self, values: dict[str, Any]) -> None:
         wanted = [field for field in _FIELDS if self._now >= self._blocked.get(field, 0.0)]
-        answers = self._probe(None, "fields", lambda: self._nvml.fields(self.handle, self._info.uuid, wanted))
+        answers = self._probe(None, "fields", lambda: self._nvml.fields(self.handle, self.info.uuid, wanted))
         known: dict[Field, int | float] = {}
         for field, answer in (answers or {}).items():
             if isinstance(answer, NvmlFailure):
@@ -302,7 +302,7 @@ class DeviceReader:
         )
 
     def _read_gpm(self, values: dict[str, Any]) -> None:
-        uuid = self._info.uuid
+        uuid = self.info.uuid
         if not self._probe(
             None, calls.GPM_SUPPORT, lambda: self._nvml.get(calls.GPM_SUPPORT, uuid, self._gpu)
         ):
@@ -330,7 +330,7 @@ class DeviceReader:
             )
 
     def _take_gpm(self, into: Handle) -> bool:
-        self._nvml.gpm_take(self._gpu, into, self._info.uuid, self._info.gpu_instance)
+        self._nvml.gpm_take(self._gpu, into, self.info.uuid, self.info.gpu_instance)
         return True
 
 
