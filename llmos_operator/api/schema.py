@@ -12,7 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from pydantic.alias_generators import to_camel
 
 INT32_MAX = (1 << 31) - 1
-INT64_MAX = (1 << 63) - 1
+# The largest whole number that JSON carries exactly. The API server reads bounds of a schema as floats: 2^63 - 1 would
+# become 2^63, which is no int64, and every write of the field would be refused.
+INT64_MAX = (1 << 53) - 1
 
 
 @dataclass(frozen=True, slots=True)
