@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 # Modules with a command line of `[--check]`: exit status 1 and a message naming the stale files.
-GENERATORS = ("llmos_operator.api.crd", "scripts.chart", "scripts.reference")
+GENERATORS = ("llmos_operator.api.crd", "scripts.chart", "scripts.dashboards", "scripts.reference")
 
 
 def main() -> int:

@@ -70,6 +70,8 @@ def account(name: str) -> str:
         ("llmos-operator", "watch", "secrets", "", False),
         ("llmos-operator", "patch", "modelworkloads/status.llmos.dev", "team", True),
         ("llmos-operator", "patch", "modelworkloads.llmos.dev", "team", False),
+        ("llmos-operator", "patch", "pods", "team", False),
+        ("llmos-operator", "patch", "pods", NAMESPACE, True),
         ("llmos-operator", "create", "pods/exec", "team", False),
         ("llmos-operator", "update", "leases.coordination.k8s.io/llmos-operator", NAMESPACE, True),
         ("llmos-operator", "update", "leases.coordination.k8s.io/llmos-operator", "team", False),

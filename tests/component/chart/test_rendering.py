@@ -7,7 +7,9 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
+from llmos_operator.api import names
 from llmos_operator.settings import AgentSettings, GatewaySettings, OperatorSettings, load
 from tests.support.chart import CHART, NAMESPACE, VALUES_FILES, HelmError, find, helm, pod_specs, render
 
@@ -287,3 +289,59 @@ def test_notes_warn_of_risky_values():
     quiet = helm(*command).partition("NOTES:")[2]
     assert "WARNING:" not in quiet
     assert "kubectl apply -f -" in quiet
+
+
+def test_monitors_find_ports_that_exist():
+    objects = render("everything-values.yaml")
+    monitor = find(objects, "ServiceMonitor", "models")["spec"]
+    services = [
+        obj
+        for obj in objects
+        if obj["kind"] == "Service"
+        and monitor["selector"]["matchLabels"].items() <= obj["metadata"]["labels"].items()
+    ]
+    assert {obj["metadata"]["name"] for obj in services} == {f"models-{name}-metrics" for name in SETTINGS}
+    for obj in services:
+        assert obj["spec"]["publishNotReadyAddresses"] is True  # a sick process is measured too
+        assert [port["name"] for port in obj["spec"]["ports"]] == [
+            endpoint["port"] for endpoint in monitor["endpoints"]
+        ]
+    runtimes = find(objects, "PodMonitor", "models-runtimes")["spec"]
+    assert runtimes["selector"]["matchLabels"] == {names.LABEL_ROLE: "runtime"}
+    assert (
+        names.LABEL_WORKLOAD.replace(".", "_").replace("/", "_")
+        in runtimes["podMetricsEndpoints"][0]["relabelings"][0]["sourceLabels"][0]
+    )
+
+
+def test_rules_and_dashboards_are_rendered_as_they_are_in_the_chart():
+    objects = render("everything-values.yaml")
+    rules = [
+        rule
+        for group in find(objects, "PrometheusRule", "models")["spec"]["groups"]
+        for rule in group["rules"]
+    ]
+    source = [
+        rule
+        for group in yaml.safe_load((CHART / "alerts.yaml").read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    assert [(rule["alert"], rule["expr"]) for rule in rules] == [
+        (rule["alert"], rule["expr"]) for rule in source
+    ]
+    for rule in rules:
+        assert (
+            rule["annotations"]["runbook_url"]
+            == f"https://runbooks.example.com/alerts.md#{rule['alert'].lower()}"
+        )
+    for path in (CHART / "dashboards").glob("*.json"):
+        config = find(objects, "ConfigMap", f"models-dashboard-{path.stem}")
+        assert json.loads(config["data"][path.name]) == json.loads(path.read_text())
+        assert config["metadata"]["labels"]["grafana_dashboard"] == "yes"
+        assert config["metadata"]["annotations"] == {"grafana_folder": "LLMOS"}
+
+
+def test_the_leader_alone_gets_telemetry_and_all_are_measured():
+    objects = render()
+    assert find(objects, "Service", "llmos-operator")["spec"]["selector"][names.LABEL_LEADER] == "true"
+    assert names.LABEL_LEADER not in find(objects, "Service", "llmos-operator-metrics")["spec"]["selector"]
