@@ -1,0 +1,253 @@
+"""The serving API as a FastAPI application: routes and their OpenAPI description.
+
+Bodies are validated by pydantic from the raw bytes, so routes take the request itself and name their model in
+`openapi_extra`.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from llmos_operator import __version__
+from llmos_operator.observability.metrics import render
+from llmos_operator.runtime.answers import ApiError, bad_request
+from llmos_operator.runtime.embeddings import embed
+from llmos_operator.runtime.exchange import AnswerReply, error_reply, json_reply, read_body
+from llmos_operator.runtime.planning import plan_chat, plan_completion, render_messages
+from llmos_operator.runtime.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from prometheus_client import CollectorRegistry
+    from pydantic import BaseModel
+
+    from llmos_operator.clock import Clock
+    from llmos_operator.runtime.answering import Kitchen
+    from llmos_operator.runtime.host import ModelHost
+
+    Route = Callable[[Request], Awaitable[Response]]
+
+_SCHEMAS = "#/components/schemas/{model}"
+
+
+class ServingApi:
+    """Handlers of the serving API."""
+
+    def __init__(
+        self,
+        host: ModelHost,
+        kitchen: Kitchen,
+        registry: CollectorRegistry,
+        clock: Clock,
+        live: Callable[[], str],
+    ) -> None:
+        """``live`` returns "" or why the process should be restarted."""
+        self._host = host
+        self._kitchen = kitchen
+        self._registry = registry
+        self._clock = clock
+        self._live = live
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a conversation."""
+        self._need("chat", "/v1/chat/completions")
+        body = await read_body(request, ChatRequest)
+        model = self._host.require(body.model)
+        self._need_generation(model.info.generative, model.name)
+        plan = await plan_chat(body, model, max_choices=self._host.settings.max_choices)
+        return AnswerReply(self._kitchen, plan, model, int(self._clock.now()))
+
+    async def completion(self, request: Request) -> Response:
+        """Continue a text."""
+        self._need("completions", "/v1/completions")
+        body = await read_body(request, CompletionRequest)
+        model = self._host.require(body.model)
+        self._need_generation(model.info.generative, model.name)
+        plan = await plan_completion(body, model, max_choices=self._host.settings.max_choices)
+        return AnswerReply(self._kitchen, plan, model, int(self._clock.now()))
+
+    async def embeddings(self, request: Request) -> Response:
+        """Return vectors of texts."""
+        self._need("embeddings", "/v1/embeddings")
+        body = await read_body(request, EmbeddingRequest)
+        model = self._host.require(body.model)
+        return json_reply(await embed(body, model, self._kitchen))
+
+    async def tokenize(self, request: Request) -> Response:
+        """Return the tokens of a text or a conversation."""
+        body = await read_body(request, TokenizeRequest)
+        model = self._host.require(body.model or self._host.settings.model_name)
+        if (body.prompt is None) == (body.messages is None):
+            raise bad_request("invalid_value", "Give exactly one of 'prompt' and 'messages'.", "prompt")
+        if body.messages is not None:
+            wanted = body.add_generation_prompt is not False
+            text = await render_messages(body.messages, model, add_generation_prompt=wanted)
+            tokens = await model.vocabulary.encode(text, special=bool(body.add_special_tokens))
+        else:
+            special = body.add_special_tokens is not False
+            tokens = await model.vocabulary.encode(body.prompt or "", special=special)
+        return json_reply({"count": len(tokens), "max_model_len": model.max_model_len, "tokens": tokens})
+
+    async def detokenize(self, request: Request) -> Response:
+        """Return the text of tokens."""
+        body = await read_body(request, DetokenizeRequest)
+        model = self._host.require(body.model or self._host.settings.model_name)
+        worst = max(body.tokens, default=0)
+        if worst >= model.info.vocab_size:
+            text = f"'tokens' has {worst}; this model's tokens are 0 to {model.info.vocab_size - 1}."
+            raise bad_request("invalid_value", text, "tokens")
+        return json_reply({"prompt": model.vocabulary.decode(body.tokens, skip_special=False)})
+
+    async def models(self, _: Request) -> Response:
+        """List the served model."""
+        return json_reply({"object": "list", "data": [self._describe()]})
+
+    async def model(self, request: Request) -> Response:
+        """Describe the served model."""
+        name = str(request.path_params["name"])
+        if name != self._host.settings.model_name:
+            self._host.require(name)
+        return json_reply(self._describe())
+
+    async def livez(self, _: Request) -> Response:
+        """200 unless the process should be restarted."""
+        return _probe(self._live())
+
+    async def readyz(self, _: Request) -> Response:
+        """200 while requests are welcome."""
+        return _probe(self._host.not_ready())
+
+    async def startupz(self, _: Request) -> Response:
+        """200 once loading is over, well or badly: a model that cannot be loaded is no reason for a restart."""
+        state = self._host.state()
+        if state.value in {"Ready", "Draining", "Asleep", "Failed"}:
+            return _probe("")
+        load = self._host.status().load
+        share = f" {load.bytes_done} of {load.bytes_total} bytes" if load.bytes_total else ""
+        return _probe(f"{state.value}{share}")
+
+    async def metrics(self, _: Request) -> Response:
+        """Return Prometheus' text."""
+        body, kind = render(self._registry)
+        return Response(body, headers={"content-type": kind})
+
+    async def version(self, _: Request) -> Response:
+        """Return the version of this runtime."""
+        return json_reply({"version": __version__})
+
+    def _describe(self) -> dict[str, Any]:
+        served = self._host.served
+        return {
+            "id": self._host.settings.model_name,
+            "object": "model",
+            "created": served.created if served else int(self._clock.now()),
+            "owned_by": "llmos",
+            "root": self._host.settings.model_name,
+            "parent": None,
+            "max_model_len": served.max_model_len if served else None,
+        }
+
+    def _need(self, part: str, path: str) -> None:
+        if self._host.settings.apis and part not in self._host.settings.apis:
+            served = ", ".join(self._host.settings.apis)
+            text = f"{path} is not served by this workload: its spec.serving.apis are {served}."
+            raise ApiError(HTTPStatus.NOT_FOUND, "unsupported_endpoint", text)
+
+    def _need_generation(self, generative: bool, name: str) -> None:
+        if not generative:
+            raise bad_request(
+                "unsupported_value", f"The model {name} generates no text: use /v1/embeddings.", "model"
+            )
+
+
+def build(api: ServingApi) -> FastAPI:
+    """Return the application."""
+    app = FastAPI(title="LLMOS runtime", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    bodies: list[tuple[str, Route, type[BaseModel]]] = [
+        ("/v1/chat/completions", api.chat, ChatRequest),
+        ("/v1/completions", api.completion, CompletionRequest),
+        ("/v1/embeddings", api.embeddings, EmbeddingRequest),
+        ("/tokenize", api.tokenize, TokenizeRequest),
+        ("/detokenize", api.detokenize, DetokenizeRequest),
+        ("/v1/tokenize", api.tokenize, TokenizeRequest),
+        ("/v1/detokenize", api.detokenize, DetokenizeRequest),
+    ]
+    for path, handler, kind in bodies:
+        app.add_api_route(path, handler, methods=["POST"], response_model=None, openapi_extra=_body(kind))
+    plain: list[tuple[str, Route]] = [
+        ("/v1/models", api.models),
+        ("/v1/models/{name:path}", api.model),
+        ("/livez", api.livez),
+        ("/readyz", api.readyz),
+        ("/health", api.readyz),
+        ("/startupz", api.startupz),
+        ("/metrics", api.metrics),
+        ("/version", api.version),
+    ]
+    for path, handler in plain:
+        app.add_api_route(path, handler, methods=["GET"], response_model=None)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    kinds = {kind for _, _, kind in bodies}
+
+    async def openapi(_: Request) -> Response:
+        return json_reply(_describe_api(app, kinds))
+
+    app.add_route("/openapi.json", openapi, methods=["GET"])
+    return app
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error_reply(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Give the framework's own 404 and 405 OpenAI's shape."""
+    if not isinstance(error, HTTPException):
+        raise error
+    path, headers = request.url.path[:200], dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = headers.get("Allow") or headers.get("allow") or "another method"
+        text, code = f"Not allowed to {request.method} on {path}; use {allowed}.", "method_not_allowed"
+    elif error.status_code == HTTPStatus.NOT_FOUND:
+        text, code = f"Unknown request URL: {request.method} {path}.", "unknown_url"
+    else:
+        text, code = str(error.detail), "http_error"
+    response = error_reply(ApiError(error.status_code, code, text))
+    response.headers.update(headers)
+    return response
+
+
+def _probe(trouble: str) -> Response:
+    return Response(trouble or "ok", status_code=503 if trouble else 200, media_type="text/plain")
+
+
+def _body(kind: type[BaseModel]) -> dict[str, Any]:
+    reference = {"$ref": _SCHEMAS.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def _describe_api(app: FastAPI, kinds: set[type[BaseModel]]) -> dict[str, Any]:
+    """Return the OpenAPI document with the schemas of the bodies."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for kind in sorted(kinds, key=lambda one: one.__name__):
+        schema = kind.model_json_schema(ref_template=_SCHEMAS)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[kind.__name__] = schema
+    return document

@@ -1,0 +1,99 @@
+"""The control API for the operator, on a port of its own, behind the namespace's token.
+
+`GET /control/v1/status`, `POST /control/v1/drain`, `POST /control/v1/budget`; messages of `api.runtime.messages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from llmos_operator.api.runtime.messages import BudgetRequest, DrainRequest
+from llmos_operator.observability.logging import logger
+from llmos_operator.runtime.answers import ApiError, from_validation, unavailable
+from llmos_operator.runtime.exchange import error_reply
+from llmos_operator.runtime.ipc.client import EngineUnavailable
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from llmos_operator.runtime.auth import Gate
+    from llmos_operator.runtime.drain import Drain
+    from llmos_operator.runtime.host import ModelHost
+
+log = logger(__name__)
+
+MAX_BODY = 64 << 10
+LINGER_SECONDS = 1.0
+B = TypeVar("B", bound=BaseModel)
+
+
+class ControlApi:
+    """Handlers of the control API."""
+
+    def __init__(self, host: ModelHost, drain: Drain, gate: Gate) -> None:
+        self._host = host
+        self._drain = drain
+        self._gate = gate
+        self._draining: asyncio.Task[bool] | None = None
+
+    def build(self) -> Starlette:
+        """Return the application."""
+        return Starlette(
+            routes=[
+                Route("/control/v1/status", self.status, methods=["GET"]),
+                Route("/control/v1/drain", self.drain, methods=["POST"]),
+                Route("/control/v1/budget", self.budget, methods=["POST"]),
+            ],
+            exception_handlers={ApiError: _on_api_error},
+        )
+
+    async def status(self, request: Request) -> Response:
+        """Tell the operator all there is to know."""
+        self._gate.check(request.headers.get("authorization", ""))
+        return JSONResponse(self._host.status().model_dump(mode="json", by_alias=True))
+
+    async def drain(self, request: Request) -> Response:
+        """Begin to drain; status tells when it is over (state Draining, nothing running or waiting)."""
+        self._gate.check(request.headers.get("authorization", ""))
+        order = await _read(request, DrainRequest)
+        if self._draining is None or self._draining.done():
+            deadline = self._drain.monotonic() + order.timeout_seconds
+            self._draining = asyncio.create_task(self._drain.run(linger=LINGER_SECONDS, deadline=deadline))
+            log.info("drain ordered", seconds=order.timeout_seconds)
+        return JSONResponse({"inside": self._drain.inside}, status_code=HTTPStatus.ACCEPTED)
+
+    async def budget(self, request: Request) -> Response:
+        """Take a new memory budget; its effect shows in the status' memory."""
+        self._gate.check(request.headers.get("authorization", ""))
+        order = await _read(request, BudgetRequest)
+        try:
+            self._host.engine.set_budget(order.memory_bytes)
+        except EngineUnavailable as error:
+            raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
+        log.info("new memory budget", bytes=order.memory_bytes)
+        return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
+
+
+async def _read(request: Request, kind: type[B]) -> B:
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", "The body is too large.")
+    try:
+        return kind.model_validate_json(raw or b"{}")
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error_reply(error)

@@ -1,0 +1,110 @@
+"""`POST /v1/embeddings`: vectors of texts, as numbers or as base64 of little-endian float32."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+import uuid
+from array import array
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.errors import Permanent
+from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
+from llmos_operator.runtime.ipc import Embed
+from llmos_operator.runtime.ipc.client import EngineLost, EngineUnavailable
+from llmos_operator.runtime.planning import read_input
+
+if TYPE_CHECKING:
+    from llmos_operator.runtime.answering import Kitchen
+    from llmos_operator.runtime.ipc import EmbedResult
+    from llmos_operator.runtime.protocol import EmbeddingRequest
+    from llmos_operator.runtime.served import ServedModel
+
+_FLOAT_BYTES = 4
+
+
+async def embed(body: EmbeddingRequest, model: ServedModel, kitchen: Kitchen) -> dict[str, Any]:
+    """Return OpenAI's list of embeddings. Raises ApiError."""
+    size = model.info.embedding_size
+    if not size:
+        text = f"The model {model.name} makes no embeddings: use /v1/chat/completions or /v1/completions."
+        raise bad_request("unsupported_value", text, "model")
+    if body.dimensions is not None and body.dimensions > size:
+        text = f"'dimensions' is {body.dimensions}; this model's embeddings have {size}."
+        raise bad_request("invalid_value", text, "dimensions")
+    inputs = await read_input(body.input, model, "input")
+    for place, tokens in enumerate(inputs):
+        if len(tokens) > model.max_model_len:
+            raise bad_request(
+                "context_length_exceeded",
+                f"This model's maximum context length is {model.max_model_len} tokens. However, 'input[{place}]' has "
+                f"{len(tokens)} tokens. Shorten it by {len(tokens) - model.max_model_len}.",
+                "input",
+            )
+    result = await _ask(
+        Embed(f"embd-{uuid.uuid4().hex}", tuple(inputs), dimensions=body.dimensions or 0), kitchen
+    )
+    return {
+        "object": "list",
+        "data": _entries(result, as_base64=body.encoding_format == "base64"),
+        "model": model.name,
+        "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
+    }
+
+
+async def _ask(request: Embed, kitchen: Kitchen) -> EmbedResult:
+    kitchen.admission.enter(1)
+    began = kitchen.monotonic()
+    try:
+        async with asyncio.timeout(kitchen.max_wait_seconds * 10):
+            result = await kitchen.engine.embed(request)
+    except EngineUnavailable as error:
+        raise unavailable(
+            "model_not_ready", f"The model is not ready: {error}.", retry_after=5.0, refused="loading"
+        ) from error
+    except EngineLost as error:
+        raise ApiError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "engine_lost",
+            f"The model was lost: {error}.",
+            retry_after=error.after,
+        ) from error
+    except Permanent as error:
+        raise ApiError(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "embedding_failed", f"No embeddings: {error}."
+        ) from error
+    except TimeoutError:
+        raise ApiError(
+            HTTPStatus.GATEWAY_TIMEOUT, "request_timeout", "The embeddings took too long."
+        ) from None
+    finally:
+        kitchen.admission.leave()
+    kitchen.admission.finished(kitchen.monotonic() - began)
+    return result
+
+
+def _entries(result: EmbedResult, *, as_base64: bool) -> list[dict[str, Any]]:
+    width = result.dimensions * _FLOAT_BYTES
+    rows = (
+        [result.vectors[start : start + width] for start in range(0, len(result.vectors), width)]
+        if width
+        else []
+    )
+    return [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(row).decode() if as_base64 else _numbers(row),
+        }
+        for index, row in enumerate(rows)
+    ]
+
+
+def _numbers(row: bytes) -> list[float]:
+    numbers = array("f")
+    numbers.frombytes(row)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tolist()

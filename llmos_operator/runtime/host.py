@@ -1,0 +1,233 @@
+"""The model this runtime serves, from the order to load it to its end; and the truth about it for whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.messages import (
+    Failure,
+    LoadProgress,
+    MemoryReport,
+    ModelInfo,
+    RequestStats,
+    RuntimeState,
+    RuntimeStatus,
+)
+from llmos_operator.errors import Permanent
+from llmos_operator.observability.logging import logger
+from llmos_operator.runtime import served as reading
+from llmos_operator.runtime.answers import ApiError, unavailable
+from llmos_operator.runtime.ipc import Load
+
+if TYPE_CHECKING:
+    from llmos_operator.clock import Clock
+    from llmos_operator.runtime.admission import Admission
+    from llmos_operator.runtime.drain import Drain
+    from llmos_operator.runtime.ipc import EngineInfo
+    from llmos_operator.runtime.ipc.client import EngineClient, EngineStatus
+    from llmos_operator.runtime.served import ServedModel
+    from llmos_operator.runtime.settings import RuntimeSettings
+
+log = logger(__name__)
+
+STATS_SECONDS = 0.25
+_SETTLED = (RuntimeState.READY, RuntimeState.FAILED, RuntimeState.ASLEEP)
+
+
+class ModelHost:
+    """Loads the model, keeps what the front needs of it, and reports."""
+
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        engine: EngineClient,
+        admission: Admission,
+        drain: Drain,
+        clock: Clock,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.served: ServedModel | None = None
+        self._admission = admission
+        self._drain = drain
+        self._clock = clock
+        self._unreadable: Failure | None = None  # the engine loaded it, the front cannot use it
+        self.last_request_at: float | None = None  # monotonic seconds
+
+    def load_order(self) -> Load:
+        """Return what the engine is told to load."""
+        settings = self.settings
+        return Load(
+            uri=settings.model_uri,
+            revision=settings.model_revision,
+            digest=settings.model_digest,
+            format=settings.format,
+            cache_dir=settings.cache_dir,
+            memory_limit_bytes=settings.memory_limit_bytes,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            kv_dtype=settings.kv_dtype,
+            allow_file=settings.allow_file,
+            hf_endpoint=settings.hub_endpoint,
+            token=settings.hub_token,
+            device=settings.device,
+        )
+
+    async def run(self) -> None:
+        """Load, then follow the engine until cancelled: over crashes, restarts, sleep and failure."""
+        await self.engine.load(self.load_order())
+        while True:
+            status = await self.engine.wait(*_SETTLED)
+            if status.state is RuntimeState.READY and status.info is not None:
+                await self._take_over(status.info)
+            while (now := self.engine.status()).state is status.state and now.info is status.info:
+                self._admission.observe(now.stats)
+                await asyncio.sleep(STATS_SECONDS)
+
+    async def _take_over(self, info: EngineInfo) -> None:
+        before = self.served
+        if (
+            before is not None
+            and before.info.model_dir == info.model_dir
+            and before.info.digest == info.digest
+        ):
+            self.served = reading.refreshed(before, info)
+            return
+        try:
+            self.served = await reading.read(self.settings.model_name, info, self._clock.now())
+        except Permanent as error:
+            log.exception("the model's files cannot be used", directory=info.model_dir)
+            self._unreadable = Failure(reason=error.reason, message=str(error))
+            await self.engine.unload()
+            return
+        if before is not None:
+            before.vocabulary.close()
+        log.info("serving", model=self.settings.model_name, format=info.format, context=info.max_model_len)
+
+    # ------------------------------------------------------------ for requests
+
+    def require(self, model: str) -> ServedModel:
+        """Return the model for a request. Raises ApiError: 404 for another model, 503 while it cannot serve."""
+        if model != self.settings.model_name:
+            raise ApiError(
+                HTTPStatus.NOT_FOUND,
+                "model_not_found",
+                f"The model `{model[:200]}` does not exist. Known models: {self.settings.model_name}.",
+                param="model",
+            )
+        status = self.engine.status()
+        if status.state is RuntimeState.READY and self.served is not None and self.served.info is status.info:
+            self.last_request_at = self._clock.monotonic()
+            return self.served
+        raise self._not_ready(status)
+
+    def _not_ready(self, status: EngineStatus) -> ApiError:
+        failure = self.failure()
+        if failure is not None and failure.permanent:
+            text = f"The model cannot be served: {failure.reason}: {failure.message}"
+            return unavailable("model_failed", text, retry_after=60.0, refused="failed")
+        eta = status.progress.eta_seconds if status.progress is not None else None
+        text = f"The model is not ready: {self.state().value}."
+        return unavailable("model_not_ready", text, retry_after=float(eta or 5), refused="loading")
+
+    # ------------------------------------------------------------ for probes and the operator
+
+    def state(self) -> RuntimeState:
+        """Return the state as the operator is told it."""
+        state = self.engine.status().state
+        if self._unreadable is not None:
+            return RuntimeState.FAILED
+        if self._drain.draining and state is RuntimeState.READY:
+            return RuntimeState.DRAINING
+        if state is RuntimeState.READY and (
+            self.served is None or self.served.info is not self.engine.status().info
+        ):
+            return RuntimeState.WARMING
+        return state
+
+    def not_ready(self) -> str:
+        """Return why the runtime must not get requests, "" if it may."""
+        if self._drain.draining:
+            return "draining"
+        state = self.state()
+        if state is not RuntimeState.READY:
+            return f"the model is {state.value}"
+        return "the queue is full" if self._admission.is_full() else ""
+
+    def failure(self) -> Failure | None:
+        """Return why the runtime cannot serve, or the last trouble while a new try is under way."""
+        if self._unreadable is not None:
+            return self._unreadable
+        found = self.engine.status().failure
+        if found is None:
+            return None
+        known = found.reason if found.reason in set(Reason) else Reason.LOAD_FAILED
+        return Failure(reason=known, message=found.message, permanent=found.permanent)
+
+    def status(self) -> RuntimeStatus:
+        """Return all that the operator may know."""
+        status = self.engine.status()
+        memory, stats = status.memory, status.stats
+        age = None if self.last_request_at is None else int(self._clock.monotonic() - self.last_request_at)
+        told = status.info or status.progress
+        return RuntimeStatus(
+            state=self.state(),
+            model=self._model(status),
+            load=_load(status),
+            memory=MemoryReport(
+                predicted_bytes=memory.predicted_bytes,
+                measured_bytes=memory.measured_bytes,
+                peak_bytes=memory.peak_bytes,
+                weights_bytes=memory.weights_bytes,
+                kv_bytes=memory.kv_bytes,
+                base_bytes=memory.base_bytes,
+                limit_bytes=memory.limit_bytes,
+            ),
+            requests=RequestStats(
+                running=stats.running,
+                waiting=stats.waiting,
+                finished=stats.finished,
+                aborted=stats.aborted,
+                prompt_tokens=stats.prompt_tokens,
+                generation_tokens=stats.generation_tokens,
+                kv_usage_milli=1000 * stats.kv_blocks_used // stats.kv_blocks_total
+                if stats.kv_blocks_total
+                else 0,
+                last_request_age_seconds=age,
+            ),
+            failure=self.failure(),
+            load_seconds=dict(told.stage_seconds) if told else {},
+            load_path=status.info.load_path if status.info else "",
+        )
+
+    def _model(self, status: EngineStatus) -> ModelInfo:
+        info = status.info
+        if info is None:
+            return ModelInfo(name=self.settings.model_name, format=self.settings.format)
+        return ModelInfo(
+            name=self.settings.model_name,
+            digest=info.digest,
+            revision=info.revision,
+            format=info.format,
+            architecture=info.architecture,
+            max_model_len=info.max_model_len,
+            quality_loss_milli=info.quality_loss_milli,
+        )
+
+
+def _load(status: EngineStatus) -> LoadProgress:
+    progress = status.progress
+    if progress is None:
+        return LoadProgress()
+    if status.state in {RuntimeState.READY, RuntimeState.ASLEEP}:
+        return LoadProgress(stage=RuntimeState.READY)
+    return LoadProgress(
+        stage=progress.stage,
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        bytes_per_second=progress.bytes_per_second,
+        eta_seconds=progress.eta_seconds,
+    )

@@ -1,0 +1,185 @@
+"""Requests of the serving API: OpenAI's fields, the sampling fields vLLM adds, and their bounds.
+
+Strict types, because OpenAI's servers refuse `"16"` where a number is due; null is the same as absent; unknown fields
+are ignored. What a model or this runtime cannot do is refused by name, never ignored silently.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 512
+MAX_LOGPROBS = 20
+MAX_INPUTS = 2048
+MAX_TOKENS = 1 << 20
+_INT32 = 2**31 - 1
+_INT63 = 2**63 - 1
+
+TokenId = Annotated[int, Field(ge=0, le=_INT32)]
+# fail_fast: a million wrong elements must not become a million error objects.
+Tokens = Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]
+Input = (
+    str
+    | Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True)]
+    | Tokens
+    | Annotated[list[Tokens], Field(max_length=MAX_INPUTS, fail_fast=True)]
+)
+
+
+class Body(BaseModel):
+    """Base of request bodies."""
+
+    model_config = ConfigDict(
+        strict=True, extra="ignore", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class StreamOptions(Body):
+    """What a stream says beside its text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Sampling(Body):
+    """Fields shared by chat and text completions."""
+
+    model: str = Field(min_length=1, max_length=512, description="Name of the model, as in /v1/models.")
+    n: int | None = Field(None, ge=1, le=128, description="Answers for each prompt.")
+    temperature: float | None = Field(None, ge=0.0, le=2.0, description="0 is greedy.")
+    top_p: float | None = Field(None, gt=0.0, le=1.0, description="Nucleus sampling.")
+    top_k: int | None = Field(
+        None, ge=-1, le=_INT32, description="Most likely tokens to choose from; 0 or -1: all."
+    )
+    min_p: float | None = Field(
+        None, ge=0.0, le=1.0, description="Least probability relative to the best token's."
+    )
+    seed: int | None = Field(
+        None, ge=-_INT63 - 1, le=_INT63, description="Same seed and request: same answer."
+    )
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="Texts that end an answer."
+    )
+    stop_token_ids: list[TokenId] | None = Field(
+        None, max_length=256, description="Tokens that end an answer."
+    )
+    presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    repetition_penalty: float | None = Field(None, gt=0.0, le=10.0)
+    logit_bias: dict[str, float] | None = Field(None, max_length=1024, description="Token id to -100 … 100.")
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(None, ge=0, le=_INT32)
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _stops(cls, value: str | list[str] | None) -> str | list[str] | None:
+        found = [value] if isinstance(value, str) else value or []
+        if len(found) > MAX_STOPS:
+            raise ValueError(f"{len(found)} texts, at most {MAX_STOPS} are allowed")
+        if any(not one or len(one) > MAX_STOP_LENGTH for one in found):
+            raise ValueError(f"each text must have 1 to {MAX_STOP_LENGTH} characters")
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _biases(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token, bias in (value or {}).items():
+            if not token.isdecimal():
+                raise ValueError(f"keys must be token ids, got {token[:40]!r}")
+            if not -100.0 <= bias <= 100.0:  # noqa: PLR2004 - OpenAI's bounds
+                raise ValueError(f"biases must be between -100 and 100, got {bias} for token {token[:20]}")
+        return value
+
+    def stops(self) -> tuple[str, ...]:
+        """Return the stop texts."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionRequest(Sampling):
+    """Body of `POST /v1/completions`."""
+
+    prompt: Input = Field(description="Text, tokens, or a list of either.")
+    max_tokens: int | None = Field(
+        None, ge=0, le=_INT32, description="Most tokens of an answer; 16 if absent."
+    )
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most likely tokens to report.")
+    echo: bool | None = Field(None, description="Whether the answer begins with the prompt.")
+    best_of: int | None = Field(None, ge=1, le=128)
+    suffix: str | None = None
+
+
+class TextPart(Body):
+    """A part of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)] | None = None
+    name: str | None = None
+
+
+class ChatRequest(Sampling):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
+        min_length=1, max_length=4096, description="The conversation so far."
+    )
+    max_tokens: int | None = Field(None, ge=1, le=_INT32, description="Older name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=_INT32, description="Most tokens of the answer; what the context leaves if absent."
+    )
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Further variables of the chat template."
+    )
+    add_generation_prompt: bool | None = None
+
+
+class EmbeddingRequest(Body):
+    """Body of `POST /v1/embeddings`."""
+
+    model: str = Field(min_length=1, max_length=512, description="Name of the model, as in /v1/models.")
+    input: Input = Field(description="Text, tokens, or a list of either.")
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1, le=65536, description="Keep the first so many numbers.")
+    user: str | None = None
+
+
+class TokenizeRequest(Body):
+    """Body of `POST /tokenize`: a text, or a conversation as the chat template writes it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, max_length=4096
+    )
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+
+
+class DetokenizeRequest(Body):
+    """Body of `POST /detokenize`."""
+
+    model: str | None = None
+    tokens: Tokens

@@ -1,0 +1,200 @@
+"""`llmos runtime`: starts the engine, serves two ports, and leaves without dropping a request.
+
+On SIGTERM the runtime turns not ready at once and keeps taking requests for a moment, because endpoints are slow to
+follow; then it declines new ones. What runs may finish until five seconds before the grace period ends, and then ends
+with finish_reason "abort". A model that cannot be loaded does not end the process: the operator reads why from the
+control API and decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging as stdlib_logging
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from llmos_operator.clock import Clock, SystemClock
+from llmos_operator.observability import logging, metrics
+from llmos_operator.observability.health import Heartbeat
+from llmos_operator.runtime.admission import Admission
+from llmos_operator.runtime.answering import Kitchen
+from llmos_operator.runtime.app import ServingApi, build
+from llmos_operator.runtime.auth import Gate
+from llmos_operator.runtime.control_api import ControlApi
+from llmos_operator.runtime.drain import END_MARGIN_SECONDS, Drain
+from llmos_operator.runtime.host import ModelHost
+from llmos_operator.runtime.ipc.client import EngineClient
+from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
+from llmos_operator.runtime.settings import BadEnvironment, RuntimeSettings, from_environment
+from llmos_operator.runtime.shell import Shell
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from starlette.types import ASGIApp
+
+log = logging.logger(__name__)
+
+LINGER_SECONDS = 3.0  # after SIGTERM: time for endpoints and gateways to notice
+STALLED_SECONDS = 20.0
+BEAT_SECONDS = 1.0
+KEEPALIVE_SECONDS = 75
+BACKLOG = 1024
+
+
+class Runtime:
+    """One runtime process on one event loop."""
+
+    def __init__(
+        self, settings: RuntimeSettings, engine: EngineClient, *, clock: Clock | None = None
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.registry = metrics.new_registry("runtime")
+        clock = clock or SystemClock()
+        self.drain = Drain(clock.monotonic)
+        self.admission = Admission(settings.max_num_seqs, settings.max_queue, settings.max_wait_seconds)
+        self.host = ModelHost(settings, engine, self.admission, self.drain, clock)
+        counted = RequestMetrics(self.registry, settings.model_name)
+        self.registry.register(
+            EngineCollector(settings.model_name, engine.status, self.admission, settings.max_num_seqs)
+        )
+        kitchen = Kitchen(
+            engine, self.admission, self.drain, counted, clock.monotonic, float(settings.max_wait_seconds)
+        )
+        self._beat = Heartbeat(STALLED_SECONDS, clock.monotonic)
+        app = build(ServingApi(self.host, kitchen, self.registry, clock, self._beat.check))
+        paths = {getattr(route, "path", "") for route in app.routes}
+        self._serving = Shell(
+            app,
+            gate=Gate(settings.api_keys, open_without=True),
+            drain=self.drain,
+            max_body=settings.max_body_bytes,
+            requests=counted.http,
+            known=paths.__contains__,
+        )
+        control_gate = Gate([settings.control_token], open_without=False)
+        self._control = ControlApi(self.host, self.drain, control_gate).build()
+        self._drained = counted.drain
+        self.port = 0
+        self.control_port = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set, then drain and close. Raises OSError if a port is taken."""
+        servers = [
+            self._listen(self._serving, self.settings.port),
+            self._listen(self._control, self.settings.control_port),
+        ]
+        (self.port, self.control_port) = (number for _, number in servers)
+        background = [asyncio.create_task(self._beating()), asyncio.create_task(self.host.run())]
+        serving = [asyncio.create_task(_serve(server)) for server, _ in servers]
+        stopping = asyncio.create_task(stop.wait())
+        log.info("runtime listens", host=self.settings.host, port=self.port, control=self.control_port)
+        try:
+            done, _ = await asyncio.wait(
+                [stopping, *background, *serving], return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done - {stopping}:
+                task.result()  # none of them ends by itself unless it failed
+            await self._leave()
+        finally:
+            for server, _ in servers:
+                server.should_exit = True
+            for task in (stopping, *background):
+                task.cancel()
+            await asyncio.gather(stopping, *background, *serving, return_exceptions=True)
+            await self.engine.close()
+
+    async def _leave(self) -> None:
+        began = time.monotonic()
+        margin = min(END_MARGIN_SECONDS, self.settings.grace_seconds / 2)
+        deadline = self.drain.monotonic() + self.settings.grace_seconds - margin
+        log.info("draining", inside=self.drain.inside, seconds=self.settings.grace_seconds)
+        finished = await self.drain.run(linger=LINGER_SECONDS, deadline=deadline)
+        self._drained.observe(time.monotonic() - began)
+        log.info("drained", all_finished=finished)
+
+    async def _beating(self) -> None:
+        while True:
+            self._beat.beat()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _listen(self, app: ASGIApp, port: int) -> tuple[_Server, int]:
+        family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.settings.host, port))
+        except OSError:
+            listener.close()
+            raise
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEPALIVE_SECONDS,
+            timeout_graceful_shutdown=2,
+            backlog=BACKLOG,
+        )
+        return _Server(config, listener), int(listener.getsockname()[1])
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to us."""
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
+        super().__init__(config)
+        self.listener = listener
+
+
+async def _serve(server: _Server) -> None:
+    await server._serve([server.listener])  # noqa: SLF001 - `serve` is this inside a signal handler of its own
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the runtime until SIGTERM; return 0, or 1 if it could not start."""
+    parser = argparse.ArgumentParser(
+        prog="llmos runtime", description="Serve one model; settings come from the environment."
+    )
+    parser.parse_args(argv)
+    try:
+        settings = from_environment()
+        logging.setup(settings.log_level, settings.log_format, process="runtime")
+        # Its start and end are ours to report.
+        stdlib_logging.getLogger("uvicorn.error").setLevel(stdlib_logging.WARNING)
+        _loop_run(_run(settings))
+    except BadEnvironment as error:
+        sys.stderr.write(f"llmos runtime: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"llmos runtime: cannot listen: {error}\n")
+        return 1
+    return 0
+
+
+def _loop_run(work: Coroutine[Any, Any, None]) -> None:
+    import uvloop  # noqa: PLC0415 - tests run this module on the standard loop
+
+    uvloop.run(work)
+
+
+async def _run(settings: RuntimeSettings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    engine = EngineClient()
+    # Its imports take seconds: they run while the ports open.
+    await engine.prepare()
+    await Runtime(settings, engine).run(stop)

@@ -1,0 +1,142 @@
+"""Settings of the runtime, from the environment only: the operator writes it, see `manifests.container`.
+
+Numbers are plain integers: bytes, seconds, tokens. A bad value raises :class:`BadEnvironment` naming variable, value
+and fix.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmos_operator.api import names
+from llmos_operator.errors import Permanent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+APIS = ("chat", "completions", "embeddings")
+
+
+class BadEnvironment(Permanent):
+    """A variable cannot be used; the process must not start."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="BadSettings")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """What one runtime serves, and how."""
+
+    model_uri: str
+    model_name: str  # name clients use
+    model_revision: str = "main"
+    model_digest: str = ""
+    format: str = "bf16"
+    kv_dtype: str = "auto"
+    memory_limit_bytes: int = 0  # 0: none
+    max_model_len: int = 0  # tokens; 0: what model and memory allow
+    max_num_seqs: int = 64
+    host: str = "0.0.0.0"  # noqa: S104 - a pod serves on its own address
+    port: int = names.PORT_SERVING
+    control_port: int = names.PORT_CONTROL
+    control_token: str = field(default="", repr=False)  # "": the control API refuses everybody
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # (): no key is asked for
+    apis: tuple[str, ...] = ()  # (): what the model can do
+    cache_dir: str = ""
+    grace_seconds: int = 60  # between SIGTERM and SIGKILL
+    device: str = "auto"  # auto | cpu | cuda
+    hub_endpoint: str = ""
+    hub_token: str = field(default="", repr=False)
+    allow_file: bool = False
+    max_body_bytes: int = 8 << 20
+    max_queue: int = 512  # requests waiting in the engine; more get 429
+    max_wait_seconds: int = 30  # expected wait beyond which a request gets 429
+    max_choices: int = 128  # prompts x n of one request
+    log_level: str = "info"
+    log_format: str = "json"
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSettings:
+    """Return the settings this process was started with. Raises BadEnvironment."""
+    env = _Reader(os.environ if environ is None else environ)
+    uri = env.text(names.ENV_MODEL_URI)
+    if not uri:
+        raise BadEnvironment(f"{names.ENV_MODEL_URI} is not set; name the model to serve, like hf://org/name")
+    devices = env.text(names.ENV_DEVICES)
+    return RuntimeSettings(
+        model_uri=uri,
+        model_name=env.text(names.ENV_MODEL_NAME) or _name_of(uri),
+        model_revision=env.text(names.ENV_MODEL_REVISION) or "main",
+        model_digest=env.text(names.ENV_MODEL_DIGEST),
+        format=env.text(names.ENV_FORMAT) or "bf16",
+        kv_dtype=env.text(names.ENV_KV_DTYPE) or "auto",
+        memory_limit_bytes=env.number(names.ENV_MEMORY_LIMIT, 0),
+        max_model_len=0
+        if env.text(names.ENV_MAX_MODEL_LEN) == "auto"
+        else env.number(names.ENV_MAX_MODEL_LEN, 0),
+        max_num_seqs=env.number(names.ENV_MAX_NUM_SEQS, 64, least=1),
+        host=env.text(names.ENV_HOST) or "0.0.0.0",  # noqa: S104 - a pod serves on its own address
+        port=env.number(names.ENV_PORT, names.PORT_SERVING),
+        control_port=env.number(names.ENV_CONTROL_PORT, names.PORT_CONTROL),
+        control_token=env.text(names.ENV_CONTROL_TOKEN),
+        api_keys=env.words(names.ENV_API_KEYS),
+        apis=env.choices(names.ENV_APIS, APIS),
+        cache_dir=env.text(names.ENV_CACHE_DIR),
+        grace_seconds=env.number(names.ENV_GRACE_SECONDS, 60, least=1),
+        device="cpu" if devices == "void" else env.text("LLMOS_DEVICE") or "auto",
+        hub_endpoint=env.text("HF_ENDPOINT"),
+        hub_token=env.text("HF_TOKEN"),
+        allow_file=env.flag("LLMOS_ALLOW_FILE"),
+        max_body_bytes=env.number("LLMOS_MAX_BODY_BYTES", 8 << 20, least=1024),
+        max_queue=env.number("LLMOS_MAX_QUEUE", 512),
+        max_wait_seconds=env.number("LLMOS_MAX_WAIT_SECONDS", 30, least=1),
+        max_choices=env.number("LLMOS_MAX_CHOICES", 128, least=1),
+        log_level=env.text("LLMOS_LOG__LEVEL") or "info",
+        log_format=env.text("LLMOS_LOG__FORMAT") or "json",
+    )
+
+
+class _Reader:
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+
+    def text(self, name: str) -> str:
+        return self._env.get(name, "").strip()
+
+    def number(self, name: str, default: int, *, least: int = 0) -> int:
+        text = self.text(name)
+        if not text:
+            return default
+        if not text.isdecimal() or int(text) < least:
+            raise BadEnvironment(f"{name} = {text!r} must be a whole number of at least {least}")
+        return int(text)
+
+    def flag(self, name: str) -> bool:
+        text = self.text(name).lower()
+        if text not in {"", "0", "1", "false", "true"}:
+            raise BadEnvironment(f"{name} = {text!r} must be true or false")
+        return text in {"1", "true"}
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Comma or newline separated, without repetition."""
+        parts = (part.strip() for line in self.text(name).splitlines() for part in line.split(","))
+        return tuple(dict.fromkeys(part for part in parts if part))
+
+    def choices(self, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+        found = self.words(name)
+        unknown = [one for one in found if one not in known]
+        if unknown:
+            raise BadEnvironment(
+                f"{name} names {unknown[0]!r}, which this runtime cannot serve; it knows {', '.join(known)}"
+            )
+        return found
+
+
+def _name_of(uri: str) -> str:
+    """Return the served name of a model that was given none: its repository or the last part of its path."""
+    scheme, _, rest = uri.rpartition("://")
+    rest = rest.rstrip("/")
+    return rest if scheme == "hf" else rest.rsplit("/", 1)[-1]
