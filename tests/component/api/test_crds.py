@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llmos_operator.api import crd
 from tests.support.crds import install_crds
 
 if TYPE_CHECKING:
@@ -146,8 +147,56 @@ def test_agent_and_operator_share_a_gpunode_without_losing_fields(plane: Control
 
 
 def test_no_rule_costs_more_than_the_api_server_allows_and_none_warns(plane: ControlPlane):
-    for crd in json.loads(plane.kubectl("get", "crd", "-o", "json"))["items"]:
-        if crd["spec"]["group"] == "llmos.dev":
-            conditions = {entry["type"]: entry["status"] for entry in crd["status"]["conditions"]}
+    for item in json.loads(plane.kubectl("get", "crd", "-o", "json"))["items"]:
+        if item["spec"]["group"] == "llmos.dev":
+            conditions = {entry["type"]: entry["status"] for entry in item["status"]["conditions"]}
             assert conditions["Established"] == "True"
             assert conditions.get("NonStructuralSchema", "False") == "False"
+
+
+def _sample(schema: dict[str, Any], *, high: bool) -> Any:  # noqa: PLR0911 - one return a type
+    """Return a value the schema allows: the largest or the smallest number, one item a list."""
+    if "enum" in schema:
+        return schema["enum"][-1]
+    if schema.get("x-kubernetes-int-or-string"):
+        return "1Gi"
+    match schema["type"]:
+        case "integer":
+            return schema["maximum"] if high else schema["minimum"]
+        case "boolean":
+            return True
+        case "string":
+            return "2026-01-01T00:00:00Z" if schema.get("format") == "date-time" else "x"
+        case "array":
+            return [_sample(schema["items"], high=high)]
+        case _:
+            return {name: _sample(inner, high=high) for name, inner in schema.get("properties", {}).items()}
+
+
+@pytest.mark.parametrize("high", [True, False], ids=["largest", "smallest"])
+@pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.plural)
+def test_every_status_field_can_be_written_at_its_bounds_and_is_kept(
+    plane: ControlPlane, namespace: str, kind: crd.Kind, high: bool
+):
+    schema = crd.definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    status = _sample(schema["status"], high=high)
+    body = {
+        "apiVersion": "llmos.dev/v1alpha1",
+        "kind": kind.model.__name__,
+        "metadata": {"name": f"full-{str(high).lower()}"},
+    }
+    uri = {"uri": "hf://a/b"}
+    spec = {
+        "modelworkloads": {"model": uri},
+        "workloadqueues": {},
+        "modelcaches": uri,
+        "modelprofiles": uri,
+    }.get(kind.plural)
+    created = body if spec is None else body | {"spec": spec}
+    apply = ("apply", "--server-side", "--validate=strict", "-n", namespace, "-o", "json", "-f", "-")
+    plane.kubectl(*apply, stdin=json.dumps(created))
+    stored = json.loads(
+        plane.kubectl(*apply, "--subresource=status", stdin=json.dumps(body | {"status": status}))
+    )
+    assert stored["status"] == status
+    plane.kubectl("delete", kind.plural, body["metadata"]["name"], "-n", namespace)
