@@ -3,6 +3,7 @@
 ::
 
     Retryable ── Ambiguous     a write that may or may not have happened: look before trying again
+              ├─ Silent        a watch said nothing for long: it may be dead, or its kind quiet
               └─ Disrupted     an eviction a PodDisruptionBudget refuses for now (429)
     Permanent ── NotFound      404
               ├─ Forbidden     401, 403
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 class Ambiguous(Retryable):
     """A write got no clear answer (connection lost, timeout, 5xx): it may have been done."""
+
+
+class Silent(Retryable):
+    """A watch said nothing for long. Kinds nobody ever changes get no bookmarks either, so this is no alarm."""
 
 
 class Disrupted(Retryable):

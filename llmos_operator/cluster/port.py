@@ -125,8 +125,8 @@ class ClusterPort(Protocol):
     ) -> AsyncIterator[WatchEvent]:
         """Yield changes after ``resource_version`` until the server ends the stream.
 
-        Raises `Expired` (410), and `Retryable` when the stream breaks or nothing, not even a bookmark (the server sends
-        one a minute), came for ``inactivity_seconds``.
+        Raises `Expired` (410), `Retryable` when the stream breaks, and `Silent` when nothing, not even a bookmark (the
+        server sends one a minute for kinds that ever change), came for ``inactivity_seconds``.
         """
         ...
 

@@ -12,7 +12,7 @@ import random
 from typing import TYPE_CHECKING
 
 from llmos_operator.cluster.backoff import Curve
-from llmos_operator.cluster.failures import Expired
+from llmos_operator.cluster.failures import Expired, Silent
 from llmos_operator.errors import LlmosError, Retryable
 from llmos_operator.observability.logging import logger
 
@@ -113,6 +113,8 @@ class Reflector:
             try:
                 if await self._stream():
                     failures = 0
+            except Silent:
+                log.debug("watch was silent, opening it again", kind=self._kind.kind)
             except Retryable as error:
                 failures += 1
                 if failures > RESUMES:

@@ -19,7 +19,7 @@ import aiohttp
 from llmos_operator import __version__
 from llmos_operator.cluster import credentials as creds
 from llmos_operator.cluster import port
-from llmos_operator.cluster.failures import Ambiguous, Expired, Forbidden, Invalid, from_response
+from llmos_operator.cluster.failures import Ambiguous, Expired, Forbidden, Invalid, Silent, from_response
 from llmos_operator.errors import Retryable
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Transport:
                 async for line in _lines(response.content):
                     yield _watch_event(line, path)
         except TimeoutError as error:
-            raise Retryable(f"watch {path}: silent for {inactivity_seconds:.0f} s", after=0.0) from error
+            raise Silent(f"watch {path}: silent for {inactivity_seconds:.0f} s", after=0.0) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             self._count("watch", kind.plural, 0, 0.0)
             raise Retryable(f"watch {path}: {type(error).__name__}: {error}") from error

@@ -8,13 +8,16 @@ object to the control loop. Events kopf loses are found by the resync; whether i
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import kopf
 
 from llmos_operator.api import names
+from llmos_operator.cluster import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +49,11 @@ def registry_of(kinds: Sequence[Kind], deliver: Deliver) -> kopf.OperatorRegistr
 async def _login(**kwargs: Any) -> Any:
     """Log kopf in the way the transport does: KUBECONFIG, else the pod's ServiceAccount, else plugins."""
     if os.environ.get("KUBECONFIG"):
-        return kopf.login_with_kubeconfig(**kwargs) or kopf.login_via_client(**kwargs)
+        found = kopf.login_with_kubeconfig(**kwargs)
+        known = found and (found.token or found.username or found.certificate_path or found.certificate_data)
+        if found is not None and not known:  # kopf does not know `tokenFile`
+            found = replace(found, token=credentials.find().token() or None)
+        return found or kopf.login_via_client(**kwargs)
     return kopf.login_with_service_account(**kwargs) or kopf.login_via_client(**kwargs)
 
 
@@ -59,7 +66,7 @@ def settings_of() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.networking.request_timeout = 10.0
     settings.networking.connect_timeout = 5.0
-    settings.watching.server_timeout = 300.0
+    settings.watching.server_timeout = 300  # goes into the query as it is: a float is refused
     settings.watching.connect_timeout = 5.0
     settings.watching.inactivity_timeout = 75.0
     settings.watching.chunk_size = 500
@@ -96,6 +103,8 @@ class KopfThread:
         self._stop.set()
 
     def _main(self) -> None:
+        # It warns that signals do not reach its thread, which is what the thread is for.
+        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
         scope: dict[str, Any] = (
             {"namespaces": list(self._namespaces)} if self._namespaces else {"clusterwide": True}
         )
