@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -48,8 +49,9 @@ def main() -> int:
     except KeyboardInterrupt:
         screen.console.print("\ninterrupted", style="bold red")
         return _INTERRUPTED
-    except (DemoFailed, LlmosError, OSError) as error:
+    except (DemoFailed, LlmosError, OSError, subprocess.CalledProcessError) as error:
         screen.console.print(f"\n{type(error).__name__}: {error}", style="bold red")
+        _tell_evidence(lab, screen)
     finally:
         if not kept:
             _take_down(lab, screen)
@@ -64,6 +66,15 @@ def _take_down(lab: Lab, screen: Screen) -> None:
     with screen.stage("Everything ends"):
         killed = lab.down()
         screen.claim("no process had to be killed, none is left", not killed, ", ".join(killed))
+
+
+def _tell_evidence(lab: Lab, screen: Screen) -> None:
+    if not lab.cluster.running():
+        return
+    try:
+        screen.show("# what there was to see", lab.evidence())
+    except (OSError, subprocess.CalledProcessError) as error:
+        screen.console.print(f"and no evidence: {error}")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

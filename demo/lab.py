@@ -103,7 +103,8 @@ class Lab:
     def leader(self) -> str:
         """Return the name of the leading operator's pod, "" if nobody leads."""
         lease = self.get("lease", names.LEASE_NAME, namespace=names.SYSTEM_NAMESPACE)
-        return str(dig(lease, "spec", "holderIdentity", default=""))
+        holder = str(dig(lease, "spec", "holderIdentity", default=""))
+        return holder.partition("_")[0]  # the rest tells one run of the pod from the next
 
     def kill_pod_process(self, pod: str) -> list[int]:
         """SIGKILL every process of a pod; return their pids."""
@@ -111,6 +112,16 @@ class Lab:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         return pids
+
+    def evidence(self) -> str:
+        """Return what helps to see why something did not happen: objects, warnings, the end of the leader's log."""
+        tools, system = self.cluster.tools, f"--namespace={names.SYSTEM_NAMESPACE}"
+        parts = [
+            tools.run("kubectl", "get", "mw,pods,gn", "--all-namespaces", "--output=wide"),
+            tools.run("kubectl", "get", "events", "--all-namespaces", "--field-selector=type=Warning"),
+            tools.run("kubectl", "logs", system, self.leader() or "-", "--tail=25"),
+        ]
+        return "\n".join(part.stdout + part.stderr for part in parts)
 
     # -- talking
 
