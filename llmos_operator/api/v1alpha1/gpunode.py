@@ -117,7 +117,7 @@ class GPUNodeStatus(KubeModel):
     ledger: Ledger | None = Field(
         default=None, description="What is reserved on them, written by the operator."
     )
-    conditions: Conditions = Field(default=(), description="Observations by type: Ready, TelemetryAvailable.")
+    conditions: Conditions = Field(default=(), description="Observations by type: Ready, DevicesHealthy.")
 
 
 class GPUNode(KubeModel):
