@@ -27,7 +27,12 @@ imagePullSecrets:
 {{- with .values.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with .values.nodeSelector }}
+{{- /* A label removed with null comes back as null when Helm reuses the values of a release. */}}
+{{- $nodes := dict }}
+{{- range $label, $value := .values.nodeSelector }}
+{{- if not (kindIs "invalid" $value) }}{{ $_ := set $nodes $label $value }}{{ end }}
+{{- end }}
+{{- with $nodes }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -70,6 +70,22 @@ def test_a_release_through_its_life(plane: ControlPlane):
     run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=60s")
 
 
+def test_an_upgrade_may_reuse_the_values_of_the_local_cluster(plane: ControlPlane):
+    run(plane, "install", *RELEASE, "--values", str(CHART / "ci" / "local-values.yaml"), "--timeout=60s")
+    run(
+        plane,
+        "upgrade",
+        *RELEASE,
+        "--reuse-values",
+        "--set",
+        "operator.config.scheduling.writes=8",
+        "--timeout=60s",
+    )
+    agents = get(plane, "daemonset", "llmos-agent", "-n", "llmos-system")["spec"]["template"]["spec"]
+    assert agents["nodeSelector"] == {"llmos.dev/simulated": "true"}
+    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=60s")
+
+
 def test_without_keep_the_kinds_leave_with_the_release(plane: ControlPlane):
     release = ("install", *RELEASE, "--create-namespace", "--set", "crds.keep=false", "--timeout=60s")
     try:
