@@ -50,6 +50,7 @@ class PackedContext:
         self.store = store
         self.segments: list[Segment] = []
         self._rows: Tensor | None = None  # row of the store for each packed token
+        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
 
     def begin(self, segments: Sequence[Segment]) -> None:
         """Set the layout of the next forward pass."""
@@ -66,20 +67,32 @@ class PackedContext:
     def end(self) -> None:
         """Drop the layout and its views."""
         self.segments, self._rows = [], None
+        self._rotary.clear()
+
+    def rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rotary tables [tokens, 1, head_dim] for x * cos + roll(x) * sin; made once a step for all layers.
+
+        transformers writes rotate_half(x) * sin, with the first half of rotate_half negated; here the sign is in sin.
+        """
+        known = self._rotary.get(id(cos))
+        if known is None:
+            signed = sin[0].clone()
+            signed[:, : sin.shape[-1] // 2].neg_()
+            known = self._rotary[id(cos)] = (cos[0][:, None], signed[:, None])
+        return known
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int
     ) -> Tensor:
-        """Return [tokens, heads, head_dim] for query, key and value of [heads, tokens, head_dim]."""
+        """Return [tokens, heads, head_dim] for query of that shape and key, value of [tokens, kv_heads, head_dim]."""
         if self.store is not None:
             self._write(layer, key, value)
-        tokens, heads, dim = query.shape[1], query.shape[0], query.shape[2]
         if len(self.segments) == 1:
             return self._one(self.segments[0], layer, query, key, value, scale, window)
-        out = query.new_empty((tokens, heads, dim))
+        out = torch.empty_like(query)
         for segment in self.segments:
             part = slice(segment.offset, segment.offset + segment.count)
-            own = (query[:, part], key[:, part], value[:, part])
+            own = (query[part], key[part], value[part])
             out[part] = self._one(segment, layer, *own, scale, window)
         return out
 
@@ -91,12 +104,11 @@ class PackedContext:
         if self._rows is None:
             segment = self.segments[0]
             begin = segment.slot * store.slot_tokens + segment.start
-            rows[begin : begin + segment.count, 0] = key.transpose(0, 1)
-            rows[begin : begin + segment.count, 1] = value.transpose(0, 1)
+            rows[begin : begin + segment.count, 0] = key
+            rows[begin : begin + segment.count, 1] = value
         else:
-            dtype = rows.dtype
-            rows[:, 0].index_copy_(0, self._rows, key.transpose(0, 1).to(dtype))
-            rows[:, 1].index_copy_(0, self._rows, value.transpose(0, 1).to(dtype))
+            rows[:, 0].index_copy_(0, self._rows, key.to(rows.dtype))
+            rows[:, 1].index_copy_(0, self._rows, value.to(rows.dtype))
 
     def _one(
         self,
@@ -110,18 +122,18 @@ class PackedContext:
     ) -> Tensor:
         """Return [count, heads, head_dim] of one sequence."""
         if self.store is None:  # an encoder: everything sees everything of its own sequence
-            out = functional.scaled_dot_product_attention(query[None], key[None], value[None], scale=scale)
-            return out[0].transpose(0, 1)
+            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+            return functional.scaled_dot_product_attention(q, k, v, scale=scale)[0].transpose(0, 1)
         keys, values = segment.keys[layer], segment.values[layer]
         if keys.dtype != query.dtype:
             keys, values = keys.to(query.dtype), values.to(query.dtype)
-        heads, count, dim = query.shape
+        count, heads, dim = query.shape
         kv_heads = keys.shape[0]
         group = heads // kv_heads
         if count == 1:
             if window:
                 keys, values = keys[:, -window:], values[:, -window:]
-            rows = query.reshape(1, kv_heads, group, dim)
+            rows = query.view(1, kv_heads, group, dim)
             out = functional.scaled_dot_product_attention(rows, keys[None], values[None], scale=scale)
             return out.reshape(1, heads, dim)
         shape = (kv_heads, group, segment.length, dim)
@@ -129,14 +141,14 @@ class PackedContext:
             _mask(segment, window, query) if segment.start or (window and segment.length > window) else None
         )
         out = functional.scaled_dot_product_attention(
-            query.reshape(kv_heads, group, count, dim),
+            query.view(count, kv_heads, group, dim).permute(1, 2, 0, 3),
             keys[:, None].expand(shape),
             values[:, None].expand(shape),
             attn_mask=mask,
             is_causal=mask is None,
             scale=scale,
         )
-        return out.reshape(heads, count, dim).transpose(0, 1)
+        return out.permute(2, 0, 1, 3).reshape(count, heads, dim)
 
 
 def _mask(segment: Segment, window: int, like: Tensor) -> Tensor:
@@ -168,5 +180,6 @@ def packed_attention(
     context = cast("PackedContext", module.llmos_context)
     layer: int = getattr(module, "layer_idx", None) or 0
     window = options.get("sliding_window") or 0
-    out = context.attend(layer, query[0], key[0], value[0], scaling, int(window))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = context.attend(layer, q, k, v, scaling, int(window))
     return out[None], None

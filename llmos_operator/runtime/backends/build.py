@@ -1,7 +1,8 @@
-"""Building a served model: the empty modules, the weights at a format, the KV store, the first warm pass."""
+"""Building a served model: empty modules, fused and quantised as the format asks, weights, KV store, first warm pass."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,130 +14,161 @@ from llmos_operator.runtime.backends.attention import PackedContext
 from llmos_operator.runtime.backends.causal import CausalModel
 from llmos_operator.runtime.backends.encoder import Encoder, read_pooling
 from llmos_operator.runtime.backends.families import FAMILIES, attach_context, build_empty, parameter_counts
+from llmos_operator.runtime.backends.fused import fuse
 from llmos_operator.runtime.backends.kvstore import KvGeometry, KvStore
-from llmos_operator.runtime.backends.weights import load_plain
-from llmos_operator.runtime.batching import StepPlan, Work
-from llmos_operator.runtime.batching.plan import Running
+from llmos_operator.runtime.backends.surgery import plan_units, quantize_modules
+from llmos_operator.runtime.backends.weights import (
+    adjacent,
+    check_shapes,
+    load_converted,
+    load_plain,
+    name_map,
+)
+from llmos_operator.runtime.batching import Running, StepPlan, Work
 from llmos_operator.runtime.formats.config import shape_of
 from llmos_operator.runtime.ipc.messages import SamplingParams, Submit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
     from torch import nn
 
     from llmos_operator.api.runtime.memory import ModelShape
     from llmos_operator.runtime.formats.checkpoint import Checkpoint
     from llmos_operator.runtime.formats.config import ModelConfig
-    from llmos_operator.runtime.ipc.messages import Load
+    from llmos_operator.runtime.formats.quantize import Unit
+    from llmos_operator.runtime.formats.safetensors_file import TensorEntry
     from llmos_operator.runtime.loader.memory import KvPlan
-    from llmos_operator.runtime.loader.progress import Stages
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "int4": torch.bfloat16}
+CONVERTED = ("int8", "int4")  # formats that are made from the source once and cached
+_DTYPES = {"fp32": torch.float32}
 _WARM_TOKENS = 32
 
 
 @dataclass(slots=True)
 class Empty:
-    """A model without weights."""
+    """A model without weights; ``names`` are its tensors' names in the checkpoint."""
 
     config: ModelConfig
     model: nn.Module
+    names: Mapping[str, str]
+    entries: Mapping[str, tuple[Path, TensorEntry]]
+    folder: Path
     shape: ModelShape
 
+    def fuse(self, fmt: str) -> None:
+        """Fuse projections: all for a converted format, for a mapped one those that lie side by side."""
+        names, entries = self.names, self.entries
+        always = fmt in CONVERTED
+        fuse(self.model, lambda parts: always or adjacent(entries, [names[part] for part in parts]))
 
-@dataclass(slots=True)
-class Weights:
-    """Where the weights of a format lie, and what their conversion cost in quality."""
-
-    checkpoint: Checkpoint
-    total_bytes: int
-    converted: bool = False  # made by this load
-    quality_loss_milli: int | None = None
-    quality_kl_micro: int | None = None
+    def units(self, fmt: str) -> list[Unit]:
+        """Return what a converted file holds; the model must be fused."""
+        return plan_units(self.model, self.names, fmt)
 
 
 @dataclass(slots=True)
 class Built:
     """A model that answers: exactly one of ``causal`` and ``encoder``."""
 
+    model: nn.Module
     device: torch.device
     weights_bytes: int
     causal: CausalModel | None = None
     encoder: Encoder | None = None
-    converted: bool = False
-    quality_loss_milli: int | None = None
-    quality_kl_micro: int | None = None
 
     def warm(self) -> None:
-        """Run one prompt and one step, so that weights are in memory and kernels chosen before the first request."""
+        """Run one prompt and one step, so that weights are in memory before the first request."""
         if self.encoder is not None:
             self.encoder.embed([[0] * _WARM_TOKENS], normalize=True, dimensions=0)
         if self.causal is not None:
             prompt = tuple([0] * _WARM_TOKENS)
-            sequence = Running(Submit("warm", prompt, SamplingParams(temperature=0)), 0.0, 0, list(prompt))
+            sequence = Running(
+                Submit("warm", prompt, SamplingParams(temperature=0, seed=0)), 0.0, 0, list(prompt)
+            )
             for start, tokens in ((0, prompt), (_WARM_TOKENS, (0,))):
                 sequence.tokens = [*prompt[:start], *tokens]
                 self.causal.execute(StepPlan((Work(sequence, 0, start, tokens, 1),)), ())
             self.causal.store.release([(0, 0)])
 
 
-def prepare(config: ModelConfig) -> Empty:
-    """Return the model of ``config`` without weights."""
+def prepare(config: ModelConfig, checkpoint: Checkpoint) -> Empty:
+    """Return the model of ``config`` without weights. Raises Permanent(reason=Corrupted) if the files do not fit it."""
     model = build_empty(config)
     completed = {key: getattr(model.config, key, None) for key in ("head_dim", "num_key_value_heads")}
     values = {**config.values, **{key: value for key, value in completed.items() if value}}
     full = replace(config, values=values)
-    counts = parameter_counts(model)
-    return Empty(full, model, shape_of(full, counts))
+    entries = checkpoint.tensors()
+    names = name_map(model, entries)
+    check_shapes(model, names, entries)
+    return Empty(full, model, names, entries, checkpoint.folder, shape_of(full, parameter_counts(model)))
 
 
-def weights_for(empty: Empty, checkpoint: Checkpoint, load: Load, digest: str, stages: Stages) -> Weights:
-    """Return the weights at the load's format, converting them if the cache has none."""
-    del empty, digest, stages
-    if load.format not in ("fp32", "bf16"):
-        raise Permanent(f"format {load.format}: not here yet", reason="Unsupported")
-    return Weights(checkpoint, checkpoint.total_bytes)
+def use_threads(wanted: int) -> int:
+    """Set torch's threads: ``wanted``, else OMP_NUM_THREADS, else the CPUs this process may run on; return them."""
+    count = wanted or int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count
 
 
-def choose_device(load: Load) -> torch.device:
+def choose_device(wanted: str) -> torch.device:
     """Return the device to serve on. Raises Permanent(reason=Unsupported) for a GPU that is not there."""
     available = torch.cuda.is_available()
-    if load.device == "cuda" and not available:
+    if wanted == "cuda" and not available:
         raise Permanent("a GPU was demanded and none is visible to this process", reason="Unsupported")
-    return torch.device("cuda" if available and load.device in ("auto", "cuda") else "cpu")
+    return torch.device("cuda" if available and wanted in ("auto", "cuda") else "cpu")
 
 
-def load(empty: Empty, weights: Weights, load: Load, plan: KvPlan, stages: Stages) -> Built:
-    """Load the weights and return the model ready to run."""
-    device, dtype = choose_device(load), _DTYPES[load.format]
-    load_plain(empty.model, weights.checkpoint, dtype, device, stages.advance)
-    built = Built(
-        device,
-        weights.total_bytes,
-        converted=weights.converted,
-        quality_loss_milli=weights.quality_loss_milli,
-        quality_kl_micro=weights.quality_kl_micro,
-    )
-    if empty.config.generative:
-        kv_dtype = torch.float32 if "fp32" in (load.kv_dtype, load.format) else torch.bfloat16
-        store = KvStore(_geometry(empty.shape, load, plan, kv_dtype, device))
-        context = PackedContext(store)
-        built.causal = CausalModel(empty.model, FAMILIES[empty.config.model_type].backbone, store, context)
+def load_weights(
+    empty: Empty,
+    fmt: str,
+    converted: Mapping[str, tuple[Path, TensorEntry]] | None,
+    device: torch.device,
+    progress: Callable[[int], None],
+) -> Built:
+    """Load the weights of a fused model: from ``converted`` where the format has such a file, else from the source."""
+    if converted is None:
+        dtype = _DTYPES.get(fmt, torch.bfloat16)
+        load_plain(empty.model, empty.names, empty.entries, dtype, device, progress)
     else:
-        context = PackedContext(None)
-        first = (
-            0 if empty.config.model_type == "bert" else int(empty.config.values.get("pad_token_id") or 0) + 1
-        )
-        pooling = read_pooling(weights.checkpoint.folder)
-        built.encoder = Encoder(empty.model, context, pooling, first, device)
+        quantize_modules(empty.model, fmt)
+        load_converted(empty.model, converted, device, progress)
+    seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
+    return Built(empty.model, device, sum(seen.values()))
+
+
+def attach(built: Built, empty: Empty, *, kv_fp32: bool, plan: KvPlan, max_num_seqs: int) -> None:
+    """Give a loaded model what it runs on: the KV store and the packed attention, or the pooling."""
+    if empty.config.generative:
+        dtype = torch.float32 if kv_fp32 else torch.bfloat16
+        attach_causal(built, empty, _geometry(empty.shape, plan, max_num_seqs, dtype, built.device))
+    else:
+        attach_encoder(built, empty)
+
+
+def attach_causal(built: Built, empty: Empty, geometry: KvGeometry) -> None:
+    """Make a generative model run over a KV store of ``geometry``."""
+    store = KvStore(geometry)
+    context = PackedContext(store)
     attach_context(empty.model, context)
-    return built
+    built.causal = CausalModel(empty.model, FAMILIES[empty.config.model_type].backbone, store, context)
+
+
+def attach_encoder(built: Built, empty: Empty) -> None:
+    """Make an encoder run over packed rows."""
+    context = PackedContext(None)
+    attach_context(empty.model, context)
+    values = empty.config.values
+    first = 0 if empty.config.model_type == "bert" else int(values.get("pad_token_id") or 0) + 1
+    built.encoder = Encoder(empty.model, context, read_pooling(empty.folder), first, built.device)
 
 
 def _geometry(
-    shape: ModelShape, load: Load, plan: KvPlan, dtype: torch.dtype, device: torch.device
+    shape: ModelShape, plan: KvPlan, max_num_seqs: int, dtype: torch.dtype, device: torch.device
 ) -> KvGeometry:
     if device.type == "cpu":
-        slots = max(1, min(2 * load.max_num_seqs, plan.blocks))  # running sequences and as many kept prefixes
+        slots = max(1, min(2 * max_num_seqs, plan.blocks))  # running sequences and as many kept prefixes
     else:
         slots = max(1, plan.blocks * KV_BLOCK_TOKENS // plan.max_model_len)  # memory there is not lazy
     return KvGeometry(shape.layers, shape.kv_heads, shape.head_dim, slots, plan.max_model_len, dtype, device)

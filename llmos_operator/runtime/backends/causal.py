@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmos_operator.runtime.backends.attention import PackedContext, Segment
+from llmos_operator.runtime.backends.quantized import Int8Linear
 from llmos_operator.runtime.backends.sampling import Row, logprob_of, penalised, sample
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class CausalModel:
         """Return the last hidden states [tokens, hidden]."""
         ids = [token for work in works for token in work.tokens]
         positions = [work.start + i for work in works for i in range(len(work.tokens))]
+        return self._run(ids, positions, segments)
+
+    def _run(self, ids: list[int], positions: list[int], segments: list[Segment]) -> Tensor:
         self._context.begin(segments)
         try:
             out = self._backbone(
@@ -80,10 +84,27 @@ class CausalModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits of hidden states [rows, hidden]."""
-        logits: Tensor = self._head(hidden).float()
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        return self.bounded(self._head(hidden))
+
+    def bounded(self, logits: Tensor) -> Tensor:
+        """Return logits as float32, soft-capped where the model asks for it."""
+        wide = logits.float()
+        return wide if self._softcap is None else torch.tanh(wide / self._softcap) * self._softcap
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Sequence[int]) -> Tensor:
+        """Return the last hidden states [tokens, hidden] of one text, through slot 0 of the store."""
+        return self._run(list(tokens), list(range(len(tokens))), [Segment(0, len(tokens), 0, 0)])
+
+    @torch.inference_mode()
+    def logits_slice(self, hidden: Tensor, begin: int, end: int) -> Tensor:
+        """Return float32 logits of the tokens ``begin`` to ``end`` of the vocabulary, on the CPU."""
+        head = self._head
+        weight = head.weight[begin:end].to(hidden.dtype)  # type: ignore[index]
+        out = hidden @ weight.t()
+        if isinstance(head, Int8Linear):
+            out = out * head.scale[begin:end]
+        return self.bounded(out).cpu()
 
     def _sample(self, works: Sequence[Work], logits: Tensor, eos: tuple[int, ...]) -> StepResult:
         result = StepResult()

@@ -61,7 +61,10 @@ def build_empty(config: ModelConfig) -> nn.Module:
         made = getattr(settings, family.config_class)(**config.values)
         made._attn_implementation = NAME  # noqa: SLF001 - the documented way is from_pretrained, which reads files
         with _parameters_on_meta():
-            model: nn.Module = getattr(package, family.model_class)(made)
+            options = (
+                {} if family.backbone else {"add_pooling_layer": False}
+            )  # sentence encoders do not use it
+            model: nn.Module = getattr(package, family.model_class)(made, **options)
     except Exception as error:  # the library's validators raise types of their own
         raise Permanent(
             f"config.json does not describe a {config.model_type}: {error}", reason="Corrupted"

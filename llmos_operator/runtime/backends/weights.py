@@ -9,25 +9,24 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.families import set_tensor
+from llmos_operator.runtime.backends.fused import FusedLinear
+from llmos_operator.runtime.formats.mapped import MappedTensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from llmos_operator.runtime.formats.checkpoint import Checkpoint
     from llmos_operator.runtime.formats.safetensors_file import TensorEntry
 
     Progress = Callable[[int], None]  # bytes loaded since the last call
+    Entries = Mapping[str, tuple[Path, TensorEntry]]
 
-# Tensors some publishers keep that the model computes itself or that serve training only.
-_IGNORED = ("position_ids", "rotary_emb.inv_freq", "masked_bias", "attn.bias")
+_EXAMPLES = 3
 
 
 def name_map(model: nn.Module, available: Mapping[str, object]) -> dict[str, str]:
@@ -41,85 +40,90 @@ def name_map(model: nn.Module, available: Mapping[str, object]) -> dict[str, str
     found: dict[str, str] = {}
     missing = []
     for name in model.state_dict():
-        candidates = [name, prefix + name, name.removeprefix(prefix), tied.get(name, name)]
+        # A tied head is the embedding even where a copy of it was saved.
+        candidates = [tied.get(name, name), name, prefix + name, name.removeprefix(prefix)]
         match = next((candidate for candidate in candidates if candidate in available), None)
-        if match is not None:
-            found[name] = match
-        elif not name.startswith("pooler."):  # sentence encoders are published without it, and it is not used
+        if match is None:
             missing.append(name)
+        else:
+            found[name] = match
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""  # noqa: PLR2004 - three examples are enough
+        more = f" and {len(missing) - _EXAMPLES} more" if len(missing) > _EXAMPLES else ""
         raise Permanent(
-            f"the weights lack {', '.join(missing[:3])}{more}: not the files of this config.json",
+            f"the weights lack {', '.join(missing[:_EXAMPLES])}{more}: not the files of this config.json",
             reason="Corrupted",
         )
     return found
 
 
-def read_tensors(
-    entries: Mapping[str, tuple[Path, TensorEntry]], names: Iterator[str]
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors by checkpoint name, mapped, opening each file once. Raises Permanent(reason=Corrupted)."""
-    by_file: dict[Path, list[str]] = {}
-    for name in names:
-        by_file.setdefault(entries[name][0], []).append(name)
-    for path, wanted in by_file.items():
-        try:
-            with safe_open(str(path), framework="pt", device="cpu") as file:
-                for name in wanted:
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
+def check_shapes(model: nn.Module, names: Mapping[str, str], entries: Entries) -> None:
+    """Raise Permanent(reason=Corrupted) if a tensor's shape is not what the config asks for."""
+    for name, tensor in model.state_dict().items():
+        found = entries[names[name]][1].shape
+        if found != tuple(tensor.shape):
             raise Permanent(
-                f"{path.name} cannot be read: {error}; download it again", reason="Corrupted"
-            ) from error
+                f"tensor {names[name]} has shape {list(found)}, the config.json asks for {list(tensor.shape)}",
+                reason="Corrupted",
+            )
 
 
-def load_plain(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Progress,
-) -> None:
-    """Load all weights at ``dtype`` (fp32 or bf16) onto ``device``."""
-    entries = checkpoint.tensors()
-    wanted = name_map(model, entries)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    targets: dict[str, list[str]] = {}
-    for name, source in wanted.items():
-        targets.setdefault(source, []).append(name)
-    for source, tensor in read_tensors(entries, iter(targets)):
-        ready = tensor.to(device=device, dtype=dtype) if tensor.is_floating_point() else tensor.to(device)
-        for name in targets[source]:
-            if tuple(tensor.shape) != shapes[name]:
-                raise Permanent(
-                    f"tensor {source} has shape {tuple(tensor.shape)}, the config.json asks for {shapes[name]}",
-                    reason="Corrupted",
-                )
-            set_tensor(model, name, ready)
-        progress(entries[source][1].nbytes)
-    drop_unused(model)
-    for buffer_name, buffer in list(model.named_buffers()):
-        set_tensor(model, buffer_name, buffer.to(device))
-
-
-def drop_unused(model: nn.Module) -> None:
-    """Remove a pooler that has no weights: it would fail on meta tensors and nothing here asks for it."""
-    pooler = getattr(model, "pooler", None)
-    if pooler is not None and any(parameter.is_meta for parameter in pooler.parameters()):
-        model.pooler = None  # type: ignore[assignment]
-
-
-def adjacent(entries: Mapping[str, tuple[Path, TensorEntry]], names: list[str]) -> bool:
+def adjacent(entries: Entries, names: Sequence[str]) -> bool:
     """Return whether tensors lie one after the other in one file, so that together they are one tensor."""
-    found = [entries.get(name) for name in names]
-    if any(one is None for one in found):
-        return False
-    present = [one for one in found if one is not None]
+    found = [entries[name] for name in names]
     return all(
         a[0] == b[0]
         and a[1].end == b[1].begin
         and a[1].dtype == b[1].dtype
         and a[1].shape[1:] == b[1].shape[1:]
-        for a, b in pairwise(present)
+        for a, b in pairwise(found)
     )
+
+
+def sources(model: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each tensor of a (fused) model with the checkpoint's tensors it is made of."""
+    for name in model.state_dict():
+        owner_name, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        if isinstance(owner, FusedLinear):
+            parent = owner_name.rpartition(".")[0]
+            yield name, tuple(names[f"{parent}.{part}.{attribute}"] for part in owner.parts)
+        else:
+            yield name, (names[name],)
+
+
+def load_plain(
+    model: nn.Module,
+    names: Mapping[str, str],
+    entries: Entries,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Load all weights at ``dtype`` (fp32 or bf16) onto ``device``."""
+    mapped = MappedTensors(entries)
+    shared: dict[tuple[str, ...], torch.Tensor] = {}
+    for name, parts in list(sources(model, names)):
+        if parts not in shared:
+            tensor = mapped.view(parts)
+            shared[parts] = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+            progress(sum(entries[part][1].nbytes for part in parts))
+        set_tensor(model, name, shared[parts])
+    _move_buffers(model, device)
+
+
+def load_converted(model: nn.Module, entries: Entries, device: torch.device, progress: Progress) -> None:
+    """Load a file whose tensors have the model's own names (formats.quantize writes such)."""
+    mapped = MappedTensors(entries)
+    for name in model.state_dict():
+        if name in entries:
+            set_tensor(model, name, mapped.view([name]).to(device))
+            progress(entries[name][1].nbytes)
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if left:
+        raise Permanent(f"the converted file lacks {', '.join(left[:_EXAMPLES])}", reason="Corrupted")
+    _move_buffers(model, device)
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    for name, buffer in list(model.named_buffers()):
+        set_tensor(model, name, buffer.to(device))

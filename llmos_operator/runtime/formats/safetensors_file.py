@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_HEADER_BYTES = 100 << 20
+ALIGNMENT = 64
+PADDING = "_pad."
 _LENGTH = struct.Struct("<Q")
 DTYPE_BYTES = {
     "F64": 8,
@@ -131,7 +133,8 @@ def _corrupt(path: Path, what: str) -> Permanent:
 class StreamWriter:
     """Writes a safetensors file whose tensors arrive one by one, in the order announced.
 
-    Memory: the largest single tensor. The file appears under its name only on a clean exit of the context; until
+    Every tensor begins at a multiple of ALIGNMENT in the file, so that kernels with aligned loads may run on the mapped
+    pages; tensors called ``_pad.N`` fill the gaps, as the format allows none. Memory: what is passed in. The file appears under its name only on a clean exit of the context; until
     then it is ``<name>.partial``. ``sha256`` is of the whole file, known after the context.
     """
 
@@ -148,13 +151,19 @@ class StreamWriter:
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         at = 0
         for name, dtype, shape in tensors:
+            gap = -at % ALIGNMENT
+            if gap:
+                header[f"{PADDING}{at}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [at, at + gap]}
+                self._expected.append((PADDING, gap))
+                at += gap
             size = math.prod(shape) * DTYPE_BYTES[dtype]
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
             self._expected.append((name, size))
             at += size
         self._expected.reverse()
         text = json.dumps(header, separators=(",", ":")).encode()
-        self._head = _LENGTH.pack(len(text) + (-len(text)) % 8) + text + b" " * ((-len(text)) % 8)
+        text += b" " * (-(_LENGTH.size + len(text)) % ALIGNMENT)
+        self._head = _LENGTH.pack(len(text)) + text
         self.total_bytes = len(self._head) + at
         self._hash = hashlib.sha256()
         self.sha256 = ""
@@ -165,10 +174,15 @@ class StreamWriter:
         return self
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Append the next tensor. Raises ValueError when it is not the announced one or of another size."""
-        expected, size = self._expected.pop()
-        if name != expected or len(data) != size:
-            raise ValueError(f"expected {expected!r} of {size} bytes, got {name!r} of {len(data)}")
+        """Append the next tensor, whole or a part of it. Raises ValueError when it is not its turn or too long."""
+        expected, left = self._expected.pop()
+        if expected == PADDING:
+            self._put(bytes(left))
+            expected, left = self._expected.pop()
+        if name != expected or len(data) > left:
+            raise ValueError(f"expected {expected!r} with {left} bytes left, got {name!r} of {len(data)}")
+        if len(data) < left:
+            self._expected.append((expected, left - len(data)))
         self._put(data)
 
     def _put(self, data: bytes | memoryview) -> None:

@@ -70,7 +70,7 @@ class Load:
     hf_endpoint: str = ""  # "" = the library's default
     token: str = field(default="", repr=False)  # hub or https bearer token; never logged
     device: str = "auto"  # auto | cpu | cuda
-    threads: int = 0  # torch threads; 0 = the CPUs this process may use
+    threads: int = 0  # torch threads; 0 = OMP_NUM_THREADS, else the CPUs this process may use
     max_quality_loss_milli: int = 5000  # of perplexity against the source, thousandths of a percent; -1 = any
     base_pids: tuple[int, ...] = ()  # processes whose memory counts beside the engine's (front, zygote)
     pvc_root: str = "/mnt/llmos/pvc"  # where claims are mounted: pvc://claim/path is <pvc_root>/claim/path

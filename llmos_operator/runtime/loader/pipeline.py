@@ -21,6 +21,7 @@ from llmos_operator.runtime.formats.checkpoint import (
 )
 from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos
 from llmos_operator.runtime.ipc.messages import EngineInfo, EngineMemory
+from llmos_operator.runtime.loader.converted import converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
 from llmos_operator.runtime.loader.memory import KvPlan, machine_available_bytes, plan_kv, resident_bytes
 from llmos_operator.runtime.loader.sources import Resolved, resolve
@@ -28,6 +29,7 @@ from llmos_operator.runtime.loader.sources import Resolved, resolve
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.memory import ModelShape
     from llmos_operator.runtime.backends.build import Built
+    from llmos_operator.runtime.backends.quality import Quality
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
 
@@ -104,32 +106,53 @@ def load_model(load: Load, stages: Stages) -> Loaded:
     meter.check("verifying")
 
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
+    from llmos_operator.runtime.loader.judge import judge, refuse_beyond  # noqa: PLC0415
 
-    empty = build.prepare(config)
+    build.use_threads(load.threads)
+    empty = build.prepare(config, checkpoint)
     plan = plan_of(load, meter, empty.shape)
-    stages.enter(RuntimeState.QUANTIZING if load.format in ("int8", "int4") else RuntimeState.LOADING)
-    weights = build.weights_for(empty, checkpoint, load, digest, stages)
+    device = build.choose_device(load.device)
+    empty.fuse(load.format)
+    made = converted(empty, load, digest, stages) if load.format in build.CONVERTED else None
+    known = made.quality() if made is not None else None
+    if known is not None:
+        refuse_beyond(known, load.format, load.max_quality_loss_milli)
     meter.check("quantising")
+    weights = made.checkpoint if made is not None else checkpoint
     stages.enter(RuntimeState.LOADING, weights.total_bytes)
-    built = build.load(empty, weights, load, plan, stages)
+    entries = made.checkpoint.tensors() if made is not None else None
+    built = build.load_weights(empty, load.format, entries, device, stages.advance)
+    wide = "fp32" in (load.kv_dtype, load.format)
+    build.attach(built, empty, kv_fp32=wide, plan=plan, max_num_seqs=load.max_num_seqs)
     stages.enter(RuntimeState.WARMING)
     built.warm()
+    if made is not None and known is None:
+        known = judge(config, checkpoint, built)
+        if known is not None:
+            made.remember(known)
+            refuse_beyond(known, load.format, load.max_quality_loss_milli)
     trim_memory()
     meter.check("loading")
     stages.leave()
-    info = _info(load, source, folder, empty.config, digest, built, plan)
+    fresh = bool(source.fetched) or (made is not None and made.fresh)
+    info = _info(load, source, folder, empty.config, digest, plan, device.type, known, fresh=fresh)
     loaded = Loaded(load, empty.shape, built, info, plan, meter)
+    _log_loaded(loaded, stages)
+    return loaded
+
+
+def _log_loaded(loaded: Loaded, stages: Stages) -> None:
     log.info(
         "model loaded",
-        uri=load.uri,
-        format=load.format,
-        measured_mib=meter.measure() >> 20,
-        predicted_mib=plan.estimate.total_bytes >> 20,
-        kv_blocks=plan.blocks,
-        max_model_len=plan.max_model_len,
+        uri=loaded.load.uri,
+        format=loaded.load.format,
+        measured_mib=loaded.meter.measure() >> 20,
+        predicted_mib=loaded.plan.estimate.total_bytes >> 20,
+        weights_mib=loaded.built.weights_bytes >> 20,
+        kv_blocks=loaded.plan.blocks,
+        max_model_len=loaded.plan.max_model_len,
         **{f"{name.lower()}_seconds": round(seconds, 2) for name, seconds in stages.seconds},
     )
-    return loaded
 
 
 def plan_of(load: Load, meter: Meter, shape: ModelShape, limit: int | None = None) -> KvPlan:
@@ -175,7 +198,16 @@ def _verify(checkpoint: Checkpoint, load: Load, stages: Stages) -> str:
 
 
 def _info(
-    load: Load, source: Resolved, folder: Path, config: ModelConfig, digest: str, built: Built, plan: KvPlan
+    load: Load,
+    source: Resolved,
+    folder: Path,
+    config: ModelConfig,
+    digest: str,
+    plan: KvPlan,
+    device: str,
+    quality: Quality | None,
+    *,
+    fresh: bool,
 ) -> EngineInfo:
     return EngineInfo(
         model_dir=str(folder),
@@ -183,7 +215,7 @@ def _info(
         digest=digest,
         revision=source.revision or load.revision,
         format=load.format,
-        device=built.device.type,
+        device=device,
         max_model_len=plan.max_model_len,
         vocab_size=int(config.values["vocab_size"]),
         eos_token_ids=read_eos(folder, config),
@@ -191,9 +223,9 @@ def _info(
         embedding_size=0 if config.generative else int(config.values["hidden_size"]),
         kv_blocks=plan.blocks,
         max_num_seqs=load.max_num_seqs,
-        quality_loss_milli=built.quality_loss_milli,
-        quality_kl_micro=built.quality_kl_micro,
-        load_path="cold" if source.fetched or built.converted else "warm",
+        quality_loss_milli=quality.loss_milli if quality is not None else None,
+        quality_kl_micro=quality.kl_micro if quality is not None else None,
+        load_path="cold" if fresh else "warm",
     )
 
 

@@ -1,0 +1,118 @@
+"""Tensors of a checked safetensors file: views of the mapped file, or rows read without leaving pages behind."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from llmos_operator.errors import Permanent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from torch import Tensor
+
+    from llmos_operator.runtime.formats.safetensors_file import TensorEntry
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class MappedTensors:
+    """Views of mapped files. A view stays valid after close: the mapping lives as long as a tensor uses it."""
+
+    def __init__(self, entries: Mapping[str, tuple[Path, TensorEntry]]) -> None:
+        self._entries = entries
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def view(self, names: Sequence[str]) -> Tensor:
+        """Return one tensor over adjacent entries (usually one): their rows, one after the other.
+
+        The pages are private copy-on-write, so a writer in this process could not reach the file.
+        """
+        path, first = self._entries[names[0]]
+        rows = sum(self._entries[name][1].shape[0] if self._entries[name][1].shape else 1 for name in names)
+        shape = (rows, *first.shape[1:]) if first.shape else ()
+        dtype = dtype_of(first)
+        count = math.prod(shape)
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        if first.begin % dtype.itemsize:  # a writer that did not align its data: copy
+            with RowReader(self._entries) as reader:
+                return torch.cat([reader.rows(name, 0, self._entries[name][1].shape[0]) for name in names])
+        flat = torch.frombuffer(self._map(path), dtype=dtype, count=count, offset=first.begin)
+        return flat.view(shape)
+
+    def _map(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            with path.open("rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[path]
+
+
+class RowReader:
+    """Reads rows by pread into memory of their own: a conversion that maps its source would count all of it as used."""
+
+    def __init__(self, entries: Mapping[str, tuple[Path, TensorEntry]]) -> None:
+        self._entries = entries
+        self._files: dict[Path, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Return rows ``begin`` to ``end`` of a tensor in its own dtype (a scalar counts as one row)."""
+        path, entry = self._entries[name]
+        dtype = dtype_of(entry)
+        width = math.prod(entry.shape[1:]) * dtype.itemsize
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        size = (end - begin) * width
+        data = bytearray(size)
+        at = 0
+        while at < size:
+            got = os.preadv(self._files[path], [memoryview(data)[at:]], entry.begin + begin * width + at)
+            if not got:
+                raise Permanent(f"{path.name} became shorter while it was read", reason="Corrupted")
+            at += got
+        shape = (end - begin, *entry.shape[1:]) if entry.shape else ()
+        return torch.frombuffer(data, dtype=dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
+
+    def whole(self, name: str) -> Tensor:
+        """Return a whole tensor."""
+        shape = self._entries[name][1].shape
+        return self.rows(name, 0, shape[0] if shape else 1)
+
+
+def dtype_of(entry: TensorEntry) -> torch.dtype:
+    """Return the torch dtype of an entry. Raises Permanent(reason=Unsupported) for one torch lacks."""
+    if entry.dtype not in _DTYPES:
+        raise Permanent(
+            f"tensor {entry.name!r} has the dtype {entry.dtype}, which is not served", reason="Unsupported"
+        )
+    return _DTYPES[entry.dtype]
