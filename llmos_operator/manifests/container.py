@@ -105,6 +105,8 @@ def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simu
         "TMPDIR": TMP_DIR,
         "HOME": TMP_DIR,
         "MALLOC_ARENA_MAX": "2",
+        # As many compute threads as CPUs were requested: more would only wait for one another.
+        "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
     if settings.hub_endpoint:
         plain["HF_ENDPOINT"] = settings.hub_endpoint

@@ -39,7 +39,7 @@ END_SECONDS = 5.0
 def engine_environment() -> dict[str, str]:
     """Return the environment of zygote and engines: ours without secrets, with an allocator that gives memory back."""
     env = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
-    # A thread that spins at a barrier starves its own team where CPUs are shared: measured 40 times slower steps.
+    # A thread that spins at a barrier starves its own team where CPUs are shared: measured ten times slower answers on two busy cores.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return env | {
         "MALLOC_ARENA_MAX": "2",
