@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.telemetry.health import Cause, DeviceHealth, Fault, Observation, fold, forget, worst
-from llmos_operator.telemetry.policy import RULES, Reason
+from llmos_operator.telemetry.policy import RULES, SEVERITY, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -86,19 +86,20 @@ class NodeHealth:
     # -- memory
 
     def dump(self) -> str:
-        """Return what must outlive the agent, as JSON with sorted keys; "" if there is nothing."""
-        memory: dict[str, Any] = {}
-        for uuid, state in sorted(self._states.items()):
-            causes = [
-                _dump_cause(cause) for cause in state.causes if cause.active or cause.cleared is not None
-            ]
-            if causes or state.faults:
-                faults = [[round(fault.at), sorted(fault.owners)] for fault in state.faults]
-                memory[uuid] = {"causes": causes, **({"faults": faults} if faults else {})}
-        if not memory:
-            return ""
-        text = json.dumps(memory, sort_keys=True, separators=(",", ":"))
-        return text if len(text) <= MEMORY_LIMIT else ""
+        """Return what must outlive the agent, as JSON with sorted keys; "" if there is nothing.
+
+        On a node where everything fails at once it keeps less: first the texts go, then all but each device's worst.
+        """
+        for texts, causes in ((True, len(Reason)), (False, len(Reason)), (False, 1)):
+            memory = {
+                uuid: entry
+                for uuid, state in sorted(self._states.items())
+                if (entry := _dump_state(state, texts=texts, causes=causes))
+            }
+            text = json.dumps(memory, sort_keys=True, separators=(",", ":")) if memory else ""
+            if len(text) <= MEMORY_LIMIT:
+                return text
+        return ""
 
     def restore(self, text: str, now: float) -> int:
         """Take up what an earlier agent remembered; return for how many devices. Damaged parts are left out."""
@@ -137,6 +138,20 @@ def _addressed(
             )
         result[target] = (*result.get(target, ()), event)
     return result
+
+
+def _dump_state(state: DeviceHealth, *, texts: bool, causes: int) -> dict[str, Any]:
+    kept = [cause for cause in state.causes if cause.active or cause.cleared is not None]
+    kept.sort(key=lambda cause: (not cause.active, -SEVERITY[cause.weight], cause.since, cause.reason))
+    entry: dict[str, Any] = {}
+    if kept:
+        entry["causes"] = [_dump_cause(cause) for cause in kept[:causes]]
+    if state.faults:
+        entry["faults"] = [[round(fault.at), sorted(fault.owners)] for fault in state.faults]
+    if not texts:
+        for cause in entry.get("causes", ()):
+            cause.pop("detail", None)
+    return entry
 
 
 def _dump_cause(cause: Cause) -> dict[str, Any]:

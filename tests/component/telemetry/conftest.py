@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 DEADLINE = 20.0
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _library() -> None:
     try:
