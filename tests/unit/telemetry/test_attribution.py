@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +17,9 @@ from llmos_operator.telemetry.attribution import (
     sees_host_processes,
     start_time,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 UID = "3f0a9c1e-5b7d-4e2a-9c11-0d6f2b8a7e55"
 UNDER = UID.replace("-", "_")
