@@ -119,8 +119,8 @@ class StatusWriter:
         self._wake.clear()
 
     def _look(self, key: str, now: float) -> None:
-        if self._busy(key):
-            self._due[key] = now + 0.1  # its writes' end marks it again; this is only the net below
+        if self._busy(key) or self._queue.holds(f"status {key}"):
+            self._due[key] = now + 0.1  # the end of its writes marks it again; this is only the net below
             return
         del self._due[key]
         seen = self._observe(key)
@@ -136,6 +136,9 @@ class StatusWriter:
             self._due[key] = due
             return
         self._allowances[key].take(now)
+        log.debug(
+            "status", workload=key, urgency=urgency.name, changes=manifest.changes(seen.previous, status)
+        )
         uid = seen.workload.uid
         body = manifest.to_json(status)
         self._queue.submit(Job(Rank.STATUS, f"status {key}", lambda: self._write(key, uid, body)))

@@ -117,6 +117,7 @@ class Assembly:
             self.records,
             lambda: self.support,
             self.metrics,
+            now=self.clock.now,
             changed=self.batcher.trigger,
             review=self.review,
             gone=self._gone,
@@ -157,7 +158,7 @@ class Assembly:
             queue=self.queue,
             mirror=mirrors[ports.MODEL_WORKLOADS],
             observe=observer.observe,
-            busy=self.executor.busy,
+            busy=self._in_motion,
             clock=self.clock,
             backoff=KeyedBackoff(_OBJECT, self.rng),
         )
@@ -224,6 +225,11 @@ class Assembly:
         """Look at a workload again: its pods, and its status."""
         self.loop.review(key)
         self.status.mark(key)
+
+    def _in_motion(self, key: str) -> bool:
+        """Return whether a status written now would be out of date at once: writes, or the first decision, are due."""
+        record = self.records.get(key)
+        return self.executor.busy(key) or (record is not None and self.loop.undecided(record))
 
     def _gone(self, record: Record) -> None:
         self.reviewer.forget(record)

@@ -56,6 +56,7 @@ class Intake:
         support: Callable[[], Support],
         metrics: OperatorMetrics,
         *,
+        now: Callable[[], float],
         changed: Callable[[], None],
         review: Callable[[str], None],
         gone: Callable[[Record], None],
@@ -65,6 +66,7 @@ class Intake:
         self._records = records
         self._support = support
         self._metrics = metrics
+        self._now = now
         self._changed = changed
         self._review = review
         self._gone = gone
@@ -185,7 +187,7 @@ class Intake:
         if record is None or record.uid != uid:
             model = Model(uri=str(((body.get("spec") or {}).get("model") or {}).get("uri", "")))
             stub = Workload(key=key, uid=uid, model=model, generation=generation)
-            record = Record(key, uid, generation, stub)
+            record = Record(key, uid, generation, self._now(), stub)
             record.failure = failure_of(status, generation)
             record.permanent = record.failure is not None and record.failure.reason in PERMANENT_REASONS
             record.preemption = preemption_of(status)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.batcher import Batcher
     from llmos_operator.control.feedback import Feedback
     from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.control.records import Record
     from llmos_operator.control.review import Reviewer
     from llmos_operator.observability.health import Heartbeat
     from llmos_operator.scheduler.plan import Plan
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
+FIRST_SECONDS = 2.0  # for which a new workload's status waits for its first decision
 IDLE_SECONDS = 5.0  # the longest the loop stands still: its heartbeat
 WAITING_SECONDS = (
     5.0  # between plans while workloads wait and nothing changes: time itself may let them start
@@ -72,6 +74,7 @@ class Loop:
         self._dirty: set[str] = set()
         self._planned_version = -1
         self._planned_at = 0.0
+        self._planning = False
         self._waiting = False
         self.cycles = 0
 
@@ -79,6 +82,13 @@ class Loop:
         """Mark a workload to be looked at in the next cycle, and ask for one."""
         self._dirty.add(key)
         self._batcher.trigger()
+
+    def undecided(self, record: Record) -> bool:
+        """Return whether the workload has just come and the plan that looks at it first is still to be made."""
+        if record.decision is not None or not self._may_act():
+            return False
+        due = self._planning or self._store.version != self._planned_version
+        return due and self._clock.now() - record.seen_at < FIRST_SECONDS
 
     async def run(self) -> None:
         """Turn until cancelled."""

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.conditions import Condition, Reason
-from llmos_operator.api.meta import ConditionEntry
+from llmos_operator.api.meta import ConditionEntry, ConditionStatus
 from llmos_operator.api.quantity import format_bytes, format_seconds, human_bytes
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.api.v1alpha1.workload_status import (
@@ -117,11 +117,22 @@ def urgency(previous: Json, status: ModelWorkloadStatus) -> Urgency:
     return Urgency.SOON if _progress(old) != _progress(status) else Urgency.LATER
 
 
+def changes(previous: Json, status: ModelWorkloadStatus) -> list[str]:
+    """Return the names of what differs, for logs: fields, and conditions as `Type=Status/Reason`."""
+    old = ModelWorkloadStatus.model_validate(previous)
+    fields = [name for name in type(status).model_fields if getattr(old, name) != getattr(status, name)]
+    before = {entry.type: entry for entry in old.conditions}
+    moved = [
+        f"{entry.type}={entry.status}/{entry.reason}"
+        for entry in status.conditions
+        if before.get(entry.type) != entry
+    ]
+    return [name for name in fields if name != "conditions"] + moved
+
+
 def _core(status: ModelWorkloadStatus) -> object:
     """Return what a person or a program may act on."""
-    conditions = tuple(
-        (c.type, c.status, c.observed_generation, _settled_reason(c)) for c in status.conditions
-    )
+    conditions = tuple(_settled(c) for c in status.conditions if c.type != Condition.MODEL_CACHED)
     quantization = status.model.quantization if status.model else ""
     decision = status.decision.reason if status.decision else ""
     return (
@@ -131,10 +142,12 @@ def _core(status: ModelWorkloadStatus) -> object:
     )
 
 
-def _settled_reason(entry: ConditionEntry) -> str:
-    """Return the reason, unless it only names the stage of a load."""
-    loading = entry.type in {Condition.MODEL_LOADED, Condition.READY, Condition.MODEL_CACHED}
-    return "" if loading and entry.reason in _STAGES else entry.reason
+def _settled(entry: ConditionEntry) -> object:
+    """Return what counts of a condition; the stages a load goes through do not, whatever they do to its status."""
+    loading = entry.type in {Condition.MODEL_LOADED, Condition.READY} and entry.reason in _STAGES
+    if loading:
+        return entry.type, entry.status == ConditionStatus.TRUE, entry.observed_generation
+    return entry.type, entry.status, entry.observed_generation, entry.reason
 
 
 _STAGES = frozenset(
@@ -154,7 +167,8 @@ _STAGES = frozenset(
 
 def _progress(status: ModelWorkloadStatus) -> object:
     model = status.model
-    return status.load, model and (model.observed_memory, model.digest, model.sleep_state)
+    stages = tuple((c.type, c.status, c.reason) for c in status.conditions)
+    return status.load, stages, model and (model.observed_memory, model.digest, model.sleep_state)
 
 
 def _summary(seen: Observed) -> StatusSummary:
