@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 REFUSED = "X-LLMOS-Refused"  # tells the gateway that nothing was begun: another replica may take the request
 _SHOWN = 60
 _SHOULD = "Input should be "
+_WRONG_TYPE = ("_type", "_parsing")
 _TYPES = {
     HTTPStatus.BAD_REQUEST: "invalid_request_error",
     HTTPStatus.UNAUTHORIZED: "authentication_error",
@@ -96,9 +97,9 @@ def from_validation(error: ValidationError) -> ApiError:
         return bad_request(
             "invalid_value", f"Invalid '{param}': {message.removeprefix('Value error, ')}.", param
         )
-    code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
-    word = "type for" if code == "invalid_type" else "value for"
-    wanted = _wanted(error, param) or message
+    wrong_type = kind.endswith(_WRONG_TYPE)
+    code, word = ("invalid_type", "type for") if wrong_type else ("invalid_value", "value for")
+    wanted = (_wanted(error, param) if wrong_type else "") or message
     return bad_request(
         code, f"Invalid {word} '{param}': {_lower(wanted)}, got {shown(first['input'])}.", param
     )
@@ -136,10 +137,11 @@ def _first(error: ValidationError) -> Any:
     """Return the error to report: of a union's members, the one that got furthest into the value."""
     found = error.errors(include_url=False, include_context=False)
 
-    def rank(one: Any) -> tuple[bool, bool, int, list[int]]:
+    def rank(one: Any) -> tuple[bool, bool, int, list[int], bool]:
         location = one["loc"]
         places = [part for part in location if isinstance(part, int)]
-        return location[:1] == found[0]["loc"][:1], one["type"] == "too_long", len(location), places
+        right_type = not str(one["type"]).endswith(_WRONG_TYPE)
+        return location[:1] == found[0]["loc"][:1], one["type"] == "too_long", len(location), places, right_type
 
     return max(found, key=rank)
 

@@ -55,6 +55,7 @@ async def plan_chat(body: ChatRequest, model: ServedModel, *, max_choices: int) 
         add_generation_prompt=body.add_generation_prompt is not False,
         extra=body.chat_template_kwargs,
     )
+    await refuse_too_long(text, model, "messages")
     prompt = await model.vocabulary.encode(text, special=False)
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     param = "max_completion_tokens" if body.max_completion_tokens is not None else "max_tokens"
@@ -105,6 +106,17 @@ async def plan_completion(body: CompletionRequest, model: ServedModel, *, max_ch
     return replace(plan, echo=echo, score_only=score_only)
 
 
+async def refuse_too_long(text: str, model: ServedModel, param: str) -> None:
+    """Raise ApiError (400) for a text that is far beyond the context, before minutes are spent on its tokens."""
+    if await model.vocabulary.exceeds(text, model.max_model_len):
+        raise bad_request(
+            "context_length_exceeded",
+            f"This model's maximum context length is {model.max_model_len} tokens. However, your {param} has more than "
+            f"that, with {len(text)} characters. Shorten the {param}.",
+            param,
+        )
+
+
 async def render_messages(
     messages: Sequence[Message],
     model: ServedModel,
@@ -133,7 +145,10 @@ async def read_input(
     if not given:
         raise bad_request("invalid_value", f"'{param}' must not be an empty list.", param)
     if isinstance(given[0], str):
-        found = await model.vocabulary.encode_all([str(one) for one in given], special=True)
+        texts = [str(one) for one in given]
+        for text in texts:
+            await refuse_too_long(text, model, param)
+        found = await model.vocabulary.encode_all(texts, special=True)
     elif isinstance(given[0], int):
         found = [tuple(int(one) for one in given if isinstance(one, int))]
     else:

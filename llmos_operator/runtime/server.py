@@ -52,8 +52,15 @@ class Runtime:
     """One runtime process on one event loop."""
 
     def __init__(
-        self, settings: RuntimeSettings, engine: EngineClient, *, clock: Clock | None = None
+        self,
+        settings: RuntimeSettings,
+        engine: EngineClient,
+        *,
+        clock: Clock | None = None,
+        linger_seconds: float = LINGER_SECONDS,
     ) -> None:
+        """``linger_seconds`` is how long requests are still taken after the order to stop."""
+        self._linger = linger_seconds
         self.settings = settings
         self.engine = engine
         self.registry = metrics.new_registry("runtime")
@@ -116,7 +123,7 @@ class Runtime:
         margin = min(END_MARGIN_SECONDS, self.settings.grace_seconds / 2)
         deadline = self.drain.monotonic() + self.settings.grace_seconds - margin
         log.info("draining", inside=self.drain.inside, seconds=self.settings.grace_seconds)
-        finished = await self.drain.run(linger=LINGER_SECONDS, deadline=deadline)
+        finished = await self.drain.run(linger=self._linger, deadline=deadline)
         self._drained.observe(time.monotonic() - began)
         log.info("drained", all_finished=finished)
 

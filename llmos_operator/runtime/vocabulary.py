@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ENCODERS = 2
 SMALL_CHARACTERS = 512  # shorter texts are encoded in place: a thread switch would cost more
+LONG_CHARACTERS = 8  # for each token of the context: a longer text is suspect
+PART_CHARACTERS = 32 << 10
+CUT_TOKENS = 64
 _PIECE_SPACE = "▁"
 
 
@@ -72,6 +75,23 @@ class Vocabulary:
             self._pool, lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         )
         return [tuple(one.ids) for one in found]
+
+    async def exceeds(self, text: str, limit: int) -> bool:
+        """Whether ``text`` surely has more than ``limit`` tokens; found out without encoding much more than that."""
+        if len(text) <= limit * LONG_CHARACTERS:
+            return False
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._exceeds, text, limit)
+
+    def _exceeds(self, text: str, limit: int) -> bool:
+        count = parts = 0
+        for start in range(0, len(text), PART_CHARACTERS):
+            encoded = self._tokenizer.encode(text[start : start + PART_CHARACTERS], add_special_tokens=False)
+            count, parts = count + len(encoded.ids), parts + 1
+            # A cut may have split a token into several: a margin for each.
+            if count - parts * CUT_TOKENS > limit:
+                return True
+        return False
 
     def encode_now(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Return the tokens of ``text``, on the caller's thread."""

@@ -154,8 +154,8 @@ class EngineClient:
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await supervisor
+            # Not `await supervisor` with its CancelledError suppressed: that would swallow our own cancellation too.
+            await asyncio.wait([supervisor])
         self._status = EngineStatus()
 
     async def close(self) -> None:
