@@ -39,10 +39,15 @@ class Lab:
 
     # -- life
 
-    def up(self, *, nodes: int, gpus: int, gpu: str, hub_store: str, attached: bool) -> ClusterState:
-        """Start the cluster; a former one of the same place is taken down first. ``attached``: it ends with us."""
+    def up(
+        self, *, nodes: int, gpus: int, gpu: Sequence[str], hub_store: str, attached: bool
+    ) -> ClusterState:
+        """Start the cluster; a former one of the same place is taken down first. ``attached``: it ends with us.
+
+        ``gpu`` are kinds of devices (`PRODUCT:MEMORY`), dealt to the nodes in turn.
+        """
         self.cluster.down()
-        models = (GpuModel.parse(gpu),)
+        models = tuple(map(GpuModel.parse, gpu))
         spec = ClusterSpec(index=0, nodes=uniform_nodes(nodes, gpus, models), hub_store=hub_store)
         return self.cluster.up(Request(spec), attached=attached)
 

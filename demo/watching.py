@@ -30,7 +30,7 @@ def until_ready(lab: Lab, screen: Screen, wanted: Collection[str], seconds: floa
             if told.get(name) != line:
                 told[name] = line
                 screen.say(f"{name:<12} {line}")
-            if row.phase == "Failed":
+            if row.phase == "Failed" and row.reason != "BackOff":
                 raise DemoFailed(f"{name} failed: {row.reason}: {row.message}")
         done = len(rows) == len(wanted) and all(is_ready(row) for row in rows.values())
         return rows if done else None

@@ -101,7 +101,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         pytest.fail(f"no models in {store}: run `make models`")
     lab = Workspace(tmp_path_factory.mktemp("installed") / "cluster")
     try:
-        lab.up(nodes=2, gpus=2, gpu="SIM-A:2Gi", hub_store=str(store), attached=True)
+        lab.up(nodes=2, gpus=2, gpu=["SIM-A:2Gi"], hub_store=str(store), attached=True)
         lab.install()
         lab.wait("devices", lambda: len(lab.items("gn")) == 2, 30)
         yield lab
