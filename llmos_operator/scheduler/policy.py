@@ -61,6 +61,8 @@ class Policy:
         10  # observed above reserved by more than this share of a device stops new placement
     )
     engine_formats: Mapping[str, tuple[str, ...]] = field(default_factory=_default_formats)  # absent: all
+    # How long after the grace of its victims a claimant still goes before its equals.
+    nomination_seconds: float = 60.0
     service_seconds: Mapping[WorkloadKind, float] = field(
         default_factory=_default_service
     )  # expected, for ageing

@@ -1,7 +1,8 @@
 """Who is next: admission to a queue, priority, and ageing inside a priority so that nothing starves.
 
-Order of picks: work inside its queue's nominal share before work that borrows, then priority (capped by the queue's
-ceiling), then the queue with the smaller weighted share, then the response ratio
+Order of picks: work for which others were displaced, so that what was freed for it is not taken by somebody else; work
+inside its queue's nominal share before work that borrows; then priority (capped by the queue's ceiling); then the queue
+with the smaller weighted share; then the response ratio
 
     (waiting time + expected service time) / expected service time
 
@@ -38,6 +39,7 @@ class Pending:
     ratio: float
     ordinals: tuple[int, ...]  # that may be placed now
     blocked: tuple[Pod, ...] = ()  # former pods whose names are still taken
+    nominated: bool = False  # others were displaced for it
 
     @property
     def replicas(self) -> int:
@@ -49,9 +51,9 @@ class Pending:
         whole = self.workload.accelerators * FULL_MILLI if self.workload.sharing is not Sharing.SHARED else 1
         return Amount(gpu_milli=whole if self.workload.accelerators else 0)
 
-    def order(self) -> tuple[int, float, float, str]:
+    def order(self) -> tuple[bool, int, float, float, str]:
         """Return the key inside a queue: smaller goes first."""
-        return (-self.priority, -self.ratio, self.workload.created_at, self.workload.key)
+        return (not self.nominated, -self.priority, -self.ratio, self.workload.created_at, self.workload.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,19 @@ class Lines:
                 del heads[queue]
 
 
-def _rank(head: Pending, tree: QuotaTree, total: Amount) -> tuple[bool, int, int, float, float, str]:
+def _rank(head: Pending, tree: QuotaTree, total: Amount) -> tuple[bool, bool, int, int, float, float, str]:
     borrowing = not tree.unlimited(head.queue) and not tree.within_nominal(head.queue, head.least_charge())
     share = tree.share_milli(head.queue, total)
     workload = head.workload
-    return (borrowing, -head.priority, share, -head.ratio, workload.created_at, workload.key)
+    return (
+        not head.nominated,
+        borrowing,
+        -head.priority,
+        share,
+        -head.ratio,
+        workload.created_at,
+        workload.key,
+    )
 
 
 def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Lines:
@@ -106,7 +116,10 @@ def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Li
         value = snapshot.priority_of(workload) if workload.priority_class else default_priority
         priority = capped(snapshot, queue, value)
         ratio = response_ratio(policy, workload, now)
-        found.lines.setdefault(queue, []).append(Pending(workload, queue, priority, ratio, ordinals, blocked))
+        nominated = now <= snapshot.nominated.get(key, 0.0) + policy.nomination_seconds
+        found.lines.setdefault(queue, []).append(
+            Pending(workload, queue, priority, ratio, ordinals, blocked, nominated)
+        )
     for line in found.lines.values():
         line.sort(key=Pending.order)
     found.lines = dict(sorted(found.lines.items()))

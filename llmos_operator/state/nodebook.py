@@ -78,12 +78,12 @@ class NodeBook:
             return False
         self._observed[node] = folded
         old = self._nodes.get(node)
-        if old is not None and old.gpu is not None:
+        if old is not None:
             self._set_node(self._build(node, old.node, old.gpu))
         return True
 
     def _state(self, name: str) -> NodeState:
-        return self._nodes.get(name) or NodeState(name)
+        return self._nodes.get(name) or NodeState(name, observed=self._observed.get(name, {}))
 
     def _build(self, name: str, node: Node | None, gpu: GpuNode | None) -> NodeState:
         pods = self._state(name).pods

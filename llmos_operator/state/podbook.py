@@ -22,7 +22,7 @@ from llmos_operator.state.tally import Tally
 from llmos_operator.state.types import Pod, PodPhase
 
 if TYPE_CHECKING:
-    from llmos_operator.state.types import Claim, PodKey
+    from llmos_operator.state.types import Claim, PodKey, WorkloadKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class PodBook(NodeBook):
         self._pods_of: dict[str, tuple[Pod, ...]] = {}
         self._assumed: dict[PodKey, Assumption] = {}
         self._evicting: dict[PodKey, float] = {}  # pod -> when its grace ends
+        self._nominated: dict[WorkloadKey, float] = {}  # room is being made for them; until when it takes
         self._tally = Tally()
 
     def pod(self, key: PodKey) -> Pod | None:
@@ -111,12 +112,18 @@ class PodBook(NodeBook):
         """Return the claims the watch has not shown yet, for a quorum read of those that are overdue."""
         return tuple(self._assumed.values())
 
-    def assume_evicted(self, key: PodKey, grace_ends: float) -> bool:
-        """Count a pod as terminating from the moment its eviction is sent, so that it is sent once."""
+    def assume_evicted(self, key: PodKey, grace_ends: float, preemptor: WorkloadKey = "") -> bool:
+        """Count a pod as terminating from the moment its eviction is sent, so that it is sent once.
+
+        The workload it makes room for is nominated: while it waits it goes before others of its priority, so that
+        nobody takes what was freed for it.
+        """
         pod = self._pods.get(key)
         if pod is None or pod.phase in {PodPhase.TERMINATING, PodPhase.FINISHED}:
             return False
         self._evicting[key] = grace_ends
+        if preemptor:
+            self._nominated[preemptor] = max(grace_ends, self._nominated.get(preemptor, 0.0))
         self._put_pod(replace(pod, phase=PodPhase.TERMINATING, deletion_at=grace_ends))
         return True
 

@@ -48,6 +48,9 @@ class Snapshot:
     holds: Mapping[WorkloadKey, Hold] = field(default_factory=dict)
     heard: Mapping[str, float] = field(default_factory=dict)  # node -> receive time of its last telemetry
     unsettled: tuple[WorkloadKey, ...] = ()  # workloads with a wanted replica that no pod stands for, sorted
+    nominated: Mapping[WorkloadKey, float] = field(
+        default_factory=dict
+    )  # when the grace of their victims ends
     charged: Mapping[str, tuple[int, int]] = field(
         default_factory=dict
     )  # queue -> (GPU milli, bytes) of claims

@@ -77,6 +77,7 @@ class Store(PodBook):
             namespaces=dict(self._namespaces),
             holds=dict(self._holds),
             heard=dict(self._heard),
+            nominated=dict(self._nominated),
             unsettled=tuple(sorted(self._unsettled)),
             charged=dict(self._tally.charged),
             standing=dict(self._tally.standing),
@@ -109,6 +110,7 @@ class Store(PodBook):
             return False
         del self._workloads[key], self._effective[key], self._key_of[old.uid]
         self._unsettled.discard(key)
+        self._nominated.pop(key, None)
         self._replicas.pop(key, None)
         self._holds.pop(key, None)
         self._version += 1
@@ -195,5 +197,6 @@ class Store(PodBook):
             return
         if settled(self._effective[key], self.pods_of(workload_uid)):
             self._unsettled.discard(key)
+            self._nominated.pop(key, None)
         else:
             self._unsettled.add(key)

@@ -34,7 +34,11 @@ class Tally:
         if claim is None or pod.phase is PodPhase.FINISHED:
             return
         milli, held = self.charged.get(claim.queue, (0, 0))
-        self.charged[claim.queue] = (milli + sign * claim.gpu_milli, held + sign * claim.charged_bytes)
+        milli, held = milli + sign * claim.gpu_milli, held + sign * claim.charged_bytes
+        if milli or held:
+            self.charged[claim.queue] = (milli, held)
+        else:
+            self.charged.pop(claim.queue, None)
         place = (claim.queue, claim.priority)
         count = self.standing.get(place, 0) + sign
         if count:

@@ -314,6 +314,7 @@ def summary(made: Plan) -> dict[str, Any]:
 def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
     """Let evicted pods be gone and bound ones run, as an executor and kubelets would in time."""
     for eviction in made.evictions:
+        cluster.store.assume_evicted(eviction.pod, made.now, eviction.preemptor)
         cluster.store.delete_pod(eviction.pod, eviction.pod_uid)
     for bind in made.binds:
         claim = bind.claim

@@ -43,6 +43,8 @@ class BestFit:
             excess += idle * _IDLE_WASTE
         excess += table.degraded[rows] * DEGRADED_WASTE
         excess = np.where(candidates.devices, excess, _OUT)
+        if request.devices > excess.shape[1]:
+            return np.full(len(excess), _OUT * _MOST_DEVICES, np.int64)  # no node has so many
         if request.devices == 1:
             fit = excess.min(axis=1)
         else:

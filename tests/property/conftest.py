@@ -1,0 +1,17 @@
+"""How hard property tests try: `LLMOS_PROPERTY_PROFILE=stress` for a night, the default for every run."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+settings.register_profile(
+    "default", max_examples=60, deadline=None, suppress_health_check=QUIET, print_blob=True
+)
+settings.register_profile(
+    "stress", max_examples=5000, deadline=None, suppress_health_check=QUIET, print_blob=True
+)
+settings.load_profile(os.environ.get("LLMOS_PROPERTY_PROFILE", "default"))

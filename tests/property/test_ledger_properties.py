@@ -1,0 +1,242 @@
+"""Random histories of the store: the ledger never promises more than there is, and can always be rebuilt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from llmos_operator.errors import Conflict
+from llmos_operator.state import ledger
+from llmos_operator.state.snapshot import settled
+from llmos_operator.state.store import Store
+from llmos_operator.state.tally import Tally
+from llmos_operator.state.telemetry import Reading
+from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing
+from tests.support.builders import GIB, NOW, a_node, a_workload, gpu
+
+NODES = ("n0", "n1")
+NAMES = ("a", "b", "c", "d")
+
+
+class History(RuleBasedStateMachine):
+    """Everything that may happen to a store, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store()
+        self.served = 0
+
+    @initialize()
+    def start(self) -> None:
+        for name in NODES:
+            self.apply_node(name)
+
+    def _claim(
+        self, name: str, ordinal: int, node: str, devices: list[int], memory: int, shared: bool
+    ) -> Claim:
+        held = tuple(gpu(node, i) for i in sorted(set(devices)))
+        return Claim(
+            workload=f"default/{name}",
+            workload_uid=f"uid-{name}",
+            ordinal=ordinal,
+            pod=f"default/{name}-{ordinal}",
+            node=node,
+            devices=held,
+            bytes_per_device=memory * GIB,
+            compute_milli=300 if shared else FULL_MILLI,
+            sharing=Sharing.SHARED if shared else Sharing.EXCLUSIVE,
+            domain="default" if shared else "",
+            cpu_milli=500,
+            memory_bytes=GIB,
+            priority=ordinal,
+            queue=f"q{ordinal}",
+            gpu_milli=FULL_MILLI * len(held),
+            charged_bytes=memory * GIB * len(held),
+        )
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        ordinal=st.integers(0, 1),
+        node=st.sampled_from(NODES),
+        devices=st.lists(st.integers(0, 2), max_size=2),
+        memory=st.integers(1, 30),
+        shared=st.booleans(),
+    )
+    def assume(
+        self, name: str, ordinal: int, node: str, devices: list[int], memory: int, shared: bool
+    ) -> None:
+        claim = self._claim(name, ordinal, node, devices, memory, shared)
+        taken = self.store.pod(claim.pod) is not None
+        state = self.store.snapshot().nodes.get(node, ledger.NodeState(node))
+        refused = taken or bool(ledger.shortfall(state, claim))
+        try:
+            self.store.assume(claim)
+        except Conflict:
+            assert refused
+        else:
+            assert not refused
+
+    @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1))
+    def confirm(self, name: str, ordinal: int) -> None:
+        self.served += 1
+        self.store.confirm(f"default/{name}-{ordinal}", f"uid-{self.served}")
+
+    @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1))
+    def forget(self, name: str, ordinal: int) -> None:
+        key = f"default/{name}-{ordinal}"
+        assumed = any(a.claim.pod == key for a in self.store.assumed())
+        assert self.store.forget(key) == assumed
+
+    @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1))
+    def seen_in_the_watch(self, name: str, ordinal: int) -> None:
+        key = f"default/{name}-{ordinal}"
+        for assumption in self.store.assumed():
+            if assumption.claim.pod == key:
+                self.served += 1
+                uid = assumption.uid or f"uid-{self.served}"
+                claim = assumption.claim
+                pod = Pod(key, uid, claim.node, claim=claim, cpu_milli=500, memory_bytes=GIB)
+                self.store.apply_pod(pod)
+
+    @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1), stale=st.booleans())
+    def deleted(self, name: str, ordinal: int, stale: bool) -> None:
+        key = f"default/{name}-{ordinal}"
+        pod = self.store.pod(key)
+        uid = "uid-of-a-former-pod" if stale else (pod.uid if pod else "")
+        known = self.store.delete_pod(key, uid)
+        if stale:
+            assert not known
+
+    @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1), undo=st.booleans())
+    def evicted(self, name: str, ordinal: int, undo: bool) -> None:
+        key = f"default/{name}-{ordinal}"
+        before = self.store.pod(key)
+        if self.store.assume_evicted(key, NOW + 30) and undo:
+            self.store.forget_eviction(key)
+            assert self.store.pod(key) == before
+
+    @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1), phase=st.sampled_from(list(PodPhase)[1:]))
+    def updated(self, name: str, ordinal: int, phase: PodPhase) -> None:
+        pod = self.store.pod(f"default/{name}-{ordinal}")
+        if pod is not None and pod.uid:
+            self.store.apply_pod(replace(pod, phase=phase))
+
+    @rule(
+        node=st.sampled_from(NODES), gpus=st.integers(0, 2), number=st.integers(0, 2), finished=st.booleans()
+    )
+    def foreign_pod(self, node: str, gpus: int, number: int, finished: bool) -> None:
+        phase = PodPhase.FINISHED if finished else PodPhase.BOUND
+        self.store.apply_pod(Pod(f"kube/{number}", f"f{number}", node, phase, cpu_milli=100, gpus=gpus))
+
+    @rule(number=st.integers(0, 2))
+    def foreign_pod_deleted(self, number: int) -> None:
+        self.store.delete_pod(f"kube/{number}", f"f{number}")
+
+    @rule(name=st.sampled_from(NODES))
+    def apply_node(self, name: str) -> None:
+        node = a_node(name).with_gpus(3, "A-24G").with_host(cpu="4", memory="16Gi")
+        assert node.gpus is not None
+        self.store.apply_node(node.node)
+        self.store.apply_gpu_node(node.gpus)
+
+    @rule(name=st.sampled_from(NODES))
+    def node_deleted(self, name: str) -> None:
+        self.store.delete_node(name)
+
+    @rule(name=st.sampled_from(NODES))
+    def devices_deleted(self, name: str) -> None:
+        self.store.delete_gpu_node(name)
+
+    @rule(name=st.sampled_from(NODES), used=st.integers(0, 24))
+    def telemetry(self, name: str, used: int) -> None:
+        self.store.observe(name, [Reading(gpu(name, 0), used * GIB, 24 * GIB)], NOW)
+
+    @rule(name=st.sampled_from(NAMES), replicas=st.integers(0, 2), suspended=st.booleans())
+    def workload(self, name: str, replicas: int, suspended: bool) -> None:
+        self.store.apply_workload(a_workload(name).with_(replicas=replicas, suspended=suspended).value)
+
+    @rule(name=st.sampled_from(NAMES))
+    def workload_deleted(self, name: str) -> None:
+        self.store.delete_workload(f"default/{name}")
+
+    @rule(name=st.sampled_from(NAMES), replicas=st.none() | st.integers(0, 2))
+    def scaled(self, name: str, replicas: int | None) -> None:
+        self.store.set_replicas(f"default/{name}", replicas)
+
+    @invariant()
+    def incremental_state_equals_a_rebuild(self) -> None:
+        observed = self.store._observed
+        for name, state in self.store.snapshot().nodes.items():
+            assert state == ledger.build(name, state.node, state.gpu, state.pods, observed.get(name, {}))
+
+    @invariant()
+    def nothing_is_promised_twice(self) -> None:
+        for state in self.store.snapshot().nodes.values():
+            for device in state.devices:
+                assert device.reserved_bytes <= device.device.memory_bytes
+                assert device.compute_milli <= FULL_MILLI
+                assert not device.exclusive or device.claims == 1
+
+    @invariant()
+    def a_replica_holds_one_claim(self) -> None:
+        for uid, pods in self.store.snapshot().pods_of.items():
+            ordinals = [p.claim.ordinal for p in pods if p.claim is not None]
+            assert len(ordinals) == len(set(ordinals)), uid
+
+    @invariant()
+    def sums_are_those_of_all_pods(self) -> None:
+        snapshot, tally = self.store.snapshot(), Tally()
+        for pods in snapshot.pods_of.values():
+            for pod in pods:
+                tally.add(pod)
+        assert snapshot.charged == tally.charged
+        assert snapshot.standing == tally.standing
+        assert sorted(p.key for p in snapshot.terminating) == sorted(tally.terminating)
+
+    @invariant()
+    def unsettled_are_those_with_a_replica_to_place(self) -> None:
+        snapshot = self.store.snapshot()
+        expected = [
+            k for k, w in snapshot.workloads.items() if not settled(w, snapshot.pods_of.get(w.uid, ()))
+        ]
+        assert list(snapshot.unsettled) == sorted(expected)
+
+    @precondition(lambda self: not self.store.assumed())
+    @rule(data=st.data())
+    def restart(self, data: st.DataObject) -> None:
+        """A new store that is told everything in another order knows the same (I11)."""
+        former, new = self.store.snapshot(), Store()
+        events = [(new.apply_node, s.node) for s in former.nodes.values() if s.node]
+        events += [(new.apply_gpu_node, s.gpu) for s in former.nodes.values() if s.gpu]
+        pods = {p.key: p for ps in former.pods_of.values() for p in ps}
+        pods |= {p.key: p for s in former.nodes.values() for p in s.pods.values()}
+        events += [(new.apply_pod, p) for p in pods.values()]
+        events += [(new.apply_workload, w) for w in former.workloads.values()]
+        for apply, value in data.draw(st.permutations(events)):
+            apply(value)
+        for name, observed in self.store._observed.items():
+            readings = [Reading(u, o.used_bytes, 24 * GIB) for u, o in observed.items()]
+            new.observe(name, readings, former.heard[name])
+        rebuilt = new.snapshot()
+        assert rebuilt.nodes == former.nodes
+        assert rebuilt.pods_of == former.pods_of
+        assert rebuilt.unsettled == former.unsettled
+
+
+TestHistory = History.TestCase
+
+
+def test_a_claim_is_refused_with_the_shortage_in_the_message() -> None:
+    store = Store()
+    node = a_node("n0").with_gpus(1, "A-24G")
+    assert node.gpus is not None
+    store.apply_node(node.node)
+    store.apply_gpu_node(node.gpus)
+    claim = History()._claim("a", 0, "n0", [0], 30, shared=False)
+    with pytest.raises(
+        Conflict, match="device GPU-n0-0 has 25769803776 bytes unreserved of 32212254720 needed"
+    ):
+        store.assume(claim)

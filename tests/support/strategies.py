@@ -1,0 +1,155 @@
+"""Hypothesis strategies: small clusters with everything that can stand in a scheduler's way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from llmos_operator.state.types import (
+    DisruptionBudget,
+    DisruptionStep,
+    PodPhase,
+    Queue,
+    Requirement,
+    Selector,
+    Sharing,
+    WorkloadKind,
+)
+from tests.support.builders import NOW, ClusterBuilder, a_node, a_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmos_operator.state.types import Pod, Workload
+
+PRIORITIES = {"low": 1, "mid": 2, "high": 3}
+QUEUES = ("default", "red", "blue")
+GIB = 1 << 30
+
+
+@st.composite
+def nodes(draw: st.DrawFn, least: int = 1, most: int = 4) -> ClusterBuilder:
+    """A cluster of a few nodes, some of them in a bad state."""
+    cluster = ClusterBuilder().with_priorities(**PRIORITIES)
+    for i in range(draw(st.integers(least, most))):
+        node = a_node(f"n{i}").with_host(cpu=str(draw(st.sampled_from([1, 2, 64]))), memory="64Gi")
+        count = draw(st.integers(0, 4))
+        if count:
+            node.with_gpus(count, draw(st.sampled_from(["A-80G", "L-24G"])))
+            if draw(st.integers(0, 9)) == 0:
+                node.unhealthy(draw(st.integers(0, count - 1)))
+            if draw(st.integers(0, 9)) == 0:
+                node.last_heard(600)
+            if draw(st.integers(0, 9)) == 0:
+                node.observed_using(draw(st.integers(0, count - 1)), "5Gi")
+        if draw(st.integers(0, 14)) == 0:
+            node.cordoned()
+        cluster.add(node)
+    return cluster
+
+
+@st.composite
+def queues(draw: st.DrawFn) -> list[Queue]:
+    """No limits, flat limits, or a cohort."""
+    kind = draw(st.sampled_from(["free", "flat", "cohort"]))
+    if kind == "free":
+        return [Queue(name) for name in QUEUES]
+
+    def amount() -> int:
+        return draw(st.integers(0, 6)) * 1000
+
+    parent = "org" if kind == "cohort" else ""
+    found = [
+        Queue(
+            name,
+            parent,
+            nominal_gpu_milli=amount(),
+            borrowing_gpu_milli=amount() if parent and draw(st.booleans()) else None,
+            lending_gpu_milli=amount() if parent and draw(st.booleans()) else None,
+            reclaim=draw(st.sampled_from(["Any", "LowerPriority", "Never"])),
+            preempt_within=draw(st.booleans()),
+        )
+        for name in QUEUES
+    ]
+    return [*found, Queue("org")] if parent else found
+
+
+def workloads(name: str) -> st.SearchStrategy[Workload]:
+    """A workload of any kind of request."""
+
+    def build(
+        gpus: int, memory: int, shared: bool, priority: str, queue: str, replicas: int, kind: str
+    ) -> Workload:
+        sharing = Sharing.SHARED if shared and gpus else Sharing.EXCLUSIVE
+        builder = (
+            a_workload(name).gpus(1 if sharing is Sharing.SHARED else gpus).priority(priority).in_queue(queue)
+        )
+        builder.with_(memory_bytes=memory * GIB, sharing=sharing, replicas=replicas, kind=WorkloadKind(kind))
+        return builder.value
+
+    return st.builds(
+        build,
+        st.sampled_from([0, 1, 1, 1, 2, 3]),
+        st.sampled_from([1, 5, 12, 20, 40, 60]),
+        st.booleans(),
+        st.sampled_from(sorted(PRIORITIES)),
+        st.sampled_from(QUEUES),
+        st.sampled_from([1, 1, 1, 2]),
+        st.sampled_from(["Inference", "FineTune", "Batch"]),
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn, pending: int = 4, running: int = 8, with_quota: bool = True) -> ClusterBuilder:
+    """A cluster with running work (placed by the scheduler's own ledger rules) and pending work."""
+    cluster = draw(nodes())
+    cluster.add(*(draw(queues()) if with_quota else [Queue(name) for name in QUEUES]))
+    for i in range(draw(st.integers(0, running))):
+        _run_somewhere(draw, cluster, draw(workloads(f"r{i}")))
+    if draw(st.integers(0, 3)) == 0:
+        covers = Selector((Requirement("llmos.dev/workload", "In", ("r0", "r1", "r2")),))
+        cluster.add(DisruptionBudget("default/guard", covers, draw(st.integers(0, 2))))
+    for i in range(draw(st.integers(0, pending))):
+        cluster.add(replace(draw(workloads(f"p{i}")), created_at=NOW - draw(st.integers(0, 5000))))
+    return cluster
+
+
+def _run_somewhere(draw: st.DrawFn, cluster: ClusterBuilder, workload: Workload) -> Pod | None:
+    """Let one replica run on a node with room by reservations; skip it if there is none."""
+    workload = replace(workload, replicas=1)
+    if draw(st.integers(0, 12)) == 0:
+        workload = replace(workload, disruption_order=(DisruptionStep.SLEEP,))
+    names = sorted(cluster.store.snapshot().nodes)
+    node = draw(st.sampled_from(names))
+    state = cluster.store.snapshot().nodes[node]
+    need, shared = workload.memory_bytes or 0, workload.sharing is Sharing.SHARED
+    free = [
+        d.device.index
+        for d in state.devices
+        if (d.idle or (shared and not d.exclusive and d.compute_milli <= 900))
+        and d.device.memory_bytes - d.reserved_bytes >= need
+    ]
+    if len(free) < workload.accelerators or state.node is None:
+        return None
+    if state.node.cpu_milli - state.cpu_milli < 250 or state.node.gpus - state.gpus < workload.accelerators:
+        return None
+    changes: dict[str, Any] = {}
+    if draw(st.integers(0, 9)) == 0:
+        changes = {"min_runtime": 1e9}
+    phase = PodPhase.TERMINATING if draw(st.integers(0, 9)) == 0 else PodPhase.BOUND
+    builder = a_workload("x")
+    builder.value = workload
+    pod = cluster.running(builder, node, free[: workload.accelerators], phase=phase, **changes)
+    ran = draw(st.sampled_from([10, 1000, 50_000]))
+    ends = NOW + 20 if draw(st.booleans()) else NOW - 600
+    pod = replace(pod, started_at=NOW - ran, deletion_at=ends if phase is PodPhase.TERMINATING else 0.0)
+    cluster.store.apply_pod(pod)
+    return pod
+
+
+def shuffled(draw: st.DrawFn, apply: Callable[[Any], Any], values: list[Any]) -> None:
+    """Apply values in a drawn order."""
+    for value in draw(st.permutations(values)):
+        apply(value)
