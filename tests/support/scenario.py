@@ -15,6 +15,7 @@ from llmos_operator.state.types import (
     DisruptionBudget,
     DisruptionStep,
     FormatProfile,
+    Model,
     Namespace,
     Placement,
     Pod,
@@ -39,6 +40,7 @@ from tests.support.builders import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from llmos_operator.scheduler.plan import Plan
@@ -203,58 +205,46 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
     return node
 
 
-_WORKLOAD_KEYS = {
-    "name", "namespace", "priority", "queue", "gpus", "memory", "shared", "sharing", "replicas", "least", "model",
-    "format", "mode", "allowed", "min_bits", "max_loss", "waited", "context", "kind", "node_selector", "tolerations",
-    "product", "min_memory", "never", "order", "min_runtime", "suspended", "placement", "seqs", "accelerators",
-}  # fmt: skip
+# How a key changes the workload: each gives the fields it sets.
+_CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "memory": lambda v: {"memory_bytes": parse_bytes(v)},
+    "shared": lambda v: {"memory_bytes": parse_bytes(v), "sharing": Sharing.SHARED},
+    "sharing": lambda v: {"sharing": Sharing(v)},
+    "model": lambda v: {"model": Model(v), "memory_bytes": None},
+    "context": lambda v: {"max_model_len": v},
+    "seqs": lambda v: {"max_num_seqs": v},
+    "kind": lambda v: {"kind": WorkloadKind(v)},
+    "node_selector": lambda v: {"node_selector": _selector(v)},
+    "tolerations": lambda v: {"tolerations": tuple(Toleration(**t) for t in v)},
+    "product": lambda v: {"selector": DeviceSelector(tuple(v))},
+    "never": lambda v: {"preemption": PreemptionPolicy.NEVER} if v else {},
+    "order": lambda v: {"disruption_order": tuple(DisruptionStep(s) for s in v)},
+    "placement": lambda v: {"placement": Placement(v)},
+    "suspended": lambda v: {"suspended": v},
+    "gpus": lambda v: {"accelerators": v},
+    "priority": lambda v: {"priority_class": v},
+    "queue": lambda v: {"queue": v},
+    "replicas": lambda v: {"replicas": v},
+    "least": lambda v: {"min_replicas": v},
+}
+_PRECISION = {"mode", "format", "allowed", "min_bits", "max_loss"}
 
 
 def _workload(data: dict[str, Any]) -> WorkloadBuilder:
-    _only(data, _WORKLOAD_KEYS, f"workload {data.get('name')}")
-    builder = a_workload(data["name"], data.get("namespace", "default"))
-    builder.gpus(data.get("gpus", 1)).priority(data.get("priority", "")).in_queue(data.get("queue", ""))
-    builder.replicas(data.get("replicas", 1), data.get("least", 1)).created(data.get("waited", 3600))
-    if "memory" in data:
-        builder.needing(data["memory"])
-    if "shared" in data:
-        builder.shared().needing(data["shared"])
-    if "sharing" in data:
-        builder.with_(sharing=Sharing(data["sharing"]))
-    if "model" in data:
-        builder.serving(data["model"])
-    if {"mode", "format", "allowed", "min_bits", "max_loss"} & set(data):
-        mode = data.get("mode", "Fixed" if "format" in data else "Auto")
+    _only(data, {"name", "namespace", "waited", *_CHANGES, *_PRECISION}, f"workload {data.get('name')}")
+    builder = a_workload(data["name"], data.get("namespace", "default")).created(data.get("waited", 3600))
+    for key, change in _CHANGES.items():
+        if key in data:
+            builder.with_(**change(data[key]))
+    if _PRECISION & set(data):
         builder.at(
-            mode,
+            data.get("mode", "Fixed" if "format" in data else "Auto"),
             data.get("format", ""),
             tuple(data.get("allowed", ("bf16", "int8", "int4"))),
             min_bits=data.get("min_bits", 4),
             max_quality_loss_milli=data.get("max_loss"),
         )
-    changes: dict[str, Any] = {}
-    if "context" in data:
-        changes["max_model_len"] = data["context"]
-    if "seqs" in data:
-        changes["max_num_seqs"] = data["seqs"]
-    if "kind" in data:
-        changes["kind"] = WorkloadKind(data["kind"])
-    if "node_selector" in data:
-        changes["node_selector"] = _selector(data["node_selector"])
-    if "tolerations" in data:
-        changes["tolerations"] = tuple(Toleration(**t) for t in data["tolerations"])
-    if "product" in data or "min_memory" in data:
-        changes["selector"] = DeviceSelector(
-            tuple(data.get("product", ())), parse_bytes(data.get("min_memory", 0))
-        )
-    if data.get("never"):
-        changes["preemption"] = PreemptionPolicy.NEVER
-    if "order" in data:
-        changes["disruption_order"] = tuple(DisruptionStep(s) for s in data["order"])
-    if "placement" in data:
-        changes["placement"] = Placement(data["placement"])
-    changes["suspended"] = data.get("suspended", False)
-    return builder.with_(**changes)
+    return builder
 
 
 def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
