@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from llmos_operator.local.images import Image
 
 _POLL_SECONDS = 0.05
-_UP_SECONDS = 120.0
+_UP_SECONDS = 150.0
 _DOWN_SECONDS = 40.0
 _KEPT = ("logs", "pod-logs")
 

@@ -43,7 +43,7 @@ SCHEDULER = "kube-scheduler"
 _ISSUER = "https://kubernetes.default.svc"
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 2.0
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 _CONTROLLERS_OFF = (
     "certificatesigningrequest-approving-controller",
     "certificatesigningrequest-cleaner-controller",
@@ -188,7 +188,7 @@ class ControlPlane:
     def wait_ready(self, timeout: float = _START_SECONDS, stop: threading.Event | None = None) -> None:
         """Wait until the API server says ready and the namespace `default` can be used, or ``stop`` is set.
 
-        Raises :class:`Permanent` naming the log when a part ends or the time is over.
+        Raises :class:`Permanent` naming the log when etcd or the API server ends, or the time is over.
         """
         paths = ["/readyz", "/api/v1/namespaces/default"]
         if self._options.controller_manager:
@@ -207,6 +207,14 @@ class ControlPlane:
                     message = self._report(f"not ready after {timeout:.0f} s ({error})", API_SERVER)
                     raise Permanent(message, reason="ControlPlaneFailed") from error
                 time.sleep(_POLL_SECONDS)
+
+    def _revive(self) -> None:
+        """Start controllers again that did not wait long enough for a slow API server; anything else is fatal."""
+        ended = self.failed()
+        if ended in {CONTROLLER_MANAGER, SCHEDULER}:
+            self.launch(ended)
+        elif ended is not None:
+            raise Permanent(self._report(f"{ended} ended during start", ended), reason="ControlPlaneFailed")
 
     def _report(self, what: str, name: str) -> str:
         log = self.paths.logs / f"{name}.log"

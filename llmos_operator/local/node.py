@@ -30,8 +30,9 @@ from llmos_operator.local.kubelet.logs import LogKeeper
 from llmos_operator.local.kubelet.memory import MemoryWatch
 from llmos_operator.local.kubelet.objects import ObjectSource
 from llmos_operator.local.kubelet.probes import Checker
+from llmos_operator.local.kubelet.process import kill_containers
 from llmos_operator.local.kubelet.server import KubeletServer
-from llmos_operator.local.layout import ClusterPaths
+from llmos_operator.local.layout import ENV_CLUSTER, ClusterPaths
 from llmos_operator.local.nodes import NodeAgent, capacity, device_uuids, labels
 from llmos_operator.local.proxy.proxy import ServiceProxy, can_bind_privileged
 from llmos_operator.local.spec import ClusterSpec, NodeSpec
@@ -176,6 +177,8 @@ async def _main(folder: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the node process of the cluster whose state directory is the only argument."""
     setup("info", "text", process="node")
+    if left := kill_containers(f"{ENV_CLUSTER}={argv[0]}"):
+        log.warning("ended containers of an earlier node process", processes=left)
     asyncio.run(_main(Path(argv[0])))
     return 0
 

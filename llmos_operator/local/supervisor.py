@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,7 +29,6 @@ from llmos_operator.local.state import ClusterState, RecordedProcess
 from llmos_operator.observability.logging import logger, setup
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Sequence
 
     from llmos_operator.local.state import Stage
@@ -56,6 +56,7 @@ class Supervisor:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._due: dict[str, float] = {}  # parts that are down -> when to start them again
         self._last_start: dict[str, float] = {}
+        self._sweeper: subprocess.Popen[bytes] | None = None
         spec = ClusterSpec.read(paths.spec)
         self._claim = claim_block(preferred=spec.index)
         self._spec = spec.model_copy(update={"index": self._claim.block.index})
@@ -83,6 +84,7 @@ class Supervisor:
 
     def _start(self) -> None:
         self._paths.prepare()
+        self._sweeper = _start_sweeper(self._paths)
         self._plane.begin()
         self._launch(NODE)
         if self._spec.hub_store:
@@ -158,6 +160,9 @@ class Supervisor:
         for child in self._children.values():
             end(child, grace=_HUB_GRACE_SECONDS)
         self._plane.stop()
+        if self._sweeper is not None:
+            self._sweeper.kill()
+            self._sweeper.wait()
         for record in marked_processes(f"{ENV_CLUSTER}={self._paths.root}"):
             log.warning("ending what was left behind", pid=record.pid)
             record.signal(signal.SIGKILL)
@@ -187,6 +192,18 @@ class Supervisor:
             restarts=self._restarts,
             marks=self._marks,
         ).write(self._paths.state)
+
+
+def _start_sweeper(paths: ClusterPaths) -> subprocess.Popen[bytes]:
+    """Start the process that outlives this one; it holds the reading end of a pipe."""
+    with (paths.logs / "sweeper.log").open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 - this very program
+            [sys.executable, "-m", "llmos_operator.local.sweeper", str(paths.root)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def main(argv: Sequence[str]) -> int:

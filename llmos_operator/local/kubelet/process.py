@@ -183,6 +183,24 @@ def descendants(pid: int, marker: str, entries: Sequence[ProcessEntry]) -> list[
     return sorted(found)
 
 
+def kill_containers(cluster: str) -> int:
+    """Kill what is left of containers of the cluster with the environment entry ``cluster``; return how many.
+
+    When the node process is killed the kernel ends the first process of each container, but not what those started.
+    """
+    prefix = f"{ENV_CONTAINER}=".encode()
+    found = []
+    for entry in snapshot():
+        try:
+            environment = Path(f"/proc/{entry.pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if cluster.encode() in environment and any(item.startswith(prefix) for item in environment):
+            found.append(entry.pid)
+    kill_all(found)
+    return len(found)
+
+
 def kill_all(pids: Iterable[int]) -> None:
     """SIGKILL each; those that have ended are no error."""
     for pid in pids:

@@ -1,0 +1,22 @@
+"""Waiting for what happens in other processes: poll with a deadline, never sleep and hope."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+def eventually(check: Callable[[], T], what: str = "the condition", timeout: float = 20.0) -> T:
+    """Return the first true value of ``check()``; fail naming ``what`` when there is none in ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = check()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.05)
