@@ -349,10 +349,23 @@ def _paragraph(text: str | None) -> str:
     return " ".join((text or "").strip().split("\n\n")[0].split())
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes lists of words on one line."""
+
+    def represent_sequence(
+        self, tag: str, sequence: Any, flow_style: bool | None = None
+    ) -> yaml.SequenceNode:
+        """Return the node of a list; words go on one line."""
+        words = all(isinstance(item, str) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=True if words else flow_style)
+
+
 def render(kind: Kind) -> str:
     """Return the YAML of a kind's CRD."""
     header = "# Generated from llmos_operator/api/v1alpha1 by `make generate`. Do not edit.\n"
-    text = header + yaml.safe_dump(definition(kind), sort_keys=False, width=120, allow_unicode=True)
+    text = header + yaml.dump(
+        definition(kind), Dumper=_Dumper, sort_keys=False, width=160, allow_unicode=True
+    )
     if len(text.encode()) > SIZE_LIMIT:
         raise ValueError(
             f"{kind.plural}: {len(text.encode())} bytes, more than {SIZE_LIMIT}: shorten descriptions"

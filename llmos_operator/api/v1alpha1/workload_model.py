@@ -17,6 +17,7 @@ from llmos_operator.api.schema import (
     Rule,
     Sha256,
 )
+from llmos_operator.api.v1alpha1.workload_pod import RESERVED_ENV, RESERVED_ENV_MESSAGE
 
 _NO_PARENT = Rule(
     "!self.matches('(^|/)[.][.](/|$)') && !self.matches('[[:space:]]')",
@@ -139,9 +140,10 @@ class EnvVar(KubeModel):
             "must be a name of letters, digits and _, like OMP_NUM_THREADS",
         ),
         Rule(
-            "!self.startsWith('LLMOS_') && !self.startsWith('NVIDIA_') && !self.startsWith('CUDA_VISIBLE')",
-            "variables LLMOS_*, NVIDIA_* and CUDA_VISIBLE* are set by the operator: they decide which devices a pod sees",
+            "!self.startsWith('LLMOS_')",
+            "variables LLMOS_* are set by the operator: use the fields of the spec",
         ),
+        Rule(f"!self.matches('{RESERVED_ENV}')", RESERVED_ENV_MESSAGE),
     ] = Field(description="Name of the variable.")
     value: Annotated[str, StringConstraints(max_length=4096)] = Field(
         default="", description="Its value. Secrets do not belong here: use model.secretRef or podTemplate."

@@ -1,8 +1,9 @@
 """ModelWorkload: the user's own part of the pod, and what it may not contain.
 
-``podTemplate`` is not an embedded PodSpec: its schema lists only the fields that could reach outside the pod or upset the
-ledger of devices, so that CEL can refuse them, and keeps everything else as it is. The API server validates the whole
-when the pod is created.
+``podTemplate`` is not an embedded PodSpec: its schema lists the fields that are taken over, and those that could reach
+outside the pod or upset the ledger of devices, so that CEL can refuse them with a reason. Inside containers and volumes
+everything else is kept as it is; the API server validates the whole when the pod is created. `manifests.template` holds
+the same line for objects that came in another way.
 """
 
 from typing import Annotated
@@ -28,6 +29,13 @@ _Key = Annotated[str, StringConstraints(max_length=317)]
 _Word = Annotated[str, StringConstraints(max_length=253)]
 
 
+RESERVED_ENV = "^(NVIDIA_|CUDA_VISIBLE|LD_|PYTHONPATH$|PYTHONHOME$)"
+RESERVED_ENV_MESSAGE = (
+    "NVIDIA_*, CUDA_VISIBLE*, LD_*, PYTHONPATH and PYTHONHOME decide which devices and code a pod uses: they are set by "
+    "the operator"
+)
+
+
 class TemplateMeta(KubeModel):
     """Labels and annotations of the pod."""
 
@@ -43,6 +51,30 @@ class AnyObject(OpenModel):
     """An object whose content the API server validates elsewhere."""
 
 
+_Objects = Annotated[tuple[AnyObject, ...], ListAtomic(), Field(max_length=64)]
+
+
+class ProjectedSource(OpenModel):
+    """One source of a projected volume."""
+
+    rules = (
+        Rule(
+            "!has(self.serviceAccountToken)",
+            "serviceAccountToken is not allowed: the pods' account is not for applications",
+            ".serviceAccountToken",
+        ),
+    )
+    service_account_token: AnyObject | None = Field(default=None, description="Not allowed.")
+
+
+class ProjectedVolume(OpenModel):
+    """A projected volume, as in `v1.ProjectedVolumeSource`."""
+
+    sources: Annotated[tuple[ProjectedSource, ...], ListAtomic(), Field(max_length=16)] = Field(
+        default=(), description="What the volume is made of."
+    )
+
+
 class TemplateVolume(OpenModel):
     """One volume of the pod, as in `v1.Volume`."""
 
@@ -52,9 +84,17 @@ class TemplateVolume(OpenModel):
             "hostPath volumes are not allowed: use a claim, an emptyDir or spec.model.cacheRef",
             ".hostPath",
         ),
+        Rule(
+            "!self.name.startsWith('llmos-')",
+            "names that begin with llmos- are the runtime's: choose another one",
+            ".name",
+        ),
     )
     name: _Word = Field(description="Name of the volume.")
     host_path: AnyObject | None = Field(default=None, description="Not allowed.")
+    projected: ProjectedVolume | None = Field(
+        default=None, description="A projected volume, without ServiceAccount tokens."
+    )
 
 
 class TemplatePort(OpenModel):
@@ -112,13 +152,7 @@ class TemplateSecurity(OpenModel):
 class TemplateEnv(OpenModel):
     """One environment variable of a container, as in `v1.EnvVar`."""
 
-    rules = (
-        Rule(
-            "!self.name.startsWith('NVIDIA_') && !self.name.startsWith('CUDA_VISIBLE')",
-            "NVIDIA_* and CUDA_VISIBLE* decide which devices a pod sees and are set by the operator",
-            ".name",
-        ),
-    )
+    rules = (Rule(f"!self.name.matches('{RESERVED_ENV}')", RESERVED_ENV_MESSAGE, ".name"),)
     name: _Word = Field(description="Name of the variable.")
 
 
@@ -171,13 +205,23 @@ class TemplateContainer(OpenModel):
 Containers = Annotated[tuple[TemplateContainer, ...], ListMap(("name",)), Field(max_length=8)]
 
 
-class TemplateSpec(OpenModel):
-    """The user's part of the PodSpec: tolerations, volumes, affinity, further containers and the like."""
+class TemplateSpec(KubeModel):
+    """The user's part of the PodSpec. What is not listed here is not taken over."""
 
     rules = (
         Rule("!has(self.hostNetwork) || !self.hostNetwork", "hostNetwork is not allowed", ".hostNetwork"),
         Rule("!has(self.hostPID) || !self.hostPID", "hostPID is not allowed", ".hostPID"),
         Rule("!has(self.hostIPC) || !self.hostIPC", "hostIPC is not allowed", ".hostIPC"),
+        Rule(
+            "!has(self.shareProcessNamespace) || !self.shareProcessNamespace",
+            "shareProcessNamespace is not allowed: it would open the runtime to the other containers",
+            ".shareProcessNamespace",
+        ),
+        Rule(
+            "!has(self.serviceAccountName)",
+            "the administrator chooses the account of runtime pods: remove serviceAccountName",
+            ".serviceAccountName",
+        ),
         Rule(
             "!has(self.nodeName)",
             "the operator chooses the node: use spec.resources.selector or podTemplate.spec.nodeSelector",
@@ -207,6 +251,10 @@ class TemplateSpec(OpenModel):
     host_network: bool | None = Field(default=None, description="Not allowed.")
     host_pid: bool | None = Field(default=None, alias="hostPID", description="Not allowed.")
     host_ipc: bool | None = Field(default=None, alias="hostIPC", description="Not allowed.")
+    share_process_namespace: bool | None = Field(default=None, description="Not allowed.")
+    service_account_name: _Word | None = Field(
+        default=None, description="Not allowed: the operator's setting runtime.serviceAccount decides."
+    )
     node_name: _Word | None = Field(default=None, description="Not allowed: the operator chooses the node.")
     scheduler_name: _Word | None = Field(
         default=None, description="Not allowed: the operator places the pod."
@@ -226,6 +274,24 @@ class TemplateSpec(OpenModel):
     volumes: Annotated[tuple[TemplateVolume, ...], ListMap(("name",)), Field(max_length=32)] = Field(
         default=(), description="Volumes for the containers; hostPath is not allowed."
     )
+    tolerations: _Objects = Field(default=(), description="Tolerations of the pods, as in `v1.Toleration`.")
+    node_selector: Annotated[
+        dict[_Key, Annotated[str, StringConstraints(max_length=63)]], MaxProperties(32)
+    ] = Field(default_factory=dict, description="Labels of the nodes that may be used.")
+    affinity: AnyObject | None = Field(default=None, description="Affinity of the pods, as in `v1.Affinity`.")
+    topology_spread_constraints: _Objects = Field(
+        default=(), description="Spreading of the pods, as in `v1.TopologySpreadConstraint`."
+    )
+    image_pull_secrets: _Objects = Field(
+        default=(), description="Secrets with registry credentials, by name."
+    )
+    host_aliases: _Objects = Field(
+        default=(), description="Further entries of /etc/hosts, as in `v1.HostAlias`."
+    )
+    dns_policy: _Word | None = Field(default=None, description="How names are looked up, as in `v1.PodSpec`.")
+    dns_config: AnyObject | None = Field(
+        default=None, description="Settings of the look-up of names, as in `v1.PodDNSConfig`."
+    )
 
 
 class PodTemplate(KubeModel):
@@ -236,6 +302,5 @@ class PodTemplate(KubeModel):
     )
     spec: TemplateSpec | None = Field(
         default=None,
-        description="Parts of a PodSpec that are kept: tolerations, nodeSelector, affinity, volumes, containers, imagePullSecrets and "
-        "so on. The runtime joins them as a native sidecar.",
+        description="Parts of a PodSpec. The runtime joins the containers as a native sidecar.",
     )

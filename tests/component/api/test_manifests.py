@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from llmos_operator.api import crd
+from llmos_operator.state import convert
 from tests.support.crds import install_crds
 
 if TYPE_CHECKING:
@@ -140,6 +142,22 @@ def test_a_good_manifest_is_taken_with_its_defaults(verdicts: Verdicts, case: Ca
         for part in path.split("."):
             value = value[int(part)] if isinstance(value, list) else value[part]
         assert value == expected, path
+
+
+def test_what_the_api_server_takes_the_operator_can_read(verdicts: Verdicts):
+    read = {
+        "ModelWorkload": convert.workload,
+        "WorkloadQueue": convert.queue,
+        "ModelProfile": convert.profile,
+    }
+    types = {kind.model.__name__: kind.model for kind in crd.KINDS}
+    taken = [case for case in CASES if not case.refused]
+    assert len(taken) > 30
+    for case in taken:
+        stored, kind = verdicts.stored[case.name], case.manifest["kind"]
+        types[kind].model_validate(stored)
+        if kind in read:
+            read[kind](stored)
 
 
 @pytest.mark.parametrize(
