@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MANIFESTS = Path(__file__).parent / "manifests"
 MODELS = ("chat", "embeddings", "writer")
 QUESTION = "What is the capital of France?"
-NODES, GPUS, GPU = 2, 2, ("SIM-A:2Gi", "SIM-B:1040Mi")  # a node of each kind
+NODES, GPUS, GPU = 2, 2, ("SIM-A:2304Mi", "SIM-B:1240Mi")  # a node of each kind
 LOAD_SECONDS = 180.0  # generous: a busy machine is slow, not wrong
 
 
