@@ -4,7 +4,7 @@ Owns downloading (checksums verified) and building.
 Must not know how the programs are run.
 """
 
-from llmos_operator.local.binaries.resolve import Binaries, resolve
+from llmos_operator.local.binaries.resolution import Binaries, resolve
 from llmos_operator.local.binaries.versions import NAMES, cache_folder
 
 __all__ = ["NAMES", "Binaries", "cache_folder", "resolve"]
