@@ -1,0 +1,142 @@
+"""Pods and the claims written on them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmos_operator.api import names
+from llmos_operator.state import convert
+from llmos_operator.state.types import Claim, PodPhase, Sharing
+
+CLAIM = Claim(
+    workload="team/chat",
+    workload_uid="u1",
+    ordinal=2,
+    pod="team/chat-2",
+    node="n1",
+    devices=("GPU-a", "GPU-b"),
+    bytes_per_device=123,
+    format="int8",
+    queue="research",
+    cpu_milli=500,
+    memory_bytes=1 << 30,
+)
+
+
+def a_pod(claim: str | None = None, **spec: Any) -> dict[str, Any]:
+    owner = {"kind": "ModelWorkload", "uid": "u1", "controller": True}
+    annotations = {} if claim is None else {names.ANNOTATION_CLAIM: claim}
+    requests = {"cpu": "500m", "memory": "1Gi"}
+    return {
+        "metadata": {
+            "name": "chat-2",
+            "namespace": "team",
+            "uid": "p1",
+            "labels": {"app": "x"},
+            "annotations": annotations,
+            "ownerReferences": [owner],
+        },
+        "spec": {
+            "nodeName": "n1",
+            "containers": [{"name": "c", "resources": {"requests": requests}}],
+            **spec,
+        },
+        "status": {"phase": "Running", "startTime": "2026-01-01T00:00:00Z"},
+    }
+
+
+@given(
+    st.builds(
+        Claim,
+        workload=st.just("team/chat"),
+        workload_uid=st.just("u1"),
+        ordinal=st.integers(0, 999),
+        pod=st.just("team/chat-2"),
+        node=st.just("n1"),
+        devices=st.lists(st.text(min_size=1, max_size=20), max_size=8).map(tuple),
+        bytes_per_device=st.integers(0, 1 << 50),
+        compute_milli=st.integers(0, 1000),
+        sharing=st.sampled_from(Sharing),
+        domain=st.text(max_size=10),
+        format=st.sampled_from(["bf16", "int8", ""]),
+        max_model_len=st.integers(0, 1 << 24),
+        kv_tokens=st.integers(0, 1 << 30),
+        cpu_milli=st.just(500),
+        memory_bytes=st.just(1 << 30),
+        priority=st.integers(-(1 << 31), (1 << 31) - 1),
+        queue=st.text(max_size=10),
+        gpu_milli=st.integers(0, 64_000),
+        charged_bytes=st.integers(0, 1 << 50),
+        bound_at=st.integers(0, 1 << 42).map(lambda ms: ms / 1000),
+        min_runtime=st.integers(0, 1 << 30).map(lambda ms: ms / 1000),
+    )
+)
+def test_a_claim_survives_the_annotation_exactly(claim: Claim) -> None:
+    assert convert.pod(a_pod(convert.claim_json(claim))).claim == claim
+
+
+@pytest.mark.parametrize(
+    ("annotation", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not an object"),
+        (json.dumps({"workload": "team/chat"}), "uid: is required"),
+        (json.dumps({"workload": "other/chat", "uid": "u1"}), "not in the pod's namespace"),
+        (json.dumps({"workload": "team/chat", "uid": "u2"}), "does not own the pod"),
+        (json.dumps({"workload": "team/chat", "uid": "u1", "bytesPerDevice": -5}), "-5 is below 0"),
+    ],
+)
+def test_a_claim_that_cannot_be_believed_leaves_the_pod_counted_by_its_requests(
+    annotation: str, problem: str
+) -> None:
+    got = convert.pod(a_pod(annotation))
+    assert got.claim is None
+    assert problem in got.problem
+    assert (got.cpu_milli, got.memory_bytes) == (500, 1 << 30)
+
+
+def container(cpu: str, memory: str = "0", **more: Any) -> dict[str, Any]:
+    return {"name": "x", "resources": {"requests": {"cpu": cpu, "memory": memory}}, **more}
+
+
+@pytest.mark.parametrize(
+    ("spec", "cpu"),
+    [
+        ({"containers": [container("1"), container("500m")]}, 1500),
+        ({"containers": [container("1")], "initContainers": [container("3")]}, 3000),
+        ({"containers": [container("1")], "initContainers": [container("2", restartPolicy="Always")]}, 3000),
+        ({"containers": [container("1")], "initContainers": [container("2", restartPolicy="Always"), container("4")]}, 6000),
+        ({"containers": [container("1")], "initContainers": [container("4"), container("2", restartPolicy="Always")]}, 4000),
+        ({"containers": [container("1")], "overhead": {"cpu": "250m"}}, 1250),
+        ({"containers": [container("1")], "resources": {"requests": {"cpu": "7"}}}, 7000),
+    ],
+)  # fmt: skip
+def test_requests_follow_the_rules_of_kubernetes(spec: dict[str, Any], cpu: int) -> None:
+    assert convert.pod(a_pod(**spec)).cpu_milli == cpu
+
+
+def test_gpu_limits_count_as_requests() -> None:
+    spec = {"containers": [{"name": "c", "resources": {"limits": {"nvidia.com/gpu": "2"}}}]}
+    assert convert.pod(a_pod(**spec)).gpus == 2
+
+
+def test_phases() -> None:
+    running, ended, leaving = a_pod(), a_pod(), a_pod()
+    ended["status"]["phase"] = "Failed"
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+    assert convert.pod(running).phase is PodPhase.BOUND
+    assert (convert.pod(ended).phase, convert.pod(ended).failed) == (PodPhase.FINISHED, True)
+    assert (convert.pod(leaving).phase, convert.pod(leaving).deletion_at) == (
+        PodPhase.TERMINATING,
+        1767225660.0,
+    )
+
+
+def test_labels_of_others_are_not_kept() -> None:
+    assert convert.pod(a_pod()).labels == {}
+    assert convert.pod(a_pod(convert.claim_json(CLAIM))).labels == {"app": "x"}
