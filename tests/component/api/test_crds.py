@@ -68,7 +68,7 @@ def test_columns_show_what_the_status_says(plane: ControlPlane, namespace: str):
             {
                 "type": "Ready",
                 "status": "True",
-                "reason": "AllReady",
+                "reason": "Ready",
                 "lastTransitionTime": "2026-01-01T00:00:00Z",
             }
         ],
@@ -86,7 +86,7 @@ def test_columns_show_what_the_status_says(plane: ControlPlane, namespace: str):
     )
     narrow = plane.kubectl("get", "llmos", "-n", namespace)
     assert narrow.split()[:8] == ["NAME", "TYPE", "MODEL", "QUANT", "READY", "PHASE", "REASON", "AGE"]
-    assert "hf://a/b   int8    2/2     Running   AllReady" in narrow
+    assert "hf://a/b   int8    2/2     Running   Ready" in narrow
     wide = plane.kubectl("get", "modelworkload", "chat", "-n", namespace, "-o", "wide")
     for cell in (
         "PRIORITY",

@@ -197,7 +197,7 @@ def test_large_numbers_stay_whole_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"operater": {}}, ["additional properties 'operater' not allowed"]),
+        ({"operators": {}}, ["additional properties 'operators' not allowed"]),
         ({"operator": {"replicas": 0}}, ["/operator/replicas", "minimum"]),
         (
             {"operator": {"config": {"scheduling": {"write": 3}}}},
