@@ -1,0 +1,1 @@
+"""Generators of checked-in files and the shell scripts behind the Makefile."""
