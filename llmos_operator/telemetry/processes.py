@@ -3,7 +3,7 @@
 A process belongs to a simulated device when its environment's NVIDIA_VISIBLE_DEVICES lists the device and NODE_NAME is
 the device's node. Memory is the proportional set size, so that pages shared between the processes of one model count
 once; where that cannot be read, the resident size. Reading the proportional size walks page tables (7 ms for 600 MB),
-so it is read again only when the resident size moved.
+so it is read again only when the resident size moved, when a process came or went (sharing changed), or after a while.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TICKS: Final = os.sysconf("SC_CLK_TCK")
 SETTLE_SECONDS: Final = 5.0
 MOVED_BYTES: Final = 4 << 20
 MOVED_SHARE: Final = 64  # or by a 64th of its size
+REREAD_SECONDS: Final = 10.0  # copied-on-write pages move between processes without a trace in resident sizes
 
 
 @dataclass(slots=True)
@@ -42,7 +43,8 @@ class Tenant:
     owner: Owner
     memory_bytes: int = 0
     cpu_seconds: float = 0.0
-    resident: int = -1  # bytes when memory_bytes was read
+    resident: int = -1  # bytes when memory_bytes was read; -1: read it
+    read_at: float = 0.0
 
 
 class ProcessScan:
@@ -54,6 +56,7 @@ class ProcessScan:
         self._own = os.getpid()
         self._first_seen: dict[int, float] = {}  # everybody, by pid
         self._tenants: dict[int, Tenant] = {}
+        self._measured: frozenset[int] = frozenset()
 
     def scan(self, now: float) -> tuple[Tenant, ...]:
         """Return the tenants there are now (monotonic seconds), by pid."""
@@ -65,9 +68,13 @@ class ProcessScan:
             first = self._first_seen.setdefault(pid, now)
             if now - first <= SETTLE_SECONDS:
                 self._classify(pid)
+        if self._tenants.keys() != self._measured:
+            for tenant in self._tenants.values():
+                tenant.resident = -1
         for pid in list(self._tenants):
-            if not self._measure(self._tenants[pid]):
+            if not self._measure(self._tenants[pid], now):
                 self._drop(pid)
+        self._measured = frozenset(self._tenants)
         return tuple(self._tenants[pid] for pid in sorted(self._tenants))
 
     def _drop(self, pid: int) -> None:
@@ -92,7 +99,7 @@ class ProcessScan:
         # In the local cluster pods are child processes: a cgroup here is the machine's own pod, not the tenant's.
         return owner_in(variables) if variables.get(names.ENV_POD_UID) else owner_in(variables, uid)
 
-    def _measure(self, tenant: Tenant) -> bool:
+    def _measure(self, tenant: Tenant, now: float) -> bool:
         """Read memory and CPU time of a tenant; False when it has ended."""
         folder = self._proc / str(tenant.pid)
         try:
@@ -104,10 +111,9 @@ class ProcessScan:
         if rest[0] in {b"Z", b"X"}:
             return False
         tenant.cpu_seconds = (int(rest[11]) + int(rest[12])) / TICKS
-        if tenant.resident < 0 or abs(resident - tenant.resident) > max(
-            MOVED_BYTES, tenant.resident // MOVED_SHARE
-        ):
-            tenant.resident = resident
+        moved = abs(resident - tenant.resident) > max(MOVED_BYTES, tenant.resident // MOVED_SHARE)
+        if tenant.resident < 0 or moved or now - tenant.read_at >= REREAD_SECONDS:
+            tenant.resident, tenant.read_at = resident, now
             tenant.memory_bytes = self._proportional(folder, resident)
         return True
 
