@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmos_operator.scheduler.table import CAPACITY, DOMAIN, EXCESS, FREE_MILLI, IDLE
+from llmos_operator.scheduler.table import CAPACITY, DOMAIN, EXCESS, IDLE
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
@@ -29,7 +29,7 @@ class Occupancy:
             candidates.devices &= idle
         else:
             same = device[DOMAIN][rows] == scene.table.domain_number(request.domain)
-            candidates.devices &= idle | (same & (device[FREE_MILLI][rows] > 0))
+            candidates.devices &= idle | same
         enough: Bools = candidates.devices.sum(axis=1) >= request.devices
         return enough
 

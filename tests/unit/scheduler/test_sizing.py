@@ -1,0 +1,131 @@
+"""Bytes, precisions and contexts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime import memory
+from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.precision import formats
+from llmos_operator.scheduler.sizing import Size, granted, sizes
+from llmos_operator.state.types import FormatProfile
+from tests.support.builders import LARGE_MODEL, SMALL_MODEL, a_profile, a_workload
+
+POLICY = Policy()
+URI = "hf://org/m"
+
+
+def served(**changes: Any) -> Any:
+    return a_workload("w").serving(URI).with_(**changes)
+
+
+def test_formats_go_from_most_bits_to_least_whatever_order_they_are_listed_in() -> None:
+    workload = served().at("Auto", allowed=("int4", "bf16", "int8")).value
+    assert formats(workload, None, POLICY).allowed == ("bf16", "int8", "int4")
+
+
+def test_of_equal_bits_the_smaller_loss_goes_first() -> None:
+    workload = served(engine="vllm").at("Auto", allowed=("int4", "awq")).value
+    assert formats(workload, None, POLICY).allowed == ("awq", "int4")
+    measured = a_profile(URI, SMALL_MODEL, FormatProfile("int4", quality_loss_milli=100))
+    assert formats(workload, measured, POLICY).allowed == ("int4", "awq")
+
+
+def test_a_measured_loss_overrides_the_published_one() -> None:
+    workload = served().at("Auto", max_quality_loss_milli=5000).value
+    assert formats(workload, None, POLICY).allowed == ("bf16", "int8", "int4")
+    profile = a_profile(URI, SMALL_MODEL, FormatProfile("int4", quality_loss_milli=5001))
+    assert formats(workload, profile, POLICY).allowed == ("bf16", "int8")
+
+
+def test_a_fixed_format_the_engine_does_not_serve_is_said() -> None:
+    got = formats(served().at("Fixed", "awq").value, None, POLICY)
+    assert (got.allowed, got.reason) == ((), Reason.UNSUPPORTED)
+    assert "engine builtin does not serve format awq; it serves bf16, int8, int4" in got.message
+
+
+def test_the_estimate_is_the_memory_model_the_runtime_uses() -> None:
+    profile = a_profile(URI, LARGE_MODEL)
+    workload = served(max_model_len=4096, max_num_seqs=4).at("Fixed", "int8").value
+    (size,) = sizes(workload, profile, POLICY).sizes
+    expected = memory.estimate(
+        LARGE_MODEL,
+        "int8",
+        max_model_len=4096,
+        max_num_seqs=4,
+        kv_tokens=4096,
+        base_bytes=POLICY.sizing.base_bytes,
+    )
+    assert size.bytes_per_device == expected.total_bytes
+    assert (size.max_model_len, size.kv_tokens) == (4096, 4096)
+    assert size.wanted_kv_tokens == 4096 + 3 * 4096 // 4
+
+
+def test_resources_memory_replaces_the_estimate_and_needs_no_profile() -> None:
+    got = sizes(a_workload("w").needing("3Gi").value, None, POLICY)
+    assert [(s.format, s.bytes_per_device) for s in got.sizes] == [("bf16", 3 << 30)]
+
+
+@pytest.mark.parametrize("profile", [None, a_profile(URI, None)])
+def test_an_unknown_model_is_waited_for(profile: Any) -> None:
+    got = sizes(served().value, profile, POLICY)
+    assert (got.sizes, got.reason) == ((), Reason.WAITING_FOR_PROFILE)
+
+
+def test_a_measured_run_moves_every_estimate_of_its_format_by_the_same_amount() -> None:
+    plain = sizes(served().value, a_profile(URI), POLICY).sizes
+    measured = FormatProfile("bf16", estimated_peak_bytes=1000, measured_peak_bytes=1500)
+    moved = sizes(served().value, a_profile(URI, SMALL_MODEL, measured), POLICY).sizes
+    for before, after in zip(plain, moved, strict=True):
+        assert after.bytes_per_device - before.bytes_per_device == (500 if after.format == "bf16" else 0)
+
+
+def test_running_out_of_memory_asks_for_an_eighth_more_than_was_not_enough() -> None:
+    floor = FormatProfile("int8", oom_floor_bytes=8 << 30)
+    got = sizes(served().at("Fixed", "int8").value, a_profile(URI, SMALL_MODEL, floor), POLICY).sizes
+    assert {s.bytes_per_device for s in got} == {9 << 30}
+
+
+def test_a_measured_base_replaces_the_default() -> None:
+    base = POLICY.sizing.base_bytes
+    plain = sizes(served().value, a_profile(URI), POLICY).sizes[0]
+    measured = sizes(served().value, a_profile(URI, base_bytes=base // 2), POLICY).sizes[0]
+    assert plain.bytes_per_device - measured.bytes_per_device == base - base // 2
+
+
+def test_context_auto_goes_down_by_halves_to_the_least_sensible_one() -> None:
+    got = sizes(served().at("Fixed", "bf16").value, a_profile(URI), POLICY).sizes
+    assert [s.max_model_len for s in got] == [8192, 4096, 2048]
+    bytes_asked = [s.bytes_per_device for s in got]
+    assert bytes_asked == sorted(bytes_asked, reverse=True)
+
+
+def test_an_encoder_has_no_cache_and_one_context() -> None:
+    encoder = replace(SMALL_MODEL, generative=False, max_positions=512)
+    got = sizes(served().at("Fixed", "bf16").value, a_profile(URI, encoder), POLICY).sizes
+    assert [(s.max_model_len, s.kv_tokens, s.kv_token_bytes) for s in got] == [(512, 0, 0)]
+
+
+def test_a_split_halves_weights_but_not_the_base() -> None:
+    whole = sizes(
+        served(max_model_len=2048).at("Fixed", "bf16").value, a_profile(URI, LARGE_MODEL), POLICY
+    ).sizes[0]
+    split = sizes(
+        served(max_model_len=2048, accelerators=2).at("Fixed", "bf16").value,
+        a_profile(URI, LARGE_MODEL),
+        POLICY,
+    ).sizes[0]
+    fixed = POLICY.sizing.base_bytes + memory.SLACK_BYTES
+    assert abs((whole.bytes_per_device - fixed) - 2 * (split.bytes_per_device - fixed)) <= 4
+
+
+def test_room_on_an_exclusive_device_is_granted_to_the_cache_in_whole_blocks() -> None:
+    size = Size("bf16", 1000, 64, kv_tokens=64, wanted_kv_tokens=256, kv_token_bytes=2)
+    assert granted(size, 1000) == (1000, 64)
+    assert granted(size, 1099) == (1096, 112)
+    assert granted(size, 10**9) == (1384, 256)
+    assert granted(size, 500) == (1000, 64)
