@@ -31,12 +31,20 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A figure to read: the sum of a series over one kind of process."""
+    """A figure to read: the sum of a series over one kind of process, or the mean of a histogram."""
 
     title: str
     process: str
     series: str
     show: Callable[[float], str]
+    mean: bool = False
+
+    def read(self, text: str) -> float | None:
+        """Return the figure's value, None where no process tells it."""
+        if not self.mean:
+            return total(text, self.series)
+        count = total(text, f"{self.series}_count")
+        return (total(text, f"{self.series}_sum") or 0.0) / count if count else None
 
 
 def _count(value: float) -> str:
@@ -52,11 +60,28 @@ def _bytes(value: float) -> str:
 
 
 FIGURES = (
+    Wanted("planning, mean of a cycle", "operator", "llmos_operator_cycle_seconds", _seconds, mean=True),
+    Wanted(
+        "workload created to pod created, mean",
+        "operator",
+        "llmos_operator_bind_seconds",
+        _seconds,
+        mean=True,
+    ),
+    Wanted("placed to serving, mean", "operator", "llmos_operator_ready_seconds", _seconds, mean=True),
+    Wanted("evictions", "operator", "llmos_operator_evictions_total", _count),
+    Wanted("requests to the API server", "operator", "llmos_operator_api_request_seconds_count", _count),
     Wanted("device memory", "agent", "llmos_gpu_memory_total_bytes", _bytes),
     Wanted("device memory in use", "agent", "llmos_gpu_memory_used_bytes", _bytes),
+    Wanted(
+        "first byte of an answer, mean", "gateway", "llmos_gateway_first_byte_seconds", _seconds, mean=True
+    ),
+    Wanted(
+        "time added by the gateway, mean", "gateway", "llmos_gateway_overhead_seconds", _seconds, mean=True
+    ),
     Wanted("tokens generated", "runtime", "vllm:generation_tokens_total", _count),
     Wanted("prompt tokens", "runtime", "vllm:prompt_tokens_total", _count),
-    Wanted("time to first token, sum", "runtime", "vllm:time_to_first_token_seconds_sum", _seconds),
+    Wanted("time to first token, mean", "runtime", "vllm:time_to_first_token_seconds", _seconds, mean=True),
 )
 
 
@@ -88,7 +113,7 @@ def collect(lab: Lab) -> list[Figure]:
     )
     found = []
     for wanted in FIGURES:
-        value = total(texts[wanted.process], wanted.series)
+        value = wanted.read(texts[wanted.process])
         found.append(Figure(wanted.title, wanted.series, value, "-" if value is None else wanted.show(value)))
     return found
 

@@ -65,6 +65,10 @@ def test_figures_are_sums_over_labels_and_absent_ones_are_not_zero() -> None:
     assert figures.total(text, "a_total") == 5.5
     assert figures.total(text, "b") == 1000
     assert figures.total(text, "c") is None
+    histogram = "h_sum 3\nh_count 2\n"
+    mean = figures.Wanted("h", "operator", "h", str, mean=True)
+    assert mean.read(histogram) == 1.5
+    assert mean.read("h_sum 0\nh_count 0\n") is None
 
 
 def test_cosine_knows_same_orthogonal_and_opposite() -> None:
