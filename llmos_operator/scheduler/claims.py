@@ -75,7 +75,6 @@ def claim_for(
         granted(size, room) if devices and request.whole else (size.bytes_per_device, size.kv_tokens)
     )
     gpu_milli, charged = _charges(request, devices, reserved)
-    least = workload.min_runtime if workload.min_runtime is not None else policy.min_runtime
     return Claim(
         workload=workload.key,
         workload_uid=workload.uid,
@@ -97,8 +96,14 @@ def claim_for(
         gpu_milli=gpu_milli,
         charged_bytes=charged,
         bound_at=round(now * _MILLISECONDS) / _MILLISECONDS,
-        min_runtime=round(least * _MILLISECONDS) / _MILLISECONDS,
+        min_runtime=_least_runtime(workload, policy),
     )
+
+
+def _least_runtime(workload: Workload, policy: Policy) -> float:
+    """Return the seconds in which nothing is taken from a replica, in whole milliseconds as the annotation keeps them."""
+    least = workload.min_runtime if workload.min_runtime is not None else policy.min_runtime
+    return round(least * _MILLISECONDS) / _MILLISECONDS
 
 
 def _charges(request: Request, devices: tuple[DeviceState, ...], reserved: int) -> tuple[int, int]:

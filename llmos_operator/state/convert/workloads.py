@@ -58,13 +58,8 @@ def workload(obj: Mapping[str, Any]) -> Workload:
     """Return a Workload from its JSON. Permanent(InvalidSpec) names the field that cannot be read."""
     root = Fields(obj)
     meta, spec, status = root.child("metadata"), root.child("spec"), root.child("status")
-    resources, scheduling, context = spec.child("resources"), spec.child("scheduling"), spec.child("context")
-    disruption, pod_spec = scheduling.child("disruption"), spec.child("podTemplate").child("spec")
-    accelerators = resources.number("accelerators", 1)
-    _check_parallelism(spec.child("parallelism"), accelerators)
-    replicas, least = _replicas(spec)
+    pod_spec = spec.child("podTemplate").child("spec")
     cpu, memory, _ = requests(pod_spec)
-    topology = scheduling.child("topology")
     return Workload(
         key=f"{meta.required('namespace')}/{meta.required('name')}",
         uid=meta.required("uid"),
@@ -78,20 +73,8 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         queue=spec.text("queueName"),
         engine=spec.child("engine").text("name", "builtin"),
         quantization=_quantization(spec.child("quantization")),
-        accelerators=accelerators,
-        memory_bytes=resources.parsed("memory", parse_bytes, None),
-        selector=_selector(resources.child("selector")),
-        sharing=resources.choice("sharing", Sharing, Sharing.EXCLUSIVE),
-        max_model_len=_max_model_len(context),
-        max_num_seqs=context.number("maxNumSeqs", 64, least=1),
-        replicas=replicas,
-        min_replicas=least,
-        priority_class=scheduling.text("priorityClassName"),
-        preemption=scheduling.choice("preemptionPolicy", PreemptionPolicy, PreemptionPolicy.LOWER_PRIORITY),
-        disruption_order=_order(disruption),
-        min_runtime=disruption.parsed("minRuntime", _seconds, None),
-        placement=scheduling.choice("placement", Placement, Placement.BIN_PACK),
-        topology=Topology(topology.text("required"), topology.text("preferred")),
+        max_model_len=_max_model_len(spec.child("context")),
+        max_num_seqs=spec.child("context").number("maxNumSeqs", 64, least=1),
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
@@ -100,7 +83,34 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         host_memory_bytes=memory,
         template_hash=template_hash(spec.data),
         spec=spec.data,
+        **_resources(spec),
+        **_scheduling(spec.child("scheduling")),
+        **_replicas(spec),
     )
+
+
+def _resources(spec: Fields) -> dict[str, Any]:
+    resources = spec.child("resources")
+    accelerators = resources.number("accelerators", 1)
+    _check_parallelism(spec.child("parallelism"), accelerators)
+    return {
+        "accelerators": accelerators,
+        "memory_bytes": resources.parsed("memory", parse_bytes, None),
+        "selector": _selector(resources.child("selector")),
+        "sharing": resources.choice("sharing", Sharing, Sharing.EXCLUSIVE),
+    }
+
+
+def _scheduling(fields: Fields) -> dict[str, Any]:
+    disruption, topology = fields.child("disruption"), fields.child("topology")
+    return {
+        "priority_class": fields.text("priorityClassName"),
+        "preemption": fields.choice("preemptionPolicy", PreemptionPolicy, PreemptionPolicy.LOWER_PRIORITY),
+        "disruption_order": _order(disruption),
+        "min_runtime": disruption.parsed("minRuntime", _seconds, None),
+        "placement": fields.choice("placement", Placement, Placement.BIN_PACK),
+        "topology": Topology(topology.text("required"), topology.text("preferred")),
+    }
 
 
 def template_hash(spec: Mapping[str, Any]) -> str:
@@ -160,13 +170,13 @@ def _max_model_len(context: Fields) -> int:
     return value
 
 
-def _replicas(spec: Fields) -> tuple[int, int]:
-    """Return (wanted replicas until scaling says otherwise, replicas that are not elastic)."""
+def _replicas(spec: Fields) -> dict[str, int]:
+    """Return the replicas wanted until scaling says otherwise, and how many of them are not elastic."""
     scaling = spec.child("scaling")
     if not scaling:
-        return spec.number("replicas", 1), 1
+        return {"replicas": spec.number("replicas", 1), "min_replicas": 1}
     least = scaling.number("minReplicas", 1)
-    return least, max(1, least)
+    return {"replicas": least, "min_replicas": max(1, least)}
 
 
 def _check_parallelism(fields: Fields, accelerators: int) -> None:
