@@ -132,7 +132,7 @@ def read_config(path: Path) -> ModelConfig:
             "this runtime runs none: publish the model without it",
             reason="UnsafeConfig",
         )
-    model_type = raw.get("model_type")
+    model_type = str(raw.get("model_type"))
     if model_type not in _GENERATIVE | _ENCODERS:
         served = ", ".join(sorted(_GENERATIVE | _ENCODERS))
         raise Permanent(
@@ -155,7 +155,7 @@ def read_config(path: Path) -> ModelConfig:
     first = architectures[0] if isinstance(architectures, list) and architectures else ""
     values = {key: raw[key] for key in sorted(_KEPT & raw.keys())}
     bits = _PLAIN_DTYPES.get(str(raw.get("torch_dtype", raw.get("dtype", "bfloat16"))), 16)
-    return ModelConfig(str(model_type), str(first)[:100], values, bits)
+    return ModelConfig(model_type, str(first)[:100], values, bits)
 
 
 def read_eos(path: Path, config: ModelConfig) -> tuple[int, ...]:

@@ -89,7 +89,7 @@ def _write_weights(
     path: Path,
     progress: Progress,
 ) -> str:
-    tensors = [tensor for tensor in file.tensors if tensor.name in names]
+    tensors = sorted((tensor for tensor in file.tensors if tensor.name in names), key=_place)
     announced = [(names[tensor.name], "BF16", tensor.shape) for tensor in tensors]
     done = 0
     with StreamWriter(path, announced, {"format": "pt"}) as writer:
@@ -101,6 +101,13 @@ def _write_weights(
             done += data.nbytes
             progress(done, writer.total_bytes)
     return writer.sha256
+
+
+def _place(tensor: GgufTensor) -> tuple[int, int]:
+    """Return the sort key that puts projections of the same input side by side: serving can then map them as one."""
+    match = _NAME.fullmatch(tensor.name)
+    block, part, _ = match.groups() if match else (None, "", "")
+    return (-1, 0) if block is None else (int(block), list(_BLOCK).index(part))
 
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

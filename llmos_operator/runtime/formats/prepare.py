@@ -25,7 +25,7 @@ from llmos_operator.errors import LlmosError, Permanent
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-VERSION = 1  # raised when the conversion's output changes: prepared models are made again
+VERSION = 2  # raised when the conversion's output changes: prepared models are made again
 _LINE_SECONDS = 0.5
 
 

@@ -39,14 +39,13 @@ END_SECONDS = 5.0
 def engine_environment() -> dict[str, str]:
     """Return the environment of zygote and engines: ours without secrets, with an allocator that gives memory back."""
     env = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
-    # A thread that spins at a barrier starves its own team where CPUs are shared: measured ten times slower answers on two busy cores.
+    # A thread that spins at a barrier starves its own team where CPUs are shared: measured ten times slower answers on
+    # two busy cores.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return env | {
         "MALLOC_ARENA_MAX": "2",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        # Threads that spin while they wait starve the other runtimes of a node.
-        "OMP_WAIT_POLICY": env.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
 
 
