@@ -170,7 +170,7 @@ def _max_model_len(context: Fields) -> int:
     return value
 
 
-def _replicas(spec: Fields) -> dict[str, int]:
+def _replicas(spec: Fields) -> dict[str, Any]:
     """Return the replicas wanted until scaling says otherwise, and how many of them are not elastic."""
     scaling = spec.child("scaling")
     if not scaling:
