@@ -41,7 +41,7 @@ from llmos_operator.control.records import Records
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.watching import Watching, wired
-from llmos_operator.observability.health import Heartbeat
+from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.observability.logging import logger
 from llmos_operator.settings import BadSettings
 from llmos_operator.state.store import Store

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record
     from llmos_operator.control.review import Reviewer
-    from llmos_operator.observability.health import Heartbeat
+    from llmos_operator.observability.heartbeat import Heartbeat
     from llmos_operator.scheduler.plan import Plan
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
@@ -84,8 +84,13 @@ class Loop:
         self._batcher.trigger()
 
     def undecided(self, record: Record) -> bool:
-        """Return whether the workload has just come and the plan that looks at it first is still to be made."""
-        if record.decision is not None or not self._may_act():
+        """Return whether the first plan that looks at the workload is still to be made.
+
+        That is so before the lists are complete, too: a status made from half of the facts would be wrong.
+        """
+        if not self._may_act():
+            return True
+        if record.decision is not None:
             return False
         due = self._planning or self._store.version != self._planned_version
         return due and self._clock.now() - record.seen_at < FIRST_SECONDS

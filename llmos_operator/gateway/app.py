@@ -32,7 +32,8 @@ from llmos_operator.gateway.serve import Front, Rules
 from llmos_operator.gateway.upstream import Upstream
 from llmos_operator.gateway.watch import Watches
 from llmos_operator.observability import logging, metrics
-from llmos_operator.observability.health import HealthServer, Heartbeat
+from llmos_operator.observability.health import HealthServer
+from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.settings import BadSettings, GatewaySettings, load
 
 if TYPE_CHECKING:

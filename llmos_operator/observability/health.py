@@ -6,7 +6,6 @@ so that a red probe says which one failed; `?verbose` lists them all.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -22,27 +21,6 @@ if TYPE_CHECKING:
     Check = Callable[[], str]  # "" when it holds, else what is wrong
 
 log = logger(__name__)
-
-
-class Heartbeat:
-    """Age of the last turn of a loop, as a liveness check."""
-
-    def __init__(self, limit: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """`limit` is the largest healthy age in seconds."""
-        self._limit = limit
-        self._monotonic = monotonic
-        self._last = monotonic()
-
-    def beat(self) -> None:
-        """Note that the loop turned."""
-        self._last = self._monotonic()
-
-    def check(self) -> str:
-        """Return "" or how long the loop has been standing."""
-        age = self._monotonic() - self._last
-        return (
-            "" if age <= self._limit else f"no turn of the loop for {age:.0f} s (limit {self._limit:.0f} s)"
-        )
 
 
 class HealthServer:

@@ -21,7 +21,7 @@ import uvicorn
 
 from llmos_operator.clock import Clock, SystemClock
 from llmos_operator.observability import logging, metrics
-from llmos_operator.observability.health import Heartbeat
+from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.runtime.admission import Admission
 from llmos_operator.runtime.answering import Kitchen
 from llmos_operator.runtime.app import ServingApi, build

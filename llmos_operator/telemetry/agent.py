@@ -23,7 +23,8 @@ from llmos_operator.api import names
 from llmos_operator.cluster import transport
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.observability import logging, metrics
-from llmos_operator.observability.health import HealthServer, Heartbeat
+from llmos_operator.observability.health import HealthServer
+from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.settings import AgentSettings, BadSettings, load
 from llmos_operator.telemetry import report
 from llmos_operator.telemetry.backend import BackendUnavailable, DriverLost
