@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYSTEM = "llmos-system"
+SERVICE_ACCOUNTS = ports.Kind("", "v1", "serviceaccounts", "ServiceAccount")
 GIB = 1 << 30
 
 
@@ -115,6 +116,7 @@ class Bench:
     hub_url: str
     namespace: str = "team"
     operators: list[OperatorProcess] = field(default_factory=list)
+    agents: list[FakeAgent] = field(default_factory=list)
 
     def operator(self, name: str = "operator-a", *, direct: bool = False, **env: str) -> OperatorProcess:
         """Start an operator, through the proxy unless ``direct``. Further settings as environment variables."""
@@ -159,6 +161,13 @@ class Bench:
         ]
         body = {"metadata": {"name": name}, "status": {"mode": "simulated", "devices": listed}}
         await self.port.patch_status(ports.GPU_NODES, body, manager="test-agent")
+
+    async def telemetry(self, operator: OperatorProcess, node: str) -> FakeAgent:
+        """Let an agent of ``node`` report to ``operator`` until the bench is closed: devices in use by nobody."""
+        agent = FakeAgent(self, operator, node)
+        self.agents.append(agent)
+        await agent.start()
+        return agent
 
     async def apply(self, name: str, uri: str, **spec: Any) -> Json:
         """Create or change a ModelWorkload."""
@@ -216,6 +225,72 @@ class Bench:
         """Return the Events about a workload."""
         found = await collect(self.port, ports.EVENTS, self.namespace)
         return [one for one in found if (one.get("regarding") or {}).get("name") == name]
+
+
+class FakeAgent:
+    """Sends telemetry as the agent of a node does, with a token of a real ServiceAccount bound to a pod on the node."""
+
+    def __init__(self, bench: Bench, operator: OperatorProcess, node: str) -> None:
+        self.used: dict[str, int] = {}  # by UUID; 0 without an entry
+        self.statuses: list[int] = []
+        self._bench = bench
+        self._operator = operator
+        self._node = node
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.token = await agent_token(self._bench.port, self._node)
+        self._task = asyncio.create_task(self._run())
+        await self._bench.until(self._heard, f"telemetry of {self._node} is taken")
+
+    async def _heard(self) -> bool:
+        return 204 in self.statuses
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        sequence = 0
+        async with ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
+            while True:
+                sequence += 1
+                with suppress(OSError, IndexError):
+                    await self._send(session, sequence)
+                await asyncio.sleep(0.3)
+
+    async def _send(self, session: ClientSession, sequence: int) -> None:
+        found = await self._bench.port.get(ports.GPU_NODES, self._node)
+        devices = [
+            {
+                "uuid": one["uuid"],
+                "index": one["index"],
+                "memoryTotalBytes": GIB,
+                "memoryUsedBytes": self.used.get(one["uuid"], 0),
+                "verdict": "Healthy",
+            }
+            for one in found["status"]["devices"]
+        ]
+        body = {"node": self._node, "epoch": 1, "sequence": sequence, "devices": devices}
+        url = f"http://127.0.0.1:{self._operator.port_of('ingest')}/v1/telemetry"
+        async with session.post(url, json=body) as answer:
+            self.statuses.append(answer.status)
+
+
+async def agent_token(port: Transport, node: str, account: str = "llmos-agent") -> str:
+    """Return a ServiceAccount token that is bound to a pod of ``node``."""
+    await port.apply(SERVICE_ACCOUNTS, {"metadata": {"name": account}}, manager="test", namespace=SYSTEM)
+    name = f"{account}-{node}"
+    spec = {"serviceAccountName": account, "nodeName": node, "containers": [{"name": "agent", "image": "i"}]}
+    made = await port.create(ports.PODS, {"metadata": {"name": name}, "spec": spec}, namespace=SYSTEM)
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": name, "uid": made["metadata"]["uid"]}
+    body = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "spec": {"boundObjectRef": bound},
+    }
+    path = SERVICE_ACCOUNTS.path(SYSTEM, account, "token")
+    return (await port.request("POST", path, body=body))["status"]["token"]
 
 
 def condition_of(workload: Json, kind: str) -> Json:
@@ -285,6 +360,8 @@ async def bench(plane: ControlPlane, folder: Path) -> AsyncIterator[Bench]:
     try:
         yield made
     finally:
+        for agent in made.agents:
+            await agent.close()
         for one in made.operators:
             one.kill()
         await kubelet.close()
