@@ -25,8 +25,33 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.protocol import Message
 
 MAX_OUTPUT = 64 << 20  # characters
+MAX_POWER = 64
+_TROUBLE = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", *_SPECIAL})
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which bounds ranges, with products and powers bounded as well."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Refuse a product or power that would fill the memory."""
+        sizes = [len(one) if isinstance(one, str | list | tuple) else one for one in (left, right)]
+        if all(isinstance(one, int) for one in sizes):
+            large = sizes[1] > MAX_POWER if operator == "**" else abs(sizes[0] * sizes[1]) > MAX_OUTPUT
+            if large:
+                raise TemplateError(f"{operator} makes too large a value")
+        return super().call_binop(context, operator, left, right)
 
 
 class ChatTemplate:
@@ -34,7 +59,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special: dict[str, str]) -> None:
         """``source`` is Jinja; ``special`` maps names like `bos_token` to texts. Raises TemplateError if it is broken."""
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[loopcontrols],
@@ -73,15 +98,7 @@ class ChatTemplate:
                         "invalid_value", "The chat template makes too long a prompt.", "messages"
                     )
                 parts.append(part)
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except _TROUBLE as error:
             # Whatever a template stumbles over comes from the conversation it was given.
             text = f"The model's chat template refuses these messages: {error}."
             raise bad_request("invalid_value", text, "messages") from error

@@ -290,7 +290,7 @@ class EngineClient:
         self._send(dataclasses.replace(load, base_pids=base))
         frames = codec.FrameReader()
         try:
-            while data := await asyncio.wait_for(reader.read(1 << 18), STALL_SECONDS):
+            while data := await _read(reader):
                 for message in frames.feed(data):
                     if isinstance(message, Failed):
                         return message
@@ -365,3 +365,13 @@ class EngineClient:
     def _set(self, **changes: object) -> None:
         self._status = dataclasses.replace(self._status, **changes)  # type: ignore[arg-type]
         self._changed.set()
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    """Return the next bytes. Raises TimeoutError after a stall.
+
+    Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with data, and a busy engine always
+    has data.
+    """
+    async with asyncio.timeout(STALL_SECONDS):
+        return await reader.read(1 << 18)
