@@ -106,7 +106,7 @@ def load_model(load: Load, stages: Stages) -> Loaded:
     meter.check("verifying")
 
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
-    from llmos_operator.runtime.loader.judge import judge, refuse_beyond  # noqa: PLC0415
+    from llmos_operator.runtime.backends.judge import judge, refuse_beyond  # noqa: PLC0415
 
     build.use_threads(load.threads)
     empty = build.prepare(config, checkpoint)
