@@ -11,7 +11,13 @@ import subprocess
 import sys
 
 # Modules with a command line of `[--check]`: exit status 1 and a message naming the stale files.
-GENERATORS = ("llmos_operator.api.crd", "scripts.chart", "scripts.dashboards", "scripts.reference")
+GENERATORS = (
+    "llmos_operator.api.crd",
+    "llmos_operator.telemetry.reference",
+    "scripts.chart",
+    "scripts.dashboards",
+    "scripts.reference",
+)
 
 
 def main() -> int:

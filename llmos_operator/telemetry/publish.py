@@ -139,9 +139,14 @@ class NodeWriter:
         self._node_uid = node_uid
 
     def offer(self, status: Json, memory: str) -> None:
-        """Take the newest status and the health memory."""
-        if status != self._status or memory != self._memory:
-            self._status, self._memory = status, memory
+        """Take the newest status and the health memory.
+
+        What devices can tell becomes known call by call in an agent's first seconds; that alone is no reason to write
+        and goes with the next write.
+        """
+        news = self._status is None or _weighty(status) != _weighty(self._status) or memory != self._memory
+        self._status, self._memory = status, memory
+        if news:
             self._changed.set()
 
     async def run(self) -> None:
@@ -209,3 +214,9 @@ class NodeWriter:
             self._on_clear(uuid.strip())
         patch = {"metadata": {"annotations": {names.ANNOTATION_HEALTH_CLEAR: None}}}
         await self._port.merge_patch(GPU_NODES, self._node, patch)
+
+
+def _weighty(status: Json) -> Json:
+    """Return the part of a status whose change is written at once."""
+    devices = [{**device, "capabilities": ()} for device in status.get("devices") or []]
+    return {**status, "devices": devices}

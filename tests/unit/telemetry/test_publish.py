@@ -247,6 +247,33 @@ async def test_changes_in_a_row_are_written_at_most_once_a_second(
     await until(lambda: (writer._written or [{}])[0] == {**STATUS, "driver": "49"})
 
 
+async def test_capabilities_alone_are_no_reason_to_write_and_go_with_the_next_write(
+    metrics: AgentMetrics, start: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "LEAST_STATUS_SECONDS", 0.01)
+    cluster = FakeCluster()
+    writer = a_writer(cluster, metrics)
+    start(writer.run())
+
+    def telling(*capabilities: str, driver: str = "570") -> dict[str, Any]:
+        return {
+            **STATUS,
+            "driver": driver,
+            "devices": [{"uuid": "GPU-a", "capabilities": list(capabilities)}],
+        }
+
+    writer.offer(telling("memory"), "")
+    await until(lambda: writer.writes == 1)
+    for count in range(1, 6):
+        writer.offer(telling(*(f"more-{n}" for n in range(count))), "")
+        await asyncio.sleep(0.03)
+    assert writer.writes == 1
+    writer.offer(telling("memory", "power", driver="580"), "")
+    await until(lambda: writer.writes == 2)
+    (device,) = (await cluster.get(GPU_NODES, "n1"))["status"]["devices"]
+    assert device["capabilities"] == ["memory", "power"]
+
+
 async def test_a_persons_word_is_acted_on_once_and_taken_away(metrics: AgentMetrics) -> None:
     cluster = FakeCluster()
     cleared: list[str] = []
