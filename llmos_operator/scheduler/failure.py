@@ -11,6 +11,7 @@ from llmos_operator.scheduler import wording
 from llmos_operator.scheduler.advice import would_fit
 from llmos_operator.scheduler.feasibility import matching_devices
 from llmos_operator.scheduler.table import CAPACITY
+from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size,
     """Return why nothing could be done for a replica; amounts are those of the smallest size allowed."""
     size, request = min(options, key=lambda option: option[0].bytes_per_device)
     impossible = _impossible(attempts, pending, size, request)
-    quota = _quota(attempts, pending, size) if impossible is None else None
+    quota = _quota(attempts, pending, size, request) if impossible is None else None
     if quota is not None:
         return quota
     rejected, candidates = attempts.feasibility.rejections(request)
@@ -84,20 +85,29 @@ def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size,
     return Failure(Reason.NO_CAPACITY, message, kept, candidates, size)
 
 
-def _quota(attempts: Attempts, pending: Pending, size: Size) -> Failure | None:
-    worlds, needed = attempts.worlds, pending.least_charge()
+def _quota(attempts: Attempts, pending: Pending, size: Size, request: Request) -> Failure | None:
+    worlds, needed = attempts.worlds, _least_milli(attempts, request)
     tree = worlds.now.tree
-    if tree.fits(pending.queue, needed) and worlds.later.tree.fits(pending.queue, needed):
+    room, use = tree.room(pending.queue).gpu_milli, tree.use(pending.queue).gpu_milli
+    kept = worlds.later.tree.room(pending.queue).gpu_milli
+    if not needed or needed <= min(room, kept):
         return None
-    room, use = tree.room(pending.queue), tree.use(pending.queue)
-    left = format_milli(max(0, room.gpu_milli))
-    message = (
-        f"queue {pending.queue} has {left} of the {format_milli(needed.gpu_milli)} GPUs needed left "
-        f"(in use: {format_milli(use.gpu_milli)})"
-    )
-    if room.gpu_milli >= needed.gpu_milli:
-        message = f"what is left of queue {pending.queue} is kept for work of higher standing"
+    message = f"what is left of queue {pending.queue} is kept for work of higher standing"
+    if room < needed:
+        message = (
+            f"queue {pending.queue} has {format_milli(max(0, room))} of the {format_milli(needed)} GPUs needed left "
+            f"(in use: {format_milli(use)})"
+        )
     return Failure(Reason.EXCEEDS_QUOTA, message, size=size)
+
+
+def _least_milli(attempts: Attempts, request: Request) -> int:
+    """Return the least thousandths of a device the request can be charged."""
+    if request.whole or not request.devices:
+        return request.devices * FULL_MILLI
+    table = attempts.scene.table
+    largest = int(table.fixed[CAPACITY][matching_devices(attempts.scene, request)].max(initial=1))
+    return max(request.compute_milli, -(-request.bytes_per_device * FULL_MILLI // largest)) * request.devices
 
 
 def _impossible(

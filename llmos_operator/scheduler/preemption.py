@@ -221,7 +221,13 @@ class Preemption:
 
         def fits() -> bool:
             devices = pick(later.node(name), request, columns, overuse)
-            return devices is not None and later.tree.fits(pending.queue, charge_of(request, devices))
+            if devices is None:
+                return False
+            amount = charge_of(request, devices)
+            borrowed = any(pool.rank(v) < _OWN >> 1 for v in pool.gone)
+            if borrowed and not later.tree.within_nominal(pending.queue, amount):
+                return False  # what others borrowed is taken back for the queue's own share only
+            return later.tree.fits(pending.queue, amount)
 
         victims = [*self._on(row, rights, pending), *self._elsewhere(pending, row, rights, ranks)]
         rank_of = {victim.pod.key: int(ranks[i]) for i, victim in victims}

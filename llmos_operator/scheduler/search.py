@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Pool:
     outage_seconds: float
     limit: int  # sets to try
     tried: int = field(default=0)
+    gone: list[Victim] = field(default_factory=list)  # in the set that is being tried
 
     def cost(self, chosen: list[Victim]) -> int:
         """Return the cost of displacing all of `chosen`."""
@@ -39,11 +41,13 @@ class Pool:
         for key in victim.budgets:
             self.budgets[key] -= 1
         self.world.vacate(victim.pod)
+        self.gone.append(victim)
         return True
 
     def give_back(self, victims: Iterable[Victim]) -> None:
         """Return the disruptions that `take` spent."""
         for victim in victims:
+            self.gone.remove(victim)
             for key in victim.budgets:
                 self.budgets[key] += 1
 
@@ -58,32 +62,41 @@ def cheapest(pool: Pool) -> tuple[Victim, ...] | None:
     everybody = pool.victims
     for threshold in sorted({pool.rank(v) for v in everybody}):
         pool.victims = [v for v in everybody if pool.rank(v) <= threshold]
-        start = _greedy(pool)
-        if start is not None:
-            return _Descent(pool, start).run()
+        start, refused = _greedy(pool)
+        if start is None and not refused:
+            continue  # all of them have gone and it still does not fit
+        found = _Descent(pool, start).run()
+        if found is not None:
+            return found
     return None
 
 
-def _greedy(pool: Pool) -> list[Victim] | None:
-    """Remove until it fits, then add back, most costly first, what was not needed."""
+def _greedy(pool: Pool) -> tuple[list[Victim] | None, bool]:
+    """Remove until it fits, then add back, most costly first, what was not needed.
+
+    Returns (victims, whether somebody was not allowed to go). A refusal can be the doing of those who went before, who
+    used up a disruption budget or what their queue had borrowed; then nothing found does not mean there is nothing.
+    """
     mark = pool.world.checkpoint()
     taken: list[Victim] = []
-    fits = False
+    fits = refused = False
     for victim in pool.victims:
-        if pool.take(victim):
-            taken.append(victim)
-            fits = pool.fits()
-            if fits:
-                break
+        if not pool.take(victim):
+            refused = True
+            continue
+        taken.append(victim)
+        fits = pool.fits()
+        if fits:
+            break
     pool.world.rollback(mark)
     pool.give_back(taken)
     if not fits:
-        return None
+        return None, refused
     for victim in sorted(taken, key=lambda v: (-pool.rank(v), -v.cost, v.pod.key)):
         fewer = [v for v in taken if v is not victim]
         if suffices(pool, fewer):
             taken = fewer
-    return taken
+    return taken, refused
 
 
 def suffices(pool: Pool, chosen: list[Victim]) -> bool:
@@ -101,15 +114,17 @@ def suffices(pool: Pool, chosen: list[Victim]) -> bool:
 
 
 class _Descent:
-    """Branch and bound over "goes" and "stays", from a known solution downwards."""
+    """Branch and bound over "goes" and "stays", downwards from a known solution if there is one."""
 
-    def __init__(self, pool: Pool, start: list[Victim]) -> None:
+    def __init__(self, pool: Pool, start: list[Victim] | None) -> None:
         self._pool = pool
         self._best = start
-        self._bound = (pool.cost(start), len(start))
+        self._bound = (pool.cost(start), len(start)) if start is not None else (sys.maxsize, 0)
 
-    def run(self) -> tuple[Victim, ...]:
+    def run(self) -> tuple[Victim, ...] | None:
         self._descend(0, [])
+        if self._best is None:
+            return None
         return tuple(sorted(self._best, key=lambda v: v.order))
 
     def _descend(self, place: int, chosen: list[Victim]) -> None:
