@@ -114,6 +114,7 @@ class Agent:
             registry, live={"loop": self._beat.check}, ready={"measuring": self._unready}
         )
         self._view: NodeView | None = None
+        self._running: Collector | None = None
         self._wake = asyncio.Event()
 
     @property
@@ -131,7 +132,11 @@ class Agent:
     def _unready(self) -> str:
         if self._view is None:
             return "not measured yet"
-        return self._view.problem() or self._measured.check()
+        return self._view.problem() or self._measured.check() or self._deaf()
+
+    def _deaf(self) -> str:
+        """Return "" or that XIDs are no longer heard."""
+        return self._running.events_stuck() if self._running is not None else ""
 
     async def run(self) -> None:
         """Measure and report until cancelled.
@@ -172,7 +177,7 @@ class Agent:
         self._writer.bind(str((node.get("metadata") or {}).get("uid") or ""))
         collector = self._collector(backend)
         collector.start()
-        self._view = view
+        self._view, self._running = view, collector
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._sender.run(), name="sender")

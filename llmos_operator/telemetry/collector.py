@@ -154,8 +154,11 @@ class Collector:
     def _replace_stuck_worker(self) -> None:
         self._abandoned = [worker for worker in self._abandoned if not worker.done]
         worker = self._worker
-        if worker.thread is None and len(self._abandoned) <= len(self._devices):
-            self._start_worker()
+        if worker.thread is None:
+            # Every worker allowed is stuck, or nothing was started yet.
+            running = self._event_thread is not None and not self._stopping.is_set()
+            if running and len(self._abandoned) <= len(self._devices):
+                self._start_worker()
             return
         ident = worker.thread.ident if worker.thread is not None else None
         call = self._in_flight.call_of(ident) if ident is not None else None

@@ -1,18 +1,13 @@
-"""What the agent costs: import time, resident memory, CPU share and driver calls, for 8 GPUs at 1 Hz.
+"""The agent: CPU, memory and API writes for 8 GPUs at 1 Hz.
 
-    python -m tests.bench.agent_cost [--seconds 30]
-
-Runs a real `llmos agent` over the NVML test double against a small API server and operator of its own (this process),
-and prints a table against the design's budgets. The double's own work (reading its control file for each answer) is
-part of the CPU measured.
+A real `llmos agent` over the NVML test double, with a small API server and operator in this process. The double's own
+work (reading its control file for each answer) is part of the CPU measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,10 +18,13 @@ from typing import Any
 from aiohttp import web
 
 from llmos_operator.telemetry.ingest import Ingest
+from tests.bench.report import Table
 from tests.support.agent_process import AgentProcess
 from tests.support.nvml import Double
 
 NODE = "bench-node"
+SECONDS = 25
+GPUS = 8
 BUDGETS = {"cpu": 0.005, "rss": 60.0, "import": 1.5, "lists": 0.1}
 
 
@@ -171,17 +169,8 @@ async def measure(seconds: int, gpus: int) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=30)
-    parser.add_argument("--gpus", type=int, default=8)
-    arguments = parser.parse_args()
-    rows = asyncio.run(measure(arguments.seconds, arguments.gpus))
-    print(f"agent over {arguments.gpus} simulated driver GPUs, {os.cpu_count()} cores")
-    for row in [("what", "measured", "budget", ""), *rows]:
-        print(f"{row[0]:<26}{row[1]:>16}{row[2]:>16}  {row[3]}")
-
-
-if __name__ == "__main__":
-    main()
+def run() -> list[Table]:
+    """Measure an agent over 8 GPUs."""
+    rows = asyncio.run(measure(SECONDS, GPUS))
+    note = f"{GPUS} GPUs of the test double at 1 Hz over {SECONDS} s. No real driver: its own time per call is not in here."
+    return [Table("Agent", ["what", "measured", "budget", ""], rows, note)]
