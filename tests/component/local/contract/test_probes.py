@@ -25,7 +25,7 @@ def test_readiness_follows_the_probe_in_both_directions(pods) -> None:
     name = pods.create(main, toggler, volumes=VOLUME)
     pods.wait_ready(name)
     pods.wait(name, lambda pod: condition(pod, "Ready")["status"] == "False")
-    assert "503" in pods.wait_event(name, "Unhealthy")
+    pods.wait(name, lambda _pod: any("503" in message for message in pods.events(name, "Unhealthy")))
     pod = pods.wait_ready(name)
     assert container(pod)["restartCount"] == 0
 
