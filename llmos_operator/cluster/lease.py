@@ -138,7 +138,7 @@ class LeaderLease:
         except Conflict:
             return False  # somebody else was faster, or our own write had got through: read again
         except (LlmosError, TimeoutError) as error:
-            log.warning("lease not renewed", error=error or "no answer in time")
+            log.warning("lease not renewed", error=str(error) or "no answer in time")
             return False
         self._held_until = started + self._settings.renew_deadline
         return True

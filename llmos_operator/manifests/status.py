@@ -62,7 +62,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         ready_replicas=seen.ready_count,
         selector=seen.selector,
         url=seen.url,
-        model=_model(seen),
+        model=_model(seen, previous.model),
         load=_load(furthest_behind(seen)),
         placements=_placements(seen),
         decision=_decision(seen, previous.decision),
@@ -190,19 +190,22 @@ def _rounded(count: int) -> str:
     return human_bytes(count).replace(" ", "").removesuffix("B") if count else ""
 
 
-def _model(seen: Observed) -> ModelStatus:
+def _model(seen: Observed, former: ModelStatus | None) -> ModelStatus:
+    """Return the model as it is served. What only runtimes know is kept from ``former`` until they have been asked."""
     reports = [report for pod in seen.live if (report := seen.report_of(pod)) is not None]
     served = next((report.model for report in reports if report.model.digest), None)
     formats = [pod.claim.format for pod in seen.live if pod.claim]
+    fmt = formats[0] if formats else ""
+    kept = former if former is not None and seen.live and former.quantization == fmt else ModelStatus()
     peak = max((report.memory.peak_bytes for report in reports), default=0)
     asleep = any(report.state is RuntimeState.ASLEEP for report in reports)
     return ModelStatus(
-        resolved_revision=served.revision if served else "",
-        digest=served.digest if served else "",
-        quantization=formats[0] if formats else "",
-        estimated_memory=_rounded(seen.estimated_bytes),
+        resolved_revision=served.revision if served else kept.resolved_revision,
+        digest=served.digest if served else kept.digest,
+        quantization=fmt,
+        estimated_memory=_rounded(seen.estimated_bytes) or kept.estimated_memory,
         # Rounded to 16 MiB: a value that jitters would be a write every few seconds for ever.
-        observed_memory=_rounded(peak >> 24 << 24),
+        observed_memory=_rounded(peak >> 24 << 24) or kept.observed_memory,
         sleep_state="Asleep" if asleep else "Awake" if seen.ready_count else "",
         profile=seen.profile,
     )

@@ -190,27 +190,33 @@ class Bench:
 
     async def until(self, condition: Callable[[], Awaitable[Any]], what: str, seconds: float = 30.0) -> Any:
         """Return the first true result of ``condition``; fails naming ``what``, with the operators' last words."""
-        deadline = time.monotonic() + seconds
+        deadline, trouble = time.monotonic() + seconds, ""
         while True:
             try:
                 result = await condition()
-            except (LlmosError, OSError):
-                result = None
+            except (LlmosError, OSError) as error:
+                result, trouble = None, f" ({type(error).__name__}: {error})"
             if result:
                 return result
             if time.monotonic() > deadline:
                 words = "\n".join(one.text()[-6000:] for one in self.operators)
-                raise AssertionError(f"not within {seconds:.0f} s: {what}\n{words}")
+                raise AssertionError(f"not within {seconds:.0f} s: {what}{trouble}\n{words}")
             await asyncio.sleep(0.05)
 
     async def until_phase(self, name: str, phase: str, seconds: float = 30.0) -> Json:
+        seen: list[str] = []
+
         async def reached() -> Json | None:
             found = await self.workload(name)
             status = found.get("status") or {}
+            seen[:] = [str({key: status.get(key) for key in ("phase", "summary", "observedGeneration")})]
             current = status.get("observedGeneration") == found["metadata"]["generation"]
             return found if current and status.get("phase") == phase else None
 
-        return await self.until(reached, f"{name} is {phase}", seconds)
+        try:
+            return await self.until(reached, f"{name} is {phase}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{name} was last {seen}; {error}") from None
 
     async def until_condition(
         self, name: str, kind: str, status: str, reason: str = "", seconds: float = 30.0
