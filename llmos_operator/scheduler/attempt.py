@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size, Sizes
     from llmos_operator.scheduler.world import World, Worlds
+    from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Profile, Workload
 
@@ -120,8 +121,10 @@ class Attempts:
             if bind is not None:
                 result.binds.append(bind)
                 return None
-        waits = self._wait_for_leaving(pending, shape, ordinal) or self._displace(
-            pending, shape, ordinal, result
+        waits = (
+            self._wait_for_leaving(pending, shape, ordinal)
+            or self._wait_for_measurement(pending, shape, ordinal)
+            or self._displace(pending, shape, ordinal, result)
         )
         if waits is not None:
             return waits
@@ -203,6 +206,28 @@ class Attempts:
                     return failure.leaving(self.worlds.leaving, name, size)
         return None
 
+    def _wait_for_measurement(self, pending: Pending, shape: Shape, ordinal: int) -> Failure | None:
+        """Wait where the ledger has the room that others were displaced for and only the telemetry is behind.
+
+        Displacing somebody else instead would pay twice for one claim (I6). The nomination bounds the wait.
+        """
+        if not pending.nominated:
+            return None
+        later = self.worlds.later
+        for size, request in shape.options:
+            acceptable = self.feasibility.acceptable(request)
+            for row in acceptable.nodes.nonzero()[0]:
+                name = self.scene.table.names[int(row)]
+                unseen = _without_observations(later.node(name))
+                devices = pick(unseen, request, acceptable.devices[row], self.policy.overuse_percent)
+                if devices is None:
+                    continue
+                claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
+                if self._quota_fits(later, claim):
+                    self.worlds.hold(claim)
+                    return failure.unmeasured(name, size)
+        return None
+
     def _hold(self, pending: Pending, ordinal: int, size: Size, request: Request, name: str) -> bool:
         row = self.scene.table.row_of[name]
         acceptable = self.feasibility.acceptable(request)
@@ -247,6 +272,10 @@ class Attempts:
                 )
             )
         return found
+
+
+def _without_observations(state: NodeState) -> NodeState:
+    return replace(state, devices=tuple(replace(d, observed_bytes=None) for d in state.devices))
 
 
 def _signature(workload: Workload, domain: str) -> tuple[object, ...]:

@@ -53,6 +53,15 @@ def leaving(pods: Mapping[str, Pod], node: str, size: Size) -> Failure:
     )
 
 
+def unmeasured(node: str, size: Size) -> Failure:
+    """Return the wait for memory that nobody holds any more but that is still seen in use."""
+    return Failure(
+        Reason.WAITING_FOR_PREEMPTION,
+        f"starts on node {node} as soon as the memory freed there is measured to be free",
+        size=size,
+    )
+
+
 def displacing(proposal: Proposal) -> Failure:
     """Return the wait for pods that are displaced by this plan."""
     names = ", ".join(v.pod.key for v in proposal.victims[:_SHOWN_PODS])

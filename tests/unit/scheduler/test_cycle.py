@@ -101,10 +101,34 @@ def test_a_claimant_waits_until_the_memory_is_seen_to_be_free() -> None:
     cluster.store.delete_workload("default/old")
     gone_but_not_free = plan(cluster.snapshot(), POLICY, NOW)
     assert gone_but_not_free.actions == ()
-    assert [r.reason for r in gone_but_not_free.decisions["default/new"].rejected] == ["DeviceOverused"]
+    waits = gone_but_not_free.decisions["default/new"]
+    assert waits.reason is Reason.WAITING_FOR_PREEMPTION
+    assert "as soon as the memory freed there is measured" in waits.message
     for _ in range(2):
         cluster.store.observe("n1", [Reading(gpu("n1", 0), 0, 24 * GIB)], NOW)
     assert [b.claim.workload for b in plan(cluster.snapshot(), POLICY, NOW).binds] == ["default/new"]
+
+
+def test_nobody_else_is_displaced_while_freed_memory_is_not_yet_seen_free() -> None:
+    nodes = [a_node(n).with_gpus(1, "A-24G").observed_using(0, "20Gi") for n in ("n1", "n2")]
+    cluster = a_cluster(*nodes).with_priorities(low=1, high=2)
+    running = [
+        cluster.running(a_workload(f"old{i}").needing("20Gi").priority("low"), f"n{i}", [0]) for i in (1, 2)
+    ]
+    cluster.add(a_workload("new").needing("20Gi").priority("high"))
+    (eviction,) = plan(cluster.snapshot(), POLICY, NOW).evictions
+    victim = next(pod for pod in running if pod.key == eviction.pod)
+    cluster.store.assume_evicted(victim.key, NOW + 30, "default/new")
+    cluster.store.delete_pod(victim.key, victim.uid)
+    cluster.store.delete_workload(eviction.victim)
+    assert plan(cluster.snapshot(), POLICY, NOW + 1).evictions == ()
+    for name in ("n1", "n2"):
+        used = 20 * GIB if name != victim.node else 20 * GIB + 1
+        cluster.store.observe(name, [Reading(gpu(name, 0), used, 24 * GIB)], NOW + 30 + 61)
+    late = plan(cluster.snapshot(), POLICY, NOW + 30 + 61)
+    assert [e.pod for e in late.evictions] == [p.key for p in running if p is not victim], (
+        "the wait is bounded"
+    )
 
 
 def test_an_exclusive_replica_is_granted_what_its_device_has_left() -> None:
