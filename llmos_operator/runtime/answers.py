@@ -141,7 +141,13 @@ def _first(error: ValidationError) -> Any:
         location = one["loc"]
         places = [part for part in location if isinstance(part, int)]
         right_type = not str(one["type"]).endswith(_WRONG_TYPE)
-        return location[:1] == found[0]["loc"][:1], one["type"] == "too_long", len(location), places, right_type
+        return (
+            location[:1] == found[0]["loc"][:1],
+            one["type"] == "too_long",
+            len(location),
+            places,
+            right_type,
+        )
 
     return max(found, key=rank)
 
