@@ -195,10 +195,7 @@ class ControlPlane:
             paths.append("/api/v1/namespaces/default/serviceaccounts/default")
         deadline = time.monotonic() + timeout
         while paths and not (stop is not None and stop.is_set()):
-            if (ended := self.failed()) is not None:
-                raise Permanent(
-                    self._report(f"{ended} ended during start", ended), reason="ControlPlaneFailed"
-                )
+            self._revive()
             try:
                 self.request(paths[0])
                 paths.pop(0)

@@ -49,6 +49,11 @@ def _answers(address: str) -> bool:
         return False
 
 
+def _log(pods: PodClient, name: str) -> str:
+    """The log so far, empty while there is none."""
+    return pods.kubectl("logs", name, check=False)
+
+
 def _labelled(app: str) -> dict:
     return {"labels": {"app": app}}
 
@@ -88,6 +93,7 @@ def test_streams_pass_as_they_come_and_half_closed_connections_stay_open(pods) -
     code = """
 import os, socket, time
 server = socket.create_server((os.environ["IP"], 8000))
+print("listening", flush=True)
 while True:
     connection, _ = server.accept()
     for number in range(3):
@@ -98,7 +104,8 @@ while True:
 """
     env = [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
     address = _service(pods, "stream", {"app": "stream"})
-    pods.wait_ready(pods.create(python(code, env=env), meta=_labelled("stream")))
+    name = pods.create(python(code, env=env), meta=_labelled("stream"))
+    pods.wait(name, lambda _pod: "listening" in _log(pods, name))
 
     def connect() -> socket.socket | None:
         try:
@@ -123,6 +130,7 @@ def test_a_client_that_leaves_is_noticed_behind_the_service(pods) -> None:
     code = """
 import os, socket
 server = socket.create_server((os.environ["IP"], 8000))
+print("listening", flush=True)
 connection, _ = server.accept()
 print("connected", flush=True)
 try:
@@ -133,6 +141,7 @@ print("gone", flush=True)
     env = [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
     address = _service(pods, "leave", {"app": "leave"})
     name = pods.create(python(code, env=env), meta=_labelled("leave"), restartPolicy="Never")
+    pods.wait(name, lambda _pod: "listening" in _log(pods, name))
 
     def connect() -> socket.socket | None:
         try:
