@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import logging
 import os
 import select
 import signal
@@ -142,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     setup(
         os.environ.get("LLMOS_LOG_LEVEL", "info"), os.environ.get("LLMOS_LOG_STYLE", "json"), process="engine"
     )
+    for chatty in ("httpx2", "httpx", "filelock"):  # one line for each request to a hub says nothing
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     control = socket.socket(fileno=int(arguments[0]))
     for name in PRELOADED:
         importlib.import_module(name)

@@ -48,7 +48,10 @@ def download(load: Load, stages: Stages) -> Resolved:
             total = sum(file.file_size or 0 for file in planned if file.will_download)
             begin_download(stages, total)
             folder = snapshot_download(**options, tqdm_class=_bar(stages), max_workers=4)
-        except (DryRunError, OfflineModeIsEnabled, LocalEntryNotFoundError):
+        except (DryRunError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+            answered = _refusal(error, HfHubHTTPError)
+            if answered is not None:
+                raise answered from error
             folder = snapshot_download(**options, local_files_only=True)  # what the cache has will do
     except LocalEntryNotFoundError as error:
         text = f"the hub cannot be reached and the cache has no {repository}: {_first_line(error)}"
@@ -65,6 +68,17 @@ def download(load: Load, stages: Stages) -> Resolved:
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.gguf")):
         _explain_no_weights(repository, load)
     return Resolved(path, path.name, total)
+
+
+def _refusal(error: BaseException, kind: type[Any]) -> Any:
+    """Return the refusal among the causes of ``error``, if the hub did answer: not allowed, or not there."""
+    seen: BaseException | None = error.__cause__
+    while seen is not None:
+        status = getattr(getattr(seen, "response", None), "status_code", None)
+        if isinstance(seen, kind) and status in (401, 403, 404):
+            return seen
+        seen = seen.__cause__
+    return None
 
 
 def _bar(stages: Stages) -> type[Any]:
