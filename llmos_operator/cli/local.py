@@ -154,8 +154,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _stay(cluster: LocalCluster) -> None:
-    sys.stderr.write("running; Ctrl-C ends the cluster\n")
     try:
+        sys.stderr.write("running; Ctrl-C ends the cluster\n")
         while cluster.running():
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
