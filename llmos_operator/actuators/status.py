@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
@@ -35,6 +36,7 @@ log = logger(__name__)
 # Seconds between writes for changes of that urgency.
 SPACING = {Urgency.NOW: 0.0, Urgency.SOON: 5.0, Urgency.LATER: 30.0}
 BURST = 3.0
+BREATH = 50
 PER_SECOND = 1.0
 
 
@@ -101,8 +103,11 @@ class StatusWriter:
         while True:
             await self._sleep()
             now = self._clock.monotonic()
-            for key in [key for key, due in self._due.items() if due <= now]:
-                self._look(key, now)
+            for count, key in enumerate([key for key, due in self._due.items() if due <= now], 1):
+                if key in self._due:
+                    self._look(key, now)
+                if count % BREATH == 0:
+                    await asyncio.sleep(0)  # a sweep over thousands must not hold up lease and probes
             await asyncio.sleep(0.01)  # what arrives together is looked at together
 
     async def _sleep(self) -> None:
@@ -141,7 +146,9 @@ class StatusWriter:
         )
         uid = seen.workload.uid
         body = manifest.to_json(status)
-        self._queue.submit(Job(Rank.STATUS, f"status {key}", lambda: self._write(key, uid, body)))
+        write = partial(self._write, key, uid, body)
+        # Dropped by the fence: nothing else would bring it again, as what it says has not changed.
+        self._queue.submit(Job(Rank.STATUS, f"status {key}", write, partial(self.mark, key)))
 
     def _due_time(self, key: str, urgency: Urgency, now: float) -> float:
         allowance = self._allowances.setdefault(key, _Allowance(at=now))
@@ -156,8 +163,15 @@ class StatusWriter:
             written = await self._port.patch_status(
                 MODEL_WORKLOADS, body, manager=names.MANAGER_STATUS, namespace=namespace
             )
-        except (NotFound, Conflict):
-            return  # gone or recreated: its event is on the way
+        except NotFound:
+            return  # its deletion is on the way
+        except Conflict as error:
+            # Recreated under its name, then its event is on the way and this look finds the new one; or a race the
+            # API server gave up on, then only this look brings it again.
+            log.debug("status lost a race, looking again", workload=key, error=error)
+            self._due[key] = self._backoff.fail(key, self._clock.monotonic())
+            self._wake.set()
+            return
         except LlmosError as error:
             self.failed += 1
             after = error.after if isinstance(error, Retryable) else 0.0

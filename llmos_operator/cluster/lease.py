@@ -105,11 +105,7 @@ class LeaderLease:
             await self._sleep(self._settings.retry if self.leading() else self._settings.retry / 4)
             was_leading = self.leading()
             await self._attempt(holding=True)
-            if self.leading() and not was_leading:
-                self.lapses += 1
-                log.warning("the lease is held again: writing", lapses=self.lapses)
-                self._on_regained()
-            elif was_leading and not self.leading():
+            if was_leading and not self.leading():
                 log.warning("the lease cannot be renewed: not writing")
 
     async def release(self) -> None:
@@ -140,7 +136,12 @@ class LeaderLease:
         except (LlmosError, TimeoutError) as error:
             log.warning("lease not renewed", error=str(error) or "no answer in time")
             return False
+        lapsed = holding and not self.leading()  # also if the fence fell only while the answer was on its way
         self._held_until = started + self._settings.renew_deadline
+        if lapsed:
+            self.lapses += 1
+            log.warning("the lease had lapsed and is held again", lapses=self.lapses)
+            self._on_regained()
         return True
 
     async def _read(self) -> None:

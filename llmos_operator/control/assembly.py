@@ -99,7 +99,9 @@ class Assembly:
         self.watching.resync.ask()
 
     def _resume(self) -> None:
+        """Decisions go on after a lapse: what the fence dropped meanwhile is found by looking at everything."""
         self.executor.resume()
+        self.hearing.sweep()
         self.batcher.trigger()
 
     def _make_writers(self) -> None:

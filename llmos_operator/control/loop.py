@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 FIRST_SECONDS = 2.0  # for which a new workload's status waits for its first decision
+BREATH = 50
 IDLE_SECONDS = 5.0  # the longest the loop stands still: its heartbeat
 WAITING_SECONDS = (
     5.0  # between plans while workloads wait and nothing changes: time itself may let them start
@@ -113,8 +114,10 @@ class Loop:
         now = self._clock.now()
         self._dirty.update(self._reviewer.due(now))
         dirty, self._dirty = self._dirty, set()
-        for key in dirty:
+        for count, key in enumerate(dirty, 1):
             self._reviewer.review(key)
+            if count % BREATH == 0:
+                await asyncio.sleep(0)  # a sweep over thousands must not hold up lease and probes
         if not self._worth_planning(now):
             return
         self.cycles += 1

@@ -183,7 +183,12 @@ class Reviewer:
         elif shortage is not None:
             note += " The estimate is raised; the next attempt reserves more or uses a narrower format."
             self._queue.submit(
-                Job(Rank.SUPPORT, f"floor {failed.event}", lambda: self._profiles.raise_floor(shortage))
+                Job(
+                    Rank.SUPPORT,
+                    f"floor {failed.event}",
+                    lambda: self._profiles.raise_floor(shortage),
+                    lambda: record.counted.discard(failed.event),
+                )
             )
             self._feedback.tell(record, "Warning", Reason.ESTIMATE_RAISED, note, key=failed.event)
             return

@@ -319,3 +319,25 @@ async def test_a_workload_scaled_to_zero_wakes_when_a_request_waits(bench: Bench
 
     await bench.until(asleep, "idle again, it gives its device back", 30)
     await bench.until_condition("chat", "ScalingActive", "True", "ScaledToZero")
+
+
+async def test_work_dropped_while_the_lease_had_lapsed_is_done_afterwards(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1", devices=12)
+    quick = {"LLMOS_LEASE__DURATION": "30", "LLMOS_LEASE__RENEW_DEADLINE": "1", "LLMOS_LEASE__RETRY": "0.5"}
+    operator = bench.operator(**quick)
+    await bench.apply("first", uri)
+    await bench.until_phase("first", "Running")
+    names = [f"w{index}" for index in range(10)]
+    for name in names:
+        await bench.apply(name, uri)
+        operator.freeze()  # long enough for the fence to fall, at another point of the work each time
+        await asyncio.sleep(1.2)
+        operator.thaw()
+        await asyncio.sleep(0.05 * len(name))
+    await until_running(bench, names, 60)
+    assert "lapsed" in operator.text()
+    found = await placements(bench)
+    assert len(found) == 11
+    assert_no_device_is_shared(found)
+    assert operator.process.poll() is None

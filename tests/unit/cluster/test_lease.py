@@ -183,3 +183,33 @@ async def test_a_jump_of_the_wall_clock_changes_nothing() -> None:
     clock.offset = 86_400.0
     assert one.leading()
     assert not await two._attempt()
+
+
+async def test_a_renewal_that_comes_back_too_late_counts_as_a_lapse() -> None:
+    """The fence was down between the deadline and the answer: what was to be written then was dropped."""
+    world = World()
+    regained: list[int] = []
+    one = world.contender("one")
+    one._on_regained = lambda: regained.append(one.lapses)
+    await one.acquire()
+    replace = world.port.replace
+
+    async def slow(*args: object, **kwargs: object) -> object:
+        world.clock.advance(3)  # sent 2 s after the last renewal, answered 5 s after it
+        return await replace(*args, **kwargs)  # type: ignore[arg-type]
+
+    world.clock.advance(2)
+    world.port.replace = slow  # type: ignore[method-assign, assignment]
+    assert await one._attempt(holding=True)
+    assert one.lapses == 1
+    assert regained == [1]
+
+
+async def test_renewals_in_time_are_no_lapse() -> None:
+    world = World()
+    one = world.contender("one")
+    await one.acquire()
+    for _ in range(10):
+        world.clock.advance(2)
+        await one._attempt(holding=True)
+    assert one.lapses == 0
