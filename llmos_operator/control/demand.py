@@ -27,6 +27,13 @@ class _Flow:
     arrivals: deque[tuple[float, int]] = field(default_factory=deque)
     last_request: float = 0.0
 
+    def forget(self, now: float) -> None:
+        """Drop what does not count any more: nobody may ever ask for a workload that does not scale."""
+        while self.arrivals and now - self.arrivals[0][0] > _MINUTE:
+            self.arrivals.popleft()
+        for gateway in [name for name, (at, _) in self.reports.items() if now - at > REPORT_SECONDS]:
+            del self.reports[gateway]
+
 
 class DemandBook:
     """Demand of all workloads by key (namespace/name). Times are epoch seconds."""
@@ -40,6 +47,7 @@ class DemandBook:
         for item in batch.items:
             key = f"{item.namespace}/{item.name}"
             flow = self._flows.setdefault(key, _Flow())
+            flow.forget(now)
             flow.reports[batch.gateway] = (now, item)
             if item.requests:
                 flow.arrivals.append((now, item.requests))
@@ -53,9 +61,8 @@ class DemandBook:
         flow = self._flows.get(key)
         if flow is None:
             return Demand()
-        fresh = [item for at, item in flow.reports.values() if now - at <= REPORT_SECONDS]
-        while flow.arrivals and now - flow.arrivals[0][0] > _MINUTE:
-            flow.arrivals.popleft()
+        flow.forget(now)
+        fresh = [item for _, item in flow.reports.values()]
         return Demand(
             waiting=sum(item.waiting for item in fresh),
             running=sum(item.in_flight for item in fresh),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 _HARD_EFFECTS = {"NoSchedule", "NoExecute"}
 NODE_NAME_FIELD = "metadata.name"
+_NUMBER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
@@ -30,14 +32,15 @@ def _holds(one: Requirement, labels: Mapping[str, str]) -> bool:  # noqa: PLR091
         case "DoesNotExist":
             return value is None
         case "Gt":
-            return _is_number(value) and int(value or 0) > int(one.values[0])
+            return is_number(value) and int(value or 0) > int(one.values[0])
         case "Lt":
-            return _is_number(value) and int(value or 0) < int(one.values[0])
+            return is_number(value) and int(value or 0) < int(one.values[0])
     return False
 
 
-def _is_number(value: str | None) -> bool:
-    return value is not None and value.lstrip("-").isdigit()
+def is_number(value: str | None) -> bool:
+    """Return whether Gt and Lt can read the text: a decimal number that an int64 can hold, or nearly."""
+    return value is not None and _NUMBER.fullmatch(value) is not None
 
 
 def untolerated(taints: Iterable[Taint], tolerations: Iterable[Toleration]) -> Taint | None:

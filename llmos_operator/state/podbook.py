@@ -56,6 +56,9 @@ class PodBook(NodeBook):
         """
         self._assumed.pop(pod.key, None)
         known = self._pods.get(pod.key)
+        if known is not None and known.claim is not None and known.uid == pod.uid:
+            # What a pod holds is fixed when it is created; its annotation may be edited by anybody who may edit the pod.
+            pod = replace(pod, claim=known.claim, labels=pod.labels or known.labels)
         if pod.claim is None and (not pod.node or pod.phase is PodPhase.FINISHED):
             if known is not None:
                 self._drop_pod(pod.key)

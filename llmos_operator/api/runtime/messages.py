@@ -7,9 +7,19 @@ operator and runtime may differ by one release.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+# Runtimes run what tenants bring, so what they say is bounded here: a status that does not fit into the API's types would
+# otherwise be the operator's trouble. Numbers are put into range and texts cut, so that neither end can fail by it.
+Count = Annotated[int, AfterValidator(lambda number: min(max(number, 0), (1 << 63) - 1))]
+Seconds = Annotated[int, AfterValidator(lambda number: min(max(number, 0), (1 << 31) - 1))]
+Word = Annotated[str, AfterValidator(lambda text: text[:253])]
+Cause = Annotated[str, Field(min_length=1), AfterValidator(lambda text: text[:128])]
+Digest = Annotated[str, AfterValidator(lambda text: text[:71])]
+Text = Annotated[str, AfterValidator(lambda text: text[:4096])]
 
 
 class Wire(BaseModel):
@@ -39,54 +49,54 @@ class LoadProgress(Wire):
     """Progress of the current load stage."""
 
     stage: RuntimeState = RuntimeState.STARTING
-    bytes_done: int = 0
-    bytes_total: int = 0
-    bytes_per_second: int = 0
-    eta_seconds: int | None = None
+    bytes_done: Count = 0
+    bytes_total: Count = 0
+    bytes_per_second: Count = 0
+    eta_seconds: Seconds | None = None
 
 
 class MemoryReport(Wire):
     """Memory per device as the formula predicted it and as it was measured, in bytes."""
 
-    predicted_bytes: int = 0
-    measured_bytes: int = 0
-    peak_bytes: int = 0
-    weights_bytes: int = 0
-    kv_bytes: int = 0
-    base_bytes: int = 0
-    limit_bytes: int = 0
+    predicted_bytes: Count = 0
+    measured_bytes: Count = 0
+    peak_bytes: Count = 0
+    weights_bytes: Count = 0
+    kv_bytes: Count = 0
+    base_bytes: Count = 0
+    limit_bytes: Count = 0
 
 
 class RequestStats(Wire):
     """Counters of the serving engine since start; `running` and `waiting` are current."""
 
-    running: int = 0
-    waiting: int = 0
-    finished: int = 0
-    aborted: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    kv_usage_milli: int = 0  # 0..1000 of the KV budget
-    last_request_age_seconds: int | None = None  # None: no request yet
+    running: Count = 0
+    waiting: Count = 0
+    finished: Count = 0
+    aborted: Count = 0
+    prompt_tokens: Count = 0
+    generation_tokens: Count = 0
+    kv_usage_milli: Count = 0  # 0..1000 of the KV budget
+    last_request_age_seconds: Seconds | None = None  # None: no request yet
 
 
 class Failure(Wire):
     """Why the runtime cannot serve. `reason` is one of api.conditions.Reason; a permanent one is not retried."""
 
-    reason: str
-    message: str
+    reason: Cause
+    message: Text
     permanent: bool = True
 
 
 class ModelInfo(Wire):
     """The model as it is served."""
 
-    name: str = ""
-    digest: str = ""  # sha256 over the weight files' digests, "sha256:…"
-    revision: str = ""
-    format: str = ""
-    architecture: str = ""
-    max_model_len: int = 0
+    name: Word = ""
+    digest: Digest = ""  # sha256 over the weight files' digests, "sha256:…"
+    revision: Word = ""
+    format: Word = ""
+    architecture: Word = ""
+    max_model_len: Count = 0
     quality_loss_milli: int | None = (
         None  # perplexity against the source, thousandths of a percent; None: unmeasured
     )
@@ -101,8 +111,8 @@ class RuntimeStatus(Wire):
     memory: MemoryReport = MemoryReport()
     requests: RequestStats = RequestStats()
     failure: Failure | None = None
-    load_seconds: dict[str, float] = {}  # by stage name, of the last load
-    load_path: str = ""  # cold | warm | hot
+    load_seconds: dict[Word, Annotated[float, Field(ge=0, le=1e9)]] = {}  # by stage name, of the last load
+    load_path: Word = ""  # cold | warm | hot
 
 
 class DrainRequest(Wire):

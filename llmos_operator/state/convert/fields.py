@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound="StrEnum")
 _T = TypeVar("_T")
 _SHOWN = 64
+_INT64 = (1 << 63) - 1
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -81,15 +82,17 @@ class Fields:
             raise invalid(self.at(name), f"{shown(value)} is not true or false")
         return value
 
-    def number(self, name: str, default: int = 0, least: int = 0) -> int:
-        """Return an integer field of at least `least`."""
+    def number(self, name: str, default: int = 0, least: int = 0, most: int = _INT64) -> int:
+        """Return an integer field from `least` to `most`."""
         value = self.data.get(name)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int):
             raise invalid(self.at(name), f"{shown(value)} is not a whole number")
         if value < least:
-            raise invalid(self.at(name), f"{value} is below {least}")
+            raise invalid(self.at(name), f"{shown(value)} is below {least}")
+        if value > most:
+            raise invalid(self.at(name), f"{shown(value)} is above {most}")
         return value
 
     def choice(self, name: str, kind: type[_E], default: _E) -> _E:

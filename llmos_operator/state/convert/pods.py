@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_bytes, parse_count, parse_milli
+from llmos_operator.api.runtime.memory import FORMAT_BITS
 from llmos_operator.clock import parse_rfc3339
 from llmos_operator.errors import Permanent
-from llmos_operator.state.convert.fields import Fields, invalid
+from llmos_operator.state.convert.fields import Fields, invalid, shown
 from llmos_operator.state.convert.nodes import condition_true
 from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 _WORKLOAD_KIND = "ModelWorkload"
 _CLAIM_VERSION = 1
 _MILLISECONDS = 1000
+# More than any node has. What anybody writes on a pod is cut or refused here, so that sums over all pods of a node stay
+# far inside the int64 the scheduler counts with.
+_MOST = 1 << 50
 
 
 def pod(obj: Mapping[str, Any]) -> Pod:
@@ -90,7 +94,7 @@ def requests(spec: Fields) -> tuple[int, int, int]:
         total = (whole[0] or total[0], whole[1] or total[1], total[2])
     if spec.has("overhead"):
         total = _plus(total, _amounts(spec.child("overhead")))
-    return total
+    return min(total[0], _MOST), min(total[1], _MOST), min(total[2], _MOST)
 
 
 def _container(fields: Fields) -> tuple[int, int, int]:
@@ -149,35 +153,38 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
     path = f"metadata.annotations[{names.ANNOTATION_CLAIM}]"
     try:
         fields = Fields(json.loads(str(annotation)), path)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid(path, f"is not JSON: {error}") from error
     workload, uid = fields.required("workload"), fields.required("uid")
     if workload.partition("/")[0] != key.partition("/")[0]:
         raise invalid(path, f"names {workload}, which is not in the pod's namespace")
     if not _owned_by(meta, uid):
         raise invalid(path, f"names {workload} (uid {uid}), which does not own the pod")
+    fmt = fields.text("format")
+    if fmt and fmt not in FORMAT_BITS:
+        raise invalid(fields.at("format"), f"{shown(fmt)} is not one of {', '.join(FORMAT_BITS)}")
     return Claim(
         workload=workload,
         workload_uid=uid,
-        ordinal=fields.number("ordinal"),
+        ordinal=fields.number("ordinal", most=_MOST),
         pod=key,
         node=node,
         devices=fields.texts("devices"),
-        bytes_per_device=fields.number("bytesPerDevice"),
-        compute_milli=fields.number("computeMilli", FULL_MILLI),
+        bytes_per_device=fields.number("bytesPerDevice", most=_MOST),
+        compute_milli=fields.number("computeMilli", FULL_MILLI, most=FULL_MILLI),
         sharing=fields.choice("sharing", Sharing, Sharing.EXCLUSIVE),
         domain=fields.text("domain"),
-        format=fields.text("format"),
-        max_model_len=fields.number("maxModelLen"),
-        kv_tokens=fields.number("kvTokens"),
+        format=fmt,
+        max_model_len=fields.number("maxModelLen", most=_MOST),
+        kv_tokens=fields.number("kvTokens", most=_MOST),
         cpu_milli=host[0],
         memory_bytes=host[1],
-        priority=fields.number("priority", least=-(1 << 31)),
+        priority=fields.number("priority", least=-(1 << 31), most=_MOST),
         queue=fields.text("queue"),
-        gpu_milli=fields.number("gpuMilli"),
-        charged_bytes=fields.number("chargedBytes"),
-        bound_at=fields.number("boundAtMilli") / _MILLISECONDS,
-        min_runtime=fields.number("minRuntimeMilli") / _MILLISECONDS,
+        gpu_milli=fields.number("gpuMilli", most=_MOST),
+        charged_bytes=fields.number("chargedBytes", most=_MOST),
+        bound_at=fields.number("boundAtMilli", most=_MOST) / _MILLISECONDS,
+        min_runtime=fields.number("minRuntimeMilli", most=_MOST) / _MILLISECONDS,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.state.convert.fields import invalid, shown
+from llmos_operator.state.labels import is_number
 from llmos_operator.state.types import Requirement, Selector, Toleration
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def requirement(fields: Fields) -> Requirement:
         if not values:
             raise invalid(fields.at("values"), f"operator {operator} needs at least one value")
     elif operator in _NUMBER_OPERATORS:
-        if len(values) != 1 or not values[0].lstrip("-").isdigit():
+        if len(values) != 1 or not is_number(values[0]):
             raise invalid(fields.at("values"), f"operator {operator} needs exactly one whole number")
     elif operator not in _NO_VALUE_OPERATORS:
         known = sorted(_SET_OPERATORS | _NO_VALUE_OPERATORS | _NUMBER_OPERATORS)

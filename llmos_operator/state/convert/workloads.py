@@ -52,6 +52,7 @@ _REBUILDING = (
     "podTemplate",
 )
 _HASH_LENGTH = 10
+_MOST_DIGITS = 18
 
 
 def workload(obj: Mapping[str, Any]) -> Workload:
@@ -163,7 +164,7 @@ def _max_model_len(context: Fields) -> int:
     value = context.data.get("maxModelLen")
     if value is None or value == "auto":
         return AUTO
-    if isinstance(value, str) and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise invalid(context.at("maxModelLen"), f"{shown(value)} is not auto or a number of tokens")

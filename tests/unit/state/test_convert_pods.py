@@ -140,3 +140,31 @@ def test_phases() -> None:
 def test_labels_of_others_are_not_kept() -> None:
     assert convert.pod(a_pod()).labels == {}
     assert convert.pod(a_pod(convert.claim_json(CLAIM))).labels == {"app": "x"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bytesPerDevice": 10**30},
+        {"gpuMilli": 10**30},
+        {"boundAtMilli": 10**400},
+        {"computeMilli": 1001},
+        {"format": "zz"},
+    ],
+    ids=str,
+)
+def test_a_claim_with_values_nobody_can_count_with_is_not_believed(changed: dict[str, Any]) -> None:
+    annotation = json.dumps({**json.loads(convert.claim_json(CLAIM)), **changed})
+    read = convert.pod(a_pod(annotation))
+    assert read.claim is None
+    assert next(iter(changed)) in read.problem
+
+
+def test_a_deeply_nested_claim_is_not_believed() -> None:
+    assert convert.pod(a_pod("[" * 5000)).claim is None
+
+
+def test_requests_beyond_any_node_are_cut_so_that_sums_stay_countable() -> None:
+    asked = {"cpu": "9e15", "memory": "7Ei"}
+    read = convert.pod(a_pod(containers=[{"name": n, "resources": {"requests": asked}} for n in "abc"]))
+    assert (read.cpu_milli, read.memory_bytes) == (1 << 50, 1 << 50)
