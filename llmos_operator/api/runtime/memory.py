@@ -28,6 +28,10 @@ BITS_PER_WEIGHT_MILLI = {
     "gguf": 5_000,
 }
 
+# Bytes of a token table's element, and of an untied head's: int8 rows where linear layers are int8 or int4 (measured:
+# no loss beside theirs), two bytes elsewhere.
+EMBEDDING_BYTES = {"fp32": 4, "int8": 1, "int4": 1}
+
 # Effective bits of a format as `quantization.minBits` counts them.
 FORMAT_BITS = {
     "fp32": 32,
@@ -84,10 +88,10 @@ class MemoryEstimate:
 
 
 def weights_bytes(shape: ModelShape, fmt: str) -> int:
-    """Return W: linear weights at the format's bits, embeddings and the rest at two bytes (four for fp32)."""
+    """Return W: linear weights at the format's bits, embeddings at EMBEDDING_BYTES, the rest at two (fp32: four)."""
     plain = 4 if fmt == "fp32" else 2
     linear = shape.linear_parameters * BITS_PER_WEIGHT_MILLI[fmt] // 8_000
-    return linear + (shape.embedding_parameters + shape.other_parameters) * plain
+    return linear + shape.embedding_parameters * EMBEDDING_BYTES.get(fmt, plain) + shape.other_parameters * plain
 
 
 def kv_bytes_per_token(shape: ModelShape, kv_bytes_per_element: int = 2) -> int:

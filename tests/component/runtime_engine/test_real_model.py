@@ -1,9 +1,12 @@
 """The packaged chat and sentence models in a real engine process."""
 
 import asyncio
+import json
 import math
 import signal
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -94,21 +97,14 @@ def test_each_format_knows_the_capital_of_france_and_what_it_cost(
         assert dict(again.info.stage_seconds)["Quantizing"] < stages["Quantizing"]
 
 
-def test_memory_is_what_was_predicted(bench, chat_model, tokenizer):
-    status = bench.load(chat_model, memory_limit_bytes=2 << 30, max_model_len=1024, fresh=True)
-    assert status.state is RuntimeState.READY, status.failure
-
-    async def fill():
-        prompt = ids(tokenizer, PROMPTS[1]) * 60
-        await asyncio.gather(*(bench.answer(f"m{i}", [i, *prompt[:900]], max_tokens=4) for i in range(8)))
-
-    bench.run(fill())
-    bench.client.set_budget(2 << 30)  # makes the engine measure now
-    memory = bench.run(bench.stats_until(lambda stats: stats.kv_blocks_used == 0)).memory
-    used = bench.client.status().stats
-    assert used.kv_blocks_total > 0
-    assert memory.measured_bytes <= memory.limit_bytes
-    assert memory.base_bytes < memory.measured_bytes <= memory.predicted_bytes
+@pytest.mark.parametrize("fmt", ["bf16", "int4"])
+def test_memory_is_what_was_predicted(bench, chat_model, fmt):
+    command = [sys.executable, "-m", "tests.support.memoryprobe", str(chat_model), fmt, str(bench.cache)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    memory = json.loads(done.stdout.splitlines()[-1])
+    assert memory["peak_bytes"] <= memory["limit_bytes"]
+    # The KV cache is nearly full, so what was predicted should have come true (135 M parameters: 8 %).
+    assert memory["peak_bytes"] == pytest.approx(memory["predicted_bytes"], rel=0.08)
 
 
 def test_logprobs_are_given_where_asked(served, tokenizer):
