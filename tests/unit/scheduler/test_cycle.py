@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from llmos_operator.api.conditions import Reason
+from llmos_operator.api.telemetry import Verdict
 from llmos_operator.errors import NotSynced
 from llmos_operator.scheduler.budget import Budget
 from llmos_operator.scheduler.cycle import plan
@@ -129,6 +130,16 @@ def test_nobody_else_is_displaced_while_freed_memory_is_not_yet_seen_free() -> N
     assert [e.pod for e in late.evictions] == [p.key for p in running if p is not victim], (
         "the wait is bounded"
     )
+
+
+def test_what_is_repaired_is_not_displaced_as_well() -> None:
+    node = a_node("n1").with_gpus(1).with_host(cpu="1100m").with_device(0, verdict=Verdict.UNHEALTHY)
+    cluster = a_cluster(node).with_priorities(low=1, high=2)
+    sick = cluster.running(a_workload("old").priority("low"), "n1", [0])
+    cluster.add(a_workload("new").gpus(0).priority("high"))
+    made = plan(cluster.snapshot(), POLICY, NOW)
+    assert [(e.pod, e.reason) for e in made.evictions] == [(sick.key, Reason.GPU_UNHEALTHY)]
+    assert made.decisions["default/new"].reason is Reason.WAITING_FOR_PREEMPTION
 
 
 def test_an_exclusive_replica_is_granted_what_its_device_has_left() -> None:
