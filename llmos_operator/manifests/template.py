@@ -64,14 +64,14 @@ def _containers(spec: Mapping[str, Any], at: str) -> Iterator[tuple[str, Mapping
 
 
 def _check_volume(volume: Mapping[str, Any], path: str) -> None:
-    if volume.get("hostPath"):
+    if "hostPath" in volume:  # present is enough: an empty one would be filled in with defaults
         raise _refused(
             f"{path}.hostPath", "reaches into the node; use a claim, an emptyDir or spec.model.cacheRef"
         )
     if volume.get("name") in _OWN_NAMES:
         raise _refused(f"{path}.name", f"{volume['name']} is the runtime's own volume; choose another name")
     for source in (volume.get("projected") or {}).get("sources") or ():
-        if source.get("serviceAccountToken"):
+        if "serviceAccountToken" in source:
             raise _refused(f"{path}.projected", "serviceAccountToken is not allowed; remove it")
 
 

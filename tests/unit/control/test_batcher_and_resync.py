@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from llmos_operator.cluster.fake import FakeCluster
+from llmos_operator.cluster.mirror import Mirror
+from llmos_operator.cluster.port import SERVICES
+from llmos_operator.cluster.reflector import Reflector
+from llmos_operator.control.batcher import Batcher
+from llmos_operator.control.metrics import OperatorMetrics
+from llmos_operator.control.resync import Resync, Source
+from llmos_operator.errors import Retryable
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_single_event_is_not_kept_waiting() -> None:
+    batcher = Batcher(quiet=0.2, longest=1.0)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    batcher.trigger()
+    assert await batcher.wait(5)
+    assert loop.time() - started < 0.1
+
+
+async def test_events_that_keep_coming_are_gathered_until_they_pause() -> None:
+    batcher = Batcher(quiet=0.05, longest=5.0)
+    batcher.trigger()
+    assert await batcher.wait(1)
+
+    async def rain() -> None:
+        for _ in range(5):
+            batcher.trigger()
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(rain())
+    assert await batcher.wait(1)
+    assert task.done()
+    assert not await batcher.wait(0.01)
+
+
+async def test_events_that_never_pause_are_cut_off() -> None:
+    batcher = Batcher(quiet=0.1, longest=0.3)
+    batcher.trigger()
+    assert await batcher.wait(1)
+
+    async def storm() -> None:
+        while True:
+            batcher.trigger()
+            await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(storm())
+    try:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        assert await batcher.wait(5)
+        assert 0.2 < loop.time() - started < 1.0
+    finally:
+        task.cancel()
+
+
+async def test_nothing_is_no_batch() -> None:
+    assert not await Batcher().wait(0.01)
+
+
+def service(name: str) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {}}
+
+
+class Bench:
+    def __init__(self, port: FakeCluster) -> None:
+        self.told: list[str] = []
+        self.confirmed: list[int] = []
+        self.mirror = Mirror(
+            SERVICES, lambda change, body: self.told.append(f"{change} {body['metadata']['name']}")
+        )
+        self.reflector = Reflector(port, self.mirror, rng=Random(1))
+        metrics = OperatorMetrics(CollectorRegistry())
+
+        async def sleep(_: float) -> None:
+            await asyncio.sleep(0)
+
+        self.resync = Resync(
+            [Source(self.reflector)],
+            metrics,
+            interval=3600,
+            begin=lambda: 7,
+            after=self.confirmed.append,
+            sleep=sleep,
+        )
+
+    async def round(self) -> None:
+        task = asyncio.create_task(self.resync.run())
+        self.resync.ask()
+        for _ in range(60):
+            await asyncio.sleep(0)
+        task.cancel()
+
+
+async def test_what_a_watch_lost_is_brought_by_the_resync_and_counted() -> None:
+    port = FakeCluster()
+    bench = Bench(port)
+    await port.create(SERVICES, service("kept"), namespace="ns")
+    await port.create(SERVICES, service("lost"), namespace="ns")
+    bench.mirror.replace(*await bench.reflector.fetch())
+    await port.delete(SERVICES, "lost", namespace="ns")
+    await port.create(SERVICES, service("missed"), namespace="ns")
+    bench.told.clear()
+    await bench.round()
+    assert sorted(bench.told) == ["Applied missed", "Deleted lost"]
+    assert bench.mirror.repaired == 2
+    assert bench.confirmed == [7]
+
+
+async def test_a_resync_that_finds_nothing_repairs_nothing() -> None:
+    port = FakeCluster()
+    bench = Bench(port)
+    await port.create(SERVICES, service("a"), namespace="ns")
+    bench.mirror.replace(*await bench.reflector.fetch())
+    bench.told.clear()
+    await bench.round()
+    assert bench.told == []
+    assert bench.mirror.repaired == 0
+
+
+async def test_a_resync_that_could_not_list_confirms_nothing() -> None:
+    port = FakeCluster()
+    bench = Bench(port)
+    bench.mirror.replace([], 1)
+    port.fail("list", "services", Retryable("down"), times=1000)
+    await bench.round()
+    assert bench.confirmed == []

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.messages import Failure as RuntimeFailure
+from llmos_operator.api.runtime.messages import RuntimeState, RuntimeStatus
+from llmos_operator.control import reconcile
+from llmos_operator.control.reconcile import Situation
+from llmos_operator.manifests.observed import Failure, Refusal
+from llmos_operator.state.replicas import Exit, Replica
+from llmos_operator.state.types import PodPhase, Workload
+from tests.support.replicas import NOW, a_pod_of, a_work
+
+
+def situation(workload: Workload, *pods: Any, **more: Any) -> Situation:
+    return Situation(workload, NOW, pods=pods, **more)
+
+
+def replica(workload: Workload, ordinal: int = 0, **changes: Any) -> dict[str, Replica]:
+    pod = a_pod_of(workload, ordinal)
+    return {pod.key: Replica(pod.key, pod.uid, workload.uid, **changes)}
+
+
+def retired(seen: Situation) -> list[str]:
+    return [one.pod_uid for one in reconcile.rule(seen).retire]
+
+
+def test_what_is_as_wanted_is_left_alone() -> None:
+    work = a_work(replicas=2)
+    ruling = reconcile.rule(situation(work, a_pod_of(work, 0, ready=True), a_pod_of(work, 1, ready=True)))
+    assert ruling.retire == ()
+    assert ruling.recovered
+
+
+def test_replicas_above_the_wanted_number_go() -> None:
+    work = a_work(replicas=1)
+    assert retired(situation(work, a_pod_of(work, 0), a_pod_of(work, 1), a_pod_of(work, 2))) == [
+        "pod-1",
+        "pod-2",
+    ]
+
+
+def test_a_suspended_workload_gives_everything_back() -> None:
+    work = a_work(replicas=2, suspend=True)
+    assert retired(situation(work, a_pod_of(work, 0), a_pod_of(work, 1))) == ["pod-0", "pod-1"]
+
+
+def test_pods_already_on_their_way_out_are_not_told_again() -> None:
+    work = a_work(replicas=0)
+    assert retired(situation(work, a_pod_of(work, phase=PodPhase.TERMINATING, deletion_at=NOW))) == []
+
+
+def old(work: Workload, ordinal: int, *, ready: bool) -> Any:
+    return a_pod_of(work, ordinal, ready=ready, spec_hash="older")
+
+
+def test_a_rolling_update_replaces_one_serving_replica_at_a_time() -> None:
+    work = a_work(replicas=3)
+    assert retired(situation(work, *(old(work, i, ready=True) for i in range(3)))) == ["pod-0"]
+    assert (
+        retired(situation(work, a_pod_of(work, 0), old(work, 1, ready=True), old(work, 2, ready=True))) == []
+    )
+
+
+def test_a_rolling_update_may_replace_as_many_as_the_spec_allows() -> None:
+    work = a_work(replicas=3, rollout={"maxUnavailable": 2})
+    assert retired(situation(work, *(old(work, i, ready=True) for i in range(3)))) == ["pod-0", "pod-1"]
+
+
+def test_old_replicas_that_do_not_serve_anyway_are_replaced_at_once() -> None:
+    work = a_work(replicas=3)
+    pods = (old(work, 0, ready=False), old(work, 1, ready=True), old(work, 2, ready=True))
+    assert retired(situation(work, *pods)) == ["pod-0"]
+
+
+def test_a_bad_new_spec_leaves_the_old_replicas_that_still_serve() -> None:
+    work = a_work(replicas=2)
+    assert retired(situation(work, a_pod_of(work, 0, ready=False), old(work, 1, ready=True))) == []
+
+
+def test_recreate_ends_all_old_replicas_together() -> None:
+    work = a_work(replicas=2, rollout={"strategy": "Recreate"})
+    assert len(retired(situation(work, old(work, 0, ready=True), old(work, 1, ready=True)))) == 2
+
+
+def failed_report(reason: str, *, permanent: bool = True) -> dict[str, RuntimeStatus]:
+    failure = RuntimeFailure(reason=reason, message="because", permanent=permanent)
+    return {"pod-0": RuntimeStatus(state=RuntimeState.FAILED, failure=failure)}
+
+
+def test_a_runtime_that_cannot_load_is_stopped_and_its_reason_kept() -> None:
+    work = a_work()
+    ruling = reconcile.rule(situation(work, a_pod_of(work), reports=failed_report("Corrupted")))
+    (failed,) = ruling.failed
+    assert (failed.failure.reason, failed.permanent, failed.retired) == ("Corrupted", True, True)
+    assert [one.pod_uid for one in ruling.retire] == ["pod-0"]
+
+
+def test_out_of_memory_is_never_permanent_and_names_what_was_too_little() -> None:
+    work = a_work()
+    (failed,) = reconcile.rule(situation(work, a_pod_of(work), reports=failed_report("OutOfMemory"))).failed
+    assert not failed.permanent
+    assert failed.shortage is not None
+    assert (failed.shortage.format, failed.shortage.reserved_bytes) == ("bf16", 1 << 30)
+
+
+def test_a_kill_by_the_kernel_counts_as_out_of_memory() -> None:
+    work = a_work()
+    killed = replica(work, last=Exit("OOMKilled", 137), waiting="CrashLoopBackOff")
+    (failed,) = reconcile.rule(situation(work, a_pod_of(work), replicas=killed)).failed
+    assert failed.failure.reason == Reason.OUT_OF_MEMORY
+    assert failed.failure.exit_code == 137
+    assert failed.shortage is not None
+
+
+def test_a_failed_pod_is_removed_and_tells_the_kubelets_reason() -> None:
+    work = a_work()
+    pod = a_pod_of(work, phase=PodPhase.FINISHED, failed=True)
+    gone = replica(work, failure="UnexpectedAdmissionError", failure_message="no such device")
+    ruling = reconcile.rule(situation(work, pod, replicas=gone))
+    assert ruling.failed[0].failure.reason == "UnexpectedAdmissionError"
+    assert len(ruling.retire) == 1
+
+
+def test_a_crashing_container_is_left_to_the_kubelet_and_told_once_a_restart() -> None:
+    work = a_work()
+    crashing = replica(work, restarts=4, last=Exit("Error", 1))
+    first = reconcile.rule(situation(work, a_pod_of(work), replicas=crashing))
+    assert first.retire == ()
+    assert first.failed[0].failure.reason == Reason.BACK_OFF
+    again = reconcile.rule(
+        situation(work, a_pod_of(work), replicas=replica(work, restarts=5, last=Exit("Error", 1)))
+    )
+    assert first.failed[0].event != again.failed[0].event
+
+
+def test_a_missing_secret_is_read_off_the_kubelets_complaint() -> None:
+    work = a_work()
+    waiting = replica(work, waiting="CreateContainerConfigError", waiting_message='secret "hf" not found')
+    trouble = reconcile.rule(situation(work, a_pod_of(work), replicas=waiting)).trouble
+    assert trouble is not None
+    assert trouble.reason is Reason.SECRET_NOT_FOUND
+    assert '"hf"' in trouble.message
+    assert "namespace team" in trouble.message
+
+
+def test_a_hold_lasts_as_long_as_its_cause() -> None:
+    work = a_work()
+    failure = Failure("Corrupted", "digest", NOW, generation=1)
+    assert reconcile.hold(work, None, None, permanent=False, retry_at=0.0) is None
+    assert reconcile.hold(work, None, failure, permanent=True, retry_at=0.0).until == math.inf
+    assert reconcile.hold(work, None, failure, permanent=False, retry_at=NOW + 9).until == NOW + 9
+    assert reconcile.hold(work, None, failure, permanent=False, retry_at=0.0) is None
+
+
+def test_a_new_spec_lifts_the_hold_of_the_old_one() -> None:
+    failure = Failure("Corrupted", "digest", NOW, generation=1)
+    changed = replace(a_work(), generation=2)
+    assert reconcile.hold(changed, None, failure, permanent=True, retry_at=0.0) is None
+
+
+def test_a_refusal_comes_before_everything() -> None:
+    refusal = Refusal(Reason.MODEL_NOT_FOUND, "no such model")
+    assert (
+        reconcile.hold(a_work(), refusal, None, permanent=False, retry_at=0.0).reason
+        is Reason.MODEL_NOT_FOUND
+    )
+
+
+def test_sources_are_accepted_as_the_administrator_allows() -> None:
+    def reason(uri: str, *, files: bool = False, hosts: tuple[str, ...] = ()) -> str:
+        found = reconcile.refusal(a_work(model={"uri": uri}), allow_file=files, allowed_hosts=hosts)
+        return found.reason.value if found is not None else ""
+
+    assert reason("hf://a/b") == ""
+    assert reason("s3://a/b") == "UnsupportedScheme"
+    assert reason("file:///m") == "SourceNotAllowed"
+    assert reason("file:///m", files=True) == ""
+    assert reason("https://evil.example/m") == "SourceNotAllowed"
+    assert reason("https://Good.example:443/m", hosts=("good.example",)) == ""
+
+
+def test_pods_without_a_workload_are_orphans_until_proven_otherwise() -> None:
+    work = a_work()
+    found = reconcile.orphans((a_pod_of(work), a_pod_of(work, 1, phase=PodPhase.TERMINATING)))
+    assert [(one.pod_uid, one.orphan) for one in found] == [("pod-0", True)]

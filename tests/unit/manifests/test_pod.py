@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmos_operator.errors import Permanent
+from llmos_operator.manifests import pod as manifest
+from llmos_operator.state import convert
+from llmos_operator.state.convert.fields import Fields
+from llmos_operator.state.convert.pods import requests
+from llmos_operator.state.types import Sharing
+from tests.support.replicas import SETTINGS, a_claim_of, a_work
+
+
+def build(workload: Any = None, claim: Any = None, **options: Any) -> dict[str, Any]:
+    workload = workload or a_work()
+    return manifest.build(
+        workload, claim or a_claim_of(workload), options.pop("settings", SETTINGS), **options
+    )
+
+
+def env_of(pod: dict[str, Any], section: str = "containers", index: int = 0) -> dict[str, Any]:
+    container = pod["spec"][section][index]
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+
+
+def test_the_same_inputs_give_the_same_pod() -> None:
+    assert build() == build()
+
+
+def test_the_claim_is_read_back_from_the_pod_exactly() -> None:
+    claim = a_claim_of(a_work(), devices=("GPU-7", "GPU-9"), kv_tokens=77, min_runtime=12.5)
+    pod = build(claim=claim)
+    pod["metadata"]["uid"] = "p"
+    assert convert.pod(pod).claim == claim
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {},
+        {
+            "containers": [
+                {"name": "app", "image": "a", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}}}
+            ]
+        },
+        {
+            "initContainers": [
+                {"name": "i", "image": "a", "resources": {"requests": {"cpu": "3", "memory": "4Gi"}}}
+            ]
+        },
+        {
+            "containers": [
+                {"name": "app", "image": "a", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}
+            ],
+            "initContainers": [
+                {"name": "i", "image": "a", "resources": {"requests": {"cpu": "3", "memory": "4Gi"}}}
+            ],
+        },
+    ],
+)
+def test_a_pods_requests_add_up_to_what_the_claim_counts(template: dict[str, Any]) -> None:
+    workload = a_work(podTemplate={"spec": template})
+    claim = a_claim_of(
+        workload,
+        cpu_milli=500 + workload.cpu_milli,
+        memory_bytes=(512 << 20) + workload.host_memory_bytes,
+    )
+    cpu, memory, gpus = requests(Fields(build(workload, claim)["spec"]))
+    assert (cpu, memory, gpus) == (claim.cpu_milli, claim.memory_bytes, 1)
+
+
+def test_the_runtime_is_told_what_the_scheduler_decided() -> None:
+    env = env_of(build(claim=a_claim_of(a_work(), format="int8", max_model_len=4096), simulated=True))
+    assert env["LLMOS_FORMAT"] == "int8"
+    assert env["LLMOS_MAX_MODEL_LEN"] == "4096"
+    assert env["LLMOS_MEMORY_LIMIT_BYTES"] == str(1 << 30)
+    assert env["NVIDIA_VISIBLE_DEVICES"] == "GPU-0"
+    assert env["HF_ENDPOINT"] == "http://hub"
+
+
+def test_whole_devices_of_a_real_node_are_named_by_its_device_plugin() -> None:
+    pod = build()
+    assert "NVIDIA_VISIBLE_DEVICES" not in env_of(pod)
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_shared_devices_are_named_and_not_asked_of_the_plugin() -> None:
+    pod = build(claim=a_claim_of(a_work(), sharing=Sharing.SHARED))
+    assert env_of(pod)["NVIDIA_VISIBLE_DEVICES"] == "GPU-0"
+    assert "limits" not in pod["spec"]["containers"][0]["resources"]
+
+
+def test_a_cpu_only_runtime_sees_no_device_and_has_a_memory_limit() -> None:
+    pod = build(claim=a_claim_of(a_work(), devices=(), bytes_per_device=0, memory_bytes=1 << 30))
+    assert env_of(pod)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert int(pod["spec"]["containers"][0]["resources"]["limits"]["memory"]) > 1 << 30
+
+
+def test_pods_of_one_machine_bind_their_own_address_others_every_one() -> None:
+    assert env_of(build(simulated=True))["LLMOS_HOST"] == "$(POD_IP)"
+    assert env_of(build())["LLMOS_HOST"] == "0.0.0.0"
+
+
+def test_the_runtime_joins_an_application_as_a_sidecar_that_is_up_first() -> None:
+    workload = a_work(podTemplate={"spec": {"containers": [{"name": "app", "image": "a"}]}})
+    pod = build(workload)
+    first = pod["spec"]["initContainers"][0]
+    assert (first["name"], first["restartPolicy"]) == ("runtime", "Always")
+    assert [one["name"] for one in pod["spec"]["containers"]] == ["app"]
+    assert env_of(pod)["LLMOS_ENDPOINT"] == "http://$(POD_IP):8000/v1"
+
+
+def test_a_pod_meets_the_restricted_security_profile() -> None:
+    pod = build()
+    security = pod["spec"]["containers"][0]["securityContext"]
+    assert security["runAsNonRoot"]
+    assert security["readOnlyRootFilesystem"]
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not security["allowPrivilegeEscalation"]
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    assert not any("hostPath" in volume for volume in pod["spec"]["volumes"])
+
+
+def test_secrets_are_referred_to_and_never_copied() -> None:
+    env = env_of(
+        build(
+            a_work(
+                model={"uri": "hf://a/b", "secretRef": {"name": "hf"}},
+                serving={"apiKeySecretRef": {"name": "k"}},
+            )
+        )
+    )
+    assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
+    assert env["LLMOS_API_KEYS"] == {"secretKeyRef": {"name": "k", "key": "keys"}}
+    assert env["LLMOS_CONTROL_TOKEN"]["secretKeyRef"]["name"] == "llmos-runtime-control"
+
+
+def test_a_pod_lives_longer_than_it_drains() -> None:
+    pod = build(a_work(serving={"drainTimeout": "90s"}))
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 100
+
+
+def test_a_cache_on_the_node_is_mounted_where_the_administrator_says() -> None:
+    pod = build(settings=replace(SETTINGS, cache_host_path="/srv/models"))
+    (cache,) = [one for one in pod["spec"]["volumes"] if one["name"] == "llmos-cache"]
+    assert cache["hostPath"]["path"] == "/srv/models"
+
+
+DANGEROUS = [
+    ({"hostNetwork": True}, "hostNetwork"),
+    ({"hostPID": True}, "hostPID"),
+    ({"hostIPC": True}, "hostIPC"),
+    ({"shareProcessNamespace": True}, "shareProcessNamespace"),
+    ({"serviceAccountName": "cluster-admin"}, "serviceAccountName"),
+    ({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}, "hostPath"),
+    ({"volumes": [{"name": "llmos-cache", "emptyDir": {}}]}, "llmos-cache"),
+    (
+        {"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {}}]}}]},
+        "serviceAccountToken",
+    ),
+    ({"containers": [{"name": "a", "securityContext": {"privileged": True}}]}, "privileged"),
+    (
+        {"containers": [{"name": "a", "securityContext": {"allowPrivilegeEscalation": True}}]},
+        "allowPrivilegeEscalation",
+    ),
+    (
+        {"containers": [{"name": "a", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
+        "capabilities",
+    ),
+    ({"containers": [{"name": "a", "env": [{"name": "LD_PRELOAD", "value": "x"}]}]}, "LD_PRELOAD"),
+    (
+        {"initContainers": [{"name": "a", "env": [{"name": "NVIDIA_VISIBLE_DEVICES"}]}]},
+        "NVIDIA_VISIBLE_DEVICES",
+    ),
+    ({"containers": [{"name": "a", "resources": {"limits": {"nvidia.com/gpu": 1}}}]}, "accelerators"),
+    ({"containers": [{"name": "a", "ports": [{"containerPort": 1, "hostPort": 80}]}]}, "hostPort"),
+]
+
+
+@pytest.mark.parametrize(("spec", "named"), DANGEROUS)
+def test_what_tenants_must_not_have_is_refused_by_name(spec: dict[str, Any], named: str) -> None:
+    with pytest.raises(Permanent, match=named) as caught:
+        build(a_work(podTemplate={"spec": spec}))
+    assert caught.value.reason == "InvalidSpec"
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "NVIDIA_DRIVER_CAPABILITIES", "LLMOS_HOST", "PYTHONPATH"])
+def test_an_engines_environment_cannot_change_what_runs(name: str) -> None:
+    with pytest.raises(Permanent, match=name):
+        build(a_work(engine={"env": [{"name": name, "value": "x"}]}))
+
+
+def test_fields_of_a_template_nobody_listed_do_not_reach_the_pod() -> None:
+    pod = build(a_work(podTemplate={"spec": {"someNewField": True, "tolerations": [{"operator": "Exists"}]}}))
+    assert "someNewField" not in pod["spec"]
+    assert pod["spec"]["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_a_template_cannot_take_over_the_operators_labels() -> None:
+    labels = {"llmos.dev/workload-uid": "forged", "mine": "1"}
+    pod = build(a_work(podTemplate={"metadata": {"labels": labels}}))
+    assert pod["metadata"]["labels"]["llmos.dev/workload-uid"] == "uid-1"
+    assert pod["metadata"]["labels"]["mine"] == "1"

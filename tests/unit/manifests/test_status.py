@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.messages import Failure as RuntimeFailure
+from llmos_operator.api.runtime.messages import (
+    LoadProgress,
+    MemoryReport,
+    ModelInfo,
+    RuntimeState,
+    RuntimeStatus,
+)
+from llmos_operator.manifests import status as manifest
+from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal
+from llmos_operator.manifests.status import Urgency
+from llmos_operator.scheduler.plan import Decision
+from llmos_operator.state.types import Hold, PodPhase
+from tests.support.replicas import NOW, a_pod_of, a_work
+
+WORK = a_work()
+READY = RuntimeStatus(state=RuntimeState.READY, model=ModelInfo(digest="sha256:1", revision="abc"))
+
+
+def loading(done: int) -> RuntimeStatus:
+    return RuntimeStatus(
+        state=RuntimeState.LOADING,
+        load=LoadProgress(stage=RuntimeState.LOADING, bytes_done=done, bytes_total=100, eta_seconds=5),
+    )
+
+
+def decision(**changes: Any) -> Decision:
+    base = Decision(
+        WORK.key, WORK.uid, 1, Reason.NO_CAPACITY, "0 of 3 nodes fit", pending=1, queue_position=4
+    )
+    return replace(base, **changes)
+
+
+def seen(**changes: Any) -> Observed:
+    return Observed(workload=WORK, now=NOW, **changes)
+
+
+def written(observed: Observed) -> dict[str, Any]:
+    return manifest.to_json(manifest.build(observed))
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(one for one in status["conditions"] if one["type"] == kind)
+
+
+def test_a_quiet_state_is_written_once() -> None:
+    observed = seen(pods=(a_pod_of(WORK, ready=True),), reports={"pod-0": READY})
+    first = written(observed)
+    again = replace(observed, previous=first, now=NOW + 500)
+    assert manifest.urgency(first, manifest.build(again)) is Urgency.NONE
+    assert written(again) == first
+
+
+def test_defaults_the_server_fills_in_are_no_change() -> None:
+    observed = seen(pods=(a_pod_of(WORK, ready=True),), reports={"pod-0": READY})
+    stored = written(observed)
+    stored["placements"][0].setdefault("score", 0)
+    stored["model"].setdefault("observedMemory", "")
+    assert manifest.urgency(stored, manifest.build(replace(observed, previous=stored))) is Urgency.NONE
+
+
+def test_times_move_only_with_the_status_of_a_condition() -> None:
+    first = written(seen(decision=decision()))
+    later = written(
+        replace(seen(decision=decision(message="0 of 4 nodes fit")), previous=first, now=NOW + 60)
+    )
+    assert (
+        condition(later, "Scheduled")["lastTransitionTime"]
+        == condition(first, "Scheduled")["lastTransitionTime"]
+    )
+    assert condition(later, "Scheduled")["message"] == "0 of 4 nodes fit"
+    placed = written(replace(seen(pods=(a_pod_of(WORK),)), previous=later, now=NOW + 90))
+    assert (
+        condition(placed, "Scheduled")["lastTransitionTime"]
+        != condition(first, "Scheduled")["lastTransitionTime"]
+    )
+
+
+def test_progress_of_a_load_is_soon_and_being_ready_is_now() -> None:
+    observed = seen(pods=(a_pod_of(WORK),), reports={"pod-0": loading(10)})
+    first = written(observed)
+    further = replace(observed, previous=first, reports={"pod-0": loading(60)})
+    assert manifest.urgency(first, manifest.build(further)) is Urgency.SOON
+    done = replace(observed, previous=first, pods=(a_pod_of(WORK, ready=True),), reports={"pod-0": READY})
+    assert manifest.urgency(first, manifest.build(done)) is Urgency.NOW
+
+
+def test_the_first_report_of_a_starting_runtime_can_wait() -> None:
+    first = written(seen(pods=(a_pod_of(WORK),)))
+    reported = seen(pods=(a_pod_of(WORK),), reports={"pod-0": loading(1)}, previous=first)
+    assert manifest.urgency(first, manifest.build(reported)) is Urgency.SOON
+
+
+def test_a_place_in_the_queue_can_wait_longest() -> None:
+    first = written(seen(decision=decision()))
+    moved = seen(decision=decision(queue_position=3), previous=first)
+    assert manifest.urgency(first, manifest.build(moved)) is Urgency.LATER
+
+
+def test_a_failed_load_is_told_at_once_with_its_reason() -> None:
+    first = written(seen(pods=(a_pod_of(WORK),), reports={"pod-0": loading(1)}))
+    failure = RuntimeFailure(reason="Corrupted", message="digest mismatch")
+    failed = seen(
+        pods=(a_pod_of(WORK),),
+        reports={"pod-0": RuntimeStatus(state=RuntimeState.FAILED, failure=failure)},
+        previous=first,
+    )
+    assert manifest.urgency(first, manifest.build(failed)) is Urgency.NOW
+    assert condition(written(failed), "ModelLoaded")["reason"] == "Corrupted"
+
+
+def test_a_failure_of_an_older_spec_does_not_stain_the_new_one() -> None:
+    failure = Failure("Corrupted", "digest mismatch", NOW, generation=0)
+    assert condition(written(seen(failure=failure)), "ModelLoaded")["reason"] == "Pending"
+
+
+def test_pods_on_their_way_out_do_not_count() -> None:
+    going = a_pod_of(WORK, ready=True, phase=PodPhase.TERMINATING, deletion_at=NOW)
+    status = written(seen(pods=(going,), decision=decision()))
+    assert (status["replicas"], status["readyReplicas"]) == (0, 0)
+    assert condition(status, "Ready")["status"] == "False"
+
+
+def test_a_refused_spec_does_not_make_a_running_replica_failed() -> None:
+    refusal = Refusal(Reason.INVALID_SPEC, "spec.x: is wrong")
+    status = written(seen(pods=(a_pod_of(WORK, ready=True),), refusal=refusal))
+    assert status["phase"] == "Running"
+    assert condition(status, "Accepted")["reason"] == "InvalidSpec"
+    assert condition(status, "Ready")["status"] == "True"
+
+
+def test_phases_say_what_a_person_would() -> None:
+    hold = Hold(Reason.BACK_OFF, "waiting", math.inf, 1)
+    failure = Failure("LoadFailed", "x", NOW, generation=1)
+    cases = {
+        "Pending": seen(decision=decision()),
+        "Loading": seen(pods=(a_pod_of(WORK),)),
+        "Running": seen(pods=(a_pod_of(WORK, ready=True),)),
+        "Failed": seen(failure=failure, hold=hold),
+        "Degraded": seen(pods=(a_pod_of(WORK, ready=True),), degraded=Refusal(Reason.GPU_UNHEALTHY, "hot")),
+        "Asleep": seen(pods=(a_pod_of(WORK),), reports={"pod-0": RuntimeStatus(state=RuntimeState.ASLEEP)}),
+        "Suspended": replace(seen(), workload=a_work(suspend=True)),
+    }
+    for phase, observed in cases.items():
+        assert written(observed)["phase"] == phase
+
+
+def test_work_without_an_engine_says_so() -> None:
+    tune = a_work(type="FineTune", fineTune={"dataset": {"uri": "s3://b/d"}, "output": {"uri": "pvc://p/o"}})
+    scheduled = condition(written(replace(seen(), workload=tune)), "Scheduled")
+    assert (scheduled["status"], scheduled["reason"]) == ("False", "Unsupported")
+
+
+def test_preempted_holds_until_it_serves_again() -> None:
+    event = Preemption("team/vip", "Evict", Reason.PREEMPTED, "made room for team/vip", NOW)
+    assert condition(written(seen(preemption=event)), "Preempted")["status"] == "True"
+    back = seen(preemption=event, pods=(a_pod_of(WORK, ready=True),))
+    assert condition(written(back), "Preempted")["status"] == "False"
+    assert written(back)["lastPreemption"]["by"] == "team/vip"
+
+
+def test_what_only_runtimes_know_survives_until_they_are_asked_again() -> None:
+    report = RuntimeStatus(
+        state=RuntimeState.READY,
+        model=ModelInfo(digest="sha256:1", revision="abc"),
+        memory=MemoryReport(peak_bytes=1 << 30),
+    )
+    before = written(
+        seen(pods=(a_pod_of(WORK, ready=True),), reports={"pod-0": report}, estimated_bytes=2 << 30)
+    )
+    after = seen(pods=(a_pod_of(WORK, ready=True),), previous=before)
+    assert written(after)["model"] == before["model"]
+    assert manifest.urgency(before, manifest.build(after)) is Urgency.NONE
+
+
+def test_what_was_known_of_another_format_is_not_kept() -> None:
+    before = written(
+        seen(pods=(a_pod_of(WORK, ready=True),), reports={"pod-0": READY}, estimated_bytes=2 << 30)
+    )
+    pod = a_pod_of(WORK)
+    narrower = replace(pod, claim=replace(pod.claim, format="int8"))
+    model = written(seen(pods=(narrower,), previous=before))["model"]
+    assert model["quantization"] == "int8"
+    assert "digest" not in model
+
+
+def test_memory_that_jitters_is_not_written() -> None:
+    def report(peak: int) -> RuntimeStatus:
+        return RuntimeStatus(state=RuntimeState.READY, memory=MemoryReport(peak_bytes=peak))
+
+    base = seen(pods=(a_pod_of(WORK, ready=True),), reports={"pod-0": report(1 << 30)})
+    first = written(base)
+    wobbled = replace(base, previous=first, reports={"pod-0": report((1 << 30) + 5000)})
+    assert manifest.urgency(first, manifest.build(wobbled)) is Urgency.NONE
