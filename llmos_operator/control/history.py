@@ -61,4 +61,7 @@ def _condition(status: Mapping[str, Any], kind: Condition) -> Mapping[str, Any]:
 
 
 def _time(text: object) -> float:
-    return parse_rfc3339(str(text)) if text else 0.0
+    try:
+        return parse_rfc3339(str(text)) if text else 0.0
+    except ValueError:
+        return 0.0

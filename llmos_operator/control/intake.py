@@ -45,6 +45,10 @@ STORE_KINDS: Mapping[port.Kind, Kind] = {
     port.NAMESPACES: Kind.NAMESPACE,
 }
 
+# What a converter says of an object it does not understand, and what it may trip over where it was not careful enough:
+# an object that raised here would be raised anew by every list, in every process that tries to lead.
+_UNREADABLE = (Permanent, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
 
 class Intake:
     """Sinks for all kinds."""
@@ -103,7 +107,7 @@ class Intake:
                 return
             try:
                 value = read(body)
-            except Permanent as error:
+            except _UNREADABLE as error:
                 self._unreadable(kind.kind, _key(body), error)
                 return
             if apply(value):
@@ -111,7 +115,7 @@ class Intake:
 
         return take
 
-    def _unreadable(self, kind: str, key: str, error: Permanent) -> None:
+    def _unreadable(self, kind: str, key: str, error: Exception) -> None:
         self._metrics.unreadable.labels(kind).inc()
         log.warning("object left out: it cannot be read", kind=kind, name=key, error=error)
 
@@ -128,12 +132,13 @@ class Intake:
             return
         try:
             pod, replica = convert.pod(body), read_replica(body)
-        except Permanent as error:
+        except _UNREADABLE as error:
             self._unreadable("Pod", key, error)
             return
         if self._store.apply_pod(pod):
             self._changed()
-        if replica is not None:
+        # A label is not enough to speak for a workload: the claim proves the owner and its namespace.
+        if replica is not None and pod.claim is not None and pod.claim.workload_uid == replica.workload_uid:
             self._records.put_replica(replica)
             self._look_at(replica.workload_uid)
 
@@ -163,7 +168,8 @@ class Intake:
         record = self._record(key, uid, body)
         try:
             workload = convert.workload(body)
-        except Permanent as error:
+        except _UNREADABLE as error:
+            self._metrics.unreadable.labels("ModelWorkload").inc()
             record.invalid = Refusal(Reason.INVALID_SPEC, str(error))
         else:
             record.invalid = None

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 # Runtimes run what tenants bring, so what they say is bounded here: a status that does not fit into the API's types would
 # otherwise be the operator's trouble. Numbers are put into range and texts cut, so that neither end can fail by it.
-Count = Annotated[int, AfterValidator(lambda number: min(max(number, 0), (1 << 63) - 1))]
+Count = Annotated[int, AfterValidator(lambda number: min(max(number, 0), (1 << 53) - 1))]
 Seconds = Annotated[int, AfterValidator(lambda number: min(max(number, 0), (1 << 31) - 1))]
 Word = Annotated[str, AfterValidator(lambda text: text[:253])]
 Cause = Annotated[str, Field(min_length=1), AfterValidator(lambda text: text[:128])]

@@ -171,3 +171,21 @@ def test_a_fine_tune_knows_its_checkpoints() -> None:
     obj = changed("spec.type", "FineTune")
     obj["spec"]["fineTune"] = {"checkpoint": {"every": "5m"}}
     assert convert.workload(obj).checkpoint_seconds == 300.0
+
+
+@pytest.mark.parametrize("value", ["--5", "-", "\u00b2", "9" * 5000, "1e3", ""])
+def test_what_is_no_number_cannot_be_compared_with_labels(value: str) -> None:
+    expression = {"key": "k", "operator": "Gt", "values": [value]}
+    term = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}
+    body = copy.deepcopy(FULL)
+    body["spec"]["podTemplate"] = {"spec": {"affinity": affinity}}
+    with pytest.raises(Permanent, match="needs exactly one whole number"):
+        convert.workload(body)
+
+
+def test_a_context_length_of_unicode_digits_is_refused() -> None:
+    body = copy.deepcopy(FULL)
+    body["spec"]["context"] = {"maxModelLen": "\u00b2"}
+    with pytest.raises(Permanent, match="maxModelLen"):
+        convert.workload(body)

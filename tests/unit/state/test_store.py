@@ -213,3 +213,16 @@ def test_smoothing(samples: list[int | None], believed: list[int | None]) -> Non
         last = folded["g"].used_bytes if folded is not None else last
         got.append(last)
     assert [v or 0 if b == 0 else v for v, b in zip(got, believed, strict=True)] == believed
+
+
+def test_editing_the_claim_on_a_pod_changes_nothing(cluster: ClusterBuilder) -> None:
+    store = cluster.store
+    real = pod_of(claim())
+    store.apply_pod(real)
+    for edited in (replace(claim(), priority=10**6, bytes_per_device=1), None):
+        store.apply_pod(replace(real, claim=edited))
+        known = store.pod(real.key)
+        assert known is not None
+        assert known.claim == claim()
+    store.apply_pod(replace(real, uid="p2", claim=None))
+    assert store.pods_of("uid-w") == ()
