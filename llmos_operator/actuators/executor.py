@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.cluster.mirror import Mirror
-    from llmos_operator.cluster.port import ClusterPort
+    from llmos_operator.cluster.port import ClusterPort, Json
     from llmos_operator.cluster.retry import Retrier
     from llmos_operator.manifests.settings import PodSettings
     from llmos_operator.scheduler.plan import Action, Plan
@@ -111,9 +111,7 @@ class Executor:
     async def _bind(self, bind: Bind) -> None:
         claim, workload = bind.claim, bind.workload
         try:
-            body = pod_manifest.build(
-                workload, claim, self._settings, simulated=self._is_simulated(claim.node)
-            )
+            body = self._build(bind)
             await self._support.before_bind(workload)
             made, _ = await self._retrier.create(self._port, PODS, body, namespace=workload.namespace)
         except Retryable as error:
@@ -132,6 +130,15 @@ class Executor:
         self._store.confirm(claim.pod, str(made["metadata"]["uid"]))
         self._pods.observe("ADDED", made)
         self._outcomes.bound(bind)
+
+    def _build(self, bind: Bind) -> Json:
+        try:
+            simulated = self._is_simulated(bind.claim.node)
+            return pod_manifest.build(bind.workload, bind.claim, self._settings, simulated=simulated)
+        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+            # The parts of a template that no schema describes are the user's; none of them may end this process.
+            text = f"no pod can be built from the spec: {type(error).__name__}: {error}"
+            raise Permanent(text, reason=Reason.INVALID_SPEC) from error
 
     def _try_bind_again(self, bind: Bind, error: Exception) -> None:
         log.warning("pod creation in doubt, trying again", pod=bind.claim.pod, error=error)
@@ -156,6 +163,12 @@ class Executor:
     async def _settle(self, bind: Bind) -> None:
         """Create again what is still wanted; else find out whether the lost create got through."""
         claim = bind.claim
+        held = self._store.pod(claim.pod)
+        if held is None or held.uid or held.claim != claim:
+            # The watch has shown the pod since; what happened to it after that is not for this bind to mend.
+            if held is not None and held.claim == claim:
+                self._outcomes.bound(bind)
+            return
         current = self._store.workload(bind.workload.key)
         if current is not None and current.uid == bind.workload.uid:
             await self._bind(bind)
@@ -166,8 +179,11 @@ class Executor:
             )
         except Retryable as error:
             self._try_bind_again(bind, error)
-        except NotFound:
+        except LlmosError as error:
+            # Not there; or nobody may tell us, then a pod that exists comes with the watch or the next list.
             self._store.forget(claim.pod)
+            if not isinstance(error, NotFound):
+                log.warning("pod creation left in doubt", pod=claim.pod, error=error)
         else:
             self._pods.observe("ADDED", made)
 

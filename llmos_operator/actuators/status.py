@@ -105,7 +105,7 @@ class StatusWriter:
             now = self._clock.monotonic()
             for count, key in enumerate([key for key, due in self._due.items() if due <= now], 1):
                 if key in self._due:
-                    self._look(key, now)
+                    self._try(key, now)
                 if count % BREATH == 0:
                     await asyncio.sleep(0)  # a sweep over thousands must not hold up lease and probes
             await asyncio.sleep(0.01)  # what arrives together is looked at together
@@ -122,6 +122,15 @@ class StatusWriter:
         except TimeoutError:
             return
         self._wake.clear()
+
+    def _try(self, key: str, now: float) -> None:
+        """Look at one workload; a status that cannot be built is that workload's trouble, not everybody's."""
+        try:
+            self._look(key, now)
+        except Exception:
+            self.failed += 1
+            self._due[key] = self._backoff.fail(key, self._clock.monotonic())
+            log.exception("status cannot be built", workload=key)
 
     def _look(self, key: str, now: float) -> None:
         if self._busy(key) or self._queue.holds(f"status {key}"):

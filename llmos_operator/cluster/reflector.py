@@ -113,6 +113,9 @@ class Reflector:
             try:
                 if await self._stream():
                     failures = 0
+                else:
+                    # A server or proxy that accepts a watch only to end it would be asked without pause.
+                    await self._sleep(self._curve.delay(1, self._rng))
             except Silent:
                 log.debug("watch was silent, opening it again", kind=self._kind.kind)
             except Retryable as error:

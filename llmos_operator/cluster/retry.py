@@ -37,7 +37,10 @@ DEFAULT = RetryPolicy()
 
 
 class Retrier:
-    """Runs calls under a policy. `sleep` and `monotonic` are the loop's; tests pass their own."""
+    """Runs calls under a policy. `sleep` and `monotonic` are the loop's; tests pass their own.
+
+    `allowed` is the fence: it is asked before each try, because a try may come many seconds after the call began.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,9 @@ class Retrier:
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         monotonic: Callable[[], float] | None = None,
+        allowed: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._allowed = allowed
         self._rng = rng
         self._policy = policy
         self._sleep = sleep
@@ -57,6 +62,8 @@ class Retrier:
         deadline = self._monotonic() + self._policy.seconds
         attempt = 1
         while True:
+            if not self._allowed():
+                raise Retryable("this process may not write now")
             try:
                 return await operation()
             except Retryable as error:

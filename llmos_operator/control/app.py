@@ -36,6 +36,8 @@ log = logs.logger(__name__)
 
 FLUSH_SECONDS = 5.0  # for writes in flight at the end
 BAD_SETTINGS = 2
+# The API server takes JSON nested 10,000 deep. An object like that in a list must not keep the list from being read.
+NESTING = 30_000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"llmos operator: {error}\n")
         return BAD_SETTINGS
     logs.setup(settings.log.level, settings.log.format, process="operator")
+    sys.setrecursionlimit(NESTING)
     try:
         asyncio.run(run(settings))
     except (BadSettings, BadCredentials) as error:
@@ -202,6 +205,10 @@ class Operator:
         except TimeoutError:
             log.warning("some writes were not finished", waiting=len(parts.queue))
         await parts.label.set(leading=False)
-        await parts.lease.release()
+        if len(parts.queue):
+            # A write under way may still arrive: the next leader must not begin before it cannot any more.
+            log.warning("the lease is left to expire", waiting=len(parts.queue))
+        else:
+            await parts.lease.release()
         if self._kopf is not None:
             self._kopf.stop()

@@ -74,7 +74,6 @@ class Assembly:
         scheduling = settings.scheduling
         self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
         self.heartbeat = Heartbeat(LOOP_LIMIT)
-        self.retrier = Retrier(self.rng)
         self.failures: KeyedBackoff[str] = KeyedBackoff(_RESTART, self.rng)
         self._make_leadership()
         self._make_writers()
@@ -93,6 +92,7 @@ class Assembly:
             on_regained=self._regained,
         )
         self.leadership = Leadership(self.lease, self.store, resumed=self._resume)
+        self.retrier = Retrier(self.rng, allowed=self.leadership.may_write)
         self.label = LeaderLabel(self.port, settings.namespace)
 
     def _regained(self) -> None:

@@ -115,7 +115,7 @@ class Loop:
         self._dirty.update(self._reviewer.due(now))
         dirty, self._dirty = self._dirty, set()
         for count, key in enumerate(dirty, 1):
-            self._reviewer.review(key)
+            self._review(key)
             if count % BREATH == 0:
                 await asyncio.sleep(0)  # a sweep over thousands must not hold up lease and probes
         if not self._worth_planning(now):
@@ -125,25 +125,42 @@ class Loop:
             snapshot = self._store.snapshot()
             self._planned_version, self._planned_at = snapshot.version, now
             plan = await self._plan(snapshot, now)
-            self._planned_version, self._planned_at = snapshot.version, now
-            self._waiting = bool(plan.waits)
-            if self._may_act():
+            # What an interrupted plan did not come to is looked at with the next change, or after a pause: were it at
+            # once, a plan that never ends in time would be made without end.
+            self._waiting = plan is None or bool(plan.waits) or plan.interrupted
+            if plan is not None and self._may_act():
                 self._hand_over(plan)
+
+    def _review(self, key: str) -> None:
+        try:
+            self._reviewer.review(key)
+        except Exception:
+            self._metrics.unreadable.labels("ModelWorkload").inc()
+            log.exception("workload cannot be reviewed, left out", workload=key)
 
     def _worth_planning(self, now: float) -> bool:
         if self._store.version != self._planned_version:
             return True
         return self._waiting and now - self._planned_at >= WAITING_SECONDS
 
-    async def _plan(self, snapshot: Snapshot, now: float) -> Plan:
+    async def _plan(self, snapshot: Snapshot, now: float) -> Plan | None:
+        """Return the plan; None if making it failed, which must not end statuses, repairs and the lease with it."""
         budget = Budget.seconds(self._budget_seconds, time.monotonic)
         started = time.monotonic()
-        plan = await asyncio.to_thread(make_plan, snapshot, self._policy, now, budget, self._table)
+        self._planning = True
+        try:
+            plan = await asyncio.to_thread(make_plan, snapshot, self._policy, now, budget, self._table)
+        except Exception:
+            self._table = NodeTable()
+            self._metrics.failed_plans.inc()
+            log.exception("no plan could be made, trying again")
+            return None
+        finally:
+            self._planning = False
         self._metrics.cycles.observe(time.monotonic() - started)
         if plan.interrupted:
             self._metrics.interrupted.inc()
-            self._batcher.trigger()
-            self._planned_version = -1
+            self._batcher.trigger()  # what it has bound is a change
         return plan
 
     def _hand_over(self, plan: Plan) -> None:

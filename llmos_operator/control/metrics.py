@@ -58,6 +58,11 @@ class OperatorMetrics:
             "Cycles that ended at their time budget; the rest was looked at in the next one.",
             registry=registry,
         )
+        self.failed_plans = Counter(
+            "llmos_operator_failed_plans_total",
+            "Cycles whose plan could not be made because of a bug; nothing new is placed meanwhile.",
+            registry=registry,
+        )
         self.actions = Counter(
             "llmos_operator_actions_total", "Actions of plans by kind.", ["action"], registry=registry
         )

@@ -194,7 +194,7 @@ class Profiles:
     ) -> None:
         try:
             await self._write(uri, revision, change)
-        except LlmosError as error:
+        except (LlmosError, ValueError) as error:  # ValueError: of a format no profile knows
             # The next measurement or failure brings it again.
             log.warning("model profile not written", uri=uri, error=error)
 

@@ -89,6 +89,7 @@ class Reviewer:
         self._timed.pop(record.key, None)
         self._demand.forget(record.key)
         self._failures.succeed(record.key)
+        self._failures.succeed(f"service {record.key}")
         for retire in reconcile.orphans(self._store.pods_of(record.uid)):
             self._executor.retire(retire)
 
@@ -218,7 +219,9 @@ class Reviewer:
         uri, revision = workload.model.uri, workload.model.revision
         refusal = self._profiles.want(uri, revision)
         if refusal is not None:
-            self._look_again(workload.key, self._profiles.retry_at(uri, revision))
+            # While it is being inspected again that time is past.
+            soon = self._clock.now() + 1.0
+            self._look_again(workload.key, max(soon, self._profiles.retry_at(uri, revision)))
         if refusal is None or (workload.memory_bytes is not None and refusal.reason not in _UNSAFE):
             return None
         return refusal

@@ -108,3 +108,20 @@ async def test_a_create_of_what_exists_returns_it_as_somebody_elses() -> None:
 @pytest.mark.anyio
 async def test_deleting_what_is_gone_succeeds() -> None:
     await a_retrier([]).delete(FakeCluster(), SERVICES, "a", namespace="ns")
+
+
+@pytest.mark.anyio
+async def test_a_call_is_not_tried_again_once_this_process_may_not_write() -> None:
+    tries: list[str] = []
+
+    async def sleep(_: float) -> None:
+        return
+
+    async def write() -> None:
+        tries.append("sent")
+        raise Ambiguous("no answer")
+
+    retrier = Retrier(Random(1), sleep=sleep, monotonic=lambda: 0.0, allowed=lambda: not tries)
+    with pytest.raises(Retryable, match="may not write"):
+        await retrier.call(write)
+    assert tries == ["sent"]
