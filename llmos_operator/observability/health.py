@@ -45,8 +45,8 @@ class HealthServer:
     async def start(self, host: str, port: int) -> None:
         """Listen on ``host:port``; port 0 picks one, see :attr:`port`. Raises OSError if it is taken."""
         app = web.Application()
-        app.router.add_get("/livez", lambda request: self._answer(request, self._live))
-        app.router.add_get("/readyz", lambda request: self._answer(request, self._ready))
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -60,7 +60,13 @@ class HealthServer:
             await self._runner.cleanup()
             self._runner = None
 
-    async def _answer(self, request: web.Request, checks: Mapping[str, Check]) -> web.Response:
+    async def _livez(self, request: web.Request) -> web.Response:
+        return self._answer(request, self._live)
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        return self._answer(request, self._ready)
+
+    def _answer(self, request: web.Request, checks: Mapping[str, Check]) -> web.Response:
         results = {name: check() for name, check in checks.items()}
         failed = {name: why for name, why in results.items() if why}
         lines = [f"[-] {name}: {why}" for name, why in failed.items()]

@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmos_operator.actuators.executor import Executor
+from llmos_operator.actuators.outcomes import Retire
+from llmos_operator.actuators.support import ControlTokens, Support
+from llmos_operator.actuators.writequeue import WriteQueue
+from llmos_operator.api.conditions import Reason
+from llmos_operator.clock import FakeClock
+from llmos_operator.cluster.backoff import Curve, KeyedBackoff
+from llmos_operator.cluster.failures import Ambiguous, Forbidden, Invalid
+from llmos_operator.cluster.fake import FakeCluster
+from llmos_operator.cluster.mirror import Change, Mirror
+from llmos_operator.cluster.port import MODEL_WORKLOADS, PODS, SECRETS, SERVICES
+from llmos_operator.cluster.retry import Retrier, RetryPolicy
+from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.scheduler.plan import Bind, Evict, Plan
+from llmos_operator.state import convert
+from llmos_operator.state.store import Store
+from llmos_operator.state.types import GpuNode, Node, PodPhase
+from tests.support.builders import a_node
+from tests.support.replicas import SETTINGS, a_claim_of, a_manifest, a_work
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+
+
+class Heard:
+    """Notes every outcome."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.errors: list[Exception] = []
+        self.retry_at = 0.0
+
+    def bound(self, bind: Bind) -> None:
+        self.said.append(f"bound {bind.claim.pod}")
+
+    def bind_failed(self, bind: Bind, error: Exception) -> None:
+        self.said.append(f"failed {bind.claim.pod}")
+        self.errors.append(error)
+
+    def evicted(self, evict: Evict) -> None:
+        self.said.append(f"evicted {evict.pod}")
+
+    def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
+        self.said.append(f"refused {evict.pod}")
+        self.errors.append(error)
+        self.retry_at = retry_at
+
+    def retired(self, retire: Retire) -> None:
+        self.said.append(f"retired {retire.pod}")
+
+    def settled(self, workload: str) -> None:
+        self.said.append(f"settled {workload}")
+
+
+class Bench:
+    """An executor on an in-memory cluster with one node of two devices."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.port = FakeCluster(self.clock)
+        self.store = Store()
+        self.heard = Heard()
+        self.leading = True
+        node = a_node("n1").with_gpus(2, "A-80G").with_host()
+        assert isinstance(node.node, Node)
+        assert isinstance(node.gpus, GpuNode)
+        self.store.apply_node(node.node)
+        self.store.apply_gpu_node(node.gpus)
+        self.mirror = Mirror(PODS, self._sink)
+        self.queue = WriteQueue(4, lambda: self.leading)
+
+        async def no_sleep(_: float) -> None:
+            await asyncio.sleep(0)
+
+        retrier = Retrier(Random(1), RetryPolicy(attempts=3), sleep=no_sleep, monotonic=lambda: 0.0)
+        services = Mirror(SERVICES, lambda *_: None)
+        support = Support(self.port, retrier, services, ControlTokens(b"k" * 16), "llmos-runtime-control")
+        self.executor = Executor(
+            port=self.port,
+            store=self.store,
+            queue=self.queue,
+            retrier=retrier,
+            pods=self.mirror,
+            support=support,
+            outcomes=self.heard,
+            settings=SETTINGS,
+            clock=self.clock,
+            evictions=KeyedBackoff(Curve(base=2.0, cap=30.0), Random(1)),
+            is_simulated=lambda _: True,
+        )
+
+    def _sink(self, change: Change, body: dict[str, Any]) -> None:
+        if change is Change.APPLIED:
+            self.store.apply_pod(convert.pod(body))
+        else:
+            meta = body["metadata"]
+            self.store.delete_pod(f"{meta['namespace']}/{meta['name']}", meta["uid"])
+
+    def bind(self, ordinal: int = 0, **spec: Any) -> Bind:
+        work = a_work(**spec)
+        self.store.apply_workload(work)
+        claim = a_claim_of(work, ordinal, devices=(f"GPU-n1-{ordinal}",))
+        return Bind(work, claim, score=1, reason=Reason.BOUND, explanation="fits")
+
+    def carry_out(self, *actions: Any) -> int:
+        return self.executor.carry_out(Plan(version=1, now=self.clock.now(), actions=actions))
+
+    async def idle(self) -> None:
+        async with asyncio.timeout(5):
+            await self.queue.idle()
+
+    def pods_created(self) -> int:
+        return sum(1 for verb, plural, _ in self.port.calls if (verb, plural) == ("create", "pods"))
+
+
+@asynccontextmanager
+async def a_bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    task = asyncio.create_task(bench.queue.run())
+    try:
+        yield bench
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_bind_counts_at_once_and_becomes_a_pod() -> None:
+    async with a_bench() as bench:
+        bind = bench.bind()
+        assert bench.carry_out(bind) == 1
+        assert bench.store.pod(bind.claim.pod).phase is PodPhase.ASSUMED
+        assert bench.executor.busy("team/chat")
+        await bench.idle()
+        assert bench.store.pod(bind.claim.pod).phase is PodPhase.BOUND
+        assert bench.heard.said == [f"bound {bind.claim.pod}", "settled team/chat"]
+        assert not bench.executor.busy("team/chat")
+
+
+async def test_the_control_secret_is_made_once_for_a_namespace() -> None:
+    async with a_bench() as bench:
+        bench.carry_out(bench.bind(0, replicas=2), bench.bind(1, replicas=2))
+        await bench.idle()
+        secret = await bench.port.get(SECRETS, "llmos-runtime-control", namespace="team")
+        assert secret["stringData"]["token"] == ControlTokens(b"k" * 16).token("team")
+        reads = [call for call in bench.port.calls if call[1] == "secrets" and call[0] in {"list", "watch"}]
+        assert reads == []
+
+
+async def test_the_same_device_is_not_given_twice() -> None:
+    async with a_bench() as bench:
+        bench.carry_out(bench.bind(0))
+        rival = a_work("rival", "uid-2")
+        claim = a_claim_of(rival, devices=("GPU-n1-0",))
+        bench.store.apply_workload(rival)
+        assert bench.carry_out(Bind(rival, claim, 1, Reason.BOUND, "")) == 0
+        await bench.idle()
+        assert bench.pods_created() == 1
+
+
+@pytest.mark.parametrize("error", [Invalid("bad field"), Forbidden("exceeded quota")])
+async def test_a_pod_that_is_refused_frees_its_claim(error: Exception) -> None:
+    async with a_bench() as bench:
+        bench.port.fail("create", "pods", error)  # type: ignore[arg-type]
+        bind = bench.bind()
+        bench.carry_out(bind)
+        await bench.idle()
+        assert bench.store.pod(bind.claim.pod) is None
+        assert bench.heard.said == [f"failed {bind.claim.pod}", "settled team/chat"]
+
+
+async def test_a_template_that_is_refused_frees_its_claim() -> None:
+    async with a_bench() as bench:
+        bind = bench.bind(podTemplate={"spec": {"hostNetwork": True}})
+        bench.carry_out(bind)
+        await bench.idle()
+        assert bench.store.pod(bind.claim.pod) is None
+        assert "hostNetwork" in str(bench.heard.errors[0])
+        assert bench.pods_created() == 0
+
+
+async def test_a_create_in_doubt_stays_assumed_until_it_is_known() -> None:
+    async with a_bench() as bench:
+        bench.port.fail("create", "pods", Ambiguous("lost"), times=3)
+        bind = bench.bind()
+        bench.carry_out(bind)
+        while bench.pods_created() < 2:
+            assert bench.store.pod(bind.claim.pod) is not None
+            await asyncio.sleep(0)
+        await bench.idle()
+        assert bench.store.pod(bind.claim.pod).phase is PodPhase.BOUND
+
+
+async def test_a_create_in_doubt_that_was_done_is_found_not_doubled() -> None:
+    async with a_bench() as bench:
+        bench.port.fail("create", "pods", Ambiguous("lost"), done=True)
+        bind = bench.bind()
+        bench.carry_out(bind)
+        await bench.idle()
+        assert bench.pods_created() == 1
+        assert bench.heard.said[0] == f"bound {bind.claim.pod}"
+
+
+async def test_a_create_in_doubt_of_a_workload_that_is_gone_is_forgotten() -> None:
+    async with a_bench() as bench:
+        bench.port.fail("create", "pods", Retryable("down"), times=3)
+        bind = bench.bind()
+        bench.carry_out(bind)
+        bench.store.delete_workload("team/chat")
+        await bench.idle()
+        assert bench.store.pod(bind.claim.pod) is None
+
+
+async def test_a_name_somebody_else_has_is_left_to_them() -> None:
+    async with a_bench() as bench:
+        bind = bench.bind()
+        name = bind.claim.pod.partition("/")[2]
+        await bench.port.create(PODS, {"metadata": {"name": name}, "spec": {}}, namespace="team")
+        bench.carry_out(bind)
+        await bench.idle()
+        (error,) = bench.heard.errors
+        assert isinstance(error, Permanent)
+        assert error.reason == Reason.NAME_TAKEN
+        assert bench.store.pod(bind.claim.pod) is None
+
+
+async def test_a_former_leader_creates_nothing_and_counts_nothing() -> None:
+    async with a_bench() as bench:
+        bench.leading = False
+        bind = bench.bind()
+        bench.carry_out(bind)
+        await bench.idle()
+        assert bench.pods_created() == 0
+        assert bench.store.pod(bind.claim.pod) is None
+        assert not bench.executor.busy("team/chat")
+
+
+async def test_what_was_in_doubt_when_the_lease_lapsed_is_taken_up_again() -> None:
+    async with a_bench() as bench:
+        bench.port.fail("create", "pods", Ambiguous("lost"), times=3)
+        bind = bench.bind()
+        bench.carry_out(bind)
+        while bench.pods_created() < 3:
+            await asyncio.sleep(0)
+        bench.leading = False
+        await bench.idle()
+        assert (
+            bench.store.pod(bind.claim.pod) is not None
+        )  # still in doubt: its device must not be given away
+        bench.leading = True
+        bench.executor.resume()
+        await bench.idle()
+        assert bench.store.pod(bind.claim.pod).phase is PodPhase.BOUND
+
+
+async def placed(bench: Bench) -> tuple[Bind, str]:
+    bind = bench.bind()
+    bench.carry_out(bind)
+    await bench.idle()
+    bench.heard.said.clear()
+    return bind, bench.store.pod(bind.claim.pod).uid
+
+
+def an_eviction(bind: Bind, uid: str, **changes: Any) -> Evict:
+    values = {
+        "pod": bind.claim.pod,
+        "pod_uid": uid,
+        "node": "n1",
+        "victim": "team/chat",
+        "victim_uid": "uid-1",
+        "cost": 1,
+        "reason": Reason.PREEMPTED,
+        "explanation": "made room",
+        "preemptor": "team/vip",
+    }
+    return Evict(**{**values, **changes})
+
+
+async def test_an_eviction_is_sent_once_and_the_pod_counts_as_ending() -> None:
+    async with a_bench() as bench:
+        bind, uid = await placed(bench)
+        assert bench.carry_out(an_eviction(bind, uid)) == 1
+        assert bench.store.pod(bind.claim.pod).phase is PodPhase.TERMINATING
+        assert bench.carry_out(an_eviction(bind, uid)) == 0
+        await bench.idle()
+        assert [call[0] for call in bench.port.calls].count("evict") == 1
+        assert bench.heard.said[0] == f"evicted {bind.claim.pod}"
+
+
+async def test_a_disruption_budget_is_honoured_and_asked_again_later() -> None:
+    async with a_bench() as bench:
+        bind, uid = await placed(bench)
+        bench.port.disruptions_allowed[bind.claim.pod] = 0
+        bench.carry_out(an_eviction(bind, uid))
+        await bench.idle()
+        assert bench.heard.said[0] == f"refused {bind.claim.pod}"
+        assert bench.store.pod(bind.claim.pod).phase is PodPhase.BOUND
+        assert bench.heard.retry_at > bench.clock.now()
+        assert bench.carry_out(an_eviction(bind, uid)) == 0  # not before its time
+        bench.clock.advance(60)
+        bench.port.disruptions_allowed[bind.claim.pod] = 1
+        assert bench.carry_out(an_eviction(bind, uid)) == 1
+        await bench.idle()
+        assert f"evicted {bind.claim.pod}" in bench.heard.said
+
+
+async def test_another_pod_under_the_victims_name_is_not_evicted() -> None:
+    async with a_bench() as bench:
+        bind, _ = await placed(bench)
+        bench.carry_out(an_eviction(bind, "some-older-uid"))
+        await bench.idle()
+        body = await bench.port.get(PODS, bind.claim.pod.partition("/")[2], namespace="team")
+        assert "deletionTimestamp" not in body["metadata"]
+        assert bench.store.pod(bind.claim.pod).phase is PodPhase.BOUND
+
+
+async def test_a_pod_whose_owner_only_seems_gone_is_spared() -> None:
+    async with a_bench() as bench:
+        bind, uid = await placed(bench)
+        made = await bench.port.create(MODEL_WORKLOADS, a_manifest(), namespace="team")
+        orphan = Retire(bind.claim.pod, uid, "team/chat", made["metadata"]["uid"], "Gone", "", orphan=True)
+        assert bench.executor.retire(orphan)
+        await bench.idle()
+        body = await bench.port.get(PODS, bind.claim.pod.partition("/")[2], namespace="team")
+        assert "deletionTimestamp" not in body["metadata"]
+
+
+async def test_a_pod_whose_owner_is_gone_is_removed() -> None:
+    async with a_bench() as bench:
+        bind, uid = await placed(bench)
+        assert bench.executor.retire(
+            Retire(bind.claim.pod, uid, "team/chat", "uid-1", "Gone", "", orphan=True)
+        )
+        assert not bench.executor.retire(
+            Retire(bind.claim.pod, uid, "team/chat", "uid-1", "Gone", "", orphan=True)
+        )
+        await bench.idle()
+        assert f"retired {bind.claim.pod}" in bench.heard.said
