@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 _UNSEEN_GRACE = 300.0  # seconds a pod counts as ending before the watch shows its real deletion time
+_REMEMBERED = 600.0  # seconds for which refused evictions and removals of a pod lengthen its next wait
 
 
 class Executor:
@@ -248,6 +249,7 @@ class Executor:
 
     async def _retire(self, retire: Retire) -> None:
         namespace, _, name = retire.pod.partition("/")
+        self._evictions.forget_before(self._clock.now() - _REMEMBERED)  # UIDs of pods that are long gone
         # However it ends, it is not sent again at once: the deletion shows in the watch a moment later.
         self._evictions.fail(retire.pod_uid, self._clock.now())
         try:

@@ -67,6 +67,11 @@ class KeyedBackoff(Generic[K]):
         """Return the earliest time any key becomes ready, None if none waits."""
         return min(self._ready_at.values(), default=None)
 
+    def forget_before(self, then: float) -> None:
+        """Forget keys that could have been tried again before ``then``: for keys that nobody reports as gone."""
+        for key in [key for key, ready_at in self._ready_at.items() if ready_at < then]:
+            self.succeed(key)
+
     def keep_only(self, keys: set[K]) -> None:
         """Forget all keys but ``keys``: those of objects that are gone would pile up."""
         for key in [key for key in self._failures if key not in keys]:

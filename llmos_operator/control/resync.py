@@ -88,8 +88,15 @@ class Resync:
         """Compare each source. Returns whether all could be listed."""
         lists = []
         for source in due:
+            mirror = source.reflector.mirror
+            before = mirror.version
             try:
-                lists.append((source, *await source.reflector.fetch()))
+                items, version = await source.reflector.fetch()
+                if version < before:
+                    # A list begun after a version was seen cannot be older: the server's history was replaced.
+                    log.warning("versions went back", kind=mirror.kind.kind, was=before, now=version)
+                    mirror.reset()
+                lists.append((source, items, version))
             except LlmosError as error:
                 log.warning("resync could not list", kind=source.reflector.mirror.kind.kind, error=error)
         await self._sleep(SETTLE_SECONDS)

@@ -112,8 +112,10 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
 
 def _containers(runtime: Json, user: Json, port: int) -> Json:
     """Return the containers: the runtime alone, or as a native sidecar that is up before the user's containers start."""
-    init = [copy.deepcopy(one) for one in user.get("initContainers") or ()]
-    apps = [_with_endpoint(copy.deepcopy(one), port) for one in user.get("containers") or ()]
+    init = [_without_devices(copy.deepcopy(one)) for one in user.get("initContainers") or ()]
+    apps = [
+        _without_devices(_with_endpoint(copy.deepcopy(one), port)) for one in user.get("containers") or ()
+    ]
     if not apps:
         return {"containers": [runtime]} | ({"initContainers": init} if init else {})
     return {"initContainers": [{**runtime, "restartPolicy": "Always"}, *init], "containers": apps}
@@ -125,6 +127,12 @@ def _with_endpoint(container: Json, port: int) -> Json:
     given = list(container.get("env") or ())
     taken = {str(one.get("name")) for one in given}
     container["env"] = [one for one in (address, endpoint) if one["name"] not in taken] + given
+    return container
+
+
+def _without_devices(container: Json) -> Json:
+    """Keep devices from a container beside the runtime: its image or envFrom may ask the container runtime for all."""
+    container["env"] = [*(container.get("env") or ()), {"name": names.ENV_DEVICES, "value": "void"}]
     return container
 
 

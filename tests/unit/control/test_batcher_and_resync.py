@@ -117,6 +117,16 @@ async def test_what_a_watch_lost_is_brought_by_the_resync_and_counted() -> None:
     assert bench.confirmed == [7]
 
 
+async def test_a_resync_notices_that_the_servers_history_was_replaced() -> None:
+    port = FakeCluster()
+    bench = Bench(port)
+    await port.create(SERVICES, service("a"), namespace="ns")
+    bench.mirror.replace([], 10_000)  # versions as they were before a backup was restored
+    await bench.round()
+    assert bench.told == ["Applied a"]
+    assert bench.mirror.version < 10_000
+
+
 async def test_a_resync_that_finds_nothing_repairs_nothing() -> None:
     port = FakeCluster()
     bench = Bench(port)

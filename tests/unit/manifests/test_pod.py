@@ -113,6 +113,16 @@ def test_the_runtime_joins_an_application_as_a_sidecar_that_is_up_first() -> Non
     assert env_of(pod)["LLMOS_ENDPOINT"] == "http://$(POD_IP):8000/v1"
 
 
+def test_containers_beside_the_runtime_see_no_device_whatever_their_image_asks_for() -> None:
+    template = {
+        "containers": [{"name": "app", "image": "cuda"}],
+        "initContainers": [{"name": "i", "image": "cuda"}],
+    }
+    pod = build(a_work(podTemplate={"spec": template}))
+    assert env_of(pod)["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert env_of(pod, "initContainers", 1)["NVIDIA_VISIBLE_DEVICES"] == "void"
+
+
 def test_a_pod_meets_the_restricted_security_profile() -> None:
     pod = build()
     security = pod["spec"]["containers"][0]["securityContext"]
