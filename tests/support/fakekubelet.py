@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
     from llmos_operator.cluster.port import ClusterPort
 
-_ADDRESSES = itertools.count(1)
+# Begins anywhere, so that several test processes of one machine do not take each other's addresses.
+_ADDRESSES = itertools.count(os.getpid() * 257)
 
 
 @dataclass(slots=True)
