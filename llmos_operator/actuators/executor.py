@@ -194,7 +194,7 @@ class Executor:
         now = self._clock.now()
         if not self._evictions.ready(evict.pod_uid, now):
             return False
-        if not self._store.assume_evicted(evict.pod, now + _UNSEEN_GRACE):
+        if not self._store.assume_evicted(evict.pod, now + _UNSEEN_GRACE, evict.preemptor):
             return False
         self._submit(
             Rank.EVICT,

@@ -286,6 +286,13 @@ def an_eviction(bind: Bind, uid: str, **changes: Any) -> Evict:
     return Evict(**{**values, **changes})
 
 
+async def test_an_eviction_nominates_whom_it_makes_room_for() -> None:
+    async with a_bench() as bench:
+        bind, uid = await placed(bench)
+        bench.carry_out(an_eviction(bind, uid, preemptor="default/urgent"))
+        assert "default/urgent" in bench.store.snapshot().nominated
+
+
 async def test_an_eviction_is_sent_once_and_the_pod_counts_as_ending() -> None:
     async with a_bench() as bench:
         bind, uid = await placed(bench)
