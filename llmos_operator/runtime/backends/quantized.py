@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DEFAULT_CROSSOVER = 12
+_MOST_UNPACKED = 8 << 20  # elements of int8 weights that are bf16 at the same time
 _int8_mm = torch.ops.aten._weight_int8pack_mm  # noqa: SLF001 - see above
 _int4_mm = torch.ops.aten._weight_int4pack_mm_for_cpu  # noqa: SLF001
 
@@ -87,8 +88,15 @@ class Int8Linear(QuantizedLinear):
         return out
 
     def unpacked(self, rows: Tensor) -> Tensor:
-        """Return the product by way of bf16 weights; int8 values are exact in bf16, so scales come last."""
-        return functional.linear(rows, self.weight.to(rows.dtype)) * self.scale
+        """Return the product by way of bf16 weights; int8 values are exact in bf16, so scales come last.
+
+        A large matrix (a head over a large vocabulary) is unpacked in slices, which bounds the memory of a step.
+        """
+        step = max(LANES, _MOST_UNPACKED // self.in_features)
+        if self.out_features <= step:
+            return functional.linear(rows, self.weight.to(rows.dtype)) * self.scale
+        parts = [functional.linear(rows, part.to(rows.dtype)) for part in self.weight.split(step)]
+        return torch.cat(parts, -1) * self.scale
 
 
 class Int4Linear(QuantizedLinear):
@@ -117,15 +125,12 @@ class Int4Linear(QuantizedLinear):
     def dequantized(self) -> Tensor:
         """Return the weights as bf16 [in, out]."""
         blocks = self.out_features // LANES
-        packed = self.weight.view(blocks, self.in_features, LANES // 2).transpose(0, 1)
-        out = torch.empty(
-            self.in_features, blocks, 2, LANES // 2, dtype=torch.bfloat16, device=self.weight.device
-        )
-        out[:, :, 0] = packed & 15
-        out[:, :, 1] = packed >> 4
-        out = out.view(self.in_features // GROUP, GROUP, self.out_features).sub_(8)
-        out.mul_(self.grid[:, None, :, 0]).add_(self.grid[:, None, :, 1])
-        return out.view(self.in_features, self.out_features)
+        lanes = self.weight.view(blocks, self.in_features, LANES // 2)
+        values = torch.cat((lanes & 15, lanes >> 4), -1).transpose(0, 1).contiguous()
+        scale = self.grid[..., 0].contiguous()
+        zero = torch.sub(self.grid[..., 1], scale, alpha=8)  # of q = 0: the 8 of (q - 8) goes in here
+        groups = values.to(torch.bfloat16).view(self.in_features // GROUP, GROUP, self.out_features)
+        return torch.addcmul(zero[:, None], groups, scale[:, None]).view(self.in_features, self.out_features)
 
 
 class Int8Embedding(nn.Module):

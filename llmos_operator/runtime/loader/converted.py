@@ -56,6 +56,21 @@ class Converted:
         values = {name: getattr(quality, name) for name in quality.__slots__}
         _write(self.record, {**_read(self.record), "quality": values})
 
+    def crossovers(self, threads: int) -> dict[str, int]:
+        """Return what was measured for so many threads (see backends.tuning)."""
+        found = _read(self.record).get("crossovers")
+        known = found.get(str(threads)) if isinstance(found, dict) else None
+        return {str(k): int(v) for k, v in known.items()} if isinstance(known, dict) else {}
+
+    def remember_crossovers(self, threads: int, results: dict[str, int]) -> None:
+        """Keep measured crossovers beside the file."""
+        record = _read(self.record)
+        kept = record.get("crossovers")
+        _write(
+            self.record,
+            {**record, "crossovers": {**(kept if isinstance(kept, dict) else {}), str(threads): results}},
+        )
+
 
 def converted(empty: Empty, load: Load, digest: str, stages: Stages) -> Converted:
     """Return the weights of a fused ``empty`` model at ``load.format``, converting them if the cache has none.

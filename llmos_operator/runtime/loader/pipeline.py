@@ -21,14 +21,14 @@ from llmos_operator.runtime.formats.checkpoint import (
 )
 from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos
 from llmos_operator.runtime.ipc.messages import EngineInfo, EngineMemory
-from llmos_operator.runtime.loader.converted import converted
+from llmos_operator.runtime.loader.converted import Converted, converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
 from llmos_operator.runtime.loader.memory import KvPlan, machine_available_bytes, plan_kv, resident_bytes
 from llmos_operator.runtime.loader.sources import Resolved, resolve
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.memory import ModelShape
-    from llmos_operator.runtime.backends.build import Built
+    from llmos_operator.runtime.backends.build import Built, Empty
     from llmos_operator.runtime.backends.quality import Quality
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
@@ -106,39 +106,73 @@ def load_model(load: Load, stages: Stages) -> Loaded:
     meter.check("verifying")
 
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
-    from llmos_operator.runtime.backends.judge import judge, refuse_beyond  # noqa: PLC0415
 
-    build.use_threads(load.threads)
+    threads = build.use_threads(load.threads)
     empty = build.prepare(config, checkpoint)
     plan = plan_of(load, meter, empty.shape)
-    device = build.choose_device(load.device)
+    made = None
     empty.fuse(load.format)
-    made = converted(empty, load, digest, stages) if load.format in build.CONVERTED else None
-    known = made.quality() if made is not None else None
-    if known is not None:
-        refuse_beyond(known, load.format, load.max_quality_loss_milli)
-    meter.check("quantising")
-    weights = made.checkpoint if made is not None else checkpoint
-    stages.enter(RuntimeState.LOADING, weights.total_bytes)
-    entries = made.checkpoint.tensors() if made is not None else None
-    built = build.load_weights(empty, load.format, entries, device, stages.advance)
-    wide = "fp32" in (load.kv_dtype, load.format)
-    build.attach(built, empty, kv_fp32=wide, plan=plan, max_num_seqs=load.max_num_seqs)
+    if load.format in build.CONVERTED:
+        made = converted(empty, load, digest, stages)
+        _refuse_known(made, load)
+        meter.check("quantising")
+    built = _build(empty, made, load, plan, stages)
     stages.enter(RuntimeState.WARMING)
     built.warm()
-    if made is not None and known is None:
-        known = judge(config, checkpoint, built)
-        if known is not None:
-            made.remember(known)
-            refuse_beyond(known, load.format, load.max_quality_loss_milli)
+    quality = _settle(made, built, empty.config, checkpoint, load, threads) if made is not None else None
     trim_memory()
     meter.check("loading")
     stages.leave()
     fresh = bool(source.fetched) or (made is not None and made.fresh)
-    info = _info(load, source, folder, empty.config, digest, plan, device.type, known, fresh=fresh)
+    info = _info(load, source, folder, empty.config, digest, plan, built.device.type, quality, fresh=fresh)
     loaded = Loaded(load, empty.shape, built, info, plan, meter)
     _log_loaded(loaded, stages)
     return loaded
+
+
+def _build(empty: Empty, made: Converted | None, load: Load, plan: KvPlan, stages: Stages) -> Built:
+    """Return the model with its weights and its KV store."""
+    from llmos_operator.runtime.backends import build  # noqa: PLC0415 - as above
+
+    entries = made.checkpoint.tensors() if made is not None else None
+    total = (
+        made.checkpoint.total_bytes if made is not None else sum(e.nbytes for _, e in empty.entries.values())
+    )
+    stages.enter(RuntimeState.LOADING, total)
+    built = build.load_weights(empty, load.format, entries, build.choose_device(load.device), stages.advance)
+    wide = "fp32" in (load.kv_dtype, load.format)
+    build.attach(built, empty, kv_fp32=wide, plan=plan, max_num_seqs=load.max_num_seqs)
+    return built
+
+
+def _refuse_known(made: Converted, load: Load) -> None:
+    """Raise Permanent(reason=QualityLossExceeded) if an earlier load found the format too costly."""
+    from llmos_operator.runtime.backends.judge import refuse_beyond  # noqa: PLC0415 - as above
+
+    known = made.quality()
+    if known is not None:
+        refuse_beyond(known, load.format, load.max_quality_loss_milli)
+
+
+def _settle(
+    made: Converted, built: Built, config: ModelConfig, source: Checkpoint, load: Load, threads: int
+) -> Quality | None:
+    """Tune a warm converted model and judge its format, each once for a cache entry; return its quality."""
+    from llmos_operator.runtime.backends.judge import judge, refuse_beyond  # noqa: PLC0415 - as above
+    from llmos_operator.runtime.backends.tuning import tune  # noqa: PLC0415
+
+    if built.device.type == "cpu":
+        known = made.crossovers(threads)
+        results = tune(built.model, known)
+        if results != known:
+            made.remember_crossovers(threads, results)
+    quality = made.quality()
+    if quality is None:
+        quality = judge(config, source, built)
+        if quality is not None:
+            made.remember(quality)
+            refuse_beyond(quality, load.format, load.max_quality_loss_milli)
+    return quality
 
 
 def _log_loaded(loaded: Loaded, stages: Stages) -> None:
