@@ -272,7 +272,9 @@ def _rates(bound: Bound, raw: tuple[float, float, float], load: float) -> Table:
         f"Bound workloads per second, {FIT} of {WORKLOADS} (the others find no free device and get a status); from the "
         f"first pod on, {WIDTH} writes in flight in both. The first pod came {bound.first:.1f} s after the start of the "
         f"process. The API server used {bound.api_cpu:.1f} s of CPU for the operator (its lists and watches included) and "
-        f"{raw[2]:.1f} s for the bare client. Load average before: {load:.1f}."
+        f"{raw[2]:.1f} s for the bare client. The passes follow each other, so on a shared machine they do not see the same "
+        "load: a ratio above 100 % says only that. "
+        f"Load average before: {load:.1f}, after: {os.getloadavg()[0]:.1f}."
     )
     return Table("Rate", ["until", "operator, 1/s", "bare client, 1/s", "ratio"], rows, note)
 
