@@ -70,7 +70,9 @@ class Reason(StrEnum):
     DOWNLOAD_FAILED = "DownloadFailed"
     ACCESS_DENIED = "AccessDenied"
     LOAD_FAILED = "LoadFailed"
-    QUALITY_LOSS_EXCEEDED = "QualityLossExceeded"  # the format costs more than spec.quantization.maxQualityLoss
+    QUALITY_LOSS_EXCEEDED = (
+        "QualityLossExceeded"  # the format costs more than spec.quantization.maxQualityLoss
+    )
     # Available, Ready, Progressing, Finished
     AVAILABLE = "Available"
     MINIMUM_UNAVAILABLE = "MinimumReplicasUnavailable"
