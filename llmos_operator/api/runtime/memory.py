@@ -91,7 +91,9 @@ def weights_bytes(shape: ModelShape, fmt: str) -> int:
     """Return W: linear weights at the format's bits, embeddings at EMBEDDING_BYTES, the rest at two (fp32: four)."""
     plain = 4 if fmt == "fp32" else 2
     linear = shape.linear_parameters * BITS_PER_WEIGHT_MILLI[fmt] // 8_000
-    return linear + shape.embedding_parameters * EMBEDDING_BYTES.get(fmt, plain) + shape.other_parameters * plain
+    return (
+        linear + shape.embedding_parameters * EMBEDDING_BYTES.get(fmt, plain) + shape.other_parameters * plain
+    )
 
 
 def kv_bytes_per_token(shape: ModelShape, kv_bytes_per_element: int = 2) -> int:

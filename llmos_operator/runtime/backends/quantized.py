@@ -95,7 +95,7 @@ class Int8Linear(QuantizedLinear):
         step = max(LANES, _MOST_UNPACKED // self.in_features)
         if self.out_features <= step:
             return functional.linear(rows, self.weight.to(rows.dtype)) * self.scale
-        parts = [functional.linear(rows, part.to(rows.dtype)) for part in self.weight.split(step)]
+        parts = [functional.linear(rows, part.to(rows.dtype)) for part in torch.split(self.weight, step)]
         return torch.cat(parts, -1) * self.scale
 
 
