@@ -102,7 +102,6 @@ class _Web:
         """Have ``target`` whole; False if it is optional and the server has none."""
         if target.is_file():
             return True
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
         have = partial.stat().st_size if partial.is_file() else 0
         headers = {"Range": f"bytes={have}-"} if have else {}
@@ -129,6 +128,7 @@ class _Web:
         self._total += expected
         self._stages.at(self.fetched, self._total)
         got = 0
+        partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("ab" if append else "wb") as file:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)
