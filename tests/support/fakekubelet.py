@@ -67,6 +67,7 @@ class FakeKubelet:
         self.script: Callable[[dict[str, Any]], Script] = lambda _: Script()
         self.started: list[str] = []
         self.ended: list[str] = []
+        self.troubles: list[str] = []  # what went wrong in here; a test that fails shows it
         self._port = port
         self._serve_control = serve_control
         self._lives: dict[str, _Life] = {}
@@ -101,9 +102,14 @@ class FakeKubelet:
         if life is None:
             life = self._lives[uid] = _Life(pod, self.script(pod))
             life.task = asyncio.create_task(self._live(life))
+            life.task.add_done_callback(lambda task, name=pod["metadata"]["name"]: self._note(task, name))
         if pod["metadata"].get("deletionTimestamp") and not life.deleting:
             life.deleting = True
             self._keep(asyncio.create_task(self._end(life)))
+
+    def _note(self, task: asyncio.Task[None], name: str) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.troubles.append(f"{name}: {task.exception()!r}")
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._ending.add(task)
@@ -198,10 +204,12 @@ class FakeKubelet:
                 )
             except NotFound:
                 return
-            except LlmosError:
+            except LlmosError as error:
+                self.troubles.append(f"{meta['name']}: {error}")
                 await asyncio.sleep(0.25)
             else:
                 return
+        self.troubles.append(f"{meta['name']}: gave up writing its status")
 
     async def _end(self, life: _Life) -> None:
         meta = life.pod["metadata"]

@@ -216,7 +216,16 @@ class Bench:
         try:
             return await self.until(reached, f"{name} is {phase}", seconds)
         except AssertionError as error:
-            raise AssertionError(f"{name} was last {seen}; {error}") from None
+            pods = await self.pods(name)
+            states = [f"{one['metadata']['name']}: {one['status']}" for one in pods]
+            said = [
+                line[:300]
+                for one in self.operators
+                for line in one.text().splitlines()
+                if f"/{name} " in line
+            ]
+            details = f"pods {states}, kubelet {self.kubelet.troubles[-5:]}, said {said}"
+            raise AssertionError(f"{name} was last {seen}; {details}; {error}") from None
 
     async def until_condition(
         self, name: str, kind: str, status: str, reason: str = "", seconds: float = 30.0
