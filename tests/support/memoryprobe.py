@@ -1,6 +1,6 @@
 """A runtime front without a test framework in it: loads a model, fills the KV cache, prints what memory it took.
 
-Run as a program: ``python -m tests.support.memoryprobe FOLDER FORMAT CACHE``; prints one JSON object. The test process
+Run as a program: ``python -m tests.support.memoryprobe FOLDER CACHE FORMAT…``; prints a JSON object by format. The test process
 itself would not do: it has torch loaded, and shares (and so distorts) pages with the engine.
 """
 
@@ -12,14 +12,22 @@ import sys
 from dataclasses import asdict
 
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.runtime.ipc import EngineClient, Load, SamplingParams, Submit
+from llmos_operator.runtime.ipc import EngineClient, Load, SamplingParams, Submit, Zygote
 
-ROWS, TOKENS, CONTEXT = 8, 960, 1024
+ROWS, TOKENS, CONTEXT = 8, 368, 384
 
 
-async def probe(folder: str, fmt: str, cache: str) -> dict[str, int]:
+async def probe(folder: str, cache: str, formats: list[str]) -> dict[str, dict[str, int]]:
+    """Return the memory report of each format."""
+    zygote = Zygote()
+    await zygote.start()
+    reports = {fmt: await report(EngineClient(zygote=zygote), folder, fmt, cache) for fmt in formats}
+    await zygote.close()
+    return reports
+
+
+async def report(client: EngineClient, folder: str, fmt: str, cache: str) -> dict[str, int]:
     """Return the engine's memory report after every row has been filled."""
-    client = EngineClient()
     limit = 2 << 30
     await client.load(
         Load(
@@ -46,12 +54,7 @@ async def probe(folder: str, fmt: str, cache: str) -> dict[str, int]:
 
     await asyncio.gather(*(fill(row) for row in range(ROWS)))
     client.set_budget(limit)  # an order to measure now
-    at = client.status().stats.steps
-    while (
-        client.status().stats.running
-        or client.status().stats.steps <= at - 1
-        or client.status().memory == status.memory
-    ):
+    while client.status().stats.running or client.status().memory == status.memory:
         await asyncio.sleep(0.05)
     memory = asdict(client.status().memory)
     await client.close()
@@ -59,4 +62,4 @@ async def probe(folder: str, fmt: str, cache: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asyncio.run(probe(*sys.argv[1:4]))) + "\n")
+    sys.stdout.write(json.dumps(asyncio.run(probe(sys.argv[1], sys.argv[2], sys.argv[3:]))) + "\n")
