@@ -203,6 +203,7 @@ class Assembly:
             clock=self.clock,
             budget_seconds=self.settings.scheduling.plan_budget,
             may_act=self.leadership.may_act,
+            reviewed=self.status.mark,
         )
         self.hearing = Hearing(self)
         self.poller = Poller(self.client, self.records, self.clock, reported=self.hearing.report)
@@ -224,9 +225,8 @@ class Assembly:
     # -- what parts tell each other ------------------------------------------------------------------------
 
     def review(self, key: str) -> None:
-        """Look at a workload again: its pods, and its status."""
+        """Look at a workload again: first at its pods, then at its status, which tells what the first look found."""
         self.loop.review(key)
-        self.status.mark(key)
 
     def _in_motion(self, key: str) -> bool:
         """Return whether a status written now would be out of date at once: writes, or the first decision, are due."""

@@ -59,7 +59,9 @@ class Loop:
         clock: Clock,
         budget_seconds: float,
         may_act: Callable[[], bool],
+        reviewed: Callable[[str], None],
     ) -> None:
+        """`reviewed` is told each workload that was looked at: only then is all known that its status is made from."""
         self._store = store
         self._batcher = batcher
         self._reviewer = reviewer
@@ -71,6 +73,7 @@ class Loop:
         self._clock = clock
         self._budget_seconds = budget_seconds
         self._may_act = may_act
+        self._reviewed = reviewed
         self._table = NodeTable()
         self._dirty: set[str] = set()
         self._planned_version = -1
@@ -137,6 +140,7 @@ class Loop:
         except Exception:
             self._metrics.unreadable.labels("ModelWorkload").inc()
             log.exception("workload cannot be reviewed, left out", workload=key)
+        self._reviewed(key)
 
     def _worth_planning(self, now: float) -> bool:
         if self._store.version != self._planned_version:
