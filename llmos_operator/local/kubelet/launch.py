@@ -71,9 +71,10 @@ async def prepare(context: PodContext, view: ContainerView) -> Prepared:
         paths.rewrite,
     )
     environment = _base(context, view, home, image) | asked
-    words = [expand(word, asked) for word in spec.get("command") or []]
-    arguments = [expand(word, asked) for word in spec.get("args") or []]
-    command = [paths.rewrite(word) for word in image.command(words, arguments)]
+    # Only what the pod says is rewritten: the image's own program may well lie below a path that a pod mounts over.
+    words = [paths.rewrite(expand(word, asked)) for word in spec.get("command") or []]
+    arguments = [paths.rewrite(expand(word, asked)) for word in spec.get("args") or []]
+    command = image.command(words, arguments)
     marker = f"{context.uid}/{view.name}/{view.restarts}"
     cwd = Path(paths.rewrite(spec["workingDir"])) if spec.get("workingDir") else home
     return Prepared(
