@@ -84,7 +84,7 @@ async def _gateway(
         "servingPort": ports[0],
         "healthPort": ports[1],
         "operatorUrl": "",
-        "drainDelay": 1.0,
+        "drainDelay": 4.0,
     }
     config.write_text(json.dumps({**values, **settings}))
     process = _start(plane, config)
@@ -203,12 +203,12 @@ async def test_a_stop_under_load_drops_no_request(plane: ControlPlane, tmp_path:
         stopped = asyncio.Event()
 
         async def client() -> None:
-            """Ask again and again; once the port is closed a load balancer would send nothing more."""
+            """Ask again and again, as a load balancer does until it has seen that the gateway is not ready."""
             while not stopped.is_set():
-                try:
-                    outcomes.append((await gateway.chat("busy"))[0])
-                except aiohttp.ClientConnectorError:
-                    return
+                outcomes.append((await gateway.chat("busy"))[0])
+
+        async def not_ready() -> bool:
+            return not await gateway.ready()
 
         try:
             _pod(plane, "r3", uid, replica)
@@ -217,9 +217,15 @@ async def test_a_stop_under_load_drops_no_request(plane: ControlPlane, tmp_path:
             while len(outcomes) < 50:
                 await asyncio.sleep(0.01)
             gateway.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
+            await _eventually(not_ready)
+            before = len(outcomes)
+            async with asyncio.timeout(30):
+                while len(outcomes) < before + 8:
+                    await asyncio.sleep(0.01)
+            stopped.set()
             await asyncio.gather(*clients)
-            assert len(outcomes) > 50
+            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
+            assert len(outcomes) > before, "what came while it drained was answered too"
             assert set(outcomes) == {200}
         finally:
             stopped.set()
