@@ -213,28 +213,31 @@ class Attempts:
         """
         if not pending.nominated:
             return None
-        later = self.worlds.later
         for size, request in shape.options:
-            acceptable = self.feasibility.acceptable(request)
-            for row in acceptable.nodes.nonzero()[0]:
+            for row in self.feasibility.acceptable(request).nodes.nonzero()[0]:
                 name = self.scene.table.names[int(row)]
-                unseen = _without_observations(later.node(name))
-                devices = pick(unseen, request, acceptable.devices[row], self.policy.overuse_percent)
-                if devices is None:
-                    continue
-                claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
-                if self._quota_fits(later, claim):
-                    self.worlds.hold(claim)
+                if self._hold(pending, ordinal, size, request, name, measured=False):
                     return failure.unmeasured(name, size)
         return None
 
-    def _hold(self, pending: Pending, ordinal: int, size: Size, request: Request, name: str) -> bool:
+    def _hold(
+        self,
+        pending: Pending,
+        ordinal: int,
+        size: Size,
+        request: Request,
+        name: str,
+        *,
+        measured: bool = True,
+    ) -> bool:
+        """Keep room in the later world; without `measured` the ledger alone says what is free."""
         row = self.scene.table.row_of[name]
         acceptable = self.feasibility.acceptable(request)
         if not acceptable.nodes[row]:
             return False
         later = self.worlds.later
-        devices = pick(later.node(name), request, acceptable.devices[row], self.policy.overuse_percent)
+        state = later.node(name) if measured else _without_observations(later.node(name))
+        devices = pick(state, request, acceptable.devices[row], self.policy.overuse_percent)
         if devices is None:
             return False
         claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
