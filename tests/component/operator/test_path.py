@@ -123,6 +123,24 @@ async def test_a_changed_spec_replaces_the_pod(bench: Bench) -> None:
     assert env["LLMOS_MAX_NUM_SEQS"] == "7"
 
 
+async def test_a_spec_edited_while_its_model_loads_leaves_one_pod_of_the_new_spec(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1", devices=1)
+    bench.kubelet.script = lambda _: Script(ready_after=float("inf"))
+    bench.operator()
+    await bench.apply("chat", uri)
+    await bench.until_condition("chat", "ModelLoaded", "False", "Loading")
+    (loading,) = await bench.pods("chat")
+    bench.kubelet.script = lambda _: Script()
+    await bench.apply("chat", uri, context={"maxNumSeqs": 7})
+    await bench.until_phase("chat", "Running")
+    (pod,) = await bench.pods("chat")
+    assert pod["metadata"]["uid"] != loading["metadata"]["uid"]
+    env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+    assert env["LLMOS_MAX_NUM_SEQS"] == "7"
+    assert len(bench.kubelet.started) == 2
+
+
 async def test_replicas_follow_the_spec_and_suspend_gives_everything_back(bench: Bench) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1", devices=3)

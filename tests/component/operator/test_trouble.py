@@ -96,6 +96,22 @@ async def test_a_queue_that_does_not_exist_is_named(bench: Bench) -> None:
     assert "nowhere" in scheduled["message"]
 
 
+async def test_a_namespace_the_queue_does_not_admit_is_told_and_let_in_when_its_label_comes(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1")
+    selector = {"matchLabels": {"llmos.dev/team": "research"}}
+    queue = {"metadata": {"name": "research"}, "spec": {"namespaceSelector": selector}}
+    await bench.port.apply(ports.WORKLOAD_QUEUES, queue, manager="test")
+    bench.operator()
+    await bench.apply("outside", uri, queueName="research")
+    scheduled = await bench.until_condition("outside", "Scheduled", "False", "NamespaceNotAdmitted")
+    assert bench.namespace in scheduled["message"]
+    assert "research" in scheduled["message"]
+    labels = {"metadata": {"labels": {"llmos.dev/team": "research"}}}
+    await bench.port.merge_patch(ports.NAMESPACES, bench.namespace, labels)
+    await bench.until_phase("outside", "Running")
+
+
 async def test_a_missing_secret_is_named_and_found_when_it_comes(bench: Bench) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1")
