@@ -90,12 +90,13 @@ def queue_row(item: Json) -> QueueRow:
 
 
 def _amount(fields: Json | None) -> str:
-    """Return an amount of devices and memory: `3500m gpu, 40Gi`."""
+    """Return an amount of devices and memory for people: `3500m gpu, 40.0 GiB`."""
     parts = []
     if fields and fields.get("gpus") not in {None, ""}:
         parts.append(f"{fields['gpus']} gpu")
-    if fields and fields.get("memory"):
-        parts.append(str(fields["memory"]))
+    memory = render.bytes_of(fields.get("memory")) if fields else None
+    if memory:
+        parts.append(render.size(memory))
     return ", ".join(parts)
 
 

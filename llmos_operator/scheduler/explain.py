@@ -55,7 +55,7 @@ class Explanation:
     message: str
     queue: str
     queue_position: int | None  # 1 is next
-    order: str  # why it stands there: priority, share, waiting time
+    order: str  # why it stands there: priority, share, waiting time; "" when nothing of it waits
     priority: int
     replicas_wanted: int
     replicas_placed: int
@@ -108,6 +108,8 @@ def _order(made: Plan, pending: Pending, now: float) -> str:
         for d in made.decisions.values()
         if d.queue == pending.queue and d.queue_position is not None and d.pending
     ]
+    if not pending.replicas:
+        return ""  # it stands in no queue
     own = made.decisions.get(pending.workload.key)
     position = own.queue_position if own is not None else None
     waited = max(0.0, now - pending.workload.created_at)

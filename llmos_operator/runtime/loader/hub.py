@@ -44,7 +44,7 @@ def download(load: Load, stages: Stages) -> Resolved:
     begin_download(stages, 0)
     try:
         try:
-            planned = snapshot_download(**options, dry_run=True)
+            planned = snapshot_download(**options, tqdm_class=_bar(stages), dry_run=True)
             total = sum(file.file_size or 0 for file in planned if file.will_download)
             begin_download(stages, total)
             folder = snapshot_download(**options, tqdm_class=_bar(stages), max_workers=4)
@@ -82,12 +82,16 @@ def _refusal(error: BaseException, kind: type[Any]) -> Any:
 
 
 def _bar(stages: Stages) -> type[Any]:
-    """Return a tqdm class that feeds bytes to ``stages`` and draws nothing."""
+    """Return a tqdm class that feeds bytes to ``stages`` and draws nothing.
+
+    huggingface_hub keeps two bars of bytes, of what came over the network and of what was written; the second is
+    counted, which begins with what an interrupted download left on the disk.
+    """
     from huggingface_hub.utils import tqdm  # noqa: PLC0415 - only this source needs it
 
     class Bytes(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
-            self._counts = options.get("unit") == "B"
+            self._counts = (options.get("unit"), options.get("name")) == ("B", "huggingface_hub.snapshot_download")
             options["disable"] = True
             super().__init__(*args, **options)
 

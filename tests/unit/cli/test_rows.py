@@ -98,9 +98,9 @@ def test_waiting_workloads_are_told_from_running_suspended_and_finished_ones() -
 
 def test_a_queue_without_nominal_is_unlimited() -> None:
     row = queue.queue_row(
-        {"metadata": {"name": "default"}, "spec": {}, "status": {"usage": {"gpus": "1500m", "memory": "3Gi"}}}
+        {"metadata": {"name": "default"}, "spec": {}, "status": {"usage": {"gpus": "1500m", "memory": "3221225472"}}}
     )
-    assert (row.nominal, row.used, row.weight, row.pending) == ("unlimited", "1500m gpu, 3Gi", 1, 0)
+    assert (row.nominal, row.used, row.weight, row.pending) == ("unlimited", "1500m gpu, 3.0 GiB", 1, 0)
 
 
 def a_node(name: str, *uuids: str, reserved: str = "0") -> dict[str, Any]:
