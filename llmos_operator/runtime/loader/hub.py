@@ -91,7 +91,7 @@ def _bar(stages: Stages) -> type[Any]:
 
     class Bytes(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
-            self._counts = (options.get("unit"), options.get("name")) == ("B", "huggingface_hub.snapshot_download")
+            self._counts = options.get("name") == "huggingface_hub.snapshot_download"
             options["disable"] = True
             super().__init__(*args, **options)
 

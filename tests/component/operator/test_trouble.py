@@ -96,7 +96,9 @@ async def test_a_queue_that_does_not_exist_is_named(bench: Bench) -> None:
     assert "nowhere" in scheduled["message"]
 
 
-async def test_a_namespace_the_queue_does_not_admit_is_told_and_let_in_when_its_label_comes(bench: Bench) -> None:
+async def test_a_namespace_the_queue_does_not_admit_is_told_and_let_in_when_its_label_comes(
+    bench: Bench,
+) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1")
     selector = {"matchLabels": {"llmos.dev/team": "research"}}

@@ -98,7 +98,11 @@ def test_waiting_workloads_are_told_from_running_suspended_and_finished_ones() -
 
 def test_a_queue_without_nominal_is_unlimited() -> None:
     row = queue.queue_row(
-        {"metadata": {"name": "default"}, "spec": {}, "status": {"usage": {"gpus": "1500m", "memory": "3221225472"}}}
+        {
+            "metadata": {"name": "default"},
+            "spec": {},
+            "status": {"usage": {"gpus": "1500m", "memory": "3221225472"}},
+        }
     )
     assert (row.nominal, row.used, row.weight, row.pending) == ("unlimited", "1500m gpu, 3.0 GiB", 1, 0)
 
