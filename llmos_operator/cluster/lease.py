@@ -100,11 +100,17 @@ class LeaderLease:
         log.info("leading", lease=self._settings.name, identity=self.identity, transitions=self.transitions)
 
     async def hold(self) -> None:
-        """Renew until cancelled. Raises :class:`LeaseLost` when the lease is no longer this process's."""
+        """Renew until cancelled. Raises :class:`LeaseLost` when the lease is no longer this process's.
+
+        Renewals begin `retry` seconds after the one before began, so that a slow answer does not delay the next too.
+        """
+        spent = 0.0
         while True:
-            await self._sleep(self._settings.retry if self.leading() else self._settings.retry / 4)
-            was_leading = self.leading()
+            pause = self._settings.retry if self.leading() else self._settings.retry / 4
+            await self._sleep(max(0.0, pause - spent))
+            was_leading, began = self.leading(), self._clock.monotonic()
             await self._attempt(holding=True)
+            spent = self._clock.monotonic() - began
             if was_leading and not self.leading():
                 log.warning("the lease cannot be renewed: not writing")
 

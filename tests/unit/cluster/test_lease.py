@@ -117,6 +117,25 @@ async def test_the_fence_counts_from_when_the_renewal_was_sent() -> None:
     assert not one.leading()
 
 
+async def test_slow_answers_that_come_in_time_never_let_the_fence_fall() -> None:
+    world = World()
+    one = world.contender("one")
+    await one.acquire()
+    replace = world.port.replace
+    led = []
+
+    async def slow(*arguments: object, **options: object) -> object:
+        world.clock.advance(1.9)  # with a full pause after it, the fence would fall at every other renewal
+        led.append(one.leading())
+        return await replace(*arguments, **options)
+
+    world.port.replace = slow
+    await hold_for(one, 12)
+    assert len(led) > 8
+    assert all(led)
+    assert one.lapses == 0
+
+
 async def test_after_an_outage_the_leader_resumes_if_nobody_took_over() -> None:
     world = World()
     one = world.contender("one")
