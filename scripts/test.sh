@@ -47,6 +47,6 @@ if ((${#failed[@]})); then
 fi
 
 status=0
-"$bin/python" -m pytest "${suites[@]}" "$@" || status=$?
+"$bin/python" -m pytest --durations=25 --durations-min=5 "${suites[@]}" "$@" || status=$?
 ((${#failed[@]})) && exit 1
 exit "$status"
