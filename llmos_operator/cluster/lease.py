@@ -3,7 +3,8 @@
 The times that matter are monotonic and our own: another holder's lease counts as expired when its record did not change
 for its duration since we first saw it, and we hold ours only `renew_deadline` seconds from the moment the last
 confirmed renewal was *sent*. `leading()` is that fence: writers ask it right before each write. As renew_deadline is
-below the duration, a leader that cannot renew stops writing before anybody else may start.
+below the duration, a leader that cannot renew stops writing before anybody else may start. What it has in flight at that
+moment is cut off half way between the two (`cluster.fence`).
 
 While the API server is down nobody can take the lease, so the fenced leader waits. When the server is back it resumes
 if the record still is its own, and raises :class:`LeaseLost` if another took it: the process must then end, because
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api import names
 from llmos_operator.clock import Clock, SystemClock
 from llmos_operator.cluster.failures import NotFound
+from llmos_operator.cluster.fence import WriteWindow
 from llmos_operator.cluster.port import LEASES
 from llmos_operator.errors import Conflict, LlmosError
 from llmos_operator.observability.logging import logger
@@ -76,10 +78,16 @@ class LeaderLease:
         self._seen: tuple[str, float] = ("", 0.0)  # resource version of another's record, when first seen
         self._record: Json = {}
         self._read_at = float("-inf")
+        self.writes = WriteWindow(self.leading, self._write_seconds)
 
     def leading(self) -> bool:
         """Return whether writes are allowed right now."""
         return self._clock.monotonic() < self._held_until
+
+    def _write_seconds(self) -> float:
+        """Return for how long a write may be in flight: less than until a takeover, by the time a server may need."""
+        margin = (self._settings.duration - self._settings.renew_deadline) / 2
+        return self._held_until + margin - self._clock.monotonic()
 
     def standing_by(self) -> bool:
         """Return whether another process leads and this one has seen its record lately: ready to take over."""
@@ -119,6 +127,11 @@ class LeaderLease:
         if not self.leading():
             return
         self._held_until = float("-inf")
+        if len(self.writes):
+            # What is cut off may still be carried out: the next leader must not begin before it cannot any more.
+            log.warning("the lease is left to expire", in_flight=len(self.writes))
+            self.writes.moved()
+            return
         try:
             await self._write(holder="")
         except LlmosError as error:
@@ -144,6 +157,7 @@ class LeaderLease:
             return False
         lapsed = holding and not self.leading()  # also if the fence fell only while the answer was on its way
         self._held_until = started + self._settings.renew_deadline
+        self.writes.moved()
         if lapsed:
             self.lapses += 1
             log.warning("the lease had lapsed and is held again", lapses=self.lapses)
@@ -163,6 +177,7 @@ class LeaderLease:
     def _check_still_ours(self) -> None:
         if self._record and self._epoch() != (self.identity, self.transitions):
             self._held_until = float("-inf")
+            self.writes.moved()
             raise LeaseLost(f"the lease is held by {self._holder() or 'nobody'}")
 
     def _may_take(self) -> bool:

@@ -21,6 +21,7 @@ from llmos_operator.clock import SystemClock
 from llmos_operator.cluster import port as ports
 from llmos_operator.cluster.backoff import Curve, KeyedBackoff
 from llmos_operator.cluster.events import EventRecorder
+from llmos_operator.cluster.fence import FencedPort
 from llmos_operator.cluster.lease import LeaderLease, holder_identity
 from llmos_operator.cluster.mirror import Change
 from llmos_operator.cluster.retry import Retrier
@@ -66,7 +67,7 @@ class Assembly:
 
     def __init__(self, port: ClusterPort, settings: OperatorSettings, metrics: OperatorMetrics) -> None:
         """Raises BadSettings for settings that only show to be bad when they are used."""
-        self.port, self.settings, self.metrics = port, settings, metrics
+        self.settings, self.metrics = settings, metrics
         self.clock = SystemClock()
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
@@ -75,25 +76,28 @@ class Assembly:
         self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
         self.heartbeat = Heartbeat(LOOP_LIMIT)
         self.failures: KeyedBackoff[str] = KeyedBackoff(_RESTART, self.rng)
-        self._make_leadership()
+        self._make_leadership(port)
         self._make_writers()
         self._make_watching()
         self._make_actuators()
         self._make_loop()
         self._make_servers()
 
-    def _make_leadership(self) -> None:
+    def _make_leadership(self, port: ClusterPort) -> None:
         settings = self.settings
         self.lease = LeaderLease(
-            self.port,
+            port,
             settings.lease,
             namespace=settings.namespace,
             identity=holder_identity(settings.identity),
             on_regained=self._regained,
         )
+        self.port: ClusterPort = FencedPort(
+            port, self.lease.writes.writing
+        )  # for every part but the lease itself
         self.leadership = Leadership(self.lease, self.store, resumed=self._resume)
         self.retrier = Retrier(self.rng, allowed=self.leadership.may_write)
-        self.label = LeaderLabel(self.port, settings.namespace)
+        self.label = LeaderLabel(port, settings.namespace)  # a standby takes its label off
 
     def _regained(self) -> None:
         self.watching.resync.ask()
