@@ -3,7 +3,8 @@
 A bind counts in the store before its pod is created. After that there are three ways: the create succeeds and the
 answer goes through the mirror into the store like any watch event; it fails for sure and the claim is forgotten; or
 nobody knows (connection lost, timeout), then it stays assumed and the same create is repeated until one of the first
-two is true. Its name is deterministic, so the repetition finds what the first try made.
+two is true. Its name is deterministic, so the repetition finds what the first try made. Repetitions wait longer each time,
+per pod and outside of the write queue's slots: one namespace's broken webhook costs nobody else anything.
 
 Evictions go through the Eviction API with the pod's UID, once per pod: while one is under way the store counts the pod
 as terminating and the planner does not name it again.
@@ -58,9 +59,10 @@ class Executor:
         settings: PodSettings,
         clock: Clock,
         evictions: KeyedBackoff[str],
+        creations: KeyedBackoff[str],
         is_simulated: Callable[[str], bool],
     ) -> None:
-        """`evictions` spaces refused evictions per pod; `is_simulated` says whether a node's devices are simulated."""
+        """`evictions` and `creations` space refused evictions and failed creates per pod; `is_simulated` says whether a node's devices are simulated."""
         self._port = port
         self._store = store
         self._queue = queue
@@ -71,6 +73,7 @@ class Executor:
         self._settings = settings
         self._clock = clock
         self._evictions = evictions
+        self._creations = creations
         self._is_simulated = is_simulated
         self._in_flight: dict[str, int] = {}  # workload -> jobs
         self._doubtful: list[Bind] = []
@@ -119,10 +122,12 @@ class Executor:
             self._try_bind_again(bind, error)
             return
         except LlmosError as error:
+            self._creations.succeed(claim.pod)
             self._store.forget(claim.pod)
             log.warning("pod not created", pod=claim.pod, node=claim.node, error=error)
             self._outcomes.bind_failed(bind, error)
             return
+        self._creations.succeed(claim.pod)
         if not _owned_by(made, workload.uid):
             self._store.forget(claim.pod)
             text = f"a pod {claim.pod} exists that is not the operator's; delete it"
@@ -141,18 +146,40 @@ class Executor:
             text = f"no pod can be built from the spec: {type(error).__name__}: {error}"
             raise Permanent(text, reason=Reason.INVALID_SPEC) from error
 
-    def _try_bind_again(self, bind: Bind, error: Exception) -> None:
-        log.warning("pod creation in doubt, trying again", pod=bind.claim.pod, error=error)
-        self._submit_doubtful(bind)
+    def _try_bind_again(self, bind: Bind, error: Retryable) -> None:
+        now = self._clock.monotonic()
+        wait = self._creations.fail(bind.claim.pod, now, after=error.after) - now
+        log.warning(
+            "pod creation in doubt, trying again", pod=bind.claim.pod, seconds=round(wait, 1), error=error
+        )
+        self._outcomes.bind_delayed(bind, error, wait)
+        self._submit_doubtful(bind, wait)
 
-    def _submit_doubtful(self, bind: Bind) -> None:
-        """Repeat a create whose result is unknown; its claim stays assumed, also while this process may not write."""
-        self._submit(
-            Rank.BIND,
-            f"bind {bind.claim.pod}",
-            bind.workload.key,
-            lambda: self._settle(bind),
-            lambda: self._doubtful.append(bind),
+    def _submit_doubtful(self, bind: Bind, wait: float = 0.0) -> None:
+        """Repeat a create whose result is unknown; its claim stays assumed, also while this process may not write.
+
+        While it waits the workload does not count as being written: its status says why it waits.
+        """
+        key = f"bind {bind.claim.pod}"
+
+        def again() -> None:
+            self._submit(
+                Rank.BIND,
+                key,
+                bind.workload.key,
+                lambda: self._settle(bind),
+                lambda: self._doubtful.append(bind),
+            )
+
+        if wait <= 0.0:
+            again()
+            return
+
+        async def its_time_has_come() -> None:
+            again()
+
+        self._queue.submit_after(
+            wait, Job(Rank.BIND, key, its_time_has_come, lambda: self._doubtful.append(bind))
         )
 
     def resume(self) -> None:
@@ -167,6 +194,7 @@ class Executor:
         held = self._store.pod(claim.pod)
         if held is None or held.uid or held.claim != claim:
             # The watch has shown the pod since; what happened to it after that is not for this bind to mend.
+            self._creations.succeed(claim.pod)
             if held is not None and held.claim == claim:
                 self._outcomes.bound(bind)
             return
@@ -182,10 +210,12 @@ class Executor:
             self._try_bind_again(bind, error)
         except LlmosError as error:
             # Not there; or nobody may tell us, then a pod that exists comes with the watch or the next list.
+            self._creations.succeed(claim.pod)
             self._store.forget(claim.pod)
             if not isinstance(error, NotFound):
                 log.warning("pod creation left in doubt", pod=claim.pod, error=error)
         else:
+            self._creations.succeed(claim.pod)
             self._pods.observe("ADDED", made)
 
     # -- taking away ----------------------------------------------------------------------------------------

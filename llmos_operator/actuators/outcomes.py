@@ -34,6 +34,10 @@ class Outcomes(Protocol):
         """Say that a replica's pod could not be created, for sure; the claim is released."""
         ...
 
+    def bind_delayed(self, bind: Bind, error: Exception, seconds: float) -> None:
+        """Say that it is not known whether a replica's pod was created; it is tried again in ``seconds``."""
+        ...
+
     def evicted(self, evict: Evict) -> None:
         """Say that an eviction was accepted."""
         ...

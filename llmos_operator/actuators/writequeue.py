@@ -1,7 +1,8 @@
 """The one way to the API server for writes: bounded, ordered by rank, fenced.
 
 Decisions are handed over as jobs and carried out while the next cycle already plans. Jobs of a lower rank number go
-first (evictions before binds before status), equal ranks in the order they came. A job with the key of one that still
+first (evictions before binds before status), equal ranks in the order they came. A job that has to be tried again later
+waits outside of the slots (`submit_after`). A job with the key of one that still
 waits replaces it. Right before a job starts, the fence is asked: a former leader's jobs are dropped, not run.
 """
 
@@ -48,7 +49,14 @@ class Job:
 class WriteQueue:
     """Runs jobs, at most ``width`` at a time and never two of one key, while ``allowed()``."""
 
-    def __init__(self, width: int, allowed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        width: int,
+        allowed: Callable[[], bool],
+        *,
+        later: Callable[[float, Callable[[], None]], object] | None = None,
+    ) -> None:
+        """`later` calls a function after so many seconds; the running loop's if not given."""
         self.done = 0
         self.refused = 0  # by the fence
         self._width = width
@@ -56,6 +64,8 @@ class WriteQueue:
         self._heap: list[tuple[int, int, str]] = []  # rank, sequence, key; stale entries are skipped
         self._waiting: dict[str, tuple[int, Job]] = {}
         self._running: set[str] = set()
+        self._delayed: set[int] = set()  # sequences of jobs whose time has not come
+        self._later = later or (lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call))
         self._sequence = itertools.count()
         self._entries = asyncio.Semaphore(0)  # counts entries of the heap
         self._idle = asyncio.Event()
@@ -71,13 +81,27 @@ class WriteQueue:
 
     def submit(self, job: Job) -> None:
         """Queue a job; one of the same key that still waits is replaced."""
+        self._push(job.rank, self._take(job), job.key)
+
+    def submit_after(self, seconds: float, job: Job) -> None:
+        """Queue a job that may start only ``seconds`` from now; it counts as waiting meanwhile but holds no slot."""
+        sequence = self._take(job)
+        self._delayed.add(sequence)
+
+        def due() -> None:
+            self._delayed.discard(sequence)
+            self._push(job.rank, sequence, job.key)
+
+        self._later(seconds, due)
+
+    def _take(self, job: Job) -> int:
         sequence = next(self._sequence)
         replaced = self._waiting.get(job.key)
         if replaced is not None:
             replaced[1].dropped()
         self._waiting[job.key] = (sequence, job)
         self._idle.clear()
-        self._push(job.rank, sequence, job.key)
+        return sequence
 
     def _push(self, rank: int, sequence: int, key: str) -> None:
         heapq.heappush(self._heap, (rank, sequence, key))
@@ -115,7 +139,7 @@ class WriteQueue:
         finally:
             self._running.discard(job.key)
             again = self._waiting.get(job.key)
-            if again is not None:
+            if again is not None and again[0] not in self._delayed:
                 self._push(again[1].rank, again[0], job.key)
             if not len(self):
                 self._idle.set()

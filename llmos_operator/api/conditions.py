@@ -83,6 +83,7 @@ class Reason(StrEnum):
     BACK_OFF = "BackOff"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    POD_NOT_CREATED = "PodNotCreated"
     # Degraded
     QUANTIZATION_DOWNGRADED = "QuantizationDowngraded"
     GPU_UNHEALTHY = "GPUUnhealthy"

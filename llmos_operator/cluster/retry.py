@@ -34,6 +34,7 @@ class RetryPolicy:
 
 
 DEFAULT = RetryPolicy()
+ONCE = RetryPolicy(attempts=1)  # for jobs of the write queue: what waits there does not hold a slot
 
 
 class Retrier:

@@ -24,7 +24,7 @@ from llmos_operator.cluster.events import EventRecorder
 from llmos_operator.cluster.fence import FencedPort
 from llmos_operator.cluster.lease import LeaderLease, holder_identity
 from llmos_operator.cluster.mirror import Change
-from llmos_operator.cluster.retry import Retrier
+from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.control.batcher import Batcher
 from llmos_operator.control.demand import DemandBook
 from llmos_operator.control.feedback import Feedback
@@ -59,6 +59,9 @@ LOOP_LIMIT = 60.0  # seconds without a turn of the loop after which the process 
 _RESTART = Curve(base=5.0, cap=300.0)  # after failures of a workload
 _OBJECT = Curve(base=1.0, cap=60.0)  # after failed writes of one object
 _EVICT = Curve(base=2.0, cap=30.0)
+_CREATE = Curve(
+    base=0.2, cap=10.0
+)  # its claim is held meanwhile, and an API server may be back at any moment
 _INSPECT = Curve(base=5.0, cap=300.0)
 
 
@@ -96,7 +99,7 @@ class Assembly:
             port, self.lease.writes.writing
         )  # for every part but the lease itself
         self.leadership = Leadership(self.lease, self.store, resumed=self._resume)
-        self.retrier = Retrier(self.rng, allowed=self.leadership.may_write)
+        self.retrier = Retrier(self.rng, ONCE, allowed=self.leadership.may_write)
         self.label = LeaderLabel(port, settings.namespace)  # a standby takes its label off
 
     def _regained(self) -> None:
@@ -156,6 +159,7 @@ class Assembly:
             settings=self.pod_settings,
             clock=self.clock,
             evictions=KeyedBackoff(_EVICT, self.rng),
+            creations=KeyedBackoff(_CREATE, self.rng),
             is_simulated=self._is_simulated,
         )
         observer = Observer(self.store, self.records, self.policy, self.clock, self.settings.url_template)

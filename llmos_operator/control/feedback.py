@@ -72,6 +72,8 @@ class Feedback:
         if record is None:
             return
         claim = bind.claim
+        if record.failure is not None and record.failure.reason == Reason.POD_NOT_CREATED:
+            record.failure = None
         record.scores = {**_only(record.scores, record, self._records), claim.pod: bind.score}
         record.estimated_bytes = bind.estimated_bytes or claim.bytes_per_device
         self._metrics.bind_seconds.observe(max(0.0, self._clock.now() - bind.workload.created_at))
@@ -94,6 +96,19 @@ class Feedback:
         )
         self._failures.fail(record.key, self._clock.now())
         self.tell(record, "Warning", Reason.FAILED, f"The pod could not be created: {error}", key=str(reason))
+        self._review(record.key)
+
+    def bind_delayed(self, bind: Bind, error: Exception, seconds: float) -> None:
+        """Say that a replica's pod could not be created yet; its place is kept."""
+        record = self._current(bind.workload.key, bind.workload.uid)
+        if record is None:
+            return
+        text = f"The pod {bind.claim.pod} could not be created yet and is tried again: {error}"
+        record.failure = Failure(
+            Reason.POD_NOT_CREATED, text, self._clock.now(), generation=bind.workload.generation
+        )
+        note = f"{text} (next try in {max(1, round(seconds))} s)"
+        self.tell(record, "Warning", Reason.POD_NOT_CREATED, note, key=bind.claim.pod)
         self._review(record.key)
 
     def evicted(self, evict: Evict) -> None:

@@ -18,7 +18,7 @@ from llmos_operator.cluster.failures import Ambiguous, Forbidden, Invalid
 from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Change, Mirror
 from llmos_operator.cluster.port import MODEL_WORKLOADS, PODS, SECRETS, SERVICES
-from llmos_operator.cluster.retry import Retrier, RetryPolicy
+from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.errors import Permanent, Retryable
 from llmos_operator.scheduler.plan import Bind, Evict, Plan
 from llmos_operator.state import convert
@@ -28,7 +28,7 @@ from tests.support.builders import a_node
 from tests.support.replicas import SETTINGS, a_claim_of, a_manifest, a_work
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.anyio
 
@@ -46,6 +46,10 @@ class Heard:
 
     def bind_failed(self, bind: Bind, error: Exception) -> None:
         self.said.append(f"failed {bind.claim.pod}")
+        self.errors.append(error)
+
+    def bind_delayed(self, bind: Bind, error: Exception, seconds: float) -> None:
+        self.said.append(f"delayed {bind.claim.pod}")
         self.errors.append(error)
 
     def evicted(self, evict: Evict) -> None:
@@ -78,12 +82,12 @@ class Bench:
         self.store.apply_node(node.node)
         self.store.apply_gpu_node(node.gpus)
         self.mirror = Mirror(PODS, self._sink)
-        self.queue = WriteQueue(4, lambda: self.leading)
+        self.delays: list[float] = []
+        self.kept: list[Callable[[], None]] = []  # calls whose time comes when the test says so
+        self.patient = False
+        self.queue = WriteQueue(4, lambda: self.leading, later=self._later)
 
-        async def no_sleep(_: float) -> None:
-            await asyncio.sleep(0)
-
-        retrier = Retrier(Random(1), RetryPolicy(attempts=3), sleep=no_sleep, monotonic=lambda: 0.0)
+        retrier = Retrier(Random(1), ONCE)
         services = Mirror(SERVICES, lambda *_: None)
         support = Support(self.port, retrier, services, ControlTokens(b"k" * 16), "llmos-runtime-control")
         self.executor = Executor(
@@ -97,8 +101,16 @@ class Bench:
             settings=SETTINGS,
             clock=self.clock,
             evictions=KeyedBackoff(Curve(base=2.0, cap=30.0), Random(1)),
+            creations=KeyedBackoff(Curve(base=1.0, cap=8.0), Random(1)),
             is_simulated=lambda _: True,
         )
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.delays.append(seconds)
+        if self.patient:
+            self.kept.append(call)
+        else:
+            asyncio.get_running_loop().call_soon(call)
 
     def _sink(self, change: Change, body: dict[str, Any]) -> None:
         if change is Change.APPLIED:
@@ -207,8 +219,38 @@ async def test_a_create_in_doubt_that_was_done_is_found_not_doubled() -> None:
         bind = bench.bind()
         bench.carry_out(bind)
         await bench.idle()
-        assert bench.pods_created() == 1
-        assert bench.heard.said[0] == f"bound {bind.claim.pod}"
+        assert len([page async for page in bench.port.list_pages(PODS)][0].items) == 1
+        assert f"bound {bind.claim.pod}" in bench.heard.said
+
+
+async def test_creates_that_keep_failing_hold_no_slot_while_they_wait() -> None:
+    async with a_bench() as bench:
+        bench.patient = True
+        failing = bench.bind(name="broken", uid="uid-broken")
+        bench.port.fail("create", "pods", Ambiguous("webhook answered 500"), times=1)
+        bench.carry_out(failing)
+        while not bench.kept:
+            await asyncio.sleep(0)
+        assert not bench.queue._running
+        assert bench.heard.said[0] == f"delayed {failing.claim.pod}"
+        assert not bench.executor.busy(failing.workload.key)  # its status may say so
+        other = bench.bind(1, name="other", uid="uid-other")
+        bench.carry_out(other)
+        while f"bound {other.claim.pod}" not in bench.heard.said:
+            await asyncio.sleep(0)
+        bench.kept.pop()()
+        await bench.idle()
+        assert f"bound {failing.claim.pod}" in bench.heard.said
+
+
+async def test_each_repetition_of_a_create_waits_longer() -> None:
+    async with a_bench() as bench:
+        bench.port.fail("create", "pods", Ambiguous("webhook answered 500"), times=5)
+        bench.carry_out(bench.bind())
+        await bench.idle()
+        assert len(bench.delays) == 5
+        assert bench.delays == sorted(bench.delays)
+        assert bench.delays[-1] > 2 * bench.delays[0]
 
 
 async def test_a_create_in_doubt_of_a_workload_that_is_gone_is_forgotten() -> None:
