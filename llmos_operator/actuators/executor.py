@@ -224,7 +224,11 @@ class Executor:
         now = self._clock.now()
         if not self._evictions.ready(evict.pod_uid, now):
             return False
-        if not self._store.assume_evicted(evict.pod, now + _UNSEEN_GRACE, evict.preemptor):
+        pod = self._store.pod(evict.pod)
+        if pod is None:
+            return False
+        freed_at = now + (0 if evict.force else pod.grace_seconds)
+        if not self._store.assume_evicted(evict.pod, now + _UNSEEN_GRACE, evict.preemptor, freed_at):
             return False
         self._submit(
             Rank.EVICT,

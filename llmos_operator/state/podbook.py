@@ -115,18 +115,22 @@ class PodBook(NodeBook):
         """Return the claims the watch has not shown yet, for a quorum read of those that are overdue."""
         return tuple(self._assumed.values())
 
-    def assume_evicted(self, key: PodKey, grace_ends: float, preemptor: WorkloadKey = "") -> bool:
+    def assume_evicted(
+        self, key: PodKey, grace_ends: float, preemptor: WorkloadKey = "", freed_at: float | None = None
+    ) -> bool:
         """Count a pod as terminating from the moment its eviction is sent, so that it is sent once.
 
         The workload it makes room for is nominated: while it waits it goes before others of its priority, so that
-        nobody takes what was freed for it.
+        nobody takes what was freed for it. `freed_at` is when the pod should be gone by its own grace; `grace_ends`, until
+        when it counts as ending before the watch shows its deletion, may be much later and stands in where it is absent.
         """
         pod = self._pods.get(key)
         if pod is None or pod.phase in {PodPhase.TERMINATING, PodPhase.FINISHED}:
             return False
         self._evicting[key] = grace_ends
         if preemptor:
-            self._nominated[preemptor] = max(grace_ends, self._nominated.get(preemptor, 0.0))
+            ends = grace_ends if freed_at is None else freed_at
+            self._nominated[preemptor] = max(ends, self._nominated.get(preemptor, 0.0))
         self._put_pod(replace(pod, phase=PodPhase.TERMINATING, deletion_at=grace_ends))
         return True
 

@@ -201,6 +201,7 @@ class Pod:
     gpus: int = 0  # requested nvidia.com/gpu
     ready: bool = False
     started_at: float = 0.0  # status.startTime, 0.0 before
+    grace_seconds: int = 30  # spec.terminationGracePeriodSeconds
     deletion_at: float = 0.0  # metadata.deletionTimestamp: when its grace ends; 0.0 if not deleted
     spec_hash: str = ""  # annotation llmos.dev/spec-hash
     failed: bool = False  # phase Failed (FINISHED pods only)

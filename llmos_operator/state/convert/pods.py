@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _WORKLOAD_KIND = "ModelWorkload"
 _CLAIM_VERSION = 1
 _MILLISECONDS = 1000
+_DEFAULT_GRACE = 30  # of the API
+_LONGEST_GRACE = 1 << 31
 # More than any node has. What anybody writes on a pod is cut or refused here, so that sums over all pods of a node stay
 # far inside the int64 the scheduler counts with.
 _MOST = 1 << 50
@@ -57,6 +59,7 @@ def pod(obj: Mapping[str, Any]) -> Pod:
         gpus=gpus,
         ready=condition_true(status, "Ready"),
         started_at=status.parsed("startTime", parse_rfc3339, 0.0),
+        grace_seconds=spec.number("terminationGracePeriodSeconds", _DEFAULT_GRACE, most=_LONGEST_GRACE),
         deletion_at=meta.parsed("deletionTimestamp", parse_rfc3339, 0.0),
         spec_hash=meta.child("annotations").text(names.ANNOTATION_SPEC_HASH),
         failed=phase == "Failed",

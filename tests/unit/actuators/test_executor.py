@@ -49,6 +49,7 @@ class Heard:
         self.errors.append(error)
 
     def bind_delayed(self, bind: Bind, error: Exception, seconds: float) -> None:
+        assert seconds > 0
         self.said.append(f"delayed {bind.claim.pod}")
         self.errors.append(error)
 
@@ -219,7 +220,7 @@ async def test_a_create_in_doubt_that_was_done_is_found_not_doubled() -> None:
         bind = bench.bind()
         bench.carry_out(bind)
         await bench.idle()
-        assert len([page async for page in bench.port.list_pages(PODS)][0].items) == 1
+        assert len((await anext(bench.port.list_pages(PODS))).items) == 1
         assert f"bound {bind.claim.pod}" in bench.heard.said
 
 
@@ -333,6 +334,15 @@ async def test_an_eviction_nominates_whom_it_makes_room_for() -> None:
         bind, uid = await placed(bench)
         bench.carry_out(an_eviction(bind, uid, preemptor="default/urgent"))
         assert "default/urgent" in bench.store.snapshot().nominated
+
+
+async def test_a_nomination_follows_the_grace_of_the_victim() -> None:
+    async with a_bench() as bench:
+        bind, uid = await placed(bench)
+        body = await bench.port.get(PODS, bind.claim.pod.partition("/")[2], namespace="team")
+        grace = body["spec"]["terminationGracePeriodSeconds"]
+        bench.carry_out(an_eviction(bind, uid, preemptor="default/urgent"))
+        assert bench.store.snapshot().nominated["default/urgent"] == bench.clock.now() + grace
 
 
 async def test_an_eviction_is_sent_once_and_the_pod_counts_as_ending() -> None:
