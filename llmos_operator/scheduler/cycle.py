@@ -49,9 +49,7 @@ def plan(
     broken = repairs(snapshot, policy, now)
     outcome.repair(broken)
     for one in broken:  # on its way out: nobody displaces it a second time, its room is counted on
-        pod = snapshot.nodes[one.node].pods[one.pod]
-        if pod.key not in attempts.worlds.leaving:
-            attempts.worlds.leave(pod)
+        attempts.worlds.leave(snapshot.nodes[one.node].pods[one.pod])
     waiting = lines(snapshot, policy, now, attempts.worlds.now.tree)
     outcome.refuse(waiting.refused)
     for pending in waiting.picks(attempts.worlds.now.tree, total_of(attempts.scene.table)):

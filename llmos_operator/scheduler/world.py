@@ -85,7 +85,9 @@ class Worlds:
         return worlds
 
     def leave(self, pod: Pod) -> None:
-        """Let a pod be gone in the later world."""
+        """Let a pod be gone in the later world; once, however often it is said."""
+        if pod.key in self.leaving:
+            return
         self.later.vacate(pod)
         self.leaving[pod.key] = pod
         self.differing.add(pod.node)
