@@ -245,6 +245,47 @@ def test_the_operator_creates_no_secret_but_the_control_token(installed: Control
     assert "creates no Secret but the runtimes' control token" in refused.value.stderr
 
 
+def claimed_pod(name: str, **changes: dict[str, str]) -> dict[str, Any]:
+    """Return a pod with everything the operator relies on, `changes` (labels, annotations) on top."""
+    labels = {"llmos.dev/workload": "chat", "llmos.dev/workload-uid": "u1", "llmos.dev/ordinal": "0"}
+    notes = {"llmos.dev/claim": "{}", "llmos.dev/spec-hash": "abc"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "labels": labels | changes.get("labels", {}),
+            "annotations": notes | changes.get("annotations", {}),
+        },
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }
+
+
+def test_nobody_but_the_operator_writes_the_ledger_on_pods(installed: ControlPlane, namespace: str):
+    wait_for_policy(installed, agent_token(installed, "node-6"))
+    token = installed.kubectl("create", "token", "llmos-operator", "-n", NAMESPACE).strip()
+    as_account(installed, token, "create", "-n", namespace, "-f", "-", body=claimed_pod("held"))
+
+    def refused(*arguments: str, stdin: str = "") -> str:
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            installed.kubectl(*arguments, "-n", namespace, stdin=stdin or None)
+        return str(error.value.stderr)
+
+    theirs = "operator's ledger; nobody else sets or changes them"
+    assert theirs in refused("annotate", "pod", "held", "--overwrite", "llmos.dev/claim=forged")
+    assert theirs in refused("annotate", "pod", "held", "llmos.dev/claim-")
+    assert theirs in refused("annotate", "pod", "held", "--overwrite", "llmos.dev/spec-hash=x")
+    assert theirs in refused("create", "-f", "-", stdin=json.dumps(claimed_pod("forged")))
+    labels = "of a pod are the operator's; nobody else sets or changes them"
+    for label in ("workload=x", "workload-uid=x", "ordinal=7", "role=holder", "leader=true"):
+        assert labels in refused("label", "pod", "held", "--overwrite", f"llmos.dev/{label}")
+
+    installed.kubectl("annotate", "pod", "held", "-n", namespace, "example.com/note=mine")
+    installed.kubectl("label", "pod", "held", "-n", namespace, "team=mine")
+    installed.kubectl("run", "plain", "-n", namespace, "--image=i")
+    installed.kubectl("delete", "pod", "held", "plain", "-n", namespace, "--now")
+
+
 def test_users_roles_reach_the_clusters_own():
     view = find(render(), "ClusterRole", "llmos-view")
     edit = find(render(), "ClusterRole", "llmos-edit")
