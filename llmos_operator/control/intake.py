@@ -135,6 +135,9 @@ class Intake:
         except _UNREADABLE as error:
             self._unreadable("Pod", key, error)
             return
+        if pod.problem:
+            self._metrics.unreadable.labels("Claim").inc()
+            log.warning("the claim on a pod is not believed", pod=key, problem=pod.problem)
         if self._store.apply_pod(pod):
             self._changed()
         # A label is not enough to speak for a workload: the claim proves the owner and its namespace.

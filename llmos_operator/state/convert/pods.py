@@ -2,12 +2,14 @@
 
 The ledger is rebuilt from pods after a restart: `claim_json` and `claim_of` are exact inverses. A claim is believed
 only on a pod whose controlling owner is the workload it names, in the same namespace; on any other pod the annotation
-is ignored and the pod counts by its requests.
+is ignored and the pod counts by its requests. Annotations can be edited, a pod's environment cannot: where the runtime was told
+its devices and memory at creation, that is what it holds, whatever the annotation says by now.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _WORKLOAD_KIND = "ModelWorkload"
+_RUNTIME = "runtime"  # as manifests.container names it
 _CLAIM_VERSION = 1
 _MILLISECONDS = 1000
 _DEFAULT_GRACE = 30  # of the API
@@ -33,7 +36,11 @@ _MOST = 1 << 50
 
 
 def pod(obj: Mapping[str, Any]) -> Pod:
-    """Return a Pod from its JSON. A claim that cannot be read leaves `problem` set and the pod counted as foreign."""
+    """Return a Pod from its JSON.
+
+    A claim that cannot be read leaves `problem` set and the pod counted as foreign; one that contradicts the pod's own
+    environment leaves `problem` set and is corrected.
+    """
     root = Fields(obj)
     meta, spec, status = root.child("metadata"), root.child("spec"), root.child("status")
     key = f"{meta.text('namespace')}/{meta.required('name')}"
@@ -43,7 +50,7 @@ def pod(obj: Mapping[str, Any]) -> Pod:
     annotation = meta.child("annotations").data.get(names.ANNOTATION_CLAIM)
     if annotation is not None:
         try:
-            claim = claim_of(annotation, meta, key, node, (cpu, memory))
+            claim, problem = _as_created(claim_of(annotation, meta, key, node, (cpu, memory)), spec)
         except Permanent as error:
             problem = str(error)
     phase = status.text("phase")
@@ -65,6 +72,35 @@ def pod(obj: Mapping[str, Any]) -> Pod:
         failed=phase == "Failed",
         problem=problem,
     )
+
+
+def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
+    """Return the claim as the runtime was created with it, and what the annotation says otherwise ("": nothing)."""
+    told = _environment(spec)
+    devices, limit = told.get(names.ENV_DEVICES, ""), told.get(names.ENV_MEMORY_LIMIT, "")
+    changes: dict[str, Any] = {}
+    if devices and devices != "void" and tuple(devices.split(",")) != claim.devices:
+        changes["devices"] = tuple(devices.split(","))
+    if devices == "void" and claim.devices:
+        changes["devices"] = ()
+    held = changes.get("devices", claim.devices)
+    if held and limit.isdigit() and min(int(limit), _MOST) != claim.bytes_per_device:
+        changes["bytes_per_device"] = min(int(limit), _MOST)
+    if not changes:
+        return claim, ""
+    wrong = ", ".join(sorted(changes))
+    path = f"metadata.annotations[{names.ANNOTATION_CLAIM}]"
+    return replace(
+        claim, **changes
+    ), f"{path}: {wrong} are not what the pod was created with; that is counted instead"
+
+
+def _environment(spec: Fields) -> dict[str, str]:
+    """Return the literal environment of the runtime container."""
+    for one in (*spec.objects("containers"), *spec.objects("initContainers")):
+        if one.data.get("name") == _RUNTIME:
+            return {e.text("name"): e.text("value") for e in one.objects("env") if not e.has("valueFrom")}
+    return {}
 
 
 def _phase(meta: Fields, phase: str) -> PodPhase:

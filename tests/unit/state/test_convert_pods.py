@@ -168,3 +168,33 @@ def test_requests_beyond_any_node_are_cut_so_that_sums_stay_countable() -> None:
     asked = {"cpu": "9e15", "memory": "7Ei"}
     read = convert.pod(a_pod(containers=[{"name": n, "resources": {"requests": asked}} for n in "abc"]))
     assert (read.cpu_milli, read.memory_bytes) == (1 << 50, 1 << 50)
+
+
+def a_runtime(**env: str) -> list[dict[str, Any]]:
+    return [{"name": "runtime", "env": [{"name": name, "value": value} for name, value in env.items()]}]
+
+
+def test_an_edited_claim_counts_as_the_pod_was_created():
+    """The annotation may be edited; the environment of a pod may not."""
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    forged = json.dumps({**json.loads(convert.claim_json(CLAIM)), "devices": ["GPU-z"], "bytesPerDevice": 1})
+    pod = convert.pod(a_pod(forged, containers=a_runtime(**env)))
+    assert pod.claim is not None
+    assert pod.claim.devices == ("GPU-a", "GPU-b")
+    assert pod.claim.bytes_per_device == 123
+    assert "bytes_per_device, devices are not what the pod was created with" in pod.problem
+
+
+def test_a_runtime_without_devices_claims_none():
+    pod = convert.pod(a_pod(convert.claim_json(CLAIM), containers=a_runtime(**{names.ENV_DEVICES: "void"})))
+    assert pod.claim is not None
+    assert pod.claim.devices == ()
+    assert pod.problem
+
+
+def test_a_claim_that_agrees_with_the_environment_is_no_problem():
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    pod = convert.pod(a_pod(convert.claim_json(CLAIM), containers=a_runtime(**env)))
+    assert pod.problem == ""
+    assert pod.claim is not None
+    assert pod.claim.devices == CLAIM.devices
