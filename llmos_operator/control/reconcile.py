@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.actuators.outcomes import Retire
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
+from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.manifests.observed import Failure, Refusal
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload, WorkloadKind
 
@@ -213,6 +214,12 @@ def _trouble(seen: Situation) -> Refusal | None:
 
 def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, ...]) -> Refusal | None:
     """Return why the workload cannot be accepted under the operator's settings, None if it can."""
+    if carries_credentials(workload.model.uri):  # stored before the API refused it; said without the URI
+        return Refusal(
+            Reason.SOURCE_NOT_ALLOWED,
+            "spec.model.uri: carries a user or password; put the token into a Secret and name it in "
+            "spec.model.secretRef.",
+        )
     scheme, _, rest = workload.model.uri.partition("://")
     if scheme not in SERVED_SCHEMES:
         return Refusal(

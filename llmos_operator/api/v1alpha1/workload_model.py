@@ -25,7 +25,7 @@ _NO_PARENT = Rule(
 )
 _NO_PASSWORD = Rule(
     "!self.matches('^[a-z0-9]+://[^/]*@')",
-    "must not carry a user or password: put credentials into a Secret and name it",
+    "must not carry a user or password: put credentials into a Secret and name it in secretRef",
 )
 
 ModelUri = Annotated[

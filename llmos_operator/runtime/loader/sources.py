@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ def resolve(load: Load, stages: Stages) -> Resolved:
 
     Raises Permanent (ModelNotFound, AccessDenied, UnsupportedScheme, SourceNotAllowed, Corrupted) or Retryable.
     """
+    if carries_credentials(load.uri):
+        # Said without the URI: this goes to logs, Events and the status.
+        raise Permanent(
+            "spec.model.uri carries a user or password: put the token into a Secret and name it in spec.model.secretRef",
+            reason="SourceNotAllowed",
+        )
     scheme, _, rest = load.uri.partition("://") if "://" in load.uri else ("", "", load.uri)
     if scheme == "hf":
         from llmos_operator.runtime.loader.hub import download  # noqa: PLC0415 - one source, one library

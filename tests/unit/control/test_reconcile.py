@@ -183,6 +183,16 @@ def test_sources_are_accepted_as_the_administrator_allows() -> None:
     assert reason("https://Good.example:443/m", hosts=("good.example",)) == ""
 
 
+def test_a_uri_with_credentials_is_refused_without_showing_them() -> None:
+    work = a_work(model={"uri": "https://me:hunter2@good.example/m"})
+    found = reconcile.refusal(work, allow_file=False, allowed_hosts=("good.example", "me"))
+    assert found is not None
+    assert found.message.startswith("spec.model.uri")
+    assert "spec.model.secretRef" in found.message
+    assert "hunter2" not in found.message
+    assert "me:" not in found.message
+
+
 def test_pods_without_a_workload_are_orphans_until_proven_otherwise() -> None:
     work = a_work()
     found = reconcile.orphans((a_pod_of(work), a_pod_of(work, 1, phase=PodPhase.TERMINATING)))

@@ -49,6 +49,13 @@ def test_a_source_that_is_not_served_says_which(tmp_path, uri, reason):
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize("uri", ["https://me:hunter2@host.example/m", "hf://hunter2@org/m", "://hunter2@x"])
+def test_credentials_in_a_uri_are_refused_and_not_shown(uri):
+    with pytest.raises(Permanent, match=r"spec\.model\.uri .* spec\.model\.secretRef") as refused:
+        resolve(Load(uri), stages())
+    assert "hunter2" not in str(refused.value)
+
+
 def test_a_claim_and_an_allowed_path_are_folders(tmp_path):
     (tmp_path / "claim" / "m").mkdir(parents=True)
     assert resolve(Load("pvc://claim/m", pvc_root=str(tmp_path)), stages()).path == tmp_path / "claim" / "m"
