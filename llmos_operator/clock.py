@@ -40,18 +40,23 @@ class FakeClock:
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         self._now = start
+        self._jumped = 0.0
 
     def now(self) -> float:
         """Return the current fake time in seconds since the epoch."""
-        return self._now
+        return self._now + self._jumped
 
     def monotonic(self) -> float:
-        """Return the same fake time: one axis is enough for tests."""
+        """Return the same fake time, but for what :meth:`jump` set the wall clock to."""
         return self._now
 
     def advance(self, seconds: float) -> None:
         """Move time forward (or back, for clock-jump tests) by ``seconds``."""
         self._now += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock forward or back, as NTP or a person does; monotonic time goes on as it did."""
+        self._jumped += seconds
 
 
 def rfc3339(seconds: float) -> str:

@@ -222,7 +222,7 @@ class Executor:
 
     def _take_eviction(self, evict: Evict) -> bool:
         now = self._clock.now()
-        if not self._evictions.ready(evict.pod_uid, now):
+        if not self._evictions.ready(evict.pod_uid, self._clock.monotonic()):
             return False
         pod = self._store.pod(evict.pod)
         if pod is None:
@@ -261,14 +261,14 @@ class Executor:
 
     def _refuse_eviction(self, evict: Evict, error: LlmosError) -> None:
         after = error.after if isinstance(error, Retryable) else 0.0
-        retry_at = self._evictions.fail(evict.pod_uid, self._clock.now(), after=after)
+        retry_at = self._evictions.fail(evict.pod_uid, self._clock.monotonic(), after=after)
         self._store.forget_eviction(evict.pod)
         self._outcomes.eviction_refused(evict, error, retry_at)
 
     def retire(self, retire: Retire) -> bool:
         """Queue the removal of one of our own pods. Returns False if that is under way or must wait."""
         key, now = f"retire {retire.pod}", self._clock.now()
-        if self._queue.holds(key) or not self._evictions.ready(retire.pod_uid, now):
+        if self._queue.holds(key) or not self._evictions.ready(retire.pod_uid, self._clock.monotonic()):
             return False
         if not retire.orphan:
             self._store.assume_evicted(retire.pod, now + _UNSEEN_GRACE)
@@ -283,9 +283,11 @@ class Executor:
 
     async def _retire(self, retire: Retire) -> None:
         namespace, _, name = retire.pod.partition("/")
-        self._evictions.forget_before(self._clock.now() - _REMEMBERED)  # UIDs of pods that are long gone
+        self._evictions.forget_before(
+            self._clock.monotonic() - _REMEMBERED
+        )  # UIDs of pods that are long gone
         # However it ends, it is not sent again at once: the deletion shows in the watch a moment later.
-        self._evictions.fail(retire.pod_uid, self._clock.now())
+        self._evictions.fail(retire.pod_uid, self._clock.monotonic())
         try:
             if retire.orphan and await self._owner_lives(retire):
                 return

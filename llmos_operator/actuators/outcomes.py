@@ -43,7 +43,7 @@ class Outcomes(Protocol):
         ...
 
     def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
-        """Say that a disruption budget refused an eviction for now."""
+        """Say that a disruption budget refused an eviction for now. `retry_at` is monotonic."""
         ...
 
     def retired(self, retire: Retire) -> None:

@@ -126,7 +126,7 @@ class Assembly:
             self.records,
             lambda: self.support,
             self.metrics,
-            now=self.clock.now,
+            now=self.clock.monotonic,
             changed=self.batcher.trigger,
             review=self.review,
             gone=self._gone,

@@ -94,7 +94,7 @@ class Feedback:
         record.failure = Failure(
             str(reason), str(error), self._clock.now(), generation=bind.workload.generation
         )
-        self._failures.fail(record.key, self._clock.now())
+        self._failures.fail(record.key, self._clock.monotonic())
         self.tell(record, "Warning", Reason.FAILED, f"The pod could not be created: {error}", key=str(reason))
         self._review(record.key)
 
@@ -132,7 +132,7 @@ class Feedback:
         self._metrics.evictions.labels(evict.reason.value, "refused").inc()
         record = self._records.get(evict.preemptor)
         if record is not None:
-            wait = max(0, round(retry_at - self._clock.now()))
+            wait = max(0, round(retry_at - self._clock.monotonic()))
             note = f"{evict.pod} cannot be evicted yet, next try in {wait} s: {error}"
             self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=evict.pod)
 

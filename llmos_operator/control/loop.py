@@ -97,7 +97,7 @@ class Loop:
         if record.decision is not None:
             return False
         due = self._planning or self._store.version != self._planned_version
-        return due and self._clock.now() - record.seen_at < FIRST_SECONDS
+        return due and self._clock.monotonic() - record.seen_at < FIRST_SECONDS
 
     async def run(self) -> None:
         """Turn until cancelled."""
@@ -110,23 +110,23 @@ class Loop:
     def _pause(self) -> float:
         """Return the seconds until something is due without any event."""
         due = self._reviewer.next_due()
-        return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(0.05, due - self._clock.now()))
+        return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(0.05, due - self._clock.monotonic()))
 
     async def cycle(self) -> None:
         """Review what changed, plan if a decision could differ, hand the plan over."""
         now = self._clock.now()
-        self._dirty.update(self._reviewer.due(now))
+        self._dirty.update(self._reviewer.due(self._clock.monotonic()))
         dirty, self._dirty = self._dirty, set()
         for count, key in enumerate(dirty, 1):
             self._review(key)
             if count % BREATH == 0:
                 await asyncio.sleep(0)  # a sweep over thousands must not hold up lease and probes
-        if not self._worth_planning(now):
+        if not self._worth_planning(self._clock.monotonic()):
             return
         self.cycles += 1
         with context(cycle=self.cycles):
             snapshot = self._store.snapshot()
-            self._planned_version, self._planned_at = snapshot.version, now
+            self._planned_version, self._planned_at = snapshot.version, self._clock.monotonic()
             plan = await self._plan(snapshot, now)
             # What an interrupted plan did not come to is looked at with the next change, or after a pause: were it at
             # once, a plan that never ends in time would be made without end.

@@ -94,13 +94,13 @@ class Profiles:
         status = self._known.get(profile_name(uri, revision))
         if status is not None and status.shape is not None:
             return None
-        if model not in self._open and self._backoff.ready(model, self._clock.now()):
+        if model not in self._open and self._backoff.ready(model, self._clock.monotonic()):
             self._open.add(model)
             self._queue.put_nowait(model)
         return self._refused.get(model)
 
     def retry_at(self, uri: str, revision: str) -> float:
-        """Return when a failed inspection may be tried again (epoch seconds); 0.0 if it has not failed."""
+        """Return when a failed inspection may be tried again (monotonic seconds); 0.0 if it has not failed."""
         return self._backoff.ready_at((uri, revision))
 
     async def run(self) -> None:
@@ -143,7 +143,7 @@ class Profiles:
         except ValueError:
             known = Reason.DOWNLOAD_FAILED
         self._metrics.inspections.labels(known.value).inc()
-        self._backoff.fail(model, self._clock.now(), after=after)
+        self._backoff.fail(model, self._clock.monotonic(), after=after)
         refusal = Refusal(known, message)
         self._refused[model] = refusal
         log.warning(

@@ -255,9 +255,17 @@ def unsupported(workload: Workload) -> str:
 
 
 def hold(
-    workload: Workload, blocked: Refusal | None, failure: Failure | None, *, permanent: bool, retry_at: float
+    workload: Workload,
+    blocked: Refusal | None,
+    failure: Failure | None,
+    *,
+    permanent: bool,
+    backing_off: bool,
 ) -> Hold | None:
-    """Return why no new replica may be started, None if one may. Times are epoch seconds."""
+    """Return why no new replica may be started, None if one may.
+
+    A hold has no end of its own: the review that comes when the back-off is over, by a clock that does not jump, lifts it.
+    """
     generation = workload.generation
     if blocked is not None:
         return Hold(blocked.reason, blocked.message, math.inf, generation)
@@ -270,8 +278,8 @@ def hold(
         return Hold(
             _reason(failure), f"{failure.message} Change the spec to try again.", math.inf, generation
         )
-    if retry_at > 0.0:
-        return Hold(Reason.BACK_OFF, f"Waiting after a failure: {failure.message}", retry_at, generation)
+    if backing_off:
+        return Hold(Reason.BACK_OFF, f"Waiting after a failure: {failure.message}", math.inf, generation)
     return None
 
 

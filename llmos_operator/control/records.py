@@ -29,7 +29,7 @@ class Record:
     key: str
     uid: str
     generation: int
-    seen_at: float  # epoch seconds of its first event here
+    seen_at: float  # monotonic seconds of its first event here
     stub: Workload  # the workload as last understood; before that, its name only
     status: Json = field(default_factory=dict)  # as it stands in the API
     invalid: Refusal | None = None  # the spec cannot be read

@@ -70,17 +70,17 @@ class Reviewer:
         self._sources = sources
         self._clock = clock
         self._scaled: dict[str, tuple[str, scaling.Memory]] = {}  # key -> UID, memory
-        self._timed: dict[str, float] = {}  # key -> epoch seconds when it must be looked at again
+        self._timed: dict[str, float] = {}  # key -> monotonic seconds when it must be looked at again
 
     def due(self, now: float) -> list[str]:
-        """Return workloads whose time to be looked at again has come."""
+        """Return workloads whose time to be looked at again has come at ``now`` (monotonic)."""
         keys = [key for key, at in self._timed.items() if at <= now]
         for key in keys:
             del self._timed[key]
         return keys
 
     def next_due(self) -> float | None:
-        """Return when :meth:`due` will next return something (epoch seconds)."""
+        """Return when :meth:`due` will next return something (monotonic seconds)."""
         return min(self._timed.values(), default=None)
 
     def forget(self, record: Record) -> None:
@@ -111,9 +111,9 @@ class Reviewer:
                 reports=self._records.reports_of(record.uid),
             )
         )
-        self._take_failures(record, workload, ruling, now)
+        self._take_failures(record, workload, ruling)
         record.trouble = ruling.trouble or self._service_trouble(record)
-        self._hold(record, workload, now)
+        self._hold(record, workload)
         for retire in ruling.retire:
             self._executor.retire(retire)
         self._ensure_service(record, workload)
@@ -136,7 +136,7 @@ class Reviewer:
         self._store.set_replicas(record.key, memory.wanted)
         # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
         if memory.wanted or self._store.pods_of(record.uid):
-            self._look_again(record.key, now + 1.0)
+            self._look_again(record.key, self._clock.monotonic() + 1.0)
 
     def _demand_for(self, record: Record, now: float) -> Demand:
         told = self._demand.demand(record.key, now)
@@ -154,18 +154,18 @@ class Reviewer:
 
     # -- failures -------------------------------------------------------------------------------------------
 
-    def _take_failures(self, record: Record, workload: Workload, ruling: Ruling, now: float) -> None:
+    def _take_failures(self, record: Record, workload: Workload, ruling: Ruling) -> None:
         for failed in ruling.failed:
             if failed.event not in record.counted:
                 record.counted.add(failed.event)
-                self._count(record, workload, failed, now)
+                self._count(record, workload, failed)
         if ruling.recovered and (record.failure is not None or record.preemption is not None):
             record.failure = record.preemption = None
             record.permanent = False
             record.counted.clear()
             self._failures.succeed(record.key)
 
-    def _count(self, record: Record, workload: Workload, failed: FailedReplica, now: float) -> None:
+    def _count(self, record: Record, workload: Workload, failed: FailedReplica) -> None:
         record.failure = failed.failure
         record.permanent = failed.permanent
         log.warning(
@@ -177,7 +177,7 @@ class Reviewer:
         )
         note = failed.failure.message
         if failed.retired and not failed.permanent:
-            self._failures.fail(record.key, now)
+            self._failures.fail(record.key, self._clock.monotonic())
         shortage = failed.shortage
         if shortage is not None and workload.memory_bytes is not None:
             note += " spec.resources.memory replaces the operator's estimate: raise or remove it."
@@ -195,7 +195,7 @@ class Reviewer:
             return
         self._feedback.tell(record, "Warning", Reason.FAILED, note, key=failed.event)
 
-    def _hold(self, record: Record, workload: Workload, now: float) -> None:
+    def _hold(self, record: Record, workload: Workload) -> None:
         """Keep new replicas back while they cannot start, or lift that."""
         blocked = reconcile.refusal(
             workload, allow_file=self._sources.allow_file, allowed_hosts=self._sources.allowed_hosts
@@ -203,13 +203,13 @@ class Reviewer:
         if blocked is None and workload.kind is WorkloadKind.INFERENCE:
             blocked = self._inspection(workload)
         record.uninspectable = blocked
-        retry_at = self._failures.ready_at(record.key)
+        now, retry_at = self._clock.monotonic(), self._failures.ready_at(record.key)
         hold = reconcile.hold(
             workload,
             blocked,
             record.failure,
             permanent=record.permanent,
-            retry_at=retry_at if retry_at > now else 0.0,
+            backing_off=retry_at > now,
         )
         self._store.set_hold(record.key, hold)
         if hold is not None and retry_at > now:
@@ -220,7 +220,7 @@ class Reviewer:
         refusal = self._profiles.want(uri, revision)
         if refusal is not None:
             # While it is being inspected again that time is past.
-            soon = self._clock.now() + 1.0
+            soon = self._clock.monotonic() + 1.0
             self._look_again(workload.key, max(soon, self._profiles.retry_at(uri, revision)))
         if refusal is None or (workload.memory_bytes is not None and refusal.reason not in _UNSAFE):
             return None
@@ -245,7 +245,7 @@ class Reviewer:
         key = f"service {record.key}"
         if not self._store.pods_of(record.uid) or self._queue.holds(key):
             return
-        if not self._failures.ready(key, self._clock.now()):
+        if not self._failures.ready(key, self._clock.monotonic()):
             return
         self._queue.submit(Job(Rank.SUPPORT, key, lambda: self._make_service(record, workload)))
 
@@ -254,7 +254,7 @@ class Reviewer:
         try:
             await self._support.ensure_service(workload)
         except LlmosError as error:
-            self._look_again(record.key, self._failures.fail(key, self._clock.now()))
+            self._look_again(record.key, self._failures.fail(key, self._clock.monotonic()))
             log.warning("service not made", workload=record.key, error=error)
             if isinstance(error, Permanent) and error.reason == Reason.NAME_TAKEN:
                 record.trouble = Refusal(Reason.NAME_TAKEN, str(error))

@@ -373,6 +373,20 @@ async def test_a_disruption_budget_is_honoured_and_asked_again_later() -> None:
         assert f"evicted {bind.claim.pod}" in bench.heard.said
 
 
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+async def test_a_jump_of_the_wall_clock_neither_storms_nor_stalls(jump: float) -> None:
+    async with a_bench() as bench:
+        bind, uid = await placed(bench)
+        bench.port.disruptions_allowed[bind.claim.pod] = 0
+        bench.carry_out(an_eviction(bind, uid))
+        await bench.idle()
+        bench.clock.jump(jump)
+        assert bench.carry_out(an_eviction(bind, uid)) == 0  # its wait is not over
+        bench.clock.advance(60)
+        assert bench.carry_out(an_eviction(bind, uid)) == 1  # now it is
+        await bench.idle()
+
+
 async def test_another_pod_under_the_victims_name_is_not_evicted() -> None:
     async with a_bench() as bench:
         bind, _ = await placed(bench)

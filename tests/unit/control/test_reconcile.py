@@ -150,22 +150,22 @@ def test_a_missing_secret_is_read_off_the_kubelets_complaint() -> None:
 def test_a_hold_lasts_as_long_as_its_cause() -> None:
     work = a_work()
     failure = Failure("Corrupted", "digest", NOW, generation=1)
-    assert reconcile.hold(work, None, None, permanent=False, retry_at=0.0) is None
-    assert reconcile.hold(work, None, failure, permanent=True, retry_at=0.0).until == math.inf
-    assert reconcile.hold(work, None, failure, permanent=False, retry_at=NOW + 9).until == NOW + 9
-    assert reconcile.hold(work, None, failure, permanent=False, retry_at=0.0) is None
+    assert reconcile.hold(work, None, None, permanent=False, backing_off=False) is None
+    assert reconcile.hold(work, None, failure, permanent=True, backing_off=False).until == math.inf
+    assert reconcile.hold(work, None, failure, permanent=False, backing_off=True).until == math.inf
+    assert reconcile.hold(work, None, failure, permanent=False, backing_off=False) is None
 
 
 def test_a_new_spec_lifts_the_hold_of_the_old_one() -> None:
     failure = Failure("Corrupted", "digest", NOW, generation=1)
     changed = replace(a_work(), generation=2)
-    assert reconcile.hold(changed, None, failure, permanent=True, retry_at=0.0) is None
+    assert reconcile.hold(changed, None, failure, permanent=True, backing_off=False) is None
 
 
 def test_a_refusal_comes_before_everything() -> None:
     refusal = Refusal(Reason.MODEL_NOT_FOUND, "no such model")
     assert (
-        reconcile.hold(a_work(), refusal, None, permanent=False, retry_at=0.0).reason
+        reconcile.hold(a_work(), refusal, None, permanent=False, backing_off=False).reason
         is Reason.MODEL_NOT_FOUND
     )
 
