@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from llmos_operator.api.telemetry import DemandBatch
-from llmos_operator.control.identity import NODE_EXTRA, Identities, account
+from llmos_operator.control.identity import NODE_EXTRA, Identities, TooManyTokens, account
 from llmos_operator.errors import LlmosError
 from llmos_operator.observability.logging import logger
 from llmos_operator.telemetry.ingest import MAX_BODY, BadBatch, Ingest
@@ -108,7 +108,7 @@ class IngestServer:
         return web.Response(status=HTTPStatus.NO_CONTENT)
 
     async def _sender(self, request: web.Request, wanted: str) -> TokenIdentity:
-        """Return the sender's identity; answers 401, 403 or 503 otherwise, before the body is read."""
+        """Return the sender's identity; answers 401, 403, 429 or 503 otherwise, before the body is read."""
         if not self._leading():
             raise web.HTTPServiceUnavailable(text="not the leader\n", headers={"Retry-After": "1"})
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -117,7 +117,10 @@ class IngestServer:
                 text="a ServiceAccount token is needed\n", headers={"WWW-Authenticate": "Bearer"}
             )
         try:
-            identity = await self._identities.identify(token.strip())
+            identity = await self._identities.identify(token.strip(), request.remote or "")
+        except TooManyTokens as error:
+            answer = web.HTTPTooManyRequests if error.of_source else web.HTTPServiceUnavailable
+            raise answer(text=f"{error}\n", headers={"Retry-After": "2"}) from error
         except LlmosError as error:
             log.warning("token not reviewed", error=error)
             raise web.HTTPServiceUnavailable(
