@@ -185,6 +185,7 @@ class Assembly:
             KeyedBackoff(_INSPECT, self.rng),
             may_write=self.leadership.may_write,
             failed=lambda model, _: self._review_users_of(model),
+            used=lambda: {(r.stub.model.uri, r.stub.model.revision) for r in self.records},
         )
         self.reviewer = Reviewer(
             store=self.store,

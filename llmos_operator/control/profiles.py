@@ -45,6 +45,7 @@ Model = tuple[str, str]  # URI, revision
 _FORMATS = (WeightFormat.BF16, WeightFormat.INT8, WeightFormat.INT4)
 _WORTH_WRITING = 50  # thousandths: a measurement must differ by 5 % to be written
 _WORKERS = 4
+_FORGET_SECONDS = 60.0
 
 
 class Profiles:
@@ -61,8 +62,9 @@ class Profiles:
         *,
         may_write: Callable[[], bool],
         failed: Callable[[Model, Refusal | None], None],
+        used: Callable[[], set[Model]],
     ) -> None:
-        """`failed` is told why a model cannot be inspected, None when it could after all."""
+        """`failed` is told why a model cannot be inspected, None if it could; `used` tells models of workloads."""
         self._port = port
         self._inspector = inspector
         self._mirror = mirror
@@ -71,6 +73,7 @@ class Profiles:
         self._backoff = backoff
         self._may_write = may_write
         self._failed = failed
+        self._used = used
         self._known: dict[str, ModelProfileStatus] = {}  # by profile name
         self._queue: asyncio.Queue[Model] = asyncio.Queue()
         self._open: set[Model] = set()
@@ -108,6 +111,20 @@ class Profiles:
         async with asyncio.TaskGroup() as group:
             for index in range(_WORKERS):
                 group.create_task(self._work(), name=f"inspect-{index}")
+            group.create_task(self._forget_now_and_then(), name="forget-models")
+
+    async def _forget_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_FORGET_SECONDS)
+            self.forget_unused()
+
+    def forget_unused(self) -> None:
+        """Drop refusals, back-offs and locks of models no workload refers to any more: they would pile up."""
+        used = self._used() | self._open
+        self._backoff.keep_only(used)
+        self._refused = {model: why for model, why in self._refused.items() if model in used}
+        named = {profile_name(*model) for model in used}
+        self._writing = {name: lock for name, lock in self._writing.items() if name in named or lock.locked()}
 
     async def _work(self) -> None:
         while True:
