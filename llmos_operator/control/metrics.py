@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from llmos_operator.api.conditions import Reason
 from llmos_operator.observability.metrics import DECISION_BUCKETS, LOAD_BUCKETS, REQUEST_BUCKETS, WAIT_BUCKETS
 
 if TYPE_CHECKING:
@@ -152,6 +153,13 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+
+        # A label value that first shows with a count of its own has no increase Prometheus could see.
+        for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
+            for result in ("accepted", "refused"):
+                self.evictions.labels(reason.value, result)
+        for result in ("accepted", "late"):
+            self.telemetry.labels(result)
 
     def observe_request(self, verb: str, plural: str, status: int, seconds: float) -> None:
         """Count one API request; watches count when they open."""
