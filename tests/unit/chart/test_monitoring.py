@@ -7,27 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
-
 import pytest
 import yaml
 
-from llmos_operator.api.telemetry import Verdict
-from llmos_operator.control.metrics import OperatorMetrics
-from llmos_operator.gateway.metrics import Metrics as GatewayMetrics
-from llmos_operator.observability.metrics import new_registry
-from llmos_operator.runtime.ipc.client import EngineStatus
-from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
-from llmos_operator.telemetry.collector import Figures
-from llmos_operator.telemetry.figures import FIGURES
-from llmos_operator.telemetry.health import DeviceHealth, Reason
-from llmos_operator.telemetry.metrics import LABELS, AgentMetrics, CollectorMetrics, DeviceMetrics, DeviceView
-from llmos_operator.telemetry.sample import DeviceInfo, Sample
 from scripts.chart import CHART
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+from scripts.metrics import catalogue
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # What Prometheus adds to every series of the chart's monitors: the node by relabelling, the rest by itself. The
@@ -38,49 +22,14 @@ _LABEL = re.compile(r"([a-z_]+)\s*(?:=~|!~|!=|=)")
 _GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
 
 
-def _registries() -> list[CollectorRegistry]:
-    operator, agent, gateway, runtime = (
-        new_registry(name) for name in ("operator", "agent", "gateway", "runtime")
-    )
-    OperatorMetrics(operator)
-    GatewayMetrics(gateway)
-    AgentMetrics(agent)
-    agent.register(CollectorMetrics(Figures(), lambda: 0))
-    device = DeviceMetrics("node")
-    health = DeviceHealth(strength=((next(iter(Reason)), Verdict.UNHEALTHY),))
-    device.show(
-        [DeviceView(DeviceInfo("GPU-1", 0), health, Sample("GPU-1", 0.0, clock_reasons=frozenset()), ())]
-    )
-    agent.register(device)
-    RequestMetrics(runtime, "model")
-    info: Any = SimpleNamespace(
-        kv_block_tokens=16,
-        kv_blocks=1,
-        format="bf16",
-        digest="",
-        architecture="",
-        stage_seconds=[("Loading", 1.0)],
-        load_path="cold",
-    )
-    admission: Any = SimpleNamespace(rejected=0, expected_wait=lambda: 0.0)
-    runtime.register(EngineCollector("model", lambda: EngineStatus(info=info), admission, 1))
-    return [operator, agent, gateway, runtime]
-
-
 def exposed() -> dict[str, set[str]]:
     """Return the labels of every series name that some process can expose."""
-    found: dict[str, set[str]] = {}
-    for figure in FIGURES:
-        found.setdefault(figure.name, set()).update(LABELS, figure.labels)
-    for registry in _registries():
-        for name, collector in registry._names_to_collectors.items():
-            found.setdefault(name, set()).update(getattr(collector, "_labelnames", ()))
-        for family in registry.collect():
-            for sample in family.samples:
-                found.setdefault(sample.name, set()).update(sample.labels)
-    for name in [name for name in found if name.startswith(("llmos_runtime_", "vllm:"))]:
-        found[name].add("workload")
-    return found
+    return {
+        series: set(metric.labels) | ({"workload"} if process == "runtime" else set())
+        for process, metrics in catalogue().items()
+        for metric in metrics
+        for series in metric.series()
+    }
 
 
 EXPOSED = exposed()
