@@ -148,11 +148,13 @@ def _use(lab: Workspace, prometheus: Prometheus, spent: list[int]) -> None:
         )
 
     lab.wait("traffic to show", counted, 60)
-    # The last answer is told by the scrape after it.
-    told = "sum(llmos_gateway_tokens_total)"
-    lab.wait(
-        "the last answer to show", lambda: float(prometheus.query(told)[0]["value"][1]) >= sum(spent), 15
-    )
+
+    # The last answer is told by a scrape after it.
+    def told() -> bool:
+        queries = (GATEWAY_TOKENS, RUNTIME_TOKENS)
+        return all(float(prometheus.query(query)[0]["value"][1]) >= sum(spent) for query in queries)
+
+    lab.wait("the last answer to show", told, 30)
 
 
 def _ask(url: str, spent: list[int]) -> bool:
