@@ -16,7 +16,7 @@ import yaml
 from llmos_operator.api import names
 from scripts.metrics import catalogue
 from tests.support.chart import CHART, find, render
-from tests.support.prometheus import Prometheus, running
+from tests.support.prometheus import Prometheus, promtool, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -241,6 +241,15 @@ def test_what_is_scraped_is_in_the_catalogue(prometheus: Prometheus):
         if name.startswith(("llmos_", "vllm:")) and not name.endswith("_created")
     }
     assert strangers - known == {"llmos_build_info"}
+
+
+def test_promtool_has_nothing_against_what_is_served(prometheus: Prometheus):
+    for target in prometheus.targets():
+        with urllib.request.urlopen(target["scrapeUrl"], timeout=10) as response:  # noqa: S310 - a target's own
+            _, complaints = promtool("check", "metrics", stdin=response.read().decode())
+        # vLLM's names have a colon, and its gauges of 0 to 1 are called a percentage; both are what clients look for.
+        ours = [line for line in complaints.splitlines() if not line.startswith("vllm:")]
+        assert not ours, target["labels"]["job"]
 
 
 @pytest.mark.parametrize("place", PANELS)

@@ -34,11 +34,10 @@ def program(name: str) -> Path:
         raise
 
 
-def promtool(*arguments: str, cwd: Path) -> tuple[int, str]:
+def promtool(*arguments: str, cwd: Path | None = None, stdin: str = "") -> tuple[int, str]:
     """Run promtool; return its exit status and everything it wrote."""
-    done = subprocess.run(
-        [str(program("promtool")), *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    command = [str(program("promtool")), *arguments]
+    done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
