@@ -36,8 +36,13 @@ binaries: venv ## Control-plane binaries for the local cluster, found, downloade
 models: venv ## The demo's models, converted once into the user's cache
 	@$(PY) -m llmos_operator.runtime.formats.prepare --out "$(MODELS)"
 
+.PHONY: prometheus
+prometheus: venv ## prometheus and promtool, from PATH or the distribution's package, unpacked into the user's cache
+	@$(PY) -m scripts.prometheus
+
 .PHONY: artifacts
 artifacts: binaries models
+	@$(MAKE) prometheus || echo "without it the tests of rules and dashboards fail, and only they"
 
 .PHONY: lock
 lock: venv ## Resolve requirements/*.lock again (UPGRADE=1 takes newer versions)

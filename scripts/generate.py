@@ -16,6 +16,7 @@ GENERATORS = (
     "llmos_operator.telemetry.reference",
     "scripts.chart",
     "scripts.dashboards",
+    "scripts.metrics",
     "scripts.reference",
 )
 

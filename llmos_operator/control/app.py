@@ -17,6 +17,8 @@ from llmos_operator.cluster.credentials import BadCredentials
 from llmos_operator.cluster.transport import connect
 from llmos_operator.control.assembly import Assembly
 from llmos_operator.control.metrics import OperatorMetrics
+from llmos_operator.control.standing import SECONDS as STANDING_SECONDS
+from llmos_operator.control.standing import Standing
 from llmos_operator.control.watching import KOPF_KINDS
 from llmos_operator.errors import LlmosError
 from llmos_operator.observability import logging as logs
@@ -169,6 +171,7 @@ class Operator:
                 ("profiles", parts.profiles.run()),
                 ("summaries", parts.summaries.run()),
                 ("gauges", self._gauges()),
+                ("standing", self._standing()),
                 ("kopf", self._kopf.run()),
             ):
                 group.create_task(work, name=name)
@@ -194,6 +197,15 @@ class Operator:
             for record in parts.records:
                 metrics.workloads.labels(str(record.status.get("phase") or "New")).inc()
             await asyncio.sleep(1.0)
+
+    async def _standing(self) -> None:
+        """Show what the store as a whole says, while it is complete."""
+        parts = self._parts
+        standing = Standing(parts.metrics, overuse_percent=parts.policy.overuse_percent)
+        while True:
+            if parts.leadership.may_act():
+                standing.show(parts.store.snapshot(), parts.clock.now(), parts.clock.monotonic())
+            await asyncio.sleep(STANDING_SECONDS)
 
     async def _wind_down(self) -> None:
         """Finish what is under way and hand over."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from llmos_operator.api.conditions import Reason
 from llmos_operator.observability.metrics import DECISION_BUCKETS, LOAD_BUCKETS, REQUEST_BUCKETS, WAIT_BUCKETS
 
 if TYPE_CHECKING:
@@ -104,6 +105,42 @@ class OperatorMetrics:
             ["reason"],
             registry=registry,
         )
+        self.waiting = Gauge(
+            "llmos_operator_waiting_workloads",
+            "Workloads with a replica that has no place, by queue.",
+            ["queue"],
+            registry=registry,
+        )
+        self.waiting_since = Gauge(
+            "llmos_operator_waiting_since_timestamp_seconds",
+            "When the workload that waits longest began to wait, by queue; absent where none waits.",
+            ["queue"],
+            registry=registry,
+        )
+        self.telemetry_at = Gauge(
+            "llmos_operator_telemetry_timestamp_seconds",
+            "When the last telemetry of a node was taken, or when the node became known.",
+            ["node"],
+            registry=registry,
+        )
+        self.unreserved = Gauge(
+            "llmos_operator_unreserved_bytes",
+            "Device memory observed in use beyond what the ledger reserves, by node.",
+            ["node"],
+            registry=registry,
+        )
+        self.overused = Gauge(
+            "llmos_operator_overused_devices",
+            "Devices that take no new work because far more is in use than reserved, by node.",
+            ["node"],
+            registry=registry,
+        )
+        self.gpu_seconds = Counter(
+            "llmos_operator_gpu_seconds_total",
+            "Devices held, times seconds; a shared device counts by the part that is held, as quota does.",
+            ["namespace", "workload", "queue"],
+            registry=registry,
+        )
         self.inspections = Counter(
             "llmos_operator_inspections_total",
             "Inspections of models by result.",
@@ -116,6 +153,13 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+
+        # A label value that first shows with a count of its own has no increase Prometheus could see.
+        for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
+            for result in ("accepted", "refused"):
+                self.evictions.labels(reason.value, result)
+        for result in ("accepted", "late"):
+            self.telemetry.labels(result)
 
     def observe_request(self, verb: str, plural: str, status: int, seconds: float) -> None:
         """Count one API request; watches count when they open."""

@@ -105,7 +105,7 @@ class Dispatcher:
         ticket = _Ticket(tenant, asyncio.get_running_loop().create_future())
         room = self._enter(route, ticket)
         began = self.monotonic()
-        self.metrics.held.labels(*labels).inc()
+        self.metrics.hold(lead.key)
         self.on_hold()
         self._pump(room)
         how = "gone"

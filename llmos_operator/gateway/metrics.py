@@ -85,6 +85,15 @@ class Metrics:
             self.hold_ended, self.retries, self.upstream_errors, self.client_gone, self.tokens,
         ]  # fmt: skip
 
+        for result in ("sent", "failed"):
+            self.reports.labels(result)
+
+    def hold(self, key: WorkloadKey) -> None:
+        """Count a request that begins to be held, and show its possible ends at 0 before one comes about."""
+        self.held.labels(*key).inc()
+        for how in ("served", "timeout"):
+            self.hold_ended.labels(*key, how)
+
     def forget(self, key: WorkloadKey) -> None:
         """Drop the series of a deleted workload."""
         for metric in self._by_workload:

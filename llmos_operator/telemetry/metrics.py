@@ -1,7 +1,7 @@
 """The agent's Prometheus metrics: devices from the latest samples, and the agent about itself.
 
 Device series are made at scrape time from the last view of the node, so that a second without a scrape costs nothing
-and a device that is gone leaves no series behind. `telemetry.reference` writes the table in docs/ from the same data.
+and a device that is gone leaves no series behind. docs/reference/metrics.md is made from the same data.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ FLEET = Board(
                     "Agents heard",
                     "Agents whose telemetry the operator took in the last minute.",
                     "short",
-                    'count(time() - llmos_agent_last_publish_timestamp_seconds{receiver="operator", node=~"$node"} < 60)',
+                    'count(time() - max by (node) (llmos_operator_telemetry_timestamp_seconds{node=~"$node"}) < 60)',
                 ),
             ),
         ),
@@ -111,6 +111,20 @@ FLEET = Board(
                     "ECC errors in the last hour.",
                     "short",
                     {f"sum by (node, gpu) (increase(llmos_gpu_ecc_errors_total{_GPU}[1h]))": _DEVICE},
+                ),
+                Panel(
+                    "Use beyond the ledger",
+                    "Device memory in use that no reservation covers.",
+                    "bytes",
+                    {'max by (node) (llmos_operator_unreserved_bytes{node=~"$node"})': "{{node}}"},
+                ),
+                Panel(
+                    "Silence",
+                    "Time since the operator took a node's telemetry.",
+                    "s",
+                    {
+                        'time() - max by (node) (llmos_operator_telemetry_timestamp_seconds{node=~"$node"})': "{{node}}"
+                    },
                 ),
                 Panel(
                     "Reports not taken",

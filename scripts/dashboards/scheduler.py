@@ -51,6 +51,26 @@ SCHEDULER = Board(
                     {"sum by (reason) (llmos_operator_pending_workloads)": "{{reason}}"},
                 ),
                 Panel(
+                    "Waiting, by queue",
+                    "Workloads with a replica that has no place.",
+                    "short",
+                    {"sum by (queue) (llmos_operator_waiting_workloads)": "{{queue}}"},
+                ),
+                Panel(
+                    "Longest wait",
+                    "How long the workload that waits longest has waited.",
+                    "s",
+                    {"time() - min by (queue) (llmos_operator_waiting_since_timestamp_seconds)": "{{queue}}"},
+                ),
+                Panel(
+                    "Devices held",
+                    "Devices that claims hold, by queue; a shared device counts by the part that is held.",
+                    "short",
+                    {
+                        "sum by (queue) (rate(llmos_operator_gpu_seconds_total[$__rate_interval]))": "{{queue}}"
+                    },
+                ),
+                Panel(
                     "Workloads, by phase",
                     "All workloads.",
                     "short",
@@ -87,6 +107,12 @@ SCHEDULER = Board(
                     "Cycles that ended at their time budget.",
                     "ops",
                     {"sum(rate(llmos_operator_cycles_interrupted_total[$__rate_interval]))": "cut short"},
+                ),
+                Panel(
+                    "Plans that failed",
+                    "Cycles that ended in a bug, in the last hour.",
+                    "short",
+                    {"sum(increase(llmos_operator_failed_plans_total[1h]))": "failed"},
                 ),
                 Panel(
                     "Evictions",

@@ -1,0 +1,110 @@
+"""What stands at this moment, as figures: who waits since when, which nodes are silent, what is used without a claim.
+
+Unlike counters these are read off the store as a whole, every few seconds. Only the leader shows them: a replica that
+stands by has an empty store, and a leader that loses its lease ends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api import names
+from llmos_operator.state.types import FULL_MILLI, PodPhase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.state.ledger import DeviceState
+    from llmos_operator.state.snapshot import Snapshot
+
+SECONDS = 5.0  # between looks
+KEPT_SECONDS = 600.0  # a workload's counter outlives it, so that Prometheus reads its last value
+_PERCENT = 100
+_Owner = tuple[str, str, str]  # namespace, workload, queue
+
+
+class Standing:
+    """Shows a snapshot on the operator's metrics. Call `show` every `SECONDS` from one task."""
+
+    def __init__(self, metrics: OperatorMetrics, *, overuse_percent: int) -> None:
+        """``overuse_percent``: of a device; what more is observed than reserved stops new placement (`Policy`)."""
+        self._metrics = metrics
+        self._overuse_percent = overuse_percent
+        self._since: dict[str, float] = {}  # workload UID -> when it began to wait
+        self._placed: set[str] = set()  # UIDs this process has seen with everything they want
+        self._first_seen: dict[str, float] = {}  # node -> when this process first knew it
+        self._shown_at: float | None = None  # monotonic
+        self._last_held: dict[_Owner, float] = {}  # monotonic
+
+    def show(self, snapshot: Snapshot, now: float, monotonic: float) -> None:
+        """Set every figure. ``now`` in epoch seconds; ``monotonic`` measures what passed since the last call."""
+        self._show_waiting(snapshot, now)
+        self._show_nodes(snapshot, now)
+        self._count_seconds(snapshot, monotonic)
+
+    def _show_waiting(self, snapshot: Snapshot, now: float) -> None:
+        """A workload waits from its creation, or from when it lost a place this process has seen it in."""
+        waiting = {snapshot.workloads[key].uid: snapshot.workloads[key] for key in snapshot.unsettled}
+        uids = {workload.uid for workload in snapshot.workloads.values()}
+        since = {
+            uid: self._since.get(uid, now if uid in self._placed else workload.created_at)
+            for uid, workload in waiting.items()
+        }
+        self._since, self._placed = since, (self._placed & uids) | (uids - waiting.keys())
+        count = dict.fromkeys(snapshot.queues, 0)
+        oldest: dict[str, float] = {}
+        for uid, workload in waiting.items():
+            queue = workload.queue or names.DEFAULT_QUEUE
+            count[queue] = count.get(queue, 0) + 1
+            oldest[queue] = min(oldest.get(queue, since[uid]), since[uid])
+        self._metrics.waiting.clear()
+        self._metrics.waiting_since.clear()
+        for queue, number in count.items():
+            self._metrics.waiting.labels(queue).set(number)
+        for queue, started in oldest.items():
+            self._metrics.waiting_since.labels(queue).set(started)
+
+    def _show_nodes(self, snapshot: Snapshot, now: float) -> None:
+        known = {name: state for name, state in snapshot.nodes.items() if state.gpu is not None}
+        self._first_seen = {name: self._first_seen.get(name, now) for name in known}
+        metrics = self._metrics
+        for gauge in (metrics.telemetry_at, metrics.unreserved, metrics.overused):
+            gauge.clear()
+        for name, state in known.items():
+            metrics.telemetry_at.labels(name).set(snapshot.heard.get(name, self._first_seen[name]))
+            excess = [_excess(device) for device in state.devices]
+            limits = [d.device.memory_bytes * self._overuse_percent // _PERCENT for d in state.devices]
+            metrics.unreserved.labels(name).set(sum(excess))
+            metrics.overused.labels(name).set(
+                sum(over > limit for over, limit in zip(excess, limits, strict=True))
+            )
+
+    def _count_seconds(self, snapshot: Snapshot, monotonic: float) -> None:
+        """Charge what is held now for the time since the last call; a claim counts as the quota counts it."""
+        passed = 0.0 if self._shown_at is None else monotonic - self._shown_at
+        self._shown_at = monotonic
+        for owner, milli in _held(snapshot):
+            self._metrics.gpu_seconds.labels(*owner).inc(passed * milli / FULL_MILLI)
+            self._last_held[owner] = monotonic
+        for owner in [one for one, at in self._last_held.items() if monotonic - at > KEPT_SECONDS]:
+            if f"{owner[0]}/{owner[1]}" not in snapshot.workloads:
+                del self._last_held[owner]
+                self._metrics.gpu_seconds.remove(*owner)
+
+
+def _excess(device: DeviceState) -> int:
+    """Return the bytes in use beyond what is reserved; 0 where the device is held as a whole."""
+    if device.observed_bytes is None or device.exclusive or device.foreign:
+        return 0
+    return max(0, device.observed_bytes - device.reserved_bytes)
+
+
+def _held(snapshot: Snapshot) -> Iterator[tuple[_Owner, int]]:
+    """Yield the owner and the thousandths of devices of every claim."""
+    for state in snapshot.nodes.values():
+        for pod in state.pods.values():
+            if pod.claim is None or not pod.claim.devices or pod.phase is PodPhase.FINISHED:
+                continue
+            namespace, _, name = pod.claim.workload.partition("/")
+            yield (namespace, name, pod.claim.queue or names.DEFAULT_QUEUE), pod.claim.gpu_milli
