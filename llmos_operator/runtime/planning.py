@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.runtime.answers import bad_request
+from llmos_operator.runtime.forms import form_of
 from llmos_operator.runtime.ipc import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llmos_operator.runtime.forms import Form
     from llmos_operator.runtime.protocol import ChatRequest, CompletionRequest, Message, Sampling
     from llmos_operator.runtime.served import ServedModel
 
@@ -39,6 +41,8 @@ class Plan:
     echo: tuple[str, ...] = ()  # texts of the prompts, where they begin the answers
     score_only: bool = False  # echo with max_tokens 0: the one token the engine makes is dropped
     tenant: str = ""
+    grammar: str = ""  # what answers keep to, "" for free text
+    grammar_param: str = ""  # the field that asked for it
 
     @property
     def sequences(self) -> int:
@@ -66,8 +70,15 @@ async def plan_chat(body: ChatRequest, model: ServedModel, *, max_choices: int) 
     elif body.top_logprobs:
         raise bad_request("invalid_value", "'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
     sampling = _sampling(body, model, logprobs)
+    form = form_of(body, body.response_format)
     return _plan(
-        body, (prompt,), (replace(sampling, max_tokens=limit),), max_choices, chat=True, logprobs=logprobs
+        body,
+        (prompt,),
+        (replace(sampling, max_tokens=limit),),
+        max_choices,
+        chat=True,
+        logprobs=logprobs,
+        form=form,
     )
 
 
@@ -95,7 +106,9 @@ async def plan_completion(body: CompletionRequest, model: ServedModel, *, max_ch
         )
         for prompt in prompts
     )
-    plan = _plan(body, tuple(prompts), samplings, max_choices, chat=False, logprobs=body.logprobs)
+    plan = _plan(
+        body, tuple(prompts), samplings, max_choices, chat=False, logprobs=body.logprobs, form=form_of(body)
+    )
     if not body.echo:
         return plan
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -172,6 +185,7 @@ def _plan(
     *,
     chat: bool,
     logprobs: int | None,
+    form: Form,
 ) -> Plan:
     n = body.n or 1
     if len(prompts) * n > max_choices:
@@ -195,6 +209,8 @@ def _plan(
         continuous_usage=bool(options and options.continuous_usage_stats),
         logprobs=logprobs,
         tenant=body.user or "",
+        grammar=form.grammar,
+        grammar_param=form.param,
     )
 
 
@@ -264,10 +280,6 @@ def _limit(
 
 
 def _refuse_unsupported_chat(body: ChatRequest) -> None:
-    wanted = (body.response_format or {}).get("type", "text")
-    if wanted != "text":
-        text = f"'response_format' of type {str(wanted)[:40]!r} is not supported by this runtime; use 'text'."
-        raise bad_request("unsupported_parameter", text, "response_format")
     if body.tools and body.tool_choice != "none":
         text = "'tools' are not supported by this runtime; set 'tool_choice' to 'none' to ignore them."
         raise bad_request("unsupported_parameter", text, "tools")
