@@ -161,6 +161,50 @@ class TextPart(Body):
     text: str | None = None
 
 
+class CalledFunction(Body):
+    """A function and its arguments, as a model called it."""
+
+    name: str
+    arguments: str = Field(description="JSON.")
+
+
+class ToolCall(Body):
+    """A call in an assistant's message."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class FunctionDefinition(Body):
+    """A function that a model may call."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema; none: no arguments.")
+    strict: bool | None = Field(None, description="Whether calls always keep to the schema.")
+
+
+class Tool(Body):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Body):
+    """Names a function."""
+
+    name: str
+
+
+class NamedToolChoice(Body):
+    """Makes the model call one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class Message(Body):
     """One message of a conversation."""
 
@@ -169,6 +213,8 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)] | None = None
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
+    tool_call_id: str | None = None
 
 
 class ChatRequest(Sampling):
@@ -184,8 +230,11 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+        None, description="Whether tools may, must or must not be called; auto if absent."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Whether an answer may hold several calls.")
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Further variables of the chat template."
     )

@@ -67,17 +67,21 @@ _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minPrope
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 
 
-def checked(schema: dict[str, Any], param: str, *, strict: bool) -> dict[str, Any]:
-    """Return what of ``schema`` is enforced. Raises ApiError (400) naming the place below ``param`` and the reason."""
-    return _Check(schema, param, strict=strict).run()
+def checked(schema: dict[str, Any], param: str, *, strict: bool, base: str = "#") -> dict[str, Any]:
+    """Return what of ``schema`` is enforced, with its references as from ``base``, where it will stand.
+
+    Raises ApiError (400) naming the place below ``param`` and the reason.
+    """
+    return _Check(schema, param, base, strict=strict).run()
 
 
 class _Check:
     """One walk through one schema."""
 
-    def __init__(self, root: dict[str, Any], param: str, *, strict: bool) -> None:
+    def __init__(self, root: dict[str, Any], param: str, base: str, *, strict: bool) -> None:
         self._root = root
         self._param = param
+        self._base = base
         self._strict = strict
         self._schemas = self._values = 0
         self._references: list[tuple[str, str]] = []  # (path, reference)
@@ -135,15 +139,17 @@ class _Check:
         check = _CHECKS.get(key)
         if check is not None:
             check(self, value, path)
-            return self._format(value, path) if key == "format" else value
+            return self._kept(key, value, path)
         if self._strict:
             raise self._fault(
                 path, f"the keyword {shown(key)} cannot be enforced; leave it out or set 'strict' to false"
             )
         return None
 
-    def _format(self, value: str, path: str) -> str | None:
-        if value in _FORMATS:
+    def _kept(self, key: str, value: Any, path: str) -> Any:
+        if key == "$ref":
+            return self._base + value[1:]
+        if key != "format" or value in _FORMATS:
             return value
         if self._strict:
             known = ", ".join(sorted(_FORMATS - {"unknown"}))

@@ -13,6 +13,15 @@ from llmos_operator.runtime.grammar.guide import BadGrammar
 from llmos_operator.runtime.grammar.schema import checked
 from llmos_operator.runtime.ipc.messages import SamplingParams, Submit
 from llmos_operator.runtime.kvcache import KvCache
+from llmos_operator.runtime.tools.reading import CallReader
+from llmos_operator.runtime.tools.styles import (
+    ANSWER_BASE,
+    HERMES,
+    LLAMA,
+    base_of,
+    forced_grammar,
+    guarded_grammar,
+)
 from tests.support.engine import EOS, tokens_of, write_model
 from tests.support.models import write_random
 
@@ -59,7 +68,7 @@ def walk(guide, rng, most=400):
         (mask,) = guide.masks()
         choices = allowed(mask)
         # Closing brackets and quotes first, or random strings and trees would not end.
-        closing = [token for token in choices if token in b'"]}'] if rng.random() < 0.4 else []
+        closing = [token for token in choices if token in set(b'"]}')] if rng.random() < 0.4 else []
         token = rng.choice(closing or choices)
         if token in (EOS, OTHER_EOS):
             break
@@ -156,6 +165,87 @@ def test_a_model_without_a_usable_tokenizer_refuses_forms(tmp_path):
     with pytest.raises(BadGrammar, match="tokenizer"):
         guide_of(compiler, text.of_choice(["a"]))
     compiler.close()
+
+
+WEATHER = {"type": "object", "properties": {"city": {"$ref": "#/$defs/c"}}, "required": ["city"]} | {
+    "additionalProperties": False,
+    "$defs": {"c": {"type": "string", "maxLength": 4}},
+}
+TREE = {
+    "type": "object",
+    "properties": {"l": {"$ref": "#"}, "v": {"type": "null"}},
+    "additionalProperties": False,
+}
+FUNCTIONS = {"weather": WEATHER, "tree": TREE}
+ANSWER = {
+    "type": "object",
+    "properties": {"ok": {"$ref": "#/$defs/b"}},
+    "$defs": {"b": {"type": "boolean"}},
+} | {
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+
+
+def calls_and_text(style, answer):
+    reader = CallReader(style, frozenset(FUNCTIONS))
+    shown, pieces = reader.push(answer)
+    rest, more = reader.end(cut=False)
+    calls = []
+    for piece in pieces + more:
+        if piece.id:
+            calls.append([piece.name, ""])
+        calls[piece.index][1] += piece.arguments
+    return calls, shown + rest
+
+
+@pytest.mark.parametrize("style", [HERMES, LLAMA], ids=["hermes", "llama"])
+@pytest.mark.parametrize("kind", ["one", "several", "answer"])
+def test_any_path_through_a_forced_call_is_read_as_calls_that_keep_to_their_schemas(compiler, style, kind):
+    based = {
+        name: checked(schema, "s", strict=True, base=base_of(place))
+        for place, (name, schema) in enumerate(FUNCTIONS.items())
+    }
+    if kind == "answer":
+        answer = checked(ANSWER, "s", strict=True, base=ANSWER_BASE if style is LLAMA else "#")
+        grammar = guarded_grammar(style, based, several=True, answer=answer)
+    else:
+        grammar = forced_grammar(style, based, several=kind == "several")
+    names, answers, most = set(), 0, 0
+    for seed in range(40):
+        found = walk(guide_of(compiler, grammar), random.Random(seed), most=300)
+        if found is None:
+            continue
+        calls, shown = calls_and_text(style, found)
+        most = max(most, len(calls))
+        if kind == "answer" and not calls:
+            jsonschema.validate(json.loads(shown), ANSWER)
+            answers += 1
+            continue
+        assert calls
+        assert shown == ""
+        for name, arguments in calls:
+            names.add(name)
+            jsonschema.validate(json.loads(arguments), FUNCTIONS[name])
+    assert names == set(FUNCTIONS)
+    assert (most > 1) == (kind == "several") or kind == "answer"
+    assert bool(answers) == (kind == "answer")
+
+
+def test_text_stays_free_until_a_call_begins(compiler):
+    based = {"weather": checked(WEATHER, "s", strict=True, base=base_of(0))}
+    guide = guide_of(compiler, guarded_grammar(HERMES, based, several=False, answer=None))
+    for token in tokens_of("Any text <b> {"):
+        assert allowed(guide.masks()[0]).count(token) == 1
+        guide.take(token)
+    assert EOS in allowed(guide.masks()[0])
+    for token in tokens_of("<tool_call>"):
+        guide.take(token)
+    assert allowed(guide.masks()[0]) == [ord("\n")]
+    for token in tokens_of('\n{"name": '):
+        guide.take(token)
+    assert allowed(guide.masks()[0]) == [ord('"')]
+    assert not guide.trouble
 
 
 # ------------------------------------------------------------ with a model
