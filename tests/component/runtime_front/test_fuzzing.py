@@ -30,8 +30,8 @@ pytestmark = pytest.mark.model
 
 CONTEXT = 320
 BAD_REQUEST = 400
-# Described, because clients of OpenAI know them, and refused by name where they ask for more than nothing.
 SAME = ("/v1/tokenize", "/v1/detokenize")  # other names of what is fuzzed already
+# Described, because clients of OpenAI know them, and refused by name where they ask for more than nothing.
 REFUSED = ("suffix", "best_of", "stream_options", "top_logprobs")
 EXAMPLES = 25  # for each operation
 

@@ -293,7 +293,7 @@ def test_a_conversation_with_a_result_goes_on(client: openai.OpenAI) -> None:
 
 
 SCHEMA_ERRORS: list[tuple[dict[str, Any], str]] = [
-    ({"type": "objekt"}, "schema.type"),
+    ({"type": "thing"}, "schema.type"),
     ({"type": "object", "properties": {"a": {"not": {}}}}, "schema.properties.a.not"),
     ({"$ref": "#"}, "no text can satisfy it"),
     ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "Unsatisfiable"),

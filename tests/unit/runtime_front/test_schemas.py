@@ -49,7 +49,7 @@ def _nested(depth: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("value", "path", "words"),
     [
-        ({"type": "strin"}, "s.type", 'array, boolean, integer, null, number, object, string, got "strin"'),
+        ({"type": "text"}, "s.type", 'array, boolean, integer, null, number, object, string, got "text"'),
         ({"type": []}, "s.type", "at least one type"),
         ({"properties": {"a": {"items": {"type": 5}}}}, "s.properties.a.items.type", "got 5"),
         ({"properties": {"a b": {"type": "x"}}}, 's.properties["a b"].type', "got"),
@@ -91,7 +91,7 @@ def test_without_strict_what_cannot_be_enforced_is_left_out() -> None:
     value = {"type": "string", "format": "phone", "not": {"const": "a"}, "x-guidance": {"lenient": True}}
     assert _check(value, strict=False) == {"type": "string"}
     with pytest.raises(ApiError, match="type"):
-        _check({"type": "strin"}, strict=False)
+        _check({"type": "text"}, strict=False)
 
 
 def test_references_may_go_round_and_into_any_schema() -> None:

@@ -234,7 +234,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"tools": None, "tool_choice": "auto"}, "invalid_value", "tool_choice", "only allowed with 'tools'"),
     (
         {
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "thing"}}}],
             "tool_choice": "required",
         },
         "invalid_json_schema",
