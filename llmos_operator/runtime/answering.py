@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from llmos_operator.runtime.answers import ApiError, unavailable
+from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
 from llmos_operator.runtime.choices import Choice, Piece, Tally, tally
 from llmos_operator.runtime.ipc import FinishReason, Submit
 from llmos_operator.runtime.ipc.client import EngineLost, EngineUnavailable
@@ -110,7 +110,7 @@ class Answer:
         if output.tokens:
             self._time(choice, len(output.tokens), now)
         if choice.finish_reason == FinishReason.ERROR:
-            raise _failed(output)
+            raise _failed(output, self.plan.grammar_param)
         if choice.finish_reason and not output.finish_reason:
             self.outputs.drop(choice.request_id)
         return piece
@@ -140,6 +140,7 @@ class Answer:
                     sampling=sampling,
                     tenant=self.plan.tenant,
                     deadline_at=deadline,
+                    grammar=self.plan.grammar,
                 )
             )
         return found
@@ -170,8 +171,11 @@ class Answer:
         self._kitchen.admission.finished(max(0.0, timing.finished_at - timing.scheduled_at))
 
 
-def _failed(output: RequestOutput) -> ApiError:
+def _failed(output: RequestOutput, grammar_param: str) -> ApiError:
     """Return the answer to a request that the engine gave up."""
+    if output.bad_grammar:
+        text = f"Invalid '{grammar_param}': {output.message}."
+        return bad_request("invalid_json_schema", text, grammar_param)
     if "deadline" in output.message:
         return ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,

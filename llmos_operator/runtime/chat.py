@@ -12,15 +12,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmos_operator.runtime.answers import bad_request
+from llmos_operator.runtime.tools.conversation import calls_of, written_out
+from llmos_operator.runtime.tools.styles import style_of
 from llmos_operator.runtime.vocabulary import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from llmos_operator.runtime.protocol import Message
 
@@ -70,21 +72,28 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
         self._template = environment.from_string(source)
+        known = meta.find_undeclared_variables(environment.parse(source))
+        self._knows_tools = "tools" in known
+        self.tool_style = style_of(source, mentions_tools=self._knows_tools)
         self._special = special
 
     def render(
         self,
         messages: Iterable[Message],
         *,
+        tools: Sequence[dict[str, Any]] = (),
         add_generation_prompt: bool = True,
         extra: dict[str, Any] | None = None,
     ) -> str:
-        """Return the prompt. Raises ApiError (400) if the template refuses the conversation."""
+        """Return the prompt; ``tools`` are told to the model. Raises ApiError (400) if the template refuses."""
+        plain = [_plain(message, place) for place, message in enumerate(messages)]
+        if not self._knows_tools:
+            plain, tools = written_out(plain, tools), ()
         values: dict[str, Any] = {
             **{name: value for name, value in (extra or {}).items() if name not in _RESERVED},
             **self._special,
-            "messages": [_plain(message, place) for place, message in enumerate(messages)],
-            "tools": None,
+            "messages": plain,
+            "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -146,6 +155,10 @@ def _plain(message: Message, place: int) -> dict[str, Any]:
                     f"messages[{place}].content[{number}]",
                 )
         found["content"] = "\n".join(part.text or "" for part in message.content)
+    if message.tool_calls:
+        found["tool_calls"] = calls_of(message.tool_calls, place)
+    else:
+        found.pop("tool_calls", None)
     found.setdefault("content", "")
     return found
 

@@ -11,7 +11,10 @@ from llmos_operator.runtime.ipc import FinishReason
 if TYPE_CHECKING:
     from llmos_operator.runtime.ipc import RequestOutput, Timing, TokenLogprob
     from llmos_operator.runtime.planning import Plan
+    from llmos_operator.runtime.tools.reading import CallPiece, CallReader
     from llmos_operator.runtime.vocabulary import Vocabulary
+
+TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +25,10 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str = ""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    calls: tuple[CallPiece, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.logprobs or self.finish_reason)
+        return bool(self.text or self.calls or self.logprobs or self.finish_reason)
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class Choice:
     timing: Timing | None = None
     last_token_at: float = 0.0  # when the newest token arrived, monotonic seconds
     first_token_at: float = field(default=0.0)
+    reader: CallReader | None = None  # where tools may be called
 
     @classmethod
     def start(cls, plan: Plan, index: int, request_id: str, vocabulary: Vocabulary) -> Choice:
@@ -59,6 +64,7 @@ class Choice:
             stops=StopFinder(plan.stops, include=plan.include_stop),
             min_tokens=plan.samplings[prompt].min_tokens,
             drop_text=plan.score_only,
+            reader=plan.tools.reader() if plan.tools is not None else None,
         )
 
     def take(self, output: RequestOutput) -> Piece:
@@ -82,13 +88,33 @@ class Choice:
         elif output.finish_reason:
             text += self.stops.end()
             self.finish_reason = output.finish_reason
-        return Piece(text, output.logprobs, self.finish_reason, output.prompt_logprobs)
+        text, calls = self._read(text)
+        return Piece(text, output.logprobs, self.told_reason, output.prompt_logprobs, calls)
 
     def abort(self) -> Piece:
         """End the answer where it is."""
         text = self.stream.end() + self.stops.end()
         self.finish_reason = FinishReason.ABORT
-        return Piece(text, finish_reason=FinishReason.ABORT)
+        text, calls = self._read(text)
+        return Piece(text, finish_reason=FinishReason.ABORT, calls=calls)
+
+    @property
+    def told_reason(self) -> str:
+        """The reason as clients are told it: an answer that called tools says so."""
+        called = self.reader is not None and self.reader.calls > 0
+        return TOOL_CALLS if called and self.finish_reason == FinishReason.STOP else self.finish_reason
+
+    def _read(self, text: str) -> tuple[str, tuple[CallPiece, ...]]:
+        """Take tool calls out of the text; when as many are complete as may be, the answer is over."""
+        if self.reader is None:
+            return text, ()
+        shown, calls = self.reader.push(text)
+        if self.reader.over:
+            self.finish_reason = FinishReason.STOP
+        if self.finish_reason:
+            rest, more = self.reader.end(cut=self.finish_reason != FinishReason.STOP)
+            shown, calls = shown + rest, calls + more
+        return shown, tuple(calls)
 
     def _find_stop(self, text: str) -> tuple[str, bool]:
         if self.made < self.min_tokens:

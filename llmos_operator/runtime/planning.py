@@ -9,13 +9,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.runtime.answers import bad_request
+from llmos_operator.runtime.forms import form_of
 from llmos_operator.runtime.ipc import SamplingParams
+from llmos_operator.runtime.tools.choosing import tool_use
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llmos_operator.runtime.forms import Form
     from llmos_operator.runtime.protocol import ChatRequest, CompletionRequest, Message, Sampling
     from llmos_operator.runtime.served import ServedModel
+    from llmos_operator.runtime.tools.choosing import ToolUse
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 _RENDER_INLINE = 4096  # characters of a conversation that is rendered without a thread
@@ -39,6 +43,9 @@ class Plan:
     echo: tuple[str, ...] = ()  # texts of the prompts, where they begin the answers
     score_only: bool = False  # echo with max_tokens 0: the one token the engine makes is dropped
     tenant: str = ""
+    grammar: str = ""  # what answers keep to, "" for free text
+    grammar_param: str = ""  # the field that asked for it
+    tools: ToolUse | None = None  # how answers call tools
 
     @property
     def sequences(self) -> int:
@@ -48,11 +55,12 @@ class Plan:
 
 async def plan_chat(body: ChatRequest, model: ServedModel, *, max_choices: int) -> Plan:
     """Return the plan of a chat completion. Raises ApiError (400)."""
-    _refuse_unsupported_chat(body)
+    use, form = tool_use(body, model.template.tool_style if model.template is not None else None)
     text = await render_messages(
         body.messages,
         model,
         add_generation_prompt=body.add_generation_prompt is not False,
+        tools=use.told if use is not None else (),
         extra=body.chat_template_kwargs,
     )
     await refuse_too_long(text, model, "messages")
@@ -66,9 +74,16 @@ async def plan_chat(body: ChatRequest, model: ServedModel, *, max_choices: int) 
     elif body.top_logprobs:
         raise bad_request("invalid_value", "'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
     sampling = _sampling(body, model, logprobs)
-    return _plan(
-        body, (prompt,), (replace(sampling, max_tokens=limit),), max_choices, chat=True, logprobs=logprobs
+    plan = _plan(
+        body,
+        (prompt,),
+        (replace(sampling, max_tokens=limit),),
+        max_choices,
+        chat=True,
+        logprobs=logprobs,
+        form=form,
     )
+    return replace(plan, tools=use)
 
 
 async def plan_completion(body: CompletionRequest, model: ServedModel, *, max_choices: int) -> Plan:
@@ -95,7 +110,9 @@ async def plan_completion(body: CompletionRequest, model: ServedModel, *, max_ch
         )
         for prompt in prompts
     )
-    plan = _plan(body, tuple(prompts), samplings, max_choices, chat=False, logprobs=body.logprobs)
+    plan = _plan(
+        body, tuple(prompts), samplings, max_choices, chat=False, logprobs=body.logprobs, form=form_of(body)
+    )
     if not body.echo:
         return plan
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -122,6 +139,7 @@ async def render_messages(
     model: ServedModel,
     *,
     add_generation_prompt: bool,
+    tools: Sequence[dict[str, Any]] = (),
     extra: dict[str, Any] | None = None,
 ) -> str:
     """Return a conversation as the model's chat template writes it."""
@@ -131,7 +149,9 @@ async def render_messages(
             f"The model {model.name} has no chat template: use /v1/completions.",
             "messages",
         )
-    return model.template.render(messages, add_generation_prompt=add_generation_prompt, extra=extra)
+    return model.template.render(
+        messages, tools=tools, add_generation_prompt=add_generation_prompt, extra=extra
+    )
 
 
 async def read_input(
@@ -172,6 +192,7 @@ def _plan(
     *,
     chat: bool,
     logprobs: int | None,
+    form: Form,
 ) -> Plan:
     n = body.n or 1
     if len(prompts) * n > max_choices:
@@ -195,6 +216,8 @@ def _plan(
         continuous_usage=bool(options and options.continuous_usage_stats),
         logprobs=logprobs,
         tenant=body.user or "",
+        grammar=form.grammar,
+        grammar_param=form.param,
     )
 
 
@@ -261,13 +284,3 @@ def _limit(
             param,
         )
     return wanted
-
-
-def _refuse_unsupported_chat(body: ChatRequest) -> None:
-    wanted = (body.response_format or {}).get("type", "text")
-    if wanted != "text":
-        text = f"'response_format' of type {str(wanted)[:40]!r} is not supported by this runtime; use 'text'."
-        raise bad_request("unsupported_parameter", text, "response_format")
-    if body.tools and body.tool_choice != "none":
-        text = "'tools' are not supported by this runtime; set 'tool_choice' to 'none' to ignore them."
-        raise bad_request("unsupported_parameter", text, "tools")

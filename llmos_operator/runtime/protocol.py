@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
@@ -44,6 +44,41 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = None
 
 
+class StructuredOutputs(Body):
+    """vLLM's way to bind an answer to a form; exactly one of the fields."""
+
+    choice: Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
+    regex: str | None = Field(
+        None, min_length=1, max_length=8192, description="Rust's syntax, no look-around."
+    )
+    json_: dict[str, Any] | None = Field(None, alias="json", description="A JSON schema.")
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        given = [one for one in (self.choice, self.regex, self.json_) if one is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of 'choice', 'regex' and 'json'")
+        if self.choice is not None and not all(self.choice):
+            raise ValueError("a choice must not be empty")
+        return self
+
+
+class JsonSchemaFormat(Body):
+    """A named schema of a whole answer."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="A JSON schema.")
+    strict: bool | None = Field(None, description="Whether keywords that cannot be enforced are refused.")
+
+
+class ResponseFormat(Body):
+    """What an answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
 class Sampling(Body):
     """Fields shared by chat and text completions."""
 
@@ -77,6 +112,7 @@ class Sampling(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @field_validator("stop")
     @classmethod
@@ -125,6 +161,50 @@ class TextPart(Body):
     text: str | None = None
 
 
+class CalledFunction(Body):
+    """A function and its arguments, as a model called it."""
+
+    name: str
+    arguments: str = Field(description="JSON.")
+
+
+class ToolCall(Body):
+    """A call in an assistant's message."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class FunctionDefinition(Body):
+    """A function that a model may call."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema; none: no arguments.")
+    strict: bool | None = Field(None, description="Whether calls always keep to the schema.")
+
+
+class Tool(Body):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Body):
+    """Names a function."""
+
+    name: str
+
+
+class NamedToolChoice(Body):
+    """Makes the model call one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class Message(Body):
     """One message of a conversation."""
 
@@ -133,6 +213,8 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)] | None = None
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
+    tool_call_id: str | None = None
 
 
 class ChatRequest(Sampling):
@@ -147,9 +229,12 @@ class ChatRequest(Sampling):
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+        None, description="Whether tools may, must or must not be called; auto if absent."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Whether an answer may hold several calls.")
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Further variables of the chat template."
     )

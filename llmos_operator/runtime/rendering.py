@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.choices import Choice, Tally
     from llmos_operator.runtime.ipc import TokenLogprob
     from llmos_operator.runtime.planning import Plan
+    from llmos_operator.runtime.tools.reading import CallPiece
     from llmos_operator.runtime.vocabulary import Vocabulary
 
 DONE = b"data: [DONE]\n\n"
@@ -66,7 +67,7 @@ class Renderer:
         logprobs = json.dumps(self.logprobs(choice.index, piece)) if piece.logprobs else "null"
         text = quote(piece.text)
         if self._plan.chat:
-            delta = f'{{"content":{text}}}' if piece.text or not piece.finish_reason else "{}"
+            delta = _delta(piece, text)
             body = (
                 f'{{"index":{choice.index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
             )
@@ -103,12 +104,14 @@ class Renderer:
             )
             logprobs = self.logprobs(choice.index, joined)
         if self._plan.chat:
-            message = {"role": "assistant", "content": text, "refusal": None}
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            if calls := _calls([call for piece in pieces for call in piece.calls]):
+                message |= {"content": text or None, "tool_calls": calls}
             return {
                 "index": choice.index,
                 "message": message,
                 "logprobs": logprobs,
-                "finish_reason": choice.finish_reason,
+                "finish_reason": choice.told_reason,
             }
         return {
             "index": choice.index,
@@ -162,6 +165,35 @@ class Renderer:
             "top_logprobs": [row[2] for row in rows] if wanted else None,
             "text_offset": offsets,
         }
+
+
+def _delta(piece: Piece, text: str) -> str:
+    """Return the delta of a chat's event; ``text`` is the piece's text, quoted."""
+    if not piece.calls:
+        return f'{{"content":{text}}}' if piece.text or not piece.finish_reason else "{}"
+    calls = [
+        {"index": call.index, "id": call.id, "type": "function"} | _function(call.arguments, call.name)
+        if call.id
+        else {"index": call.index} | _function(call.arguments)
+        for call in piece.calls
+    ]
+    content = f'"content":{text},' if piece.text else ""
+    return f'{{{content}"tool_calls":{json.dumps(calls, separators=(",", ":"))}}}'
+
+
+def _calls(pieces: Sequence[CallPiece]) -> list[dict[str, Any]]:
+    """Return whole calls out of their pieces."""
+    found: list[dict[str, Any]] = []
+    for piece in pieces:
+        if piece.id:
+            found.append({"id": piece.id, "type": "function"} | _function(piece.arguments, piece.name))
+        else:
+            found[piece.index]["function"]["arguments"] += piece.arguments
+    return found
+
+
+def _function(arguments: str, name: str = "") -> dict[str, Any]:
+    return {"function": ({"name": name} if name else {}) | {"arguments": arguments}}
 
 
 def _finite(logprob: float) -> float:

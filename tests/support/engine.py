@@ -158,9 +158,11 @@ class ScriptedEngine(Zygote):
             if outputs:
                 self.send(ipc.StepOutput(tuple(outputs)))
 
-    def finish(self, reason: str, message: str = "") -> None:
+    def finish(self, reason: str, message: str = "", **more: Any) -> None:
         """End every running request."""
-        outputs = tuple(ipc.RequestOutput(one, finish_reason=reason, message=message) for one in self.running)
+        outputs = tuple(
+            ipc.RequestOutput(one, finish_reason=reason, message=message, **more) for one in self.running
+        )
         self.running.clear()
         self.send(ipc.StepOutput(outputs))
 

@@ -108,17 +108,20 @@ class CausalModel:
 
     def _sample(self, works: Sequence[Work], logits: Tensor, eos: tuple[int, ...]) -> StepResult:
         result = StepResult()
-        rows, owners, kept = [], [], []
+        rows: list[Row] = []
+        owners: list[int] = []
+        kept: list[int] = []
         place = 0
         for index, work in enumerate(works):
-            last = work.start + len(work.tokens) - work.drafts == len(work.sequence.tokens)
             result.tokens.append([])
             result.logprobs.append([])
             result.prompt_logprobs.append(_prompt_logprobs(work, logits[place : place + work.logits]))
-            for i in range(work.logits - work.drafts - 1, work.logits) if last else ():
-                kept.append(place + i)
-                owners.append(index)
-                rows.append(_row(work, work.drafts - (work.logits - 1 - i), eos))
+            if work.at_end:
+                first = work.logits - work.drafts - 1
+                kept += range(place + first, place + work.logits)
+                owners += [index] * (work.drafts + 1)
+                masks = _masks(work)
+                rows += [_row(work, before, eos, masks[before]) for before in range(work.drafts + 1)]
             place += work.logits
         if rows:
             own = logits if len(kept) == logits.shape[0] else logits[torch.tensor(kept, device=logits.device)]
@@ -128,7 +131,15 @@ class CausalModel:
         return result
 
 
-def _row(work: Work, drafts_before: int, eos: tuple[int, ...]) -> Row:
+def _masks(work: Work) -> list[bytes | None]:
+    """Return which tokens may come at each place of a work that is sampled at."""
+    form = work.sequence.form
+    if form is None:
+        return [None] * (work.drafts + 1)
+    return form.masks(work.tokens[len(work.tokens) - work.drafts :])
+
+
+def _row(work: Work, drafts_before: int, eos: tuple[int, ...], allowed: bytes | None) -> Row:
     """Return the rules for the token that follows ``drafts_before`` of the work's drafts."""
     sequence = work.sequence
     params = sequence.submit.sampling
@@ -142,6 +153,7 @@ def _row(work: Work, drafts_before: int, eos: tuple[int, ...]) -> Row:
         tokens=[*sequence.tokens, *guessed] if penalised(params) else (),
         prompt_length=len(sequence.submit.prompt),
         blocked=(*params.stop_token_ids, *(() if params.ignore_eos else eos)) if early else (),
+        allowed=allowed,
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.runtime.ipc.messages import SamplingParams
 
+_BITS = torch.arange(8, dtype=torch.uint8)
 _TOP_CANDIDATES = (
     512  # nucleus and top-k look at so many tokens first, and at all only where those do not suffice
 )
@@ -38,6 +39,7 @@ class Row:
     tokens: Sequence[int] = ()
     prompt_length: int = 0
     blocked: tuple[int, ...] = ()  # tokens that may not come yet (min_tokens)
+    allowed: bytes | None = None  # one bit a token, lowest bit first: those that keep to the form
 
 
 def sample(logits: Tensor, rows: Sequence[Row]) -> tuple[list[int], list[TokenLogprob | None]]:
@@ -81,11 +83,11 @@ def penalised(params: SamplingParams) -> bool:
 
 
 def _adjusts(row: Row) -> bool:
-    return bool(row.params.logit_bias or row.blocked or penalised(row.params))
+    return bool(row.params.logit_bias or row.blocked or row.allowed is not None or penalised(row.params))
 
 
 def _adjust(logits: Tensor, row: Row) -> None:
-    """Apply logit_bias and penalties to one row, in place."""
+    """Apply logit_bias, penalties and masks to one row, in place."""
     params, device = row.params, logits.device
     for token, bias in params.logit_bias:
         if token < logits.shape[0]:
@@ -103,6 +105,15 @@ def _adjust(logits: Tensor, row: Row) -> None:
         logits[torch.tensor(list(counts), device=device)] -= torch.tensor(weights, device=device)
     if row.blocked:
         logits[torch.tensor(row.blocked, device=device)] = -math.inf
+    if row.allowed is not None:
+        logits.masked_fill_(~_unpacked(row.allowed, logits.shape[0]).to(device), -math.inf)
+
+
+def _unpacked(mask: bytes, width: int) -> Tensor:
+    """Return a bit mask as bool [width]; what lies beyond it is not allowed."""
+    packed = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
+    bits = ((packed.unsqueeze(-1) >> _BITS) & 1).bool().reshape(-1)
+    return torch.nn.functional.pad(bits, (0, max(0, width - len(bits))))[:width]
 
 
 def _draw(logits: Tensor, row: Row) -> int:

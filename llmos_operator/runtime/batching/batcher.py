@@ -23,6 +23,7 @@ from llmos_operator.runtime.ipc.messages import FinishReason
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from llmos_operator.runtime.batching.plan import Form
     from llmos_operator.runtime.ipc.messages import Submit
     from llmos_operator.runtime.kvcache import KvCache
 
@@ -52,8 +53,8 @@ class Batcher:
         """Sequences without one."""
         return len(self._waiting)
 
-    def add(self, submit: Submit, now: float) -> str:
-        """Queue a request; return "" or why it can never run."""
+    def add(self, submit: Submit, now: float, form: Form | None = None) -> str:
+        """Queue a request that keeps to ``form``; return "" or why it can never run."""
         if submit.request_id in self._by_id:
             return f"request id {submit.request_id!r} is in use"
         if not submit.prompt:
@@ -61,7 +62,7 @@ class Batcher:
         limit = self.limits.max_tokens
         if len(submit.prompt) >= limit or not self.cache.fits_ever(len(submit.prompt) + 1):
             return f"the prompt has {len(submit.prompt)} tokens; prompt and answer together may have {self._longest()}"
-        sequence = Running(submit, now, self._order, list(submit.prompt))
+        sequence = Running(submit, now, self._order, list(submit.prompt), form=form)
         self._order += 1
         self._by_id[submit.request_id] = sequence
         self._waiting.append(sequence)
@@ -218,7 +219,7 @@ class Batcher:
 
     def _take(self, work: Work, new: Sequence[int], now: float) -> Emitted | None:
         sequence = work.sequence
-        if work.start + len(work.tokens) - work.drafts < len(sequence.tokens):
+        if not work.at_end:
             sequence.computed = work.start + len(work.tokens)
             return None  # the prompt goes on in the next step
         right = _agreeing(work.tokens[len(work.tokens) - work.drafts :], new) if work.drafts else 0
@@ -239,6 +240,9 @@ class Batcher:
                 reason, stop = FinishReason.STOP, token
                 break
             sequence.tokens.append(token)
+            if sequence.form is not None and sequence.form.take(token):
+                reason = FinishReason.STOP
+                break
             full = len(sequence.tokens) >= self._longest()
             if full or sequence.output_length >= sequence.submit.sampling.max_tokens:
                 reason = FinishReason.LENGTH

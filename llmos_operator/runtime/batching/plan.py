@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmos_operator.runtime.ipc.messages import Submit
+
+
+class Form(Protocol):
+    """What an answer has to keep to; it moves along with the sequence's tokens."""
+
+    def masks(self, drafts: Sequence[int] = ()) -> list[bytes | None]:
+        """Return the tokens allowed next and after each draft, one bit a token; None: anything."""
+
+    def take(self, token: int) -> bool:
+        """Move past a token that was kept; return whether the answer is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,7 @@ class Running:
     cached_tokens: int = 0
     accepted: int = 0  # drafts that were right, and the tries
     drafted: int = 0
+    form: Form | None = None
 
     @property
     def output_length(self) -> int:
@@ -51,6 +64,11 @@ class Work:
     tokens: tuple[int, ...]
     logits: int
     drafts: int = 0  # the last so many of `tokens` are guesses
+
+    @property
+    def at_end(self) -> bool:
+        """Whether a token is sampled after it: it reaches the end of what is known of its sequence."""
+        return self.start + len(self.tokens) - self.drafts == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.batching import Batcher, BatchLimits, Emitted
+from llmos_operator.runtime.engine.forms import Forms
+from llmos_operator.runtime.grammar.guide import Guide
 from llmos_operator.runtime.ipc.messages import (
     EmbedResult,
     EngineInfo,
@@ -60,11 +62,12 @@ class Serving:
             draft_tokens=_DRAFT_TOKENS,
         )
         self._batcher = Batcher(limits, self._cache, self._info.eos_token_ids)
+        self._forms = Forms(self._info)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._batcher.running or self._batcher.waiting or self._embeds)
+        return bool(self._batcher.running or self._batcher.waiting or self._embeds or self._forms.pending)
 
     def info(self, stage_seconds: tuple[tuple[str, float], ...], *, load_path: str = "") -> EngineInfo:
         """Return the model's description with the durations of its load."""
@@ -91,11 +94,13 @@ class Serving:
         if submit.sampling.seed is None:
             drawn = dataclasses.replace(submit.sampling, seed=self._random.getrandbits(63))
             submit = dataclasses.replace(submit, sampling=drawn)
+        if submit.grammar:
+            return self._forms.compile(submit)
         return self._batcher.add(submit, self._clock.monotonic())
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request; False if it is over already."""
-        if not self._batcher.cancel(request_id):
+        if not (self._batcher.cancel(request_id) or self._forms.cancel(request_id)):
             return False
         self._forget(request_id)
         self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + 1)
@@ -104,6 +109,7 @@ class Serving:
     def abort_all(self, why: str) -> list[RequestOutput]:
         """Stop everything and return the last output of each request."""
         gone = [sequence.submit.request_id for sequence in self._batcher.cancel_all()]
+        gone += self._forms.cancel_all()
         for request_id in gone:
             self._forget(request_id)
         self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + len(gone))
@@ -112,17 +118,19 @@ class Serving:
     def step(self) -> list[RequestOutput]:
         """Run one step and return what it gave; [] when there is nothing to do."""
         causal = self._loaded.built.causal
+        outputs = self._admit_compiled()
         if causal is None or not (self._batcher.running or self._batcher.waiting):
-            return []
+            return outputs
         began = self._clock.monotonic()
         emitted = self._batcher.expire(began)
-        outputs = [self._output(one, [], began) for one in emitted]
+        outputs += [self._output(one, [], began) for one in emitted]
         plan = self._batcher.plan(began)
         try:
             result = causal.execute(plan, self._info.eos_token_ids)
         except (RuntimeError, MemoryError) as error:
             return outputs + self._fail_step(plan, error)
         self._failures = 0
+        outputs += self._drop_lost(plan)
         now = self._clock.monotonic()
         self._collect_prompt_logprobs(plan, result)
         index = {id(work.sequence): i for i, work in enumerate(plan.works)}
@@ -130,6 +138,26 @@ class Serving:
             logprobs = result.logprobs[index[id(one.sequence)]][: len(one.tokens)]
             outputs.append(self._output(one, [item for item in logprobs if item is not None], now))
         self._count(plan, outputs, now - began)
+        return outputs
+
+    def _admit_compiled(self) -> list[RequestOutput]:
+        """Queue the requests whose grammar has been compiled; return the end of those whose grammar is no good."""
+        outputs = []
+        busy = bool(self._batcher.running or self._batcher.waiting or self._embeds)
+        for submit, form, fault in self._forms.finished(wait=not busy):
+            problem = fault or self._batcher.add(submit, self._clock.monotonic(), form)
+            if problem:
+                outputs.append(_refused(submit.request_id, problem, bad_grammar=bool(fault)))
+        return outputs
+
+    def _drop_lost(self, plan: StepPlan) -> list[RequestOutput]:
+        """End the requests whose form could not be followed in this step."""
+        outputs = []
+        for work in plan.works:
+            form, request_id = work.sequence.form, work.sequence.submit.request_id
+            if isinstance(form, Guide) and form.trouble and self._batcher.cancel(request_id):
+                self._forget(request_id)
+                outputs.append(_refused(request_id, form.trouble, bad_grammar=True))
         return outputs
 
     def _fail_step(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
@@ -281,7 +309,7 @@ class Serving:
         return dataclasses.replace(
             self._counts,
             running=self._batcher.running,
-            waiting=self._batcher.waiting + len(self._embeds),
+            waiting=self._batcher.waiting + len(self._embeds) + self._forms.pending,
             kv_blocks_used=self._cache.live_blocks,
             kv_blocks_total=self._cache.total_blocks,
             preemptions=self._batcher.preemptions,
@@ -289,3 +317,9 @@ class Serving:
             prefix_hit_tokens=self._cache.hit_tokens,
             memory=self._memory,
         )
+
+
+def _refused(request_id: str, problem: str, *, bad_grammar: bool) -> RequestOutput:
+    return RequestOutput(
+        request_id, finish_reason=FinishReason.ERROR, message=problem, bad_grammar=bad_grammar
+    )

@@ -87,6 +87,7 @@ class Submit:
     tenant: str = ""  # fairness within a priority
     deadline_at: float | None = None  # not started by then: finished with ERROR "deadline"
     adapter: str = ""  # name of a loaded adapter; "" = base model
+    grammar: str = ""  # what the answer keeps to, in the dialect of grammar.text; "" = free
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,7 @@ class RequestOutput:
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache, with the first output
     message: str = ""  # with ERROR and ABORT
     timing: Timing | None = None  # with the last output
+    bad_grammar: bool = False  # with ERROR: the request's grammar is why
 
 
 @dataclass(frozen=True, slots=True)

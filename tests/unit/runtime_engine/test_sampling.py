@@ -107,3 +107,16 @@ def test_rows_of_one_batch_do_not_touch_each_other():
     tokens, logprobs = sample(LOGITS.expand(3, -1).clone(), rows)
     assert tokens == [1, 0, 1]
     assert logprobs[2].rank == 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_leaves_only_the_tokens_whose_bits_are_set_and_touches_no_other_row(temperature):
+    params = SamplingParams(temperature=temperature, logprobs=2, top_k=4)
+    rows = [Row(params, place, 7, allowed=bytes([0b10100])) for place in range(50)]
+    free = [Row(params, place, 7) for place in range(50)]
+    wide = torch.cat([LOGITS, torch.full((6,), 9.0)])  # tokens beyond the mask are not allowed
+    logits = wide.expand(100, -1).clone()
+    tokens, logprobs = sample(logits, rows + free)
+    assert set(tokens[:50]) == ({2} if temperature == 0 else {2, 4})
+    assert min(tokens[50:]) > 4
+    assert logprobs[0].top == logprobs[50].top  # the model's own view, not the mask's

@@ -142,15 +142,6 @@ CASES: list[tuple[str, Any, int, str, str | None, str]] = [
     ),
     (E, {**VECTOR, "input": "x" * 513}, 400, "context_length_exceeded", "input", "513 tokens"),
     # what this runtime does not do
-    (
-        C,
-        {**CHAT, "response_format": {"type": "json_object"}},
-        400,
-        "unsupported_parameter",
-        "response_format",
-        "'text'",
-    ),
-    (C, {**CHAT, "tools": [{"type": "function"}]}, 400, "unsupported_parameter", "tools", "tool_choice"),
     (T, {**TEXT, "suffix": "x"}, 400, "unsupported_parameter", "suffix", ""),
     (T, {**TEXT, "best_of": 2}, 400, "unsupported_parameter", "best_of", "must equal 'n'"),
     # unknown model
