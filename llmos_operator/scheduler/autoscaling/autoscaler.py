@@ -13,7 +13,7 @@ from llmos_operator.scheduler.autoscaling.values import Need
 if TYPE_CHECKING:
     from llmos_operator.scheduler.autoscaling.values import Aim, Arrivals, Capacity
 
-SETTLE_SECONDS = 300.0  # a lower number must have been enough for this long, or for two cold starts
+SETTLE_SECONDS = 120.0  # a lower number must have been enough for this long, or for a cold start
 _DRAIN_SECONDS = 60.0  # in which a queue that will still be there is worked off
 _LOOK_AHEAD = 60.0  # beyond the cold start
 
@@ -39,6 +39,11 @@ class Autoscaler:
         self._margins.step(until, requests, seconds, bare, _settle(capacity), capacity, self.aim)
         self.seconds += seconds
 
+    def rest(self) -> None:
+        """Nothing runs any more: forget the recent past, keep what was learned for good."""
+        self._forecast.rest()
+        self._steady = fleet.Steadiness()
+
     def need(self, now: float, capacity: Capacity, have: int, ready: int, waiting: float) -> Need:
         """Return the replicas to run: ``have`` are ordered, ``ready`` of them serve, ``waiting`` requests have no slot."""
         expected = self._forecast.rate(now, capacity.cold_seconds + _LOOK_AHEAD)
@@ -53,4 +58,4 @@ class Autoscaler:
 
 
 def _settle(capacity: Capacity) -> float:
-    return max(SETTLE_SECONDS, 2.0 * capacity.cold_seconds)
+    return max(SETTLE_SECONDS, capacity.cold_seconds)

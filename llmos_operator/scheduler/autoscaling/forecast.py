@@ -25,12 +25,12 @@ _GRID = 60.0  # seconds between entries of what is kept
 class Scales:
     """Time constants (half-lives, seconds) and discounts of the views."""
 
-    fast: float = 180.0
+    fast: float = 240.0
     slow: float = 2400.0
     slow_part: float = 0.8
     level: float = 300.0  # of the level the peak is taken from
     peak_seconds: float = 7200.0
-    peak_part: float = 0.65
+    peak_part: float = 0.7
 
 
 class Mean:
@@ -147,6 +147,11 @@ class Forecast:
             self._peaks.append((until, self._level.value))
         while self._peaks and self._peaks[0][0] < until - self.scales.peak_seconds:
             self._peaks.popleft()
+
+    def rest(self) -> None:
+        """Forget the recent past: nothing runs, and the first request is no sign of what ran before."""
+        self.__post_init__()
+        self._peaks.clear()
 
     def rate(self, now: float, ahead: float) -> float:
         """Return the mean rate to expect from now to ``ahead`` seconds later: the largest of the views."""

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.autoscaling.values import Aim, Capacity
 
 LOWEST = 1.1
-STEP = 1.04  # ratio of neighbouring margins
-COUNT = 27  # up to about 3
-FIRST = 1.65  # margin until experience says otherwise: 99.9 % for load that varies by a quarter from minute to minute
-PRIOR_SECONDS = 43200.0  # of experience that the first margin stands for
+STEP = 1.02  # ratio of neighbouring margins
+COUNT = 31  # up to 2: half of a fleet idle is the most that a bad experience may cost
+FIRST = 1.6  # margin until experience says otherwise: 99.9 % for load that varies by a quarter from minute to minute
+PRIOR_SECONDS = 86400.0  # of experience that the first margin stands for
 HALF_LIFE = 7 * 86400.0
+CAUTION = 0.8  # part of the allowed late requests to plan with: experience is a sample
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class Margins:
     """All shadow fleets, and the margin they recommend."""
 
     def __init__(self, share: float) -> None:
-        self._budget = 1.0 - share
+        self._budget = CAUTION * (1.0 - share)
         self._total = 0.0
         self._shadows = [Shadow(LOWEST * STEP**index, 0.0) for index in range(COUNT)]
         self._steady = fleet.Steadiness()
@@ -82,7 +83,8 @@ class Margins:
         return self._starts[0][1]
 
     def _choose(self) -> float:
-        allowed = self._budget * self._total
+        # What the widest margin could not prevent, like load that grows eightfold, is no reason for any margin.
+        allowed = self._budget * self._total + self._shadows[-1].late
         return next((s.margin for s in self._shadows if s.late <= allowed), self._shadows[-1].margin)
 
 
