@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.api.quantity import parse_milliseconds
 from llmos_operator.control import scaling
 from llmos_operator.control.scaling import Demand, Memory, Promise
-from llmos_operator.manifests.observed import Scaling
 from llmos_operator.scheduler.autoscaling.autoscaler import Autoscaler
 from llmos_operator.scheduler.autoscaling.capacity import Counters, Speed
 from llmos_operator.scheduler.autoscaling.values import Aim, Arrivals, Capacity
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.control.demand import DemandBook
     from llmos_operator.control.records import Record, Records
+    from llmos_operator.manifests.observed import Scaling
     from llmos_operator.state.store import Store
     from llmos_operator.state.types import Pod, Workload
 
@@ -33,7 +33,9 @@ _GAP_SECONDS = 60.0  # without a look, after which what is remembered of the num
 _FIRST_SECONDS = 300.0  # of arrivals to have seen before the number may follow them down
 _COLD_SECONDS = 120.0  # cold start of a model whose loads nobody has measured
 _START_SECONDS = 10.0  # from the decision to a runtime that begins to load
-_WAIT_PART = 0.5  # of the time to the first token that may be spent waiting; the rest is for reading the prompt
+_WAIT_PART = (
+    0.5  # of the time to the first token that may be spent waiting; the rest is for reading the prompt
+)
 _LEARNING = "the promised latency, while it is learned what the load takes"
 _WAIT_SECONDS = 5.0  # longest wait where only the time between tokens is promised
 
@@ -153,7 +155,9 @@ class Scalers:
             known.learned_at, known.arrived = now, demand.arrived
         have = known.memory.wanted
         if capacity is None or known.autoscaler.seconds < _FIRST_SECONDS:
-            busy = math.ceil((demand.waiting + demand.running) / known.speed.slots(workload.max_num_seqs, None))
+            busy = math.ceil(
+                (demand.waiting + demand.running) / known.speed.slots(workload.max_num_seqs, None)
+            )
             known.promise = Promise(max(have, busy), _LEARNING)
             return known.promise
         need = known.autoscaler.need(now, capacity, have, ready, demand.waiting)

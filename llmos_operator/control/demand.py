@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from llmos_operator.api.telemetry import DemandBatch, DemandItem
 
 REPORT_SECONDS = 5.0
-LOST_SECONDS = 120.0  # for which a lost gateway's demand counts as unknown; its clients have found another by then
+LOST_SECONDS = (
+    120.0  # for which a lost gateway's demand counts as unknown; its clients have found another by then
+)
 _MINUTE = 60.0
 
 
@@ -29,7 +31,9 @@ class _Flow:
     arrivals: deque[tuple[float, int]] = field(default_factory=deque)
     last_request: float = 0.0
     arrived: int = 0  # requests, ever
-    lost: dict[str, float] = field(default_factory=dict)  # gateways that fell silent in the middle of traffic, since when
+    lost: dict[str, float] = field(
+        default_factory=dict
+    )  # gateways that fell silent in the middle of traffic, since when
 
     def forget(self, now: float) -> None:
         """Drop what does not count any more: nobody may ever ask for a workload that does not scale."""

@@ -22,9 +22,7 @@ class ReplayScaler:
         self._bounds = Bounds(1, 1_000_000)
         self._taken = 0
 
-    def decide(
-        self, now: float, history: Sequence[float], ready: int, starting: int, backlog: float
-    ) -> int:
+    def decide(self, now: float, history: Sequence[float], ready: int, starting: int, backlog: float) -> int:
         """Return the replicas wanted; ``history`` holds the arrivals of each step so far."""
         have = ready + starting
         new = len(history) - self._taken

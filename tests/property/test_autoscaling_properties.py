@@ -95,11 +95,27 @@ def a_taught(capacity: Capacity, rate: float, seed: int, minutes: int = 30) -> A
     return scaler
 
 
-@given(capacity=capacities, rate=st.floats(0.001, 50.0), seed=st.integers(0, 99), now=st.floats(0.0, 60.0),
-       arrived=st.integers(0, 3000), more=st.integers(0, 3000), have=st.integers(0, 40),
-       waiting=st.integers(0, 300), longer=st.integers(0, 300))
+@given(
+    capacity=capacities,
+    rate=st.floats(0.001, 50.0),
+    seed=st.integers(0, 99),
+    now=st.floats(0.0, 60.0),
+    arrived=st.integers(0, 3000),
+    more=st.integers(0, 3000),
+    have=st.integers(0, 40),
+    waiting=st.integers(0, 300),
+    longer=st.integers(0, 300),
+)
 def test_from_the_same_state_more_arrivals_or_a_longer_queue_never_need_fewer(
-    capacity: Capacity, rate: float, seed: int, now: float, arrived: int, more: int, have: int, waiting: int, longer: int
+    capacity: Capacity,
+    rate: float,
+    seed: int,
+    now: float,
+    arrived: int,
+    more: int,
+    have: int,
+    waiting: int,
+    longer: int,
 ) -> None:
     scaler = a_taught(capacity, rate, seed)
     busier = copy.deepcopy(scaler)
@@ -112,10 +128,18 @@ def test_from_the_same_state_more_arrivals_or_a_longer_queue_never_need_fewer(
     assert other.expected_rate >= one.expected_rate
     assert other.margin >= one.margin
     assert other.replicas >= one.replicas
-    assert copy.deepcopy(scaler).need(until, capacity, have, have, float(waiting + longer)).replicas >= one.replicas
+    assert (
+        copy.deepcopy(scaler).need(until, capacity, have, have, float(waiting + longer)).replicas
+        >= one.replicas
+    )
 
 
-@given(rate=st.floats(0.01, 400.0), part=st.floats(1.0, 2.0), service=st.floats(0.1, 60.0), wait=st.floats(0.0, 30.0))
+@given(
+    rate=st.floats(0.01, 400.0),
+    part=st.floats(1.0, 2.0),
+    service=st.floats(0.1, 60.0),
+    wait=st.floats(0.0, 30.0),
+)
 def test_more_requests_never_need_fewer_slots(rate: float, part: float, service: float, wait: float) -> None:
     less, more = slots_needed(rate, service, wait, 0.05), slots_needed(rate * part, service, wait, 0.05)
     # Where the formula gives way to its limit, whole slots give way to fractions of one.

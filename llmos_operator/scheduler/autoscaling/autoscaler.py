@@ -49,7 +49,11 @@ class Autoscaler:
         expected = self._forecast.rate(now, capacity.cold_seconds + _LOOK_AHEAD)
         margin = self._margins.value
         # What is left of the queue when a replica ordered now serves; only that is worth a replica.
-        left = max(0.0, waiting + (expected - ready * capacity.rate) * capacity.cold_seconds) if waiting > 0 else 0.0
+        left = (
+            max(0.0, waiting + (expected - ready * capacity.rate) * capacity.cold_seconds)
+            if waiting > 0
+            else 0.0
+        )
         rate = max(expected * margin, expected + left / _DRAIN_SECONDS if left else 0.0)
         slots = slots_needed(rate, capacity.service_seconds, self.aim.wait_seconds, self.aim.tail)
         need = slots / capacity.slots

@@ -17,6 +17,7 @@ from llmos_operator.scheduler.autoscaling.forecast import Mean
 _HALF_LIFE = 1800.0
 _FEWEST_FINISHED = 10.0  # requests before a service time is believed
 _LONGEST = 120.0  # seconds between two reports that still belong together
+_SPREAD = 0.25  # variance of the batch (requests squared) below which no line is fitted
 _FLAT = 1e-6  # slope (seconds a token and request) below which the batch does not matter
 
 
@@ -36,7 +37,10 @@ class Speed:
 
     def __init__(self) -> None:
         self._last: dict[str, Counters] = {}
-        self._busy, self._done = Mean(_HALF_LIFE), Mean(_HALF_LIFE)  # requests in progress; finished per second
+        self._busy, self._done = (
+            Mean(_HALF_LIFE),
+            Mean(_HALF_LIFE),
+        )  # requests in progress; finished per second
         self._finished = 0.0
         # Moments of (requests in progress, seconds per token), for the line through them.
         self._batch, self._token = Mean(_HALF_LIFE), Mean(_HALF_LIFE)
@@ -85,7 +89,7 @@ class Speed:
             return float(most)
         batch, token = self._batch.value, self._token.value
         spread = self._square.value - batch * batch
-        slope = (self._product.value - batch * token) / spread if spread > 0.25 else 0.0
+        slope = (self._product.value - batch * token) / spread if spread > _SPREAD else 0.0
         if slope > _FLAT:
             fit = batch + (token_seconds - token) / slope
         elif token <= token_seconds:

@@ -156,7 +156,5 @@ class Forecast:
     def rate(self, now: float, ahead: float) -> float:
         """Return the mean rate to expect from now to ``ahead`` seconds later: the largest of the views."""
         peak = self._peaks[0][1] if self._peaks else 0.0
-        recent = max(
-            self._fast.value, self._slow.value * self.scales.slow_part, peak * self.scales.peak_part
-        )
+        recent = max(self._fast.value, self._slow.value * self.scales.slow_part, peak * self.scales.peak_part)
         return recent * max(1.0, self._day.growth(now, ahead)) if self._day.pays else recent

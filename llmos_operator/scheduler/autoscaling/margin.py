@@ -49,8 +49,16 @@ class Margins:
         self._starts: deque[tuple[float, list[int]]] = deque()  # (when, replicas of each shadow)
         self.value = FIRST
 
-    def step(self, until: float, requests: float, seconds: float, need: float, settle: float,
-             capacity: Capacity, aim: Aim) -> None:
+    def step(
+        self,
+        until: float,
+        requests: float,
+        seconds: float,
+        need: float,
+        settle: float,
+        capacity: Capacity,
+        aim: Aim,
+    ) -> None:
         """Run the fleets for ``seconds`` with ``requests``; ``need`` are the replicas for the bare forecast at the end."""
         if not self._starts:
             self._begin(requests, seconds, need)
@@ -61,7 +69,9 @@ class Margins:
         for shadow, ready in zip(self._shadows, serving, strict=True):
             rate = max(min(ready, shadow.have), 1) * capacity.rate
             after = max(0.0, shadow.queue + requests - rate * seconds)
-            shadow.late = shadow.late * keep + requests * _late(shadow.queue / rate, after / rate, aim.wait_seconds)
+            shadow.late = shadow.late * keep + requests * _late(
+                shadow.queue / rate, after / rate, aim.wait_seconds
+            )
             shadow.queue = after
             shadow.have = max(1, fleet.replicas(need * shadow.margin, steady * shadow.margin, shadow.have))
         self._starts.append((until, [shadow.have for shadow in self._shadows]))
