@@ -33,7 +33,8 @@ class Shadow:
     """One fleet that does not exist."""
 
     margin: float
-    late: float  # requests that waited too long
+    expected: float  # part of the requests that is late with this margin, before there is experience
+    late: float = 0.0  # requests that waited too long
     have: int = 0
     queue: float = 0.0
 
@@ -43,8 +44,10 @@ class Margins:
 
     def __init__(self, share: float) -> None:
         self._budget = CAUTION * (1.0 - share)
-        self._total = 0.0
-        self._shadows = [Shadow(LOWEST * STEP**index, 0.0) for index in range(COUNT)]
+        self._total = self._seconds = 0.0  # requests, and the time in which they came
+        margins = [LOWEST * STEP**index for index in range(COUNT)]
+        # A tenth of the late requests for each 0.2 of margin: the tail of load that varies by a quarter.
+        self._shadows = [Shadow(m, min(1.0, self._budget * 10.0 ** ((FIRST - m) / 0.2))) for m in margins]
         self._steady = fleet.Steadiness()
         self._starts: deque[tuple[float, list[int]]] = deque()  # (when, replicas of each shadow)
         self.value = FIRST
@@ -61,10 +64,12 @@ class Margins:
     ) -> None:
         """Run the fleets for ``seconds`` with ``requests``; ``need`` are the replicas for the bare forecast at the end."""
         if not self._starts:
-            self._begin(requests, seconds, need)
+            for shadow in self._shadows:
+                shadow.have = max(1, math.ceil(need * shadow.margin))
+            self._starts.append((-math.inf, [shadow.have for shadow in self._shadows]))
         serving = self._serving(until - seconds - capacity.cold_seconds)
         keep = 0.5 ** (seconds / HALF_LIFE)
-        self._total = self._total * keep + requests
+        self._total, self._seconds = self._total * keep + requests, self._seconds * keep + seconds
         steady = self._steady.largest(until, need, settle)
         for shadow, ready in zip(self._shadows, serving, strict=True):
             rate = max(min(ready, shadow.have), 1) * capacity.rate
@@ -77,15 +82,6 @@ class Margins:
         self._starts.append((until, [shadow.have for shadow in self._shadows]))
         self.value = self._choose()
 
-    def _begin(self, requests: float, seconds: float, need: float) -> None:
-        # What is expected of each margin before anything is known: a tenth of the late requests for each 10 % more.
-        self._total = requests / seconds * PRIOR_SECONDS
-        for shadow in self._shadows:
-            part = min(1.0, self._budget * 10.0 ** ((FIRST - shadow.margin) / 0.2))
-            shadow.late = self._total * part
-            shadow.have = max(1, math.ceil(need * shadow.margin))
-        self._starts.append((-math.inf, [shadow.have for shadow in self._shadows]))
-
     def _serving(self, ordered_by: float) -> list[int]:
         """Return the replicas each shadow had ordered by then: those that serve now."""
         while len(self._starts) > 1 and self._starts[1][0] <= ordered_by:
@@ -93,9 +89,15 @@ class Margins:
         return self._starts[0][1]
 
     def _choose(self) -> float:
+        if self._total <= 0.0:
+            return FIRST
         # What the widest margin could not prevent, like load that grows eightfold, is no reason for any margin.
-        allowed = self._budget * self._total + self._shadows[-1].late
-        return next((s.margin for s in self._shadows if s.late <= allowed), self._shadows[-1].margin)
+        widest = self._shadows[-1]
+        prior = self._total / self._seconds * PRIOR_SECONDS  # requests
+        allowed = self._budget * (self._total + prior) + widest.late
+        return next(
+            (s.margin for s in self._shadows if s.late + s.expected * prior <= allowed), widest.margin
+        )
 
 
 def _late(before: float, after: float, limit: float) -> float:
