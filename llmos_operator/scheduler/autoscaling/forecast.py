@@ -25,12 +25,12 @@ _GRID = 60.0  # seconds between entries of what is kept
 class Scales:
     """Time constants (half-lives, seconds) and discounts of the views."""
 
-    fast: float = 240.0
+    fast: float = 180.0
     slow: float = 2400.0
     slow_part: float = 0.8
     level: float = 300.0  # of the level the peak is taken from
     peak_seconds: float = 7200.0
-    peak_part: float = 0.7
+    peak_part: float = 0.75
 
 
 class Mean:
