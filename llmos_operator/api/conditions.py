@@ -101,6 +101,8 @@ class Reason(StrEnum):
     AWAKE = "Awake"
     SCALED_TO_ZERO = "ScaledToZero"
     SCALING = "Scaling"
+    SIGNALS_STALE = "SignalsStale"  # figures of demand are out of date: the number of replicas is kept
+    TOO_MANY_REPLICAS = "TooManyReplicas"  # more would be needed than maxReplicas allows
     FIXED = "FixedReplicas"
     # Events only
     BOUND_POD = "BoundPod"

@@ -99,7 +99,7 @@ class Poller:
         if (
             current is not None
             and current.uid == replica.uid
-            and self._records.put_report(replica.uid, report)
+            and self._records.put_report(replica.uid, report, self._clock.now())
         ):
             self._reported(replica, report, before)
 

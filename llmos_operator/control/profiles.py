@@ -102,6 +102,17 @@ class Profiles:
             self._queue.put_nowait(model)
         return self._refused.get(model)
 
+    def load_seconds(self, uri: str, revision: str) -> float | None:
+        """Return the longest load that was measured with the weights in a cache or not; None if none was.
+
+        Loads from host memory are left out: a new replica cannot count on them.
+        """
+        status = self._known.get(profile_name(uri, revision))
+        if status is None:
+            return None
+        measured = [one.milliseconds for one in status.load_times if one.path is not LoadPath.HOT]
+        return max(measured) / 1000.0 if measured else None
+
     def retry_at(self, uri: str, revision: str) -> float:
         """Return when a failed inspection may be tried again (monotonic seconds); 0.0 if it has not failed."""
         return self._backoff.ready_at((uri, revision))

@@ -54,6 +54,7 @@ class Records:
         self._replicas: dict[str, Replica] = {}  # by pod key
         self._replicas_of: dict[str, set[str]] = {}  # workload UID -> pod keys
         self._reports: dict[str, RuntimeStatus] = {}  # by pod UID
+        self._heard: dict[str, float] = {}  # pod UID -> epoch seconds of its runtime's last answer
 
     def __iter__(self) -> Iterator[Record]:
         return iter(list(self._records.values()))
@@ -93,6 +94,7 @@ class Records:
             return False
         if old is not None and old.uid != replica.uid:
             self._reports.pop(old.uid, None)
+            self._heard.pop(old.uid, None)
         self._replicas[replica.pod] = replica
         self._replicas_of.setdefault(replica.workload_uid, set()).add(replica.pod)
         return True
@@ -103,6 +105,7 @@ class Records:
         if replica is None:
             return None
         self._reports.pop(replica.uid, None)
+        self._heard.pop(replica.uid, None)
         pods = self._replicas_of.get(replica.workload_uid)
         if pods is not None:
             pods.discard(pod)
@@ -126,8 +129,13 @@ class Records:
         """Return the last report of a pod's runtime."""
         return self._reports.get(pod_uid)
 
-    def put_report(self, pod_uid: str, report: RuntimeStatus) -> bool:
-        """Keep a report. Returns whether it is news."""
+    def heard_at(self, pod_uid: str) -> float:
+        """Return when a pod's runtime last answered (epoch seconds), 0.0 if never."""
+        return self._heard.get(pod_uid, 0.0)
+
+    def put_report(self, pod_uid: str, report: RuntimeStatus, now: float) -> bool:
+        """Keep a report that came at ``now``. Returns whether it is news."""
+        self._heard[pod_uid] = now
         if self._reports.get(pod_uid) == report:
             return False
         self._reports[pod_uid] = report

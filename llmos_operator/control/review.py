@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import reconcile, scaling
-from llmos_operator.control.scaling import Demand
+from llmos_operator.control import reconcile
+from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
 from llmos_operator.observability.logging import logger
@@ -69,7 +69,7 @@ class Reviewer:
         self._failures = failures
         self._sources = sources
         self._clock = clock
-        self._scaled: dict[str, tuple[str, scaling.Memory]] = {}  # key -> UID, memory
+        self._scalers = Scalers(store, records, demand, profiles.load_seconds)
         self._timed: dict[str, float] = {}  # key -> monotonic seconds when it must be looked at again
 
     def due(self, now: float) -> list[str]:
@@ -85,7 +85,7 @@ class Reviewer:
 
     def forget(self, record: Record) -> None:
         """Drop what is remembered of a workload that is gone, and let its pods go."""
-        self._scaled.pop(record.key, None)
+        self._scalers.forget(record.key)
         self._timed.pop(record.key, None)
         self._demand.forget(record.key)
         self._failures.succeed(record.key)
@@ -121,33 +121,16 @@ class Reviewer:
     # -- replicas -------------------------------------------------------------------------------------------
 
     def _scale(self, record: Record, workload: Workload, now: float) -> None:
-        spec = workload.spec.get("scaling")
-        if not spec or workload.suspended:
-            self._scaled.pop(record.key, None)
+        scaled = self._scalers.scale(record, workload, now)
+        if scaled is None:
             self._store.set_replicas(record.key, None)
             record.scaling = Scaling()
             return
-        known = self._scaled.get(record.key)
-        if known is None or known[0] != record.uid:
-            live = len(self._store.pods_of(record.uid))
-            known = (record.uid, scaling.begin(spec, live, now))
-        memory, record.scaling = scaling.decide(spec, self._demand_for(record, now), known[1], now)
-        self._scaled[record.key] = (record.uid, memory)
-        self._store.set_replicas(record.key, memory.wanted)
+        wanted, record.scaling = scaled
+        self._store.set_replicas(record.key, wanted)
         # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
-        if memory.wanted or self._store.pods_of(record.uid):
+        if wanted or self._store.pods_of(record.uid):
             self._look_again(record.key, self._clock.monotonic() + 1.0)
-
-    def _demand_for(self, record: Record, now: float) -> Demand:
-        told = self._demand.demand(record.key, now)
-        reports = self._records.reports_of(record.uid).values()
-        return Demand(
-            waiting=max(told.waiting, sum(report.requests.waiting for report in reports)),
-            running=max(told.running, sum(report.requests.running for report in reports)),
-            per_minute=told.per_minute,
-            kv_percent=sum(report.requests.kv_usage_milli for report in reports) // 10,
-            last_request=max(told.last_request, *(_last_request(r, now) for r in reports), 0.0),
-        )
 
     def _look_again(self, key: str, at: float) -> None:
         self._timed[key] = min(at, self._timed.get(key, at))
@@ -261,9 +244,3 @@ class Reviewer:
                 self._feedback.tell(record, "Warning", Reason.NAME_TAKEN, str(error))
             return
         self._failures.succeed(key)
-
-
-def _last_request(report: object, now: float) -> float:
-    """Return when a runtime got its last request, 0.0 if never."""
-    age = getattr(getattr(report, "requests", None), "last_request_age_seconds", None)
-    return 0.0 if age is None else now - float(age)

@@ -1,7 +1,9 @@
 """How many replicas a workload with `scaling` wants: pure arithmetic over demand, with a memory against flapping.
 
 Up at once, down only after the lower number was enough for a while, to zero only after `idle.scaleToZeroAfter` without
-a request, up from zero by the first request that waits.
+a request, up from zero by the first request that waits. Where latency is promised (`slo`) the autoscaler's need counts
+beside the metrics. Figures that are out of date hide demand and never show too much of it: with them the number may
+rise, and never falls.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class Demand:
     per_minute: int = 0
     kv_percent: int = 0  # summed over replicas
     last_request: float = 0.0  # 0.0: none seen
+    arrived: int = 0  # requests since this process began to count
+    lost: str = ""  # whose figures are out of date, in words; "": all is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,19 @@ class Memory:
     enough: tuple[tuple[float, int], ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """How many replicas the promised latency takes, and why in words."""
+
+    replicas: int
+    why: str
+
+
 def begin(scaling: Mapping[str, Any], live: int, now: float) -> Memory:
     """Return the memory of a workload first seen with ``live`` replicas: what runs is kept until demand is known."""
     least, most = bounds(scaling)
-    return Memory(wanted=min(max(live, least), most), idle_since=now)
+    wanted = min(max(live, least), most)
+    return Memory(wanted, idle_since=now, enough=((now, wanted),))
 
 
 def bounds(scaling: Mapping[str, Any]) -> tuple[int, int]:
@@ -53,19 +66,32 @@ def bounds(scaling: Mapping[str, Any]) -> tuple[int, int]:
     return least, max(least, int(scaling.get("maxReplicas", 1)))
 
 
-def decide(scaling: Mapping[str, Any], demand: Demand, memory: Memory, now: float) -> tuple[Memory, Scaling]:
+def decide(
+    scaling: Mapping[str, Any],
+    demand: Demand,
+    memory: Memory,
+    now: float,
+    promise: Promise | None = None,
+) -> tuple[Memory, Scaling]:
     """Return the new memory, whose `wanted` is the number of replicas, and how to explain it."""
     least, most = bounds(scaling)
     busy = demand.waiting + demand.running > 0
     idle_since = now if busy else max(memory.idle_since, demand.last_request)
-    needed, why = _needed(scaling, demand)
-    needed = min(max(needed, least, 1 if busy else 0), most)
+    may_sleep = _may_sleep(scaling, least, busy=busy, idle_for=now - idle_since) and not demand.lost
+    asked, why = _needed(scaling, demand, None if may_sleep else promise)
+    needed = min(max(asked, least, 1 if busy else 0), most)
     if needed == 0 and memory.wanted > 0:
         needed = 1  # whether the last one goes is decided by idleness alone
+    if demand.lost and memory.wanted and needed <= memory.wanted:
+        held = min(max(memory.wanted, least), most)
+        text = f"{_replicas(held)} kept: {demand.lost}, so fewer would be a guess."
+        return Memory(held, idle_since, ((now, held),)), Scaling(
+            active=True, reason=Reason.SIGNALS_STALE, message=text
+        )
     enough = _remember(memory.enough, needed, now)
     wanted = max(number for _, number in enough) if needed < memory.wanted else needed
     wanted = min(max(wanted, least), most)
-    if _may_sleep(scaling, least, busy=busy, idle_for=now - idle_since) and wanted <= 1:
+    if may_sleep and wanted <= 1:
         after = str((scaling.get("idle") or {}).get("scaleToZeroAfter"))
         verdict = Scaling(
             active=True, reason=Reason.SCALED_TO_ZERO, message=f"No request for {after}; one starts it again."
@@ -76,14 +102,21 @@ def decide(scaling: Mapping[str, Any], demand: Demand, memory: Memory, now: floa
         return replace(memory, idle_since=idle_since), Scaling(
             active=True, reason=Reason.SCALED_TO_ZERO, message=text
         )
-    text = f"{wanted} replicas for {why}; between {least} and {most}."
-    return Memory(wanted, idle_since, enough), Scaling(active=True, reason=Reason.SCALING, message=text)
+    reason, limit = Reason.SCALING, ""
+    if asked > most:
+        reason, limit = Reason.TOO_MANY_REPLICAS, f" {asked} would be needed: raise maxReplicas."
+    text = f"{_replicas(wanted)} for {why}; between {least} and {most}.{limit}"
+    return Memory(wanted, idle_since, enough), Scaling(active=True, reason=reason, message=text)
 
 
-def _needed(scaling: Mapping[str, Any], demand: Demand) -> tuple[int, str]:
-    """Return the largest number any metric asks for, and that metric in words."""
-    found = []
-    for metric in scaling.get("metrics") or _DEFAULT_METRICS:
+def _replicas(number: int) -> str:
+    return f"{number} replica{'s' if number != 1 else ''}"
+
+
+def _needed(scaling: Mapping[str, Any], demand: Demand, promise: Promise | None) -> tuple[int, str]:
+    """Return the largest number any metric or the promised latency asks for, and what that is in words."""
+    found = [(promise.replicas, promise.why)] if promise is not None else []
+    for metric in scaling.get("metrics") or (() if found else _DEFAULT_METRICS):
         target = max(1, int(metric.get("target", 1)))
         value, words = _value(str(metric.get("type")), demand)
         found.append((-(-value // target), f"{words} with target {target}"))

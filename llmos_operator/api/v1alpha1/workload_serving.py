@@ -87,7 +87,8 @@ class Scaling(KubeModel):
     max_replicas: int = Field(ge=1, le=1000, description="Most replicas.")
     metrics: Annotated[tuple[MetricTarget, ...], ListMap(("type",)), Field(max_length=4)] = Field(
         default=(),
-        description="What the number of replicas follows; the largest result counts. Empty: QueueDepth with target 4.",
+        description="What the number of replicas follows; the largest result counts, the latency of slo among them. "
+        "Empty: that latency alone, or QueueDepth with target 4 where slo is not given.",
     )
     idle: Idle | None = Field(
         default=None, description="What happens to a workload without requests. Empty: nothing."
@@ -151,10 +152,13 @@ class Slo(KubeModel):
     """Latency the workload is scaled and placed for."""
 
     ttft: PositiveDuration | None = Field(
-        default=None, description="Time to the first token, 95th percentile."
+        default=None,
+        description="Time to the first token, 95th percentile. With scaling, replicas are kept for half of it as the wait for a slot.",
     )
     itl: PositiveDuration | None = Field(
-        default=None, description="Time between two tokens, 95th percentile."
+        default=None,
+        description="Time between two tokens, 95th percentile. With scaling, it limits the requests a replica works on at a time; "
+        "the measured mean stands for the percentile.",
     )
 
 
