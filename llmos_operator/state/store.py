@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from llmos_operator.state.finished import FinishedLog
 from llmos_operator.state.podbook import PodBook
 from llmos_operator.state.snapshot import Snapshot, settled
 from llmos_operator.state.types import Kind
@@ -46,6 +47,7 @@ class Store(PodBook):
         self._key_of: dict[str, WorkloadKey] = {}  # by UID
         self._unsettled: set[WorkloadKey] = set()
         self._holds: dict[WorkloadKey, Hold] = {}
+        self._finished = FinishedLog()
         self._queues: dict[str, Queue] = {}
         self._profiles: dict[str, Profile] = {}
         self._priority_classes: dict[str, PriorityClass] = {}
@@ -76,6 +78,7 @@ class Store(PodBook):
             budgets=dict(self._budgets),
             namespaces=dict(self._namespaces),
             holds=dict(self._holds),
+            finished=self._finished.all(),
             heard=dict(self._heard),
             nominated=dict(self._nominated),
             unsettled=tuple(sorted(self._unsettled)),
@@ -97,6 +100,7 @@ class Store(PodBook):
             self.delete_workload(old.key)
         self._workloads[workload.key] = workload
         self._key_of[workload.uid] = workload.key
+        self._finished.note(workload)
         hold = self._holds.get(workload.key)
         if hold is not None and hold.generation != workload.generation:
             del self._holds[workload.key]
