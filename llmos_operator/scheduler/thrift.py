@@ -49,7 +49,7 @@ class Thrift:
     bound_seconds: float = 172_000.0  # waiting, all of it together, after which a job goes before its equals
     lease_seconds: float = 5400.0  # for which a started job is not passed by others
     patience_seconds: float = 180.0  # for which a job that stands still displaces nobody
-    size_exponent: float = 0.3
+    size_exponent: float = 0.1
     patience_per_service: float = 0.03  # and more by this part of the service it has received already
 
 

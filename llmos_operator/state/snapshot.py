@@ -56,6 +56,9 @@ class Snapshot:
     charged: Mapping[str, tuple[int, int]] = field(
         default_factory=dict
     )  # queue -> (GPU milli, bytes) of claims
+    averages: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # queue with a half-life -> its decayed use, as `charged`
     standing: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (queue, priority) -> claims
     terminating: tuple[Pod, ...] = ()  # pods with claims on their way out
 
