@@ -125,6 +125,7 @@ class Loop:
             return
         self.cycles += 1
         with context(cycle=self.cycles):
+            self._store.advance(now)
             snapshot = self._store.snapshot()
             self._planned_version, self._planned_at = snapshot.version, self._clock.monotonic()
             plan = await self._plan(snapshot, now)

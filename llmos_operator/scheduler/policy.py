@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
+from llmos_operator.scheduler.thrift import Thrift
 from llmos_operator.state.types import DisruptionStep, WorkloadKind
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Policy:
     load_bytes_per_second: int = 200 * MIB  # until a profile has measured a load
     sizing: SizingPolicy = field(default_factory=SizingPolicy)
     preemption: PreemptionLimits = field(default_factory=PreemptionLimits)
+    thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
     keep_rejections: int = 5  # rejections kept in a decision
 
     @property

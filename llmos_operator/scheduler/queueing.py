@@ -8,6 +8,9 @@ with the smaller weighted share; then the response ratio
 
 of which the largest goes first (highest response ratio next, Brinch Hansen 1971): short work is preferred, but every
 wait grows without bound. Equal ratios go by age, then by name.
+
+FineTune and Batch work of one queue and priority keeps the places that its ratios give it, but shares them out by the
+attained-service index (`training`), because nobody knows how long it will take.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.quota import Amount, admitted, invalid_reason
+from llmos_operator.scheduler.training import in_turn
 from llmos_operator.state.snapshot import missing
 from llmos_operator.state.types import FULL_MILLI, Sharing
 
@@ -122,6 +126,7 @@ def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Li
         )
     for line in found.lines.values():
         line.sort(key=Pending.order)
+    in_turn(found.lines, snapshot, policy, now)
     found.lines = dict(sorted(found.lines.items()))
     found.refused.sort(key=lambda r: r.workload.key)
     return found

@@ -108,6 +108,7 @@ class QuotaTree:
 
     def __init__(self, queues: Mapping[str, Queue]) -> None:
         self.queues = queues
+        self._past: QuotaTree | None = None
         self.invalid = _invalid(queues)
         good = {name: q for name, q in queues.items() if name not in self.invalid}
         self._gpus = _tree(
@@ -178,9 +179,30 @@ class QuotaTree:
             return True
         return not self._gpus[queue].bounded and not self._memory[queue].bounded
 
-    def share_milli(self, queue: str, total: Amount) -> int:
-        """Return the weighted dominant share: the larger part of the cluster in use, by weight, in thousandths."""
+    def remember(self, averages: Mapping[str, tuple[int, int]]) -> None:
+        """Take the decayed use of queues (thousandths of devices, bytes), of those with a half-life."""
+        if averages:
+            self._past = QuotaTree(self.queues)
+            for name, (milli, held) in averages.items():
+                self._past.add(name, Amount(milli, held))
+
+    def weighed(self, queue: str) -> Amount:
+        """Return the use that counts for the share: present use, with a half-life the mean of present and decayed use.
+
+        Present use stays a part of it, so that within one plan a queue's share grows with what it is given.
+        """
         use, one = self.use(queue), self.queues.get(queue)
+        if one is None or one.half_life <= 0 or self._past is None:
+            return use
+        past = self._past.use(queue)
+        return Amount((use.gpu_milli + past.gpu_milli) // 2, (use.memory_bytes + past.memory_bytes) // 2)
+
+    def share_milli(self, queue: str, total: Amount) -> int:
+        """Return the weighted dominant share: the larger part of the cluster in use, by weight, in thousandths.
+
+        Use is as `weighed` says.
+        """
+        use, one = self.weighed(queue), self.queues.get(queue)
         if one is None:
             return 0
         gpus = use.gpu_milli * 1000 // max(1, total.gpu_milli)

@@ -74,6 +74,8 @@ class Worlds:
         trees = QuotaTree(snapshot.queues), QuotaTree(snapshot.queues)
         present, future = (World(snapshot, View(snapshot), tree) for tree in trees)
         worlds = cls(present, future)
+        for tree in trees:
+            tree.remember(snapshot.averages)
         for queue, (milli, held) in snapshot.charged.items():
             for tree in trees:
                 tree.add(queue, Amount(milli, held))

@@ -1,5 +1,6 @@
-"""What the benchmark harnesses load: the operator's own decisions behind the interface each harness expects."""
+"""The operator's own decisions behind the interfaces of the replay harnesses, by the names the harnesses load."""
 
+from llmos_operator.sim.adapters_queueing import queueing
 from llmos_operator.sim.adapters_scaler import scaler
 
-__all__ = ["scaler"]
+__all__ = ["queueing", "scaler"]

@@ -15,6 +15,7 @@ from llmos_operator.state.types import Pod, PodPhase, PreemptionPolicy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmos_operator.state.finished import Finished
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.types import (
         Claim,
@@ -46,6 +47,7 @@ class Snapshot:
     budgets: Mapping[str, DisruptionBudget] = field(default_factory=dict)
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     holds: Mapping[WorkloadKey, Hold] = field(default_factory=dict)
+    finished: tuple[Finished, ...] = ()  # FineTune and Batch work, of which durations are learned
     heard: Mapping[str, float] = field(default_factory=dict)  # node -> receive time of its last telemetry
     unsettled: tuple[WorkloadKey, ...] = ()  # workloads with a wanted replica that no pod stands for, sorted
     nominated: Mapping[WorkloadKey, float] = field(
@@ -54,6 +56,9 @@ class Snapshot:
     charged: Mapping[str, tuple[int, int]] = field(
         default_factory=dict
     )  # queue -> (GPU milli, bytes) of claims
+    averages: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # queue with a half-life -> its decayed use, as `charged`
     standing: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (queue, priority) -> claims
     terminating: tuple[Pod, ...] = ()  # pods with claims on their way out
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from llmos_operator.state.averages import Averages
+from llmos_operator.state.finished import FinishedLog
 from llmos_operator.state.podbook import PodBook
 from llmos_operator.state.snapshot import Snapshot, settled
 from llmos_operator.state.types import Kind
@@ -46,6 +48,8 @@ class Store(PodBook):
         self._key_of: dict[str, WorkloadKey] = {}  # by UID
         self._unsettled: set[WorkloadKey] = set()
         self._holds: dict[WorkloadKey, Hold] = {}
+        self._finished = FinishedLog()
+        self._averages = Averages()
         self._queues: dict[str, Queue] = {}
         self._profiles: dict[str, Profile] = {}
         self._priority_classes: dict[str, PriorityClass] = {}
@@ -76,6 +80,8 @@ class Store(PodBook):
             budgets=dict(self._budgets),
             namespaces=dict(self._namespaces),
             holds=dict(self._holds),
+            finished=self._finished.all(),
+            averages=self._averages.all(),
             heard=dict(self._heard),
             nominated=dict(self._nominated),
             unsettled=tuple(sorted(self._unsettled)),
@@ -83,6 +89,12 @@ class Store(PodBook):
             standing=dict(self._tally.standing),
             terminating=tuple(self._tally.terminating.values()),
         )
+
+    def advance(self, now: float) -> None:
+        """Move the averages of use to `now` (epoch seconds); no reason to plan anew."""
+        if self.synced():  # before that, what is charged is not all
+            claims = (p.claim for pods in self._pods_of.values() for p in pods if p.claim is not None)
+            self._averages.advance(now, self._queues, self._tally.charged, claims)
 
     def workload(self, key: WorkloadKey) -> Workload | None:
         """Return a workload with its desired replicas put in."""
@@ -97,6 +109,7 @@ class Store(PodBook):
             self.delete_workload(old.key)
         self._workloads[workload.key] = workload
         self._key_of[workload.uid] = workload.key
+        self._finished.note(workload)
         hold = self._holds.get(workload.key)
         if hold is not None and hold.generation != workload.generation:
             del self._holds[workload.key]

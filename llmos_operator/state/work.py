@@ -170,6 +170,7 @@ class Workload:
     host_memory_bytes: int = 0  # same
     expected_seconds: float | None = None  # expected service time, where known
     checkpoint_seconds: float | None = None  # FineTune: time between checkpoints
+    gpu_seconds: int = 0  # status.usage: service received so far, seconds times devices; Inference: 0
     template_hash: str = ""  # changes when a pod would have to be rebuilt
     spec: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # raw, for manifests
 

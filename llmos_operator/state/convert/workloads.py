@@ -61,11 +61,13 @@ def workload(obj: Mapping[str, Any]) -> Workload:
     meta, spec, status = root.child("metadata"), root.child("spec"), root.child("status")
     pod_spec = spec.child("podTemplate").child("spec")
     cpu, memory, _ = requests(pod_spec)
+    kind = spec.choice("type", WorkloadKind, WorkloadKind.INFERENCE)
+    used = status.child("usage").number("gpuSeconds") if kind is not WorkloadKind.INFERENCE else 0
     return Workload(
         key=f"{meta.required('namespace')}/{meta.required('name')}",
         uid=meta.required("uid"),
         model=_model(spec.child("model"), meta.text("name")),
-        kind=spec.choice("type", WorkloadKind, WorkloadKind.INFERENCE),
+        kind=kind,
         generation=meta.number("generation", 1),
         created_at=meta.parsed("creationTimestamp", parse_rfc3339, 0.0),
         suspended=spec.flag("suspend"),
@@ -80,6 +82,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
         checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
+        gpu_seconds=used,
         cpu_milli=cpu,
         host_memory_bytes=memory,
         template_hash=template_hash(spec.data),
