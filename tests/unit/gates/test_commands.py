@@ -18,6 +18,7 @@ TARGETS = {
     "venv",
     "binaries",
     "models",
+    "prometheus",
     "lock",
     "generate",
     "test",
