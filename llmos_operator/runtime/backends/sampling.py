@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from llmos_operator.runtime.ipc.messages import TokenLogprob
@@ -19,11 +20,15 @@ from llmos_operator.runtime.ipc.messages import TokenLogprob
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from llmos_operator.runtime.ipc.messages import SamplingParams
 
-_BITS = torch.arange(8, dtype=torch.uint8)
+# For each byte of a mask, lowest bit first: 0 where the bit is set, minus infinity where it is not.
+_BYTE_BIAS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
+).astype(np.float32)
 _TOP_CANDIDATES = (
     512  # nucleus and top-k look at so many tokens first, and at all only where those do not suffice
 )
@@ -106,14 +111,16 @@ def _adjust(logits: Tensor, row: Row) -> None:
     if row.blocked:
         logits[torch.tensor(row.blocked, device=device)] = -math.inf
     if row.allowed is not None:
-        logits.masked_fill_(~_unpacked(row.allowed, logits.shape[0]).to(device), -math.inf)
+        logits += torch.from_numpy(_bias(row.allowed, logits.shape[0])).to(device)
 
 
-def _unpacked(mask: bytes, width: int) -> Tensor:
-    """Return a bit mask as bool [width]; what lies beyond it is not allowed."""
-    packed = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
-    bits = ((packed.unsqueeze(-1) >> _BITS) & 1).bool().reshape(-1)
-    return torch.nn.functional.pad(bits, (0, max(0, width - len(bits))))[:width]
+def _bias(mask: bytes, width: int) -> NDArray[np.float32]:
+    """Return 0 for each allowed token and minus infinity for the others, and for what lies beyond the mask.
+
+    Added, because torch fills by a mask twenty times slower than it adds.
+    """
+    found = _BYTE_BIAS[np.frombuffer(mask, np.uint8)].reshape(-1)[:width]
+    return found if len(found) == width else np.pad(found, (0, width - len(found)), constant_values=-np.inf)
 
 
 def _draw(logits: Tensor, row: Row) -> int:

@@ -23,6 +23,7 @@ MAX_GRAMMAR_CHARACTERS = 256 << 10
 KEPT = 16  # compiled grammars; answers of one application share a few
 _LEXER_STATES = 20_000
 _GRAMMAR_SYMBOLS = 100_000
+_ROW_ITEMS = 5000  # an object of a thousand optional properties takes four thousand
 _SHOWN = 300
 _UNSATISFIABLE = "no text can satisfy it"
 
@@ -90,6 +91,7 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(
         max_lexer_states=_LEXER_STATES,
         max_grammar_size=_GRAMMAR_SYMBOLS,
+        max_items_in_row=_ROW_ITEMS,
         verbose_errors=False,  # an error must not repeat the grammar
     )
 
