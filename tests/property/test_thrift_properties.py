@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from llmos_operator.scheduler.thrift import Standing, Thrift, Turn, places, turns
 from llmos_operator.sim.adapters import queueing
 
-THRIFT = Thrift(bound_seconds=1000.0, lease_seconds=100.0, patience_seconds=50.0, patience_per_service=0.0)
+FRESH = 100.0
+THRIFT = Thrift(
+    fresh_seconds=FRESH,
+    bound_seconds=1000.0,
+    lease_seconds=100.0,
+    patience_seconds=50.0,
+    patience_per_service=0.0,
+)
 SECONDS = st.floats(0.0, 5000.0)
 Job: TypeAlias = tuple[float, int, float, float, float, bool, float]
 JOB = st.tuples(SECONDS, st.integers(1, 64), SECONDS, SECONDS, SECONDS, st.booleans(), SECONDS)
@@ -81,4 +88,11 @@ def test_nobody_waits_longer_than_the_bound_and_the_work_of_those_older(
         waited = cluster.finish[i] - cluster.submit[i] - cluster.length[i]
         older = cluster.length[cluster.submit <= cluster.submit[i]].sum() - cluster.length[i]
         leases = (len(jobs) / devices + 1) * (THRIFT.lease_seconds + tick)
-        assert waited <= THRIFT.bound_seconds + older + leases + 2 * tick
+        assert waited <= THRIFT.bound_seconds + older + leases + len(jobs) * (FRESH + tick) + 2 * tick
+
+
+def test_short_work_does_not_wait_behind_a_cluster_full_of_overdue_work() -> None:
+    late = (60.0, 8, 0.0, 90_000.0, 5000.0, True, 500.0)
+    side = standing([late] * 5 + [(60.0, 1, 4900.0, 0.0, 60.0, False, 60.0)])
+    assert list(turns(side, THRIFT)) == [Turn.OVERDUE] * 5 + [Turn.FRESH]
+    assert places(side, THRIFT)[-1] == 0

@@ -49,18 +49,31 @@ def test_work_that_has_received_much_stands_behind_newer_work() -> None:
 
 def test_work_near_the_usual_length_of_its_queue_goes_before_newer_work() -> None:
     cluster = one_device()
+    newer = tuning("new").with_(gpu_seconds=3 * HOUR).created(4 * HOUR)
     past(cluster, "", 10 * HOUR, count=400)
-    cluster.add(tuning("nearly").with_(gpu_seconds=30_800).created(10 * HOUR), tuning("new").created(60))
+    cluster.add(tuning("nearly").with_(gpu_seconds=30_800).created(10 * HOUR), newer)
     assert first(cluster) == ["default/nearly", "default/new"]
 
 
 def test_nothing_waits_beyond_the_bound_behind_newer_work() -> None:
     bound = Policy().thrift.bound_seconds
     cluster = one_device()
-    cluster.add(
-        tuning("old").with_(gpu_seconds=8 * HOUR).created(8 * HOUR + bound + 1), tuning("new").created(60)
-    )
+    newer = tuning("new").with_(gpu_seconds=3 * HOUR).created(4 * HOUR)
+    cluster.add(tuning("old").with_(gpu_seconds=8 * HOUR).created(8 * HOUR + bound + 1), newer)
     assert first(cluster) == ["default/old", "default/new"]
+
+
+def test_the_younger_goes_first_within_the_bound() -> None:
+    cluster = one_device()
+    newer = tuning("new").with_(gpu_seconds=3 * HOUR).created(4 * HOUR)
+    cluster.add(tuning("old").with_(gpu_seconds=8 * HOUR).created(9 * HOUR), newer)
+    assert first(cluster) == ["default/new", "default/old"]
+
+
+def test_fresh_work_is_not_held_up_by_overdue_work() -> None:
+    cluster = one_device()
+    cluster.add(tuning("old").with_(gpu_seconds=8 * HOUR).created(9 * DAY), tuning("new").created(60))
+    assert first(cluster) == ["default/new", "default/old"]
 
 
 def test_devices_count() -> None:
