@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 GIB = 1 << 30
+
+
+class ScoreKind(StrEnum):
+    """What decides between nodes that can take a request."""
+
+    BEST_FIT = "best-fit"  # leaves the least behind
+    FRAGMENTATION = "fragmentation"  # destroys the least of what the cluster can do for expected work
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,8 @@ class Policy:
     load_bytes_per_second: int = 200 * MIB  # until a profile has measured a load
     sizing: SizingPolicy = field(default_factory=SizingPolicy)
     preemption: PreemptionLimits = field(default_factory=PreemptionLimits)
+    score: ScoreKind = ScoreKind.FRAGMENTATION
+    price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides
     keep_rejections: int = 5  # rejections kept in a decision
 
     @property
