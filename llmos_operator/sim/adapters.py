@@ -4,7 +4,7 @@
 
 Nodes become ledger states in a `NodeTable`, tasks become requests, and each decision is `Placer.best`, `pick` and
 `NodeTable.write`: what a cycle of the operator does. Prices are made in a worker process, as in the operator: they are
-asked for whenever a fiftieth of the devices has been given away and used from the next such time on, so that a replay
+asked for whenever a hundredth of the devices has been given away and used from the next such time on, so that a replay
 does not depend on how fast the worker is. Only the first are waited for. The benchmark's arrays are read for nothing
 but the cluster's size.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.scheduler.feasibility import Feasibility
-from llmos_operator.scheduler.fragmentation.prices import Pricer, priced
+from llmos_operator.scheduler.fragmentation.pricer import Pricer, priced
 from llmos_operator.scheduler.outlook import shape_of
 from llmos_operator.scheduler.placement import Placer, pick
 from llmos_operator.scheduler.policy import Policy
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _DOMAIN: Final = "replay"
 _PODS: Final = 1 << 20  # the traces know no limit of pods on a node
-_EVERY: Final = 50  # prices are made once every so-manieth part of the devices has been given away
+_EVERY: Final = 100  # prices are made once every so-manieth part of the devices has been given away
 _SOONER: Final = 16  # at first prices are made more often: each time as much again has been given away
 _KNOWN: Final = 2000  # requests that a known mix counts for, beside those that arrive
 
