@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.v1alpha1.modelprofile import profile_name
 from llmos_operator.scheduler import failure, wording
-from llmos_operator.scheduler.claims import claim_for, request_of, sharing_domain
+from llmos_operator.scheduler.claims import claim_for, profile_of, request_of, sharing_domain, signature
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
 from llmos_operator.scheduler.plan import Bind, Evict
 from llmos_operator.scheduler.quota import charge
@@ -97,7 +96,7 @@ class Attempts:
     def shape(self, workload: Workload) -> Shape:
         """Return sizes and requests of a workload, shared by all that ask for the same."""
         domain = sharing_domain(self.snapshot, self.policy, workload.namespace)
-        key = _signature(workload, domain)
+        key = signature(workload, domain)
         found = self._shapes.get(key)
         if found is None:
             known = sizes(workload, self.profile(workload), self.policy)
@@ -108,7 +107,7 @@ class Attempts:
 
     def profile(self, workload: Workload) -> Profile | None:
         """Return what is known of a workload's model."""
-        return self.snapshot.profiles.get(profile_name(workload.model.uri, workload.model.revision))
+        return profile_of(self.snapshot, workload)
 
     def _place_one(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
         may_preempt = self.snapshot.may_preempt(pending.workload)
@@ -142,7 +141,8 @@ class Attempts:
         while (best := self.placer.best(request, handicaps)) is not None:
             row, waste = best
             name = self.scene.table.names[row]
-            devices = pick(now.node(name), request, columns[row], self.policy.overuse_percent)
+            prefer = self.placer.column(request, row, columns[row])
+            devices = pick(now.node(name), request, columns[row], self.policy.overuse_percent, prefer)
             if devices is not None:
                 claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
                 if self._leaves_room(claim, request):
@@ -279,26 +279,3 @@ class Attempts:
 
 def _without_observations(state: NodeState) -> NodeState:
     return replace(state, devices=tuple(replace(d, observed_bytes=None) for d in state.devices))
-
-
-def _signature(workload: Workload, domain: str) -> tuple[object, ...]:
-    return (
-        workload.model.uri,
-        workload.model.revision,
-        workload.quantization,
-        workload.engine,
-        workload.accelerators,
-        workload.memory_bytes,
-        workload.selector,
-        workload.sharing,
-        domain,
-        workload.compute_milli,
-        workload.max_model_len,
-        workload.max_num_seqs,
-        workload.placement,
-        workload.node_selector,
-        workload.node_affinity,
-        workload.tolerations,
-        workload.cpu_milli,
-        workload.host_memory_bytes,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.api import names
+from llmos_operator.api.v1alpha1.modelprofile import profile_name
 from llmos_operator.scheduler.request import Constraints, Request
 from llmos_operator.scheduler.sizing import granted
 from llmos_operator.state.types import FULL_MILLI, Claim, Sharing
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Workload
+    from llmos_operator.state.types import Profile, Workload
 
 _MILLISECONDS = 1000
 
@@ -56,6 +57,35 @@ def sharing_domain(snapshot: Snapshot, policy: Policy, namespace: str) -> str:
     known = snapshot.namespaces.get(namespace)
     label = known.labels.get(policy.sharing_domain_label) if known is not None else None
     return label or namespace
+
+
+def profile_of(snapshot: Snapshot, workload: Workload) -> Profile | None:
+    """Return what is known of a workload's model."""
+    return snapshot.profiles.get(profile_name(workload.model.uri, workload.model.revision))
+
+
+def signature(workload: Workload, domain: str) -> tuple[object, ...]:
+    """Return a key that workloads with the same sizes and requests share."""
+    return (
+        workload.model.uri,
+        workload.model.revision,
+        workload.quantization,
+        workload.engine,
+        workload.accelerators,
+        workload.memory_bytes,
+        workload.selector,
+        workload.sharing,
+        domain,
+        workload.compute_milli,
+        workload.max_model_len,
+        workload.max_num_seqs,
+        workload.placement,
+        workload.node_selector,
+        workload.node_affinity,
+        workload.tolerations,
+        workload.cpu_milli,
+        workload.host_memory_bytes,
+    )
 
 
 def claim_for(

@@ -15,6 +15,7 @@ from llmos_operator.scheduler.budget import UNLIMITED, Budget
 from llmos_operator.scheduler.feasibility import Feasibility
 from llmos_operator.scheduler.outcome import Outcome
 from llmos_operator.scheduler.placement import Placer
+from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.preemption import Preemption
 from llmos_operator.scheduler.queueing import lines
 from llmos_operator.scheduler.quota import Amount
@@ -25,6 +26,7 @@ from llmos_operator.scheduler.world import Worlds
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
+    from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Plan
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
@@ -36,16 +38,18 @@ def plan(
     now: float,
     budget: Budget = UNLIMITED,
     table: NodeTable | None = None,
+    prices: Prices | None = None,
 ) -> Plan:
-    """Return what to do now. Pure: the same snapshot, policy and time give the same plan.
+    """Return what to do now. Pure: the same snapshot, policy, time and prices give the same plan.
 
     `now` is epoch seconds. `table` is a cache the caller may keep between cycles; it changes the cost of a plan, never
-    its content. Raises NotSynced before every list is complete.
+    its content. `prices` are those of the fragmentation value; without them, or when they are too old, best fit is
+    used. Raises NotSynced before every list is complete.
     """
     if not snapshot.synced:
         raise NotSynced(f"still listing {', '.join(snapshot.missing)}; no decision may be taken yet")
     outcome = Outcome(snapshot, policy, now)
-    attempts = prepare(snapshot, policy, now, budget, table)
+    attempts = prepare(snapshot, policy, now, budget, table, prices)
     broken = repairs(snapshot, policy, now)
     outcome.repair(broken)
     for one in broken:  # on its way out: nobody displaces it a second time, its room is counted on
@@ -61,7 +65,12 @@ def plan(
 
 
 def prepare(
-    snapshot: Snapshot, policy: Policy, now: float, budget: Budget, table: NodeTable | None
+    snapshot: Snapshot,
+    policy: Policy,
+    now: float,
+    budget: Budget,
+    table: NodeTable | None,
+    prices: Prices | None = None,
 ) -> Attempts:
     """Return the means to place replicas on a snapshot."""
     table = table if table is not None else NodeTable()
@@ -69,9 +78,16 @@ def prepare(
     table.sync(worlds.now.view.nodes)
     scene = Scene.of(table, policy, now, snapshot.heard)
     feasibility = Feasibility(scene)
-    placer = Placer(scene, feasibility)
+    placer = Placer(scene, feasibility, prices if usable(prices, policy, now) else None)
     preemption = Preemption(snapshot, policy, now, worlds, scene, feasibility, budget)
     return Attempts(snapshot, policy, now, worlds, scene, feasibility, placer, preemption)
+
+
+def usable(prices: Prices | None, policy: Policy, now: float) -> bool:
+    """Return whether the policy wants prices and they are not too old."""
+    if prices is None or policy.score is not ScoreKind.FRAGMENTATION:
+        return False
+    return now - prices.at <= policy.price_seconds
 
 
 def total_of(table: NodeTable) -> Amount:

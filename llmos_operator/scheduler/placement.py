@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.scheduler.scene import Candidates
 from llmos_operator.scheduler.scores.best_fit import BestFit
+from llmos_operator.scheduler.scores.fragmentation import Fragmentation
 from llmos_operator.scheduler.table import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from llmos_operator.scheduler.feasibility import Feasibility
+    from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
-    from llmos_operator.scheduler.table import Bools, Ints
+    from llmos_operator.scheduler.table import Bools, Ints, Rows
     from llmos_operator.state.ledger import DeviceState, NodeState
 
 INFEASIBLE: Final = np.iinfo(np.int64).max
@@ -42,12 +45,17 @@ class _Ranking:
 
 
 class Placer:
-    """Best rows by waste, remembered per request."""
+    """Best rows by waste, remembered per request.
 
-    def __init__(self, scene: Scene, feasibility: Feasibility) -> None:
+    With prices the waste is what a placement destroys of the value of the node (`scores.fragmentation`), where that
+    score has an opinion; else it is how badly the request fits (`scores.best_fit`).
+    """
+
+    def __init__(self, scene: Scene, feasibility: Feasibility, prices: Prices | None = None) -> None:
         self._scene = scene
         self._feasibility = feasibility
-        self._score = BestFit()
+        self._best_fit = BestFit()
+        self._fragmentation = Fragmentation(prices) if prices is not None else None
         self._rankings: dict[Request, _Ranking] = {}
 
     def best(self, request: Request, handicaps: Mapping[int, int] | None = None) -> tuple[int, int] | None:
@@ -64,6 +72,12 @@ class Placer:
                 waste[row] = INFEASIBLE if INFEASIBLE - extra < waste[row] else waste[row] + extra
         row = int(waste.argmin())
         return None if waste[row] == INFEASIBLE else (row, int(waste[row]))
+
+    def column(self, request: Request, row: int, acceptable: Bools) -> int | None:
+        """Return which device of a row the score would take, by column; None if it leaves that to `pick`."""
+        if self._fragmentation is None or not self._fragmentation.judges(request):
+            return None
+        return self._fragmentation.column(self._scene, request, row, acceptable)
 
     def count(self, request: Request) -> int:
         """Return how many rows can take the request."""
@@ -92,33 +106,42 @@ class Placer:
         self._rankings[request] = _Ranking(waste, len(table.log), table.generation, table.static_version)
         return waste
 
-    def _waste(self, request: Request, rows: Ints | slice) -> Ints:
+    def _waste(self, request: Request, rows: Rows) -> Ints:
         fits, candidates = self._feasibility.check(request, rows)
-        waste = self._score.waste(self._scene, request, candidates)
-        waste[~fits] = INFEASIBLE
+        waste = np.full(len(fits), INFEASIBLE, np.int64)
+        at = np.flatnonzero(fits)
+        if at.size:
+            chosen = Candidates(at if isinstance(rows, slice) else rows[at], candidates.devices[at])
+            waste[at] = self._score(request).waste(self._scene, request, chosen)
         return waste
+
+    def _score(self, request: Request) -> BestFit | Fragmentation:
+        if self._fragmentation is not None and self._fragmentation.judges(request):
+            return self._fragmentation
+        return self._best_fit
 
 
 def pick(
-    state: NodeState, request: Request, acceptable: Bools, overuse_percent: int
+    state: NodeState, request: Request, acceptable: Bools, overuse_percent: int, prefer: int | None = None
 ) -> tuple[DeviceState, ...] | None:
     """Return the devices a node would give, best first; None if it cannot take the request. Empty for CPU-only work.
 
-    `acceptable` are the node's devices that pass the static filters, by column.
+    `acceptable` are the node's devices that pass the static filters, by column; the device in column `prefer` comes
+    first if it will do.
     """
     if not host_fits(state, request):
         return None
     if not request.devices:
         return ()
     usable = [
-        d
+        (column != prefer, d)
         for column, d in enumerate(state.devices)
         if acceptable[column] and device_fits(d, request, overuse_percent)
     ]
     if len(usable) < request.devices:
         return None
-    usable.sort(key=lambda d: _device_order(d, request))
-    return tuple(usable[: request.devices])
+    usable.sort(key=lambda one: (one[0], _device_order(one[1], request)))
+    return tuple(d for _, d in usable[: request.devices])
 
 
 def host_fits(state: NodeState, request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 GIB = 1 << 30
+
+
+class ScoreKind(StrEnum):
+    """What decides between nodes that can take a request."""
+
+    BEST_FIT = "best-fit"  # leaves the least behind
+    FRAGMENTATION = "fragmentation"  # destroys the least of what the cluster can do for expected work
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,8 @@ class Policy:
     sizing: SizingPolicy = field(default_factory=SizingPolicy)
     preemption: PreemptionLimits = field(default_factory=PreemptionLimits)
     thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
+    score: ScoreKind = ScoreKind.FRAGMENTATION
+    price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides
     keep_rejections: int = 5  # rejections kept in a decision
 
     @property
