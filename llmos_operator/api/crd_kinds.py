@@ -79,6 +79,7 @@ KINDS = (
             Column("Used", ".status.usage.gpus", "Devices in use."),
             Column("Pending", ".status.pending", "Workloads that wait.", "integer"),
             Column("Admitted", ".status.admitted", "Workloads that have quota.", "integer"),
+            Column("Ready", _ready("status"), "Whether it can be used."),
             _AGE,
             Column("Memory", ".status.usage.memory", "Device memory in use.", wide=True),
             Column("Borrowed", ".status.borrowed.gpus", "Devices beyond nominal.", wide=True),

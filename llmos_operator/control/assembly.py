@@ -118,7 +118,9 @@ class Assembly:
             self.records, self.recorder, self.metrics, self.clock, self.failures, review=self.review
         )
         self.tokens = ControlTokens(_master_key(self.settings.master_key_file))
-        self.summaries = Summaries(self.port, self.store, self.queue, may_act=self.leadership.may_act)
+        self.summaries = Summaries(
+            self.port, self.store, self.queue, self.clock, may_act=self.leadership.may_act
+        )
 
     def _make_watching(self) -> None:
         intake = Intake(

@@ -1,4 +1,4 @@
-"""Summaries for people: what is reserved on each device (GPUNode), how much of each queue is used (WorkloadQueue).
+"""Summaries for people: what is reserved on each device (GPUNode); use, share and readiness of each WorkloadQueue.
 
 Nothing is decided from them, so they are written last, a few seconds late and only when they changed.
 """
@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api import names
+from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import format_bytes, format_milli
+from llmos_operator.clock import rfc3339
 from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import GPU_NODES, WORKLOAD_QUEUES
 from llmos_operator.errors import Conflict, LlmosError
 from llmos_operator.observability.logging import logger
-from llmos_operator.state.types import PodPhase
+from llmos_operator.scheduler.quota import Amount, QuotaTree, invalid_reason
+from llmos_operator.state.types import FULL_MILLI, PodPhase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llmos_operator.actuators.writequeue import WriteQueue
+    from llmos_operator.clock import Clock
     from llmos_operator.cluster.port import ClusterPort, Json, Kind
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.store import Store
@@ -31,29 +34,28 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 SECONDS = 10.0
-
-
-@dataclass(slots=True)
-class _Use:
-    """Use of one queue."""
-
-    gpu_milli: int = 0
-    memory_bytes: int = 0
-    admitted: int = 0
-    pending: int = 0
+_QUEUE_PARTS = ("usage", "borrowed", "shareMilli", "pending", "admitted", "conditions", "observedGeneration")
 
 
 class Summaries:
     """Writes both kinds of summary."""
 
     def __init__(
-        self, port: ClusterPort, store: Store, queue: WriteQueue, *, may_act: Callable[[], bool]
+        self,
+        port: ClusterPort,
+        store: Store,
+        queue: WriteQueue,
+        clock: Clock,
+        *,
+        may_act: Callable[[], bool],
     ) -> None:
         self._port = port
+        self._clock = clock
         self._store = store
         self._queue = queue
         self._may_act = may_act
         self._written: dict[tuple[str, str], Json] = {}  # plural, name -> status part as written last
+        self._generations: dict[tuple[str, str], int] = {}
         self._version = -1
 
     def note(self, kind: Kind, body: Json, *, exists: bool) -> None:
@@ -61,10 +63,12 @@ class Summaries:
         key = (kind.plural, str(body["metadata"]["name"]))
         if not exists:
             self._written.pop(key, None)
+            self._generations.pop(key, None)
             return
         status = body.get("status") or {}
-        parts = ("ledger",) if kind == GPU_NODES else ("usage", "pending", "admitted")
+        parts = ("ledger",) if kind == GPU_NODES else _QUEUE_PARTS
         self._written[key] = {part: status[part] for part in parts if part in status}
+        self._generations[key] = int(body["metadata"].get("generation") or 0)
 
     async def run(self) -> None:
         """Write what changed, until cancelled."""
@@ -74,7 +78,21 @@ class Summaries:
                 self._version = self._store.version
                 snapshot = self._store.snapshot()
                 self._submit(GPU_NODES, ledgers(snapshot))
-                self._submit(WORKLOAD_QUEUES, queue_uses(snapshot))
+                statuses = queue_statuses(snapshot)
+                self._submit(
+                    WORKLOAD_QUEUES, {name: self._stamped(name, one) for name, one in statuses.items()}
+                )
+
+    def _stamped(self, name: str, status: Json) -> Json:
+        """Give the condition its generation and time; the time stays while the status of the condition does."""
+        key = (WORKLOAD_QUEUES.plural, name)
+        (condition,) = status["conditions"]
+        before = (self._written.get(key, {}).get("conditions") or [{}])[0]
+        same = before.get("status") == condition["status"]
+        since = before["lastTransitionTime"] if same else rfc3339(self._clock.now())
+        generation = self._generations.get(key, 0)
+        condition = {**condition, "lastTransitionTime": since, "observedGeneration": generation}
+        return {**status, "conditions": [condition], "observedGeneration": generation}
 
     def _submit(self, kind: Kind, parts: dict[str, Json]) -> None:
         for name, part in parts.items():
@@ -108,29 +126,61 @@ def ledgers(snapshot: Snapshot) -> dict[str, Json]:
     return found
 
 
-def queue_uses(snapshot: Snapshot) -> dict[str, Json]:
-    """Return usage, pending and admitted of every queue."""
-    uses: defaultdict[str, _Use] = defaultdict(_Use)
-    for workload in snapshot.workloads.values():
-        use = uses[workload.queue or names.DEFAULT_QUEUE]
-        pods = [pod for pod in snapshot.pods_of.get(workload.uid, ()) if pod.phase is not PodPhase.FINISHED]
-        for pod in pods:
-            if pod.claim is not None:
-                use.gpu_milli += pod.claim.gpu_milli
-                use.memory_bytes += pod.claim.bytes_per_device * len(pod.claim.devices)
-        wanted = 0 if workload.suspended or workload.finished else workload.replicas
-        if pods:
-            use.admitted += 1
-        elif wanted:
-            use.pending += 1
-    return {
-        name: {
-            "usage": {
-                "gpus": format_milli(uses[name].gpu_milli),
-                "memory": format_bytes(uses[name].memory_bytes),
-            },
-            "pending": uses[name].pending,
-            "admitted": uses[name].admitted,
+def queue_statuses(snapshot: Snapshot) -> dict[str, Json]:
+    """Return the status of every queue, its condition without a time: use, share, who waits, whether it can be used."""
+    tree, total = QuotaTree.of(snapshot), _capacity(snapshot)
+    counts = _counts(snapshot)
+    found: dict[str, Json] = {}
+    for name in snapshot.queues:
+        milli, held = snapshot.charged.get(name, (0, 0))
+        admitted, pending = counts[name]
+        status = {
+            "usage": _amount(Amount(milli, held)),
+            "pending": pending,
+            "admitted": admitted,
+            "shareMilli": tree.share_micro(name, total) // 1000,
+            "conditions": [_ready(invalid_reason(tree, name))],
         }
-        for name in snapshot.queues
+        borrowed = tree.borrowed(name)
+        found[name] = status | ({"borrowed": _amount(borrowed)} if borrowed != Amount() else {})
+    return found
+
+
+def _ready(problem: tuple[Reason, str] | None) -> Json:
+    if problem is None:
+        return {
+            "type": "Ready",
+            "status": "True",
+            "reason": str(Reason.READY),
+            "message": "The queue takes work.",
+        }
+    reason, message = problem
+    return {
+        "type": "Ready",
+        "status": "False",
+        "reason": str(reason),
+        "message": f"{message}; correct spec.parent",
     }
+
+
+def _amount(amount: Amount) -> Json:
+    return {"gpus": format_milli(amount.gpu_milli), "memory": format_bytes(amount.memory_bytes)}
+
+
+def _capacity(snapshot: Snapshot) -> Amount:
+    devices = [one.device for state in snapshot.nodes.values() for one in state.devices]
+    return Amount(FULL_MILLI * len(devices), sum(device.memory_bytes for device in devices))
+
+
+def _counts(snapshot: Snapshot) -> defaultdict[str, tuple[int, int]]:
+    """Return by queue how many workloads have a place and how many wait for their first."""
+    counts: defaultdict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for workload in snapshot.workloads.values():
+        queue = workload.queue or names.DEFAULT_QUEUE
+        admitted, pending = counts[queue]
+        pods = snapshot.pods_of.get(workload.uid, ())
+        if any(pod.phase is not PodPhase.FINISHED for pod in pods):
+            counts[queue] = (admitted + 1, pending)
+        elif workload.replicas and not workload.suspended and not workload.finished:
+            counts[queue] = (admitted, pending + 1)
+    return counts

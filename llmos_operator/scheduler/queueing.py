@@ -92,7 +92,7 @@ class Lines:
 
 def _rank(head: Pending, tree: QuotaTree, total: Amount) -> tuple[bool, bool, int, int, float, float, str]:
     borrowing = not tree.unlimited(head.queue) and not tree.within_nominal(head.queue, head.least_charge())
-    share = tree.share_milli(head.queue, total)
+    share = tree.share_micro(head.queue, total)
     workload = head.workload
     return (
         not head.nominated,

@@ -118,6 +118,15 @@ class QuotaTree:
             good, lambda q: _Limits(q.nominal_memory_bytes, q.borrowing_memory_bytes, q.lending_memory_bytes)
         )
 
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> QuotaTree:
+        """Return the tree with everything charged that holds a claim, and what is remembered of past use."""
+        tree = cls(snapshot.queues)
+        tree.remember(snapshot.averages)
+        for queue, (milli, held) in snapshot.charged.items():
+            tree.add(queue, Amount(milli, held))
+        return tree
+
     def add(self, queue: str, amount: Amount, sign: int = 1) -> None:
         """Charge (or with sign -1 release) an amount to a queue; unknown queues are not counted."""
         if queue in self._gpus:
@@ -166,6 +175,13 @@ class QuotaTree:
         nodes = (self._gpus[queue], self._memory[queue])
         return any(n.limits.nominal is not None and n.use > n.subtree for n in nodes)
 
+    def borrowed(self, queue: str) -> Amount:
+        """Return how much more than its nominal amount a queue with its children uses, where it has one."""
+        if queue not in self._gpus:
+            return Amount()
+        nodes = (self._gpus[queue], self._memory[queue])
+        return Amount(*(max(0, n.use - n.subtree) if n.limits.nominal is not None else 0 for n in nodes))
+
     def beyond_milli(self, queue: str) -> int:
         """Return use beyond the nominal amount in thousandths of that amount; the larger of both resources."""
         if queue not in self._gpus:
@@ -197,8 +213,8 @@ class QuotaTree:
         past = self._past.use(queue)
         return Amount((use.gpu_milli + past.gpu_milli) // 2, (use.memory_bytes + past.memory_bytes) // 2)
 
-    def share_milli(self, queue: str, total: Amount) -> int:
-        """Return the weighted dominant share: the larger part of the cluster in use, by weight, in thousandths.
+    def share_micro(self, queue: str, total: Amount) -> int:
+        """Return the weighted dominant share: the larger part of the cluster in use, by weight, in millionths.
 
         Use is as `weighed` says.
         """

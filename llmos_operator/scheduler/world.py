@@ -71,14 +71,9 @@ class Worlds:
     @classmethod
     def of(cls, snapshot: Snapshot, now: float, stuck_after: float) -> Worlds:
         """Return the worlds of a snapshot; a pod stuck in termination is not expected to leave."""
-        trees = QuotaTree(snapshot.queues), QuotaTree(snapshot.queues)
+        trees = QuotaTree.of(snapshot), QuotaTree.of(snapshot)
         present, future = (World(snapshot, View(snapshot), tree) for tree in trees)
         worlds = cls(present, future)
-        for tree in trees:
-            tree.remember(snapshot.averages)
-        for queue, (milli, held) in snapshot.charged.items():
-            for tree in trees:
-                tree.add(queue, Amount(milli, held))
         leaving = sorted(
             (pod for pod in snapshot.terminating if now <= pod.deletion_at + stuck_after), key=lambda p: p.key
         )

@@ -78,7 +78,7 @@ def test_a_queue_that_always_used_the_same_has_the_share_it_had_without_a_past(
         tree = QuotaTree({"q": Queue("q", weight=weight, half_life=half_life)})
         tree.remember({"q": (gpus * 1000, 0)})
         tree.add("q", Amount(gpus * 1000, 0))
-        shares.append(tree.share_milli("q", Amount(64_000, 1)))
+        shares.append(tree.share_micro("q", Amount(64_000, 1)))
     assert shares[0] == shares[1]
 
 

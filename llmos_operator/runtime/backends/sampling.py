@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _BYTE_BIAS = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
 ).astype(np.float32)
+_LARGEST = torch.finfo(torch.float32).max
+_COLDEST = 1e-6  # a lower temperature would divide by what float32 takes for zero
 _TOP_CANDIDATES = (
     512  # nucleus and top-k look at so many tokens first, and at all only where those do not suffice
 )
@@ -126,7 +128,9 @@ def _bias(mask: bytes, width: int) -> NDArray[np.float32]:
 def _draw(logits: Tensor, row: Row) -> int:
     """Return a token drawn by temperature, min_p, top_k and top_p, in this order."""
     params = row.params
-    scaled = logits / params.temperature
+    # From the best one down, so that no temperature and no penalty makes infinities of finite differences.
+    finite = logits.float().nan_to_num(nan=-math.inf, posinf=_LARGEST, neginf=-math.inf)
+    scaled = (finite - finite.max().clamp(min=-_LARGEST)) / max(params.temperature, _COLDEST)
     number = uniform(row.seed, row.position)
     if params.top_k or params.top_p < 1:
         return _draw_from_best(scaled, params, number)
@@ -167,4 +171,5 @@ def _pick(probabilities: Tensor, number: float) -> int:
     index = int(torch.searchsorted(cumulative, number * float(cumulative[-1]), right=True))
     if index < len(probabilities) and float(probabilities[index]) > 0:
         return index
-    return int(probabilities.nonzero()[-1])
+    likely = probabilities.nonzero()
+    return int(likely[-1]) if len(likely) else 0  # nothing is left of a row of minus infinities

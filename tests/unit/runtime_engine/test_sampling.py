@@ -39,6 +39,24 @@ def test_a_high_temperature_flattens_and_a_low_one_sharpens():
     assert draws(temperature=3.0)[0] < draws()[0] < draws(temperature=0.5)[0]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-30, 1e-6])
+@pytest.mark.parametrize("more", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 5e-324}, {"min_p": 0.3}])
+def test_the_lowest_temperatures_take_the_most_likely(temperature, more):
+    assert set(draws(20, temperature=temperature, **more)) == {0}
+    flat = torch.zeros(300)
+    assert draws(20, flat, temperature=temperature, **more).total() == 20
+
+
+@pytest.mark.parametrize("more", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 1.0}])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-40, 10.0])
+def test_no_penalty_and_no_bias_makes_a_row_that_cannot_be_drawn_from(penalty, more):
+    logits = torch.tensor([0.0, 3.0, -3.0, 1e38])
+    bias = ((0, 100.0), (1, -100.0))
+    given = {"temperature": 5e-324, "repetition_penalty": penalty, "logit_bias": bias}
+    token, _ = one(logits, tokens=(0, 1, 2, 3), prompt_length=2, **{**given, **more})
+    assert 0 <= token < 4
+
+
 @pytest.mark.parametrize(
     ("params", "allowed"),
     [
