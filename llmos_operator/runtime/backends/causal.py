@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmos_operator.runtime.backends.attention import PackedContext, Segment
+from llmos_operator.runtime.backends.products import Linear, logits
 from llmos_operator.runtime.backends.quantized import Int8Linear
 from llmos_operator.runtime.backends.sampling import Row, logprob_of, penalised, sample
 
@@ -84,7 +85,8 @@ class CausalModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits of hidden states [rows, hidden]."""
-        return self.bounded(self._head(hidden))
+        head = self._head
+        return self.bounded(logits(hidden, head.weight) if isinstance(head, Linear) else head(hidden))
 
     def bounded(self, logits: Tensor) -> Tensor:
         """Return logits as float32, soft-capped where the model asks for it."""
@@ -100,8 +102,7 @@ class CausalModel:
     def logits_slice(self, hidden: Tensor, begin: int, end: int) -> Tensor:
         """Return float32 logits of the tokens ``begin`` to ``end`` of the vocabulary, on the CPU."""
         head = self._head
-        weight = head.weight[begin:end].to(hidden.dtype)  # type: ignore[index]
-        out = hidden @ weight.t()
+        out = logits(hidden, head.weight[begin:end])  # type: ignore[index]
         if isinstance(head, Int8Linear):
             out = out * head.scale[begin:end]
         return self.bounded(out).cpu()

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.attention import NAME, PackedContext, packed_attention
+from llmos_operator.runtime.backends.products import Linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +70,9 @@ def build_empty(config: ModelConfig) -> nn.Module:
         raise Permanent(
             f"config.json does not describe a {config.model_type}: {error}", reason="Corrupted"
         ) from error
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            replace_module(model, name, Linear.of(module))
     return model.eval().requires_grad_(requires_grad=False)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from llmos_operator.runtime.backends.families import replace_module
+from llmos_operator.runtime.backends.products import Linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ _ATTENTION = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Atte
 _MLP = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma3MLP"}
 
 
-class FusedLinear(nn.Linear):
+class FusedLinear(Linear):
     """Several projections of the same input as one; ``parts`` are their names beside each other in the parent."""
 
     def __init__(self, parts: dict[str, nn.Linear]) -> None:

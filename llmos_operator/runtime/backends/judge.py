@@ -11,6 +11,7 @@ from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.backends import build
 from llmos_operator.runtime.backends.kvstore import KvGeometry
+from llmos_operator.runtime.backends.products import logits
 from llmos_operator.runtime.backends.quality import Quality, compare_generative, compare_vectors
 from llmos_operator.runtime.backends.streamed import stream
 from llmos_operator.runtime.formats.mapped import RowReader
@@ -61,7 +62,7 @@ def judge(config: ModelConfig, source: Checkpoint, built: Built) -> Quality | No
         head = empty.names["lm_head.weight"]
 
         def source_logits(begin: int, end: int) -> Tensor:
-            return reference.bounded(expected @ reader.rows(head, begin, end).to(torch.bfloat16).t())
+            return reference.bounded(logits(expected, reader.rows(head, begin, end).to(torch.bfloat16)))
 
         actual = served.hidden(tokens)
         served.store.release([(0, 0)])

@@ -1,8 +1,8 @@
 """Weight-only quantised layers over ATen's packed CPU kernels.
 
 Few rows (decode) run on kernels that read the packed weights as they are and are bound by memory; many rows (prompts)
-unpack the weights into bf16 once a call and use the bf16 matrix product. Where one begins to win is measured when a
-model warms up (`crossover_rows`). On other devices the second path serves all sizes.
+unpack the weights once a call and use the matrix product of `products`. Where one begins to win is measured when a model
+warms up (`crossover_rows`). On other devices the second path serves all sizes.
 
 int8: one bf16 scale a row, w = q * scale.                     torch.ops.aten._weight_int8pack_mm
 int4: bf16 scale and zero for each group of 32 along a row, w = (q - 8) * scale + zero.
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from llmos_operator.runtime.backends.products import product, widens
 from llmos_operator.runtime.formats.grids import GROUP, LANES, pack_int4, packing_name
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class Int8Linear(QuantizedLinear):
         """
         step = max(LANES, _MOST_UNPACKED // self.in_features)
         if self.out_features <= step:
-            return functional.linear(rows, self.weight.to(rows.dtype)) * self.scale
-        parts = [functional.linear(rows, part.to(rows.dtype)) for part in torch.split(self.weight, step)]
+            return product(rows, self.weight) * self.scale
+        parts = [product(rows, part) for part in torch.split(self.weight, step)]
         return torch.cat(parts, -1) * self.scale
 
 
@@ -120,7 +121,10 @@ class Int4Linear(QuantizedLinear):
 
     def unpacked(self, rows: Tensor) -> Tensor:
         """Return the product by way of bf16 weights, where this CPU's packing is known; else by the packed kernel."""
-        return rows @ self.dequantized() if self._unpackable else self.packed(rows)
+        if not self._unpackable:
+            return self.packed(rows)
+        weights = self.dequantized()
+        return product(rows, weights.t()) if widens(rows) else rows @ weights
 
     def dequantized(self) -> Tensor:
         """Return the weights as bf16 [in, out]."""

@@ -7,25 +7,25 @@ step, which other work on the machine can lengthen but not shorten.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import torch
 
+from llmos_operator.runtime.backends.products import bf16_is_slow, seconds
 from llmos_operator.runtime.backends.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
 _LADDER = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_TRIES = 3
 
 
 def size_name(layer: QuantizedLinear) -> str:
-    """Return the key under which layers of one size share a result."""
-    return f"{type(layer).__name__}-{layer.in_features}-{layer.out_features}"
+    """Return the key under which layers of one size share a result, on CPUs that unpack them the same way."""
+    unpacked = "float32" if bf16_is_slow() else "bf16"
+    return f"{type(layer).__name__}-{layer.in_features}-{layer.out_features}-{unpacked}"
 
 
 @torch.inference_mode()
@@ -47,16 +47,7 @@ def _crossover(layer: QuantizedLinear) -> int:
     best = 1
     for rows in _LADDER:
         x = torch.randn(rows, layer.in_features, dtype=torch.bfloat16)
-        if _seconds(lambda x=x: layer.unpacked(x)) < _seconds(lambda x=x: layer.packed(x)):  # type: ignore[misc]
+        if seconds(lambda x=x: layer.unpacked(x)) < seconds(lambda x=x: layer.packed(x)):  # type: ignore[misc]
             break
         best = rows
     return best
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(_TRIES):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
