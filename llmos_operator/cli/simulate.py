@@ -1,0 +1,157 @@
+"""`llmos simulate -f new.yaml`: the plan for work that is not submitted yet, and whom it would displace or delay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmos_operator.cli import explain, manifests, picture, render, session, submission
+from llmos_operator.cli.failures import USAGE, CommandFailed
+from llmos_operator.cli.options import AsJson, Context, Kubeconfig, Namespace, Target
+from llmos_operator.cli.render import duration, size
+from llmos_operator.clock import SystemClock
+from llmos_operator.control.policies import policy_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmos_operator.cli.manifests import Document, Manifests
+    from llmos_operator.cli.session import Session
+    from llmos_operator.cluster.port import Json
+    from llmos_operator.sim.whatif import Answer, Forecast
+
+_OUTCOMES = {
+    "Starts": "would start now",
+    "StartsAfterEviction": "would start once others have gone",
+    "StartsInPart": "would start in part",
+    "Waits": "would wait",
+    "NothingToPlace": "has nothing to place",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """A forecast, and what a reader has to know about how it was made."""
+
+    forecast: Forecast
+    notes: tuple[str, ...] = ()
+
+
+def command(
+    file: Annotated[
+        str, typer.Option("--file", "-f", help="Manifests of the new work; `-` reads standard input.")
+    ] = "",
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+    kubeconfig: Kubeconfig = "",
+    context: Context = "",
+) -> None:
+    """Show what the scheduler would do with work that is not submitted yet; nothing is written."""
+    if not file:
+        raise CommandFailed("say what to simulate: -f FILE", status=USAGE)
+    now = SystemClock().now()
+    target = Target(kubeconfig, context, namespace)
+    found = session.run(target, lambda one: ask(one, manifests.read(file, one.namespace), now))
+    if as_json:
+        render.print_json(document(found))
+    else:
+        show(render.console(), found)
+
+
+async def ask(connected: Session, wanted: Manifests, now: float) -> Simulated:
+    """Forecast documents on the cluster as it is. Raises `CommandFailed` for those that would be refused."""
+    from llmos_operator.scheduler.cycle import plan  # noqa: PLC0415 - numpy: only some commands pay for it
+    from llmos_operator.sim.whatif import forecast  # noqa: PLC0415
+
+    seen = await picture.take(connected, now)
+    settings = await picture.settings(connected)
+    policy = policy_of(settings)
+    known = {(kind, session.key(item)): item for kind, items in seen.listed.items() for item in items}
+
+    def current(one: Document) -> Json | None:
+        return known.get((one.kind, one.key))
+
+    bodies, notes = await submission.rehearse(connected, wanted.documents, current)
+    for workload in seen.store.snapshot().workloads.values():
+        submission.hold_back(seen.store, workload, settings.sources)
+    before = plan(seen.store.snapshot(), policy, now)
+    pairs = list(zip(wanted.documents, bodies, strict=True))
+    submitted = submission.submit(seen.store, pairs, settings.sources, now)
+    found = forecast(seen.store, policy, now, submitted.asked, before, submitted.leaving)
+    notes += [f"{where}: plays no part in scheduling, left out" for where in wanted.left_out]
+    notes += [f"{key} of the cluster cannot be read, left out: {why}" for key, why in seen.left_out.items()]
+    return Simulated(found, tuple(notes))
+
+
+def document(found: Simulated) -> dict[str, object]:
+    """Return what `--json` prints."""
+    told = found.forecast
+    return {
+        "now": told.now,
+        "cycles": len(told.cycles),
+        "workloads": [
+            {
+                "outcome": one.outcome,
+                "waiting": one.waiting,
+                "placed": one.placed,
+                "explanation": one.explanation,
+            }
+            for one in told.answers
+        ],
+        "displaced": told.displaced,
+        "delayed": told.delayed,
+        "notes": found.notes,
+    }
+
+
+def show(console: Console, found: Simulated) -> None:
+    """Print a forecast for people."""
+    for number, answer in enumerate(found.forecast.answers):
+        if number:
+            console.print()
+        _answer(console, answer, found.forecast.now)
+    displaced, delayed = found.forecast.displaced, found.forecast.delayed
+    if displaced:
+        rows = [
+            [one.workload, one.pod.partition("/")[2], one.node, f"{one.cost_milliseconds / 1000:.0f} s",
+             one.preemptor, one.afterwards]
+            for one in displaced
+        ]  # fmt: skip
+        console.print("\nit would displace:")
+        console.print(render.table(["WORKLOAD", "POD", "NODE", "COST", "FOR", "AFTERWARDS"], rows))
+    if delayed:
+        console.print("\nit would delay:")
+        delays = [[one.workload, one.before, one.after] for one in delayed]
+        console.print(render.table(["WORKLOAD", "WITHOUT IT", "WITH IT"], delays))
+    for note in found.notes:
+        console.print(f"\nnote: {note}")
+
+
+def _answer(console: Console, answer: Answer, now: float) -> None:
+    told = answer.explanation
+    console.print(f"{told.workload}  {_OUTCOMES[answer.outcome]}")
+    if told.message and answer.outcome != "NothingToPlace":
+        console.print(f"{told.reason}: {told.message}")
+    position = f", position {told.queue_position}" if told.queue_position is not None else ""
+    console.print(f"queue       {told.queue}{position}")
+    console.print(f"priority    {told.priority}")
+    if told.expected_start is not None:
+        console.print(f"expected    to start in {duration(told.expected_start - now)}")
+    if answer.placed:
+        rows = [
+            [str(one.ordinal), one.node, ", ".join(one.devices), one.format, size(one.bytes_per_device),
+             str(one.max_model_len or ""), duration(one.after) if one.after else "now"]
+            for one in answer.placed
+        ]  # fmt: skip
+        console.print()
+        columns = ["REPLICA", "NODE", "DEVICES", "PRECISION", "PER DEVICE", "CONTEXT", "AFTER"]
+        console.print(render.table(columns, rows))
+    if answer.waiting:
+        console.print(f"\n{answer.waiting} of {told.replicas_wanted} replicas wait")
+        explain.tables(console, told)
+    if answer.waiting and told.would_help:
+        console.print("\nwhat would help:")
+        for change in told.would_help:
+            console.print(f"  - {change}")
