@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmos_operator.cli import explain, manifests, picture, render, session, submission
+from llmos_operator.cli import explain, manifests, picture, recordings, render, session, submission
 from llmos_operator.cli.failures import USAGE, CommandFailed
 from llmos_operator.cli.options import AsJson, Context, Kubeconfig, Namespace, Target
 from llmos_operator.cli.render import duration, size
 from llmos_operator.clock import SystemClock
+from llmos_operator.cluster import port
 from llmos_operator.control.policies import policy_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llmos_operator.cli.manifests import Document, Manifests
     from llmos_operator.cli.session import Session
     from llmos_operator.cluster.port import Json
+    from llmos_operator.scheduler.recording import Recording
     from llmos_operator.sim.whatif import Answer, Forecast
 
 _OUTCOMES = {
@@ -43,17 +45,27 @@ def command(
     file: Annotated[
         str, typer.Option("--file", "-f", help="Manifests of the new work; `-` reads standard input.")
     ] = "",
+    snapshot: Annotated[
+        str,
+        typer.Option("--snapshot", help="File of `llmos snapshot` or of the operator, instead of a cluster."),
+    ] = "",
     namespace: Namespace = "",
     as_json: AsJson = False,
     kubeconfig: Kubeconfig = "",
     context: Context = "",
 ) -> None:
-    """Show what the scheduler would do with work that is not submitted yet; nothing is written."""
+    """Show what the scheduler would do, writing nothing: with new work (-f), or a recorded cycle again (--snapshot)."""
+    if snapshot and not file:
+        recordings.replay(snapshot, as_json=as_json)
+        return
     if not file:
-        raise CommandFailed("say what to simulate: -f FILE", status=USAGE)
+        raise CommandFailed("say what to simulate: -f FILE, --snapshot FILE or both", status=USAGE)
     now = SystemClock().now()
     target = Target(kubeconfig, context, namespace)
-    found = session.run(target, lambda one: ask(one, manifests.read(file, one.namespace), now))
+    if snapshot:
+        found = ask_recorded(recordings.read(snapshot), manifests.read(file, namespace or "default"))
+    else:
+        found = session.run(target, lambda one: ask(one, manifests.read(file, one.namespace), now))
     if as_json:
         render.print_json(document(found))
     else:
@@ -83,6 +95,25 @@ async def ask(connected: Session, wanted: Manifests, now: float) -> Simulated:
     notes += [f"{where}: plays no part in scheduling, left out" for where in wanted.left_out]
     notes += [f"{key} of the cluster cannot be read, left out: {why}" for key, why in seen.left_out.items()]
     return Simulated(found, tuple(notes))
+
+
+def ask_recorded(recorded: Recording, wanted: Manifests) -> Simulated:
+    """Forecast documents on a recorded cycle. There is no API server: the types alone check them."""
+    from llmos_operator.scheduler.recording import replay  # noqa: PLC0415
+    from llmos_operator.sim.whatif import forecast  # noqa: PLC0415
+    from llmos_operator.state.store import Store  # noqa: PLC0415
+
+    for one in wanted.documents:
+        if one.kind is port.MODEL_WORKLOADS and one.key in recorded.snapshot.workloads:
+            raise CommandFailed(
+                f"{one.where}: {one.key} is in the snapshot, which holds no specs to change: use another name"
+            )
+    store, policy, now = Store.of(recorded.snapshot), recorded.policy, recorded.now
+    pairs = [(one, one.body) for one in wanted.documents]
+    submitted = submission.submit(store, pairs, None, now)
+    found = forecast(store, policy, now, submitted.asked, replay(recorded), submitted.leaving)
+    notes = ["no API server was asked: rules between fields were not checked"]
+    return Simulated(found, (*notes, *(f"{where}: plays no part in scheduling" for where in wanted.left_out)))
 
 
 def document(found: Simulated) -> dict[str, object]:

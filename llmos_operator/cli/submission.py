@@ -88,7 +88,7 @@ async def _dry_run(connected: Session, one: Document, current: Json | None) -> J
 
 
 def submit(
-    store: Store, documents: Iterable[tuple[Document, Json]], sources: SourceSettings, now: float
+    store: Store, documents: Iterable[tuple[Document, Json]], sources: SourceSettings | None, now: float
 ) -> Submitted:
     """Apply documents to a store in their order, and what the operator would hold back or take away for them.
 
@@ -102,16 +102,18 @@ def submit(
             raise CommandFailed(f"{one.where}: {error}") from error
         if found is not None:
             asked.append(found)
-    for workload in store.snapshot().workloads.values():
+    for workload in asked:
         hold_back(store, workload, sources)
     leaving = [key for workload in asked for key in _replaced(store, workload, now)]
     return Submitted(tuple(one.key for one in asked), tuple(leaving))
 
 
-def hold_back(store: Store, workload: Workload, sources: SourceSettings) -> None:
-    """Keep the operator's hold on a workload that it cannot accept or run."""
-    hosts = sources.allowed_hosts
-    refused = reconcile.refusal(workload, allow_file=sources.allow_file, allowed_hosts=hosts)
+def hold_back(store: Store, workload: Workload, sources: SourceSettings | None) -> None:
+    """Keep the operator's hold on a workload that it cannot accept or run; without `sources` all are allowed."""
+    refused = None
+    if sources is not None:
+        hosts = sources.allowed_hosts
+        refused = reconcile.refusal(workload, allow_file=sources.allow_file, allowed_hosts=hosts)
     held = reconcile.hold(workload, refused, None, permanent=False, backing_off=False)
     if held is not None:
         store.set_hold(workload.key, held)

@@ -61,10 +61,17 @@ def a_file(folder: Path, *documents: dict[str, Any]) -> Path:
 async def simulate(bench: Bench, *arguments: str, stdin: str = "", expect: int = 0) -> str:
     """Run the command through the proxy, which sees every request."""
     config = bench.proxy.write_kubeconfig(bench.folder / "cli.kubeconfig")
-    command = [sys.executable, "-m", "llmos_operator", "simulate", "-n", bench.namespace, *arguments]
-    done = await asyncio.to_thread(
+    done = await llmos(
+        "simulate", "-n", bench.namespace, "--kubeconfig", str(config), *arguments, stdin=stdin
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout if expect == 0 else done.stderr
+
+
+async def llmos(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
         subprocess.run,
-        [*command, "--kubeconfig", str(config)],
+        [sys.executable, "-m", "llmos_operator", *arguments],
         input=stdin,
         capture_output=True,
         text=True,
@@ -73,8 +80,6 @@ async def simulate(bench: Bench, *arguments: str, stdin: str = "", expect: int =
         env={**os.environ, "LLMOS_LOCAL_DIR": "/nonexistent"},
         timeout=60,
     )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout if expect == 0 else done.stderr
 
 
 async def versions(bench: Bench) -> dict[tuple[str, str, str], str]:
@@ -260,3 +265,47 @@ async def test_a_change_of_a_running_workload_is_simulated_as_its_replacement(be
         return await placements(bench, "chat") == told(answer)
 
     await bench.until(replaced, "the replacement runs where it was foretold")
+
+
+async def test_a_cycle_that_the_operator_recorded_is_replayed_to_the_same_bytes(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1", devices=2)
+    cycles = bench.folder / "cycles"
+    bench.operator(LLMOS_SCHEDULING__RECORD_FOLDER=str(cycles))
+    await bench.apply("chat", uri)
+    await bench.until_phase("chat", "Running")
+    await bench.apply("wide", uri, resources={"accelerators": 2})
+    await bench.until_condition("wide", "Scheduled", "False")
+    files = await asyncio.to_thread(lambda: sorted(cycles.glob("*.json")))
+    actions: list[str] = []
+    for file in files:
+        done = await llmos("simulate", "--snapshot", str(file), "--json")
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(file.read_text())["plan"]
+        assert done.stdout == json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
+        actions += [one["action"] for one in plan["actions"]]
+    assert actions == ["Bind"]
+    new = a_file(bench.folder, a_workload("new", uri))
+    done = await llmos("simulate", "--snapshot", str(files[-1]), "-f", str(new), "-n", "team", "--json")
+    (answer,) = json.loads(done.stdout)["workloads"]
+    assert told(answer)[0][1] == ("GPU-sim-n1-1",)
+
+
+async def test_a_snapshot_of_the_live_cluster_is_written_by_reading_only_and_replayed(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1", devices=1)
+    bench.operator()
+    await bench.apply("chat", uri, podTemplate={"spec": {"containers": [{"name": "a", "image": "hunter2"}]}})
+    await bench.until_phase("chat", "Running")
+    config = bench.proxy.write_kubeconfig(bench.folder / "cli.kubeconfig")
+    async with untouched(bench):
+        done = await llmos("snapshot", "--kubeconfig", str(config))
+    assert done.returncode == 0, done.stderr
+    assert "hunter2" not in done.stdout
+    again = await llmos("simulate", "--snapshot", "-", stdin=done.stdout)
+    assert (again.returncode, again.stdout) == (0, "nothing to decide: everything that is wanted runs\n")
+    old = await llmos(
+        "simulate", "--snapshot", "-", stdin=done.stdout.replace('"version":1', '"version":0', 1)
+    )
+    assert old.returncode == 1
+    assert "this program reads version 1" in old.stderr
