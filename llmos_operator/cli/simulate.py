@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmos_operator.cli import explain, manifests, picture, recordings, render, session, submission
+from llmos_operator.cli import explain, manifests, picture, recordings, render, session, submission, traces
 from llmos_operator.cli.failures import USAGE, CommandFailed
 from llmos_operator.cli.options import AsJson, Context, Kubeconfig, Namespace, Target
 from llmos_operator.cli.render import duration, size
 from llmos_operator.clock import SystemClock
 from llmos_operator.cluster import port
 from llmos_operator.control.policies import policy_of
+from llmos_operator.sim.report import Options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,17 +50,40 @@ def command(
         str,
         typer.Option("--snapshot", help="File of `llmos snapshot` or of the operator, instead of a cluster."),
     ] = "",
+    trace: Annotated[str, typer.Option("--trace", help="Public trace: openb, philly or servegen.")] = "",
+    data: Annotated[str, typer.Option("--data", help="Folder of the traces.")] = "",
+    name: Annotated[
+        str, typer.Option("--list", help="List of openb (default: default), model of servegen (m-large).")
+    ] = "",
+    nodes: Annotated[int, typer.Option("--nodes", min=0, help="Nodes (default: the trace's).")] = 0,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs, about, instead of --nodes.")] = 0,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Tasks, jobs or 5 s steps at most (0: all).")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is drawn.")] = 42,
+    days: Annotated[str, typer.Option("--days", help="Days of philly or servegen, like 14-42.")] = "",
+    known_mix: Annotated[
+        bool, typer.Option("--known-mix", help="openb: the mix of requests is known before they arrive.")
+    ] = False,
+    plot: Annotated[str, typer.Option("--plot", help="PNG file to draw the curves into.")] = "",
     namespace: Namespace = "",
     as_json: AsJson = False,
     kubeconfig: Kubeconfig = "",
     context: Context = "",
 ) -> None:
-    """Show what the scheduler would do, writing nothing: with new work (-f), or a recorded cycle again (--snapshot)."""
+    """Show what the scheduler would do: with new work (-f), with a recorded cycle (--snapshot), or over a trace (--trace).
+
+    Nothing is written to the cluster.
+    """
+    if trace:
+        options = Options(data, name, nodes, gpus, limit, seed, traces.days(days), known_mix)
+        traces.replay(trace, options, plot=plot, as_json=as_json)
+        return
     if snapshot and not file:
         recordings.replay(snapshot, as_json=as_json)
         return
     if not file:
-        raise CommandFailed("say what to simulate: -f FILE, --snapshot FILE or both", status=USAGE)
+        raise CommandFailed("say what to simulate: -f FILE, --snapshot FILE or --trace NAME", status=USAGE)
     now = SystemClock().now()
     target = Target(kubeconfig, context, namespace)
     if snapshot:
