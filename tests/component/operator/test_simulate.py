@@ -230,6 +230,36 @@ async def test_what_the_api_server_would_refuse_is_refused_with_document_and_fie
     assert await collect(bench.port, ports.MODEL_WORKLOADS, bench.namespace) == []
 
 
+async def test_a_queue_and_a_namespace_of_the_same_file_are_counted_on(bench: Bench) -> None:
+    await bench.node("n1", devices=2)
+    queue = {
+        "apiVersion": names.API_VERSION,
+        "kind": "WorkloadQueue",
+        "metadata": {"name": "small"},
+        "spec": {"nominal": {"gpus": 1}},
+    }
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "laboratory"}}
+    first = a_workload("first", "hf://a/b", queueName="small")
+    second = a_workload("second", "hf://a/b", queueName="small")
+    for one in (first, second):
+        one["metadata"]["namespace"] = "laboratory"
+    file = a_file(bench.folder, namespace, queue, first, second)
+    async with untouched(bench):
+        found = json.loads(await simulate(bench, "-f", str(file), "--json"))
+    assert [one["outcome"] for one in found["workloads"]] == ["Starts", "Waits"]
+    assert found["workloads"][1]["explanation"]["reason"] == "ExceedsQuota"
+    assert any("its namespace is in the file" in note for note in found["notes"])
+
+
+async def test_who_may_only_read_is_answered_with_a_note(bench: Bench) -> None:
+    await bench.node("n1")
+    bench.proxy.fail = lambda method, _: 0 if method == "GET" else 403
+    file = a_file(bench.folder, a_workload("chat", "hf://a/b"))
+    text = await simulate(bench, "-f", str(file))
+    assert "would start now" in text
+    assert "you may not write it: rules between its fields were not checked" in text
+
+
 async def test_work_that_has_to_wait_is_told_why_and_what_would_help(bench: Bench) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1")
