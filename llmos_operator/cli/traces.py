@@ -6,12 +6,15 @@ What that extra installs is loaded by name when it is needed, so that all other 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from llmos_operator.cli import render
 from llmos_operator.cli.failures import USAGE, CommandFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llmos_operator.sim.report import Options, Report
 
 _EXTRA = "sim"
@@ -21,8 +24,11 @@ def replay(trace: str, options: Options, *, plot: str, as_json: bool) -> None:
     """Replay a trace, print what came of it, and draw its curves if asked to."""
     if not options.data:
         raise CommandFailed("--trace needs --data DIR, the folder that holds the traces", status=USAGE)
-    drawing = _load("llmos_operator.sim.plots") if plot else None  # before minutes of replay
-    report: Report = _load("llmos_operator.sim.traces").run(trace, options)
+    with _extra():
+        drawing = (
+            importlib.import_module("llmos_operator.sim.plots") if plot else None
+        )  # before minutes of replay
+        report: Report = importlib.import_module("llmos_operator.sim.traces").run(trace, options)
     if drawing is not None:
         drawing.draw(report, plot)
     if as_json:
@@ -56,9 +62,11 @@ def days(text: str) -> tuple[float, float] | None:
     return found
 
 
-def _load(name: str) -> Any:
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Say what to install where a package of the extra is missing; some are loaded only when they are used."""
     try:
-        return importlib.import_module(name)
+        yield
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.startswith("llmos_operator"):
             raise

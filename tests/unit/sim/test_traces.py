@@ -236,17 +236,30 @@ def test_the_command_prints_a_table_json_and_a_picture(
     assert "like 14-42" in capsys.readouterr().err
 
 
-def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("package", "trace"), [("matplotlib", "philly"), ("scipy", "openb")])
+def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path, package: str, trace: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nclass A:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] == 'matplotlib':\n"
-        "            raise ModuleNotFoundError('No module named matplotlib', name='matplotlib')\n"
+        f"        if name.partition('.')[0] == '{package}':\n"
+        f"            raise ModuleNotFoundError('No module named {package}', name='{package}')\n"
         "sys.meta_path.insert(0, A())\n"
     )
-    command = ["simulate", "--trace", "philly", "--data", a_philly(tmp_path, (0, 60.0, 1)), "--plot", "x.png"]
+    an_openb(tmp_path)
+    a_philly(tmp_path, (0, 60.0, 1))
+    plot = ["--plot", "x.png"] if package == "matplotlib" else []
     done = subprocess.run(
-        [sys.executable, "-m", "llmos_operator", *command],
+        [
+            sys.executable,
+            "-m",
+            "llmos_operator",
+            "simulate",
+            "--trace",
+            trace,
+            "--data",
+            str(tmp_path),
+            *plot,
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -254,8 +267,9 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert done.returncode == 1
-    assert "matplotlib is not installed" in done.stderr
+    assert f"{package} is not installed" in done.stderr
     assert "pip install 'llmos-operator[cli,sim]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # Figures of another replay of the same lists with the same adapters (the public benchmarks' own programs).
