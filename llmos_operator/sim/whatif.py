@@ -193,7 +193,8 @@ def _verdict(observed: Mapping[str, Observation], uuid: str) -> tuple[Verdict, s
 def _answer(told: Explanation, binds: list[tuple[Plan, Bind]], now: float) -> Answer:
     own = [(cycle, bind) for cycle, bind in binds if bind.claim.workload == told.workload]
     placed = tuple(placed_of(bind, cycle.now - now) for cycle, bind in own)
-    waiting = max(0, told.replicas_wanted - told.replicas_placed - len(placed))
+    started = len({one.ordinal for one in placed})  # a replica may have several pods
+    waiting = max(0, told.replicas_wanted - told.replicas_placed - started)
     return Answer(_outcome(placed, waiting), told, placed, waiting)
 
 
