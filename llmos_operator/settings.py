@@ -149,6 +149,10 @@ class SchedulingSettings(_Group):
     """API writes in flight at most."""
     telemetry_interval: Seconds = 1.0
     """Expected seconds between telemetry batches of a node; three missed ones make it stale."""
+    record_folder: str = ""
+    """Folder in which the last cycles are kept as files for `llmos simulate --snapshot`; empty keeps none."""
+    recorded_cycles: int = Field(default=20, ge=1, le=10_000)
+    """Cycles that are kept in recordFolder."""
     require_telemetry: bool = False
     """Refuse shared placement on devices without fresh telemetry even before a first sample."""
     min_runtime: Seconds = 120.0

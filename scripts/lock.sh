@@ -14,7 +14,7 @@ compile=("$uv" pip compile --quiet --universal --python-version 3.11 --generate-
 # a version tested here is the version that ships.
 echo "lock: dev"
 "${compile[@]}" pyproject.toml --all-extras --group dev --output-file requirements/dev.lock
-for process in operator agent gateway runtime cli; do
+for process in operator agent gateway runtime cli sim; do
   echo "lock: $process"
   "${compile[@]}" pyproject.toml --extra "$process" --constraint requirements/dev.lock \
     --output-file "requirements/$process.lock"

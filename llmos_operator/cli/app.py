@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llmos_operator.cli import chat, explain, local, logs, queue, status, top, version
+from llmos_operator.cli import chat, explain, local, logs, queue, recordings, simulate, status, top, version
 from llmos_operator.cli.failures import FAILED, CommandFailed
 from llmos_operator.errors import LlmosError
 
@@ -28,6 +28,8 @@ app.command("status")(status.command)
 app.command("top")(top.command)
 app.command("queue")(queue.command)
 app.command("explain")(explain.command)
+app.command("simulate")(simulate.command)
+app.command("snapshot")(recordings.command)
 app.command("chat")(chat.command)
 app.command("logs")(logs.command)
 app.command("version")(version.command)

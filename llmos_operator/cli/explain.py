@@ -41,12 +41,14 @@ async def collect(connected: Session, name: str, now: float) -> tuple[WorkloadRo
     from llmos_operator.scheduler.explain import explain  # noqa: PLC0415 - numpy: only this command pays for it
 
     item = await connected.workload(name)
-    snapshot, left_out = await picture.take(connected, now)
+    found = await picture.take(connected, now)
     key = session.key(item)
-    unusable = left_out.get(f"ModelWorkload {key}")
+    unusable = found.left_out.get(f"ModelWorkload {key}")
     if unusable:
         raise CommandFailed(f"{key} is not accepted: {unusable}")
-    return workloads.row(item, now), explain(snapshot, await picture.policy(connected), now, key)
+    return workloads.row(item, now), explain(
+        found.store.snapshot(), await picture.policy(connected), now, key
+    )
 
 
 def show(console: Console, row: WorkloadRow, found: Explanation, now: float) -> None:
@@ -62,14 +64,15 @@ def show(console: Console, row: WorkloadRow, found: Explanation, now: float) -> 
     console.print(f"priority    {found.priority}")
     if found.expected_start is not None:
         console.print(f"expected    to start in {render.duration(found.expected_start - now)}")
-    _tables(console, found)
+    tables(console, found)
     if found.would_help:
         console.print("\nwhat would help:")
         for change in found.would_help:
             console.print(f"  - {change}")
 
 
-def _tables(console: Console, found: Explanation) -> None:
+def tables(console: Console, found: Explanation) -> None:
+    """Print what each precision needs, what filters turned away, and who could be displaced."""
     if found.options:
         rows = [
             [

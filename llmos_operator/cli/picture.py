@@ -7,6 +7,7 @@ beyond the API (back-offs in progress, moments since a start) is not in it.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import yaml
@@ -20,40 +21,52 @@ from llmos_operator.cluster import port
 from llmos_operator.cluster.failures import Forbidden, NotFound
 from llmos_operator.control.policies import policy_of
 from llmos_operator.errors import LlmosError
-from llmos_operator.scheduler.policy import Policy
 from llmos_operator.settings import OperatorSettings
 from llmos_operator.state import convert
 from llmos_operator.state.store import REQUIRED, Store
 from llmos_operator.state.telemetry import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from llmos_operator.cli.session import Session
     from llmos_operator.cluster.port import Json
-    from llmos_operator.state.snapshot import Snapshot
-
+    from llmos_operator.scheduler.policy import Policy
 
 _CONFIG_MAPS = port.Kind("", "v1", "configmaps", "ConfigMap")
 _CONFIG_NAME = "llmos-operator"  # as the chart names it
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What was read: a store that is synced, the raw objects by kind, and why some were left out, by kind and key."""
+
+    store: Store
+    listed: Mapping[port.Kind, list[Json]]
+    left_out: Mapping[str, str]
+
+
 async def policy(connected: Session) -> Policy:
-    """Return the policy the operator decides by, from its settings file; the defaults where that cannot be read."""
+    """Return the policy the operator decides by."""
+    return policy_of(await settings(connected))
+
+
+async def settings(connected: Session) -> OperatorSettings:
+    """Return the operator's settings from its settings file; the defaults where that cannot be read."""
     try:
         found = await connected.transport.get(_CONFIG_MAPS, _CONFIG_NAME, namespace=names.SYSTEM_NAMESPACE)
         text = str(dig(found, "data", "config.yaml", default=""))
-        return policy_of(OperatorSettings.model_validate(yaml.safe_load(text) or {}))
+        return OperatorSettings.model_validate(yaml.safe_load(text) or {})
     except (NotFound, Forbidden):
-        return Policy()
+        return OperatorSettings()
     except (ValidationError, yaml.YAMLError) as error:
         where = f"ConfigMap {names.SYSTEM_NAMESPACE}/{_CONFIG_NAME}"
         raise CommandFailed(f"{where} holds settings this version cannot read: {error}") from error
 
 
-async def take(connected: Session, now: float) -> tuple[Snapshot, dict[str, str]]:
-    """Return a snapshot of the cluster, and why each object that could not be read was left out, by its key."""
+async def take(connected: Session, now: float) -> Picture:
+    """Read the cluster."""
     readers: dict[port.Kind, Callable[[Store, Json], Any]] = {
         port.NODES: lambda store, item: store.apply_node(convert.node(item)),
         port.GPU_NODES: lambda store, item: store.apply_gpu_node(convert.gpu_node(item)),
@@ -78,7 +91,7 @@ async def take(connected: Session, now: float) -> tuple[Snapshot, dict[str, str]
     for required in REQUIRED:
         store.mark_synced(required)
     _observe(store, listed[port.GPU_NODES], measured, now)
-    return store.snapshot(), left_out
+    return Picture(store, listed, left_out)
 
 
 def _observe(store: Store, nodes: Iterable[Json], measured: dict[str, devices.Measured], now: float) -> None:

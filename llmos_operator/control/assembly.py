@@ -38,6 +38,7 @@ from llmos_operator.control.observe import Observer
 from llmos_operator.control.policies import pods_of, policy_of
 from llmos_operator.control.poller import Poller
 from llmos_operator.control.profiles import Profiles
+from llmos_operator.control.recorder import CycleRecorder
 from llmos_operator.control.records import Records
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
@@ -48,10 +49,14 @@ from llmos_operator.settings import BadSettings
 from llmos_operator.state.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmos_operator.cluster.port import ClusterPort, Json, Kind
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record
+    from llmos_operator.scheduler.plan import Plan
     from llmos_operator.settings import OperatorSettings
+    from llmos_operator.state.snapshot import Snapshot
 
 log = logger(__name__)
 
@@ -215,9 +220,16 @@ class Assembly:
             budget_seconds=self.settings.scheduling.plan_budget,
             may_act=self.leadership.may_act,
             reviewed=self.status.mark,
+            record=self._recorder(),
         )
         self.hearing = Hearing(self)
         self.poller = Poller(self.client, self.records, self.clock, reported=self.hearing.report)
+
+    def _recorder(self) -> Callable[[Snapshot, Plan], None] | None:
+        scheduling = self.settings.scheduling
+        if not scheduling.record_folder:
+            return None
+        return CycleRecorder(scheduling.record_folder, scheduling.recorded_cycles, self.policy).take
 
     def _make_servers(self) -> None:
         settings = self.settings

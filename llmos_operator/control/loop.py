@@ -60,8 +60,12 @@ class Loop:
         budget_seconds: float,
         may_act: Callable[[], bool],
         reviewed: Callable[[str], None],
+        record: Callable[[Snapshot, Plan], None] | None = None,
     ) -> None:
-        """`reviewed` is told each workload that was looked at: only then is all known that its status is made from."""
+        """`reviewed` is told each workload that was looked at: only then is all known that its status is made from.
+
+        `record` is told each plan and what it was made of, once it is on its way.
+        """
         self._store = store
         self._batcher = batcher
         self._reviewer = reviewer
@@ -74,6 +78,7 @@ class Loop:
         self._budget_seconds = budget_seconds
         self._may_act = may_act
         self._reviewed = reviewed
+        self._record = record
         self._table = NodeTable()
         self._dirty: set[str] = set()
         self._planned_version = -1
@@ -134,6 +139,8 @@ class Loop:
             self._waiting = plan is None or bool(plan.waits) or plan.interrupted
             if plan is not None and self._may_act():
                 self._hand_over(plan)
+            if plan is not None and self._record is not None:
+                self._record(snapshot, plan)
 
     def _review(self, key: str) -> None:
         try:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from llmos_operator.state.types import Workload
 
 KEPT: Final = 512  # of a queue
@@ -49,6 +51,11 @@ class FinishedLog:
         if len(queue) > self._kept:
             queue.popitem(last=False)
         return True
+
+    def restore(self, entries: Iterable[Finished]) -> None:
+        """Take entries as `all` returned them."""
+        for one in entries:
+            self._queues.setdefault(one.queue, OrderedDict())[one.uid] = one
 
     def all(self) -> tuple[Finished, ...]:
         """Return every entry, by queue name and then oldest first."""

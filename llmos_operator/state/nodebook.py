@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state import ledger
 from llmos_operator.state.ledger import NodeState
-from llmos_operator.state.telemetry import Smoother
+from llmos_operator.state.telemetry import Reading, Smoother
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llmos_operator.state.telemetry import Observation, Reading
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.telemetry import Observation
     from llmos_operator.state.types import GpuNode, Node
 
 
@@ -25,6 +27,18 @@ class NodeBook:
         self._smoothers: dict[str, Smoother] = {}
         self._observed: dict[str, Mapping[str, Observation]] = {}
         self._heard: dict[str, float] = {}
+
+    def restore_nodes(self, snapshot: Snapshot) -> None:
+        """Take nodes as a snapshot has them, and believe what was observed on them."""
+        self._version = snapshot.version
+        self._nodes, self._heard = dict(snapshot.nodes), dict(snapshot.heard)
+        for name, state in snapshot.nodes.items():
+            self._observed[name] = state.observed
+            smoother = self._smoothers[name] = Smoother()
+            smoother.fold(
+                Reading(uuid, seen.used_bytes, verdict=seen.verdict or Verdict.UNKNOWN, reason=seen.reason)
+                for uuid, seen in state.observed.items()
+            )
 
     @property
     def version(self) -> int:

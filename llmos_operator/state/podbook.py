@@ -22,6 +22,7 @@ from llmos_operator.state.tally import Tally
 from llmos_operator.state.types import Pod, PodPhase
 
 if TYPE_CHECKING:
+    from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, PodKey, WorkloadKey
 
 
@@ -44,6 +45,20 @@ class PodBook(NodeBook):
         self._evicting: dict[PodKey, float] = {}  # pod -> when its grace ends
         self._nominated: dict[WorkloadKey, float] = {}  # room is being made for them; until when it takes
         self._tally = Tally()
+
+    def restore_pods(self, snapshot: Snapshot) -> None:
+        """Take nodes and pods as a snapshot has them; this store must be empty."""
+        self.restore_nodes(snapshot)
+        self._pods = {key: pod for state in snapshot.nodes.values() for key, pod in state.pods.items()}
+        self._pods |= {pod.key: pod for pods in snapshot.pods_of.values() for pod in pods}
+        self._pods_of = dict(snapshot.pods_of)
+        self._assumed = {
+            pod.key: Assumption(pod.claim)
+            for pod in self._pods.values()
+            if pod.phase is PodPhase.ASSUMED and pod.claim is not None
+        }
+        self._nominated = dict(snapshot.nominated)
+        self._tally.restore(snapshot.charged, snapshot.standing, snapshot.terminating)
 
     def pod(self, key: PodKey) -> Pod | None:
         """Return a pod by key, assumed ones included."""

@@ -56,6 +56,28 @@ class Store(PodBook):
         self._budgets: dict[str, DisruptionBudget] = {}
         self._namespaces: dict[str, Namespace] = {}
 
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Store:
+        """Return a store of its own whose snapshot is equal to `snapshot`, for trying out what would happen.
+
+        Desired replicas are part of the workloads from then on, and every observation is believed as it was.
+        """
+        store = cls(snapshot.missing)
+        store.restore_pods(snapshot)
+        store._workloads = dict(snapshot.workloads)
+        store._effective = dict(snapshot.workloads)
+        store._key_of = {w.uid: key for key, w in snapshot.workloads.items()}
+        store._unsettled = set(snapshot.unsettled)
+        store._holds = dict(snapshot.holds)
+        store._finished.restore(snapshot.finished)
+        store._averages.restore(snapshot.averages)
+        store._queues = dict(snapshot.queues)
+        store._profiles = dict(snapshot.profiles)
+        store._priority_classes = dict(snapshot.priority_classes)
+        store._budgets = dict(snapshot.budgets)
+        store._namespaces = dict(snapshot.namespaces)
+        return store
+
     def mark_synced(self, kind: Kind) -> None:
         """Say that every object of `kind` has been applied."""
         if kind in self._missing:

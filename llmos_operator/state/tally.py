@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from llmos_operator.state.types import Pod, PodKey
 
 
@@ -17,6 +19,16 @@ class Tally:
         self.charged: dict[str, tuple[int, int]] = {}  # queue -> (thousandths of devices, bytes)
         self.standing: dict[tuple[str, int], int] = {}  # (queue, priority) -> claims
         self.terminating: dict[PodKey, Pod] = {}
+
+    def restore(
+        self,
+        charged: Mapping[str, tuple[int, int]],
+        standing: Mapping[tuple[str, int], int],
+        terminating: Iterable[Pod],
+    ) -> None:
+        """Take sums as they were."""
+        self.charged, self.standing = dict(charged), dict(standing)
+        self.terminating = {pod.key: pod for pod in terminating}
 
     def add(self, pod: Pod) -> None:
         """Count a pod."""

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
-PROCESSES = ("operator", "agent", "gateway", "runtime", "cli")
+PROCESSES = ("operator", "agent", "gateway", "runtime", "cli", "sim")
 PIN = re.compile(r"^([a-z0-9][a-z0-9.-]*)==([^ ;]+)( ; .+?)?( \\)?$")
 HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$")
 
@@ -21,7 +21,8 @@ FORBIDDEN = {
     "agent": {"torch", "transformers", "kopf", "numpy", "scipy", "fastapi"},
     "gateway": {"torch", "transformers", "kopf", "nvidia-ml-py", "numpy", "fastapi"},
     "runtime": {"kopf", "kubernetes", "nvidia-ml-py"},
-    "cli": {"torch", "transformers", "kopf", "nvidia-ml-py", "fastapi"},
+    "cli": {"torch", "transformers", "kopf", "nvidia-ml-py", "fastapi", "scipy", "matplotlib"},
+    "sim": {"torch", "transformers", "kopf", "kubernetes", "nvidia-ml-py", "fastapi"},
 }
 NOWHERE = {"torchvision", "timm", "torchaudio"}
 

@@ -1,0 +1,266 @@
+"""What would happen if work were submitted now: `forecast(store, policy, now, asked) -> Forecast`.
+
+The operator's `plan` is asked cycle after cycle on a private store. Between two cycles everybody does what was decided:
+binds hold their claims, victims end their grace and leave, and agents see the memory they leave behind as free. It ends
+when nothing more happens. Nobody else arrives meanwhile, and nobody finishes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from llmos_operator.api.telemetry import Verdict
+from llmos_operator.scheduler.cycle import plan
+from llmos_operator.scheduler.explain import explain
+from llmos_operator.state.snapshot import assumed_pod
+from llmos_operator.state.telemetry import Reading
+from llmos_operator.state.types import PodPhase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llmos_operator.api.conditions import Reason
+    from llmos_operator.scheduler.explain import Explanation
+    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Plan
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.store import Store
+    from llmos_operator.state.telemetry import Observation
+    from llmos_operator.state.types import Pod, PodKey, WorkloadKey
+
+_MOST_CYCLES: Final = 8  # a claimant binds in the second, its victims in the third
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where one replica would run. Amounts are bytes and tokens, `after` is seconds from now."""
+
+    workload: WorkloadKey
+    ordinal: int
+    node: str
+    devices: tuple[str, ...]
+    format: str
+    bytes_per_device: int
+    max_model_len: int
+    kv_tokens: int
+    after: float
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Displaced:
+    """A running replica that would have to go, and what becomes of it."""
+
+    workload: WorkloadKey
+    pod: PodKey
+    node: str
+    reason: Reason
+    cost_milliseconds: int  # of device time
+    preemptor: WorkloadKey
+    explanation: str
+    afterwards: str  # "starts again on node n2 at int8", "waits: NoCapacity ..."
+
+
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """A waiting workload that would wait longer, or behind the new ones."""
+
+    workload: WorkloadKey
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What becomes of one workload that was asked about."""
+
+    outcome: str  # Starts, StartsAfterEviction, StartsInPart, Waits, NothingToPlace
+    explanation: Explanation  # as the first cycle sees it
+    placed: tuple[Placed, ...]
+    waiting: int  # replicas without a place in the end
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Everything `llmos simulate` shows. `cycles` are the plans, the first is what the operator would decide now."""
+
+    now: float
+    answers: tuple[Answer, ...]
+    displaced: tuple[Displaced, ...]
+    delayed: tuple[Delayed, ...]
+    cycles: tuple[Plan, ...]
+
+
+def forecast(
+    store: Store,
+    policy: Policy,
+    now: float,
+    asked: Iterable[WorkloadKey],
+    before: Plan | None = None,
+    leaving: Iterable[PodKey] = (),
+) -> Forecast:
+    """Return what becomes of the workloads `asked` about, which `store` holds already. The store is used up.
+
+    `before` is the plan without them, for what they delay. `leaving` are pods that the change itself takes away, such
+    as those of a spec that is changed. Raises NotSynced before every list is complete.
+    """
+    asked = tuple(asked)
+    for key in leaving:
+        vacate(store, key, now)
+    first = store.snapshot()
+    told = {key: explain(first, policy, now, key) for key in asked}
+    cycles = unfold(store, policy, now)
+    binds = [(cycle, bind) for cycle in cycles for bind in cycle.binds]
+    answers = tuple(_answer(told[key], binds, now) for key in asked)
+    return Forecast(
+        now,
+        answers,
+        tuple(_displaced(evict, cycles, at) for at, cycle in enumerate(cycles) for evict in cycle.evictions),
+        _delayed(before, cycles[0], set(asked)) if before is not None else (),
+        tuple(cycles),
+    )
+
+
+def unfold(store: Store, policy: Policy, now: float) -> list[Plan]:
+    """Return the plans until nothing more happens, at least one; the store then stands where they lead."""
+    cycles = []
+    for _ in range(_MOST_CYCLES):
+        made = plan(store.snapshot(), policy, now)
+        cycles.append(made)
+        carry_out(store, made)
+        if not made.actions and not _leaving(store.snapshot(), policy, now):
+            break
+        now = _settle(store, policy, now)
+    return cycles
+
+
+def carry_out(store: Store, made: Plan) -> None:
+    """Let everybody do what was decided: victims begin their grace, binds hold their claims."""
+    for evict in made.evictions:
+        pod = store.pod(evict.pod)
+        if pod is not None:
+            ends = made.now + (0 if evict.force else pod.grace_seconds)
+            store.assume_evicted(evict.pod, ends, evict.preemptor)
+    for bind in made.binds:
+        store.assume(bind.claim)
+        running = replace(assumed_pod(bind.claim), uid=f"simulated {bind.claim.pod}", phase=PodPhase.BOUND)
+        store.apply_pod(replace(running, ready=True, started_at=made.now))
+
+
+def _settle(store: Store, policy: Policy, now: float) -> float:
+    """Let those on their way out be gone; return the time by which they are. Agents go on reporting meanwhile."""
+    snapshot = store.snapshot()
+    leaving = _leaving(snapshot, policy, now)
+    later = max([now, *(pod.deletion_at for pod in leaving)])
+    for pod in leaving:
+        vacate(store, pod.key, later)
+    for node, heard in snapshot.heard.items():
+        if now - heard <= policy.stale_seconds:
+            store.observe(node, (), later)
+    return later
+
+
+def _leaving(snapshot: Snapshot, policy: Policy, now: float) -> list[Pod]:
+    """Return the pods that end; one that is stuck far beyond its grace is not counted on, as in a cycle."""
+    return [p for p in snapshot.terminating if p.deletion_at + policy.preemption.stuck_after >= now]
+
+
+def vacate(store: Store, key: PodKey, now: float) -> None:
+    """Take a pod away, and with it what it was seen to use on its devices."""
+    pod = store.pod(key)
+    state = store.node(pod.node) if pod is not None else None
+    if pod is None or state is None:
+        return
+    left = state.vacated(key)
+    heard = store.snapshot().heard.get(pod.node)
+    store.delete_pod(key)
+    if heard is None or pod.claim is None:
+        return
+    readings = [
+        Reading(d.uuid, d.observed_bytes, d.device.memory_bytes, *_verdict(left.observed, d.uuid))
+        for d in left.devices
+    ]
+    for _ in range(2):  # a fall is believed when it is seen twice
+        store.observe(pod.node, readings, max(heard, now))
+
+
+def _verdict(observed: Mapping[str, Observation], uuid: str) -> tuple[Verdict, str]:
+    seen = observed.get(uuid)
+    return (seen.verdict or Verdict.UNKNOWN, seen.reason) if seen is not None else (Verdict.UNKNOWN, "")
+
+
+def _answer(told: Explanation, binds: list[tuple[Plan, Bind]], now: float) -> Answer:
+    own = [(cycle, bind) for cycle, bind in binds if bind.claim.workload == told.workload]
+    placed = tuple(placed_of(bind, cycle.now - now) for cycle, bind in own)
+    started = len({one.ordinal for one in placed})  # a replica may have several pods
+    waiting = max(0, told.replicas_wanted - told.replicas_placed - started)
+    return Answer(_outcome(placed, waiting), told, placed, waiting)
+
+
+def placed_of(bind: Bind, after: float) -> Placed:
+    """Return a bind as a place."""
+    claim = bind.claim
+    return Placed(
+        claim.workload,
+        claim.ordinal,
+        claim.node,
+        claim.devices,
+        claim.format,
+        claim.bytes_per_device,
+        claim.max_model_len,
+        claim.kv_tokens,
+        after,
+        bind.explanation,
+    )
+
+
+def _outcome(placed: tuple[Placed, ...], waiting: int) -> str:
+    if waiting:
+        return "StartsInPart" if placed else "Waits"
+    if not placed:
+        return "NothingToPlace"
+    return "StartsAfterEviction" if any(one.after > 0 for one in placed) else "Starts"
+
+
+def _displaced(evict: Evict, cycles: list[Plan], at: int) -> Displaced:
+    return Displaced(
+        evict.victim,
+        evict.pod,
+        evict.node,
+        evict.reason,
+        evict.cost,
+        evict.preemptor,
+        evict.explanation,
+        _afterwards(evict.victim, cycles[at + 1 :]),
+    )
+
+
+def _afterwards(victim: WorkloadKey, cycles: list[Plan]) -> str:
+    for cycle in cycles:
+        for bind in cycle.binds:
+            if bind.claim.workload == victim:
+                return f"starts again on node {bind.claim.node} at {bind.claim.format}"
+    for cycle in reversed(cycles):
+        decision = cycle.decisions.get(victim)
+        if decision is not None and decision.pending:
+            return f"waits: {decision.reason}: {decision.message}"
+    return "is not started again"
+
+
+def _delayed(before: Plan, after: Plan, asked: set[WorkloadKey]) -> tuple[Delayed, ...]:
+    found = []
+    for key, was in sorted(before.decisions.items()):
+        becomes = after.decisions.get(key)
+        if key in asked or becomes is None:
+            continue
+        later = (becomes.queue_position or 0) > (was.queue_position or 0) or becomes.pending > was.pending
+        if later:
+            found.append(Delayed(key, _standing(was), _standing(becomes)))
+    return tuple(found)
+
+
+def _standing(decision: Decision) -> str:
+    if decision.queue_position is None:
+        return "starts now"
+    return f"position {decision.queue_position} in queue {decision.queue}: {decision.reason}"
