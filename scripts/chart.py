@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from llmos_operator.api.generated import settle
 from llmos_operator.settings import AgentSettings, GatewaySettings, OperatorSettings
 
 CHART = Path(__file__).resolve().parents[1] / "helm" / "llmos-operator"
@@ -162,17 +163,7 @@ def main() -> int:
         CHART / "README.md": readme(source),
         CHART / "values.schema.json": json.dumps(values_schema(source), indent=1, ensure_ascii=False) + "\n",
     }
-    stale = 0
-    for path, text in files.items():
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            continue
-        if check:
-            stale += 1
-            sys.stderr.write(f"{path.relative_to(CHART.parents[1])} is stale: run `make generate`\n")
-        else:
-            path.write_text(text, encoding="utf-8")
-            sys.stdout.write(f"wrote {path.relative_to(CHART.parents[1])}\n")
-    return 1 if stale else 0
+    return settle(files, check=check)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
+from llmos_operator.api.generated import settle
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.gateway.metrics import Metrics as GatewayMetrics
 from llmos_operator.runtime.ipc.client import EngineStatus
@@ -197,15 +198,7 @@ def main() -> int:
     """Write the page, or with ``--check`` return 1 if it is stale."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail when the page is stale")
-    check, text = parser.parse_args().check, page()
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    if check:
-        sys.stderr.write("docs/reference/metrics.md is stale: run `make generate`\n")
-        return 1
-    PAGE.write_text(text, encoding="utf-8")
-    sys.stdout.write("wrote docs/reference/metrics.md\n")
-    return 0
+    return settle({PAGE: page()}, check=parser.parse_args().check)
 
 
 if __name__ == "__main__":

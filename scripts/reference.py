@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticUndefined
 
 from llmos_operator import settings
+from llmos_operator.api.generated import settle
 from llmos_operator.cli.app import app
 
 if TYPE_CHECKING:
@@ -121,17 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    stale = []
-    for name, text in {"settings.md": settings_page(), "cli.md": cli_page()}.items():
-        path = REFERENCE / name
-        if check:
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                stale.append(name)
-        else:
-            path.write_text(text, encoding="utf-8")
-    if stale:
-        sys.stderr.write(f"stale: {', '.join(f'docs/reference/{name}' for name in stale)}\n")
-    return 1 if stale else 0
+    return settle({REFERENCE / "settings.md": settings_page(), REFERENCE / "cli.md": cli_page()}, check=check)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from llmos_operator.api import crd_docs, schema
 from llmos_operator.api.crd_kinds import KINDS, Column, Kind
+from llmos_operator.api.generated import settle
 from llmos_operator.api.names import GROUP, VERSION
 from llmos_operator.api.schema import INT32_MAX, KubeModel, OpenModel, Rule
 
@@ -289,18 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs/reference"))
     parser.add_argument("--check", action="store_true", help="write nothing, fail when a file is stale")
     args = parser.parse_args(argv)
-    stale = 0
-    for path, text in outputs(args.out, args.chart, args.docs).items():
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            continue
-        if args.check:
-            stale += 1
-            sys.stderr.write(f"{path} is stale: run `make generate`\n")
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        sys.stdout.write(f"wrote {path}\n")
-    return 1 if stale else 0
+    return settle(outputs(args.out, args.chart, args.docs), check=args.check)
 
 
 if __name__ == "__main__":

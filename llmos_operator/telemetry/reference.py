@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llmos_operator.api.generated import settle
 from llmos_operator.telemetry.policy import RULES, Reason
 from llmos_operator.telemetry.xids import XIDS, Effect
 
@@ -87,16 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs/reference"))
     parser.add_argument("--check", action="store_true", help="write nothing, fail when the page is stale")
     arguments = parser.parse_args(argv)
-    path, text = arguments.docs / "gpu-health.md", health_page()
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return 0
-    if arguments.check:
-        sys.stderr.write(f"{path} is stale: run `make generate`\n")
-        return 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    sys.stdout.write(f"wrote {path}\n")
-    return 0
+    return settle({arguments.docs / "gpu-health.md": health_page()}, check=arguments.check)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from llmos_operator.api.generated import settle
 from scripts.dashboards.fleet import FLEET
 from scripts.dashboards.grafana import dashboard
 from scripts.dashboards.scheduler import SCHEDULER
@@ -20,21 +21,11 @@ def main() -> int:
     """Write or check the files; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail when a file is stale")
-    check = parser.parse_args().check
-    stale = 0
-    for board in BOARDS:
-        path = FOLDER / f"{board.uid.removeprefix('llmos-')}.json"
-        text = json.dumps(dashboard(board), indent=1) + "\n"
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            continue
-        if check:
-            stale += 1
-            sys.stderr.write(f"{path} is stale: run `make generate`\n")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            sys.stdout.write(f"wrote {path}\n")
-    return 1 if stale else 0
+    files = {
+        FOLDER / f"{board.uid.removeprefix('llmos-')}.json": json.dumps(dashboard(board), indent=1) + "\n"
+        for board in BOARDS
+    }
+    return settle(files, check=parser.parse_args().check)
 
 
 if __name__ == "__main__":
