@@ -85,14 +85,16 @@ ENV_NODE_NAME = "NODE_NAME"
 _NAME_LIMIT = 63
 
 
-def pod_name(workload: str, uid: str, ordinal: int, incarnation: str = "") -> str:
-    """Return the deterministic pod name of one replica of a workload.
+def pod_name(
+    workload: str, uid: str, ordinal: int, incarnation: str = "", *, member: int | None = None
+) -> str:
+    """Return the deterministic pod name of one replica of a workload, or of one member of a replica of several pods.
 
     The name is derived from UID and ordinal, so a second create of the same replica collides (HTTP 409) instead of
     doubling it. ``incarnation`` distinguishes generations of a template (a spec hash), at most 5 characters.
     """
     digest = hashlib.sha256(f"{uid}/{incarnation}".encode()).hexdigest()[:8]
-    suffix = f"-{digest}-{ordinal}"
+    suffix = f"-{digest}-{ordinal}" if member is None else f"-{digest}-{ordinal}-{member}"
     return workload[: _NAME_LIMIT - len(suffix)].rstrip("-.") + suffix
 
 

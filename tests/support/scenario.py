@@ -9,7 +9,7 @@ import yaml
 
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.policy import Policy, PreemptionLimits
+from llmos_operator.scheduler.policy import Policy, PreemptionLimits, SizingPolicy
 from llmos_operator.state.types import (
     DeviceSelector,
     DisruptionBudget,
@@ -26,6 +26,7 @@ from llmos_operator.state.types import (
     Selector,
     Sharing,
     Toleration,
+    Topology,
     WorkloadKind,
 )
 from tests.support import builders
@@ -179,6 +180,7 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "observed",
             "mig",
             "pods",
+            "islands",
         },
         f"node {data.get('name')}",
     )
@@ -190,6 +192,7 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             data["gpus"], data.get("product", "A100-80G"), data.get("memory", ""), mig=data.get("mig", False)
         )
     node.labelled(**data.get("labels", {}))
+    node.linked(*data.get("islands", []))
     for taint in data.get("taints", []):
         node.tainted(**taint)
     for index in data.get("unhealthy", []):
@@ -225,7 +228,12 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "priority": lambda v: {"priority_class": v},
     "queue": lambda v: {"queue": v},
     "replicas": lambda v: {"replicas": v},
+    "cpu": lambda v: {"cpu_milli": parse_milli(str(v)) - SizingPolicy().cpu_only_milli},
     "least": lambda v: {"min_replicas": v},
+    "together": lambda v: {"together": v, "min_replicas": v},
+    "copies": lambda v: {"copies": v},
+    "stages": lambda v: {"stages": v},
+    "topology": lambda v: {"topology": Topology(v.get("required", ""), v.get("preferred", ""))},
 }
 _PRECISION = {"mode", "format", "allowed", "min_bits", "max_loss"}
 
@@ -248,23 +256,29 @@ def _workload(data: dict[str, Any]) -> WorkloadBuilder:
 
 
 def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
-    """Let replicas of a workload run: `on` lists {node, devices} of each replica."""
+    """Let replicas of a workload run: `on` lists {node, devices} of each pod, in order of ordinal and member."""
     data = dict(data)
     places = data.pop("on")
     ran = data.pop("ran", NOW - LONG_AGO)
     terminating = data.pop("terminating", None)  # seconds since its grace ended; negative: still to go
     labels = data.pop("labels", {})
     least_runtime = float(data.pop("min_runtime", 0.0))
-    data["replicas"] = data.get("replicas", len(places))
+    host = {"cpu_milli": parse_milli(str(data["cpu"]))} if "cpu" in data else {}
+    members = data.get("copies", 1) * data.get("stages", 1)
+    data["replicas"] = data.get("replicas", -(-len(places) // members))
     builder = _workload(data)
-    for ordinal, place in enumerate(places):
+    for number, place in enumerate(places):
+        if place.get("lost"):
+            continue
         pod = cluster.running(
             builder,
             place["node"],
             place.get("devices", ()),
-            ordinal,
+            number // members,
             bound_at=NOW - ran,
+            member=number % members,
             min_runtime=least_runtime,
+            **host,
         )
         changes: dict[str, Any] = {"started_at": NOW - ran, "labels": {**pod.labels, **labels}}
         if terminating is not None:
