@@ -10,7 +10,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
-from llmos_operator.manifests import template
+from llmos_operator.manifests import gang, template
 from llmos_operator.manifests.container import (
     grace_seconds,
     runtime_container,
@@ -69,7 +69,10 @@ def selector(workload: Workload) -> str:
 
 def _metadata(workload: Workload, claim: Claim, user: Json) -> Json:
     namespace, _, name = claim.pod.partition("/")
-    own = labels(workload) | {names.LABEL_ORDINAL: str(claim.ordinal), names.LABEL_ROLE: "runtime"}
+    role = "runtime" if claim.member == gang.LEADER else "worker"
+    own = labels(workload) | {names.LABEL_ORDINAL: str(claim.ordinal), names.LABEL_ROLE: role}
+    if workload.members > 1:
+        own[names.LABEL_MEMBER] = str(claim.member)
     notes = {names.ANNOTATION_CLAIM: claim_json(claim), names.ANNOTATION_SPEC_HASH: workload.template_hash}
     return {
         "name": name,
@@ -87,6 +90,7 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
     kept = template.kept_pod_spec(user)
     spec: Json = {
         **kept,
+        **gang.place_in_gang(workload, claim),
         "nodeName": claim.node,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": grace_seconds(workload),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llmos_operator.api.quantity import parse_bytes, parse_milli
+from llmos_operator.control import gangs, reconcile
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.policy import Policy, PreemptionLimits, SizingPolicy
 from llmos_operator.state.types import (
@@ -59,6 +60,7 @@ class Scenario:
     policy: Policy
     expect: dict[str, Any]
     then: dict[str, Any] = field(default_factory=dict)
+    lost_for: dict[str, float] = field(default_factory=dict)  # workload -> seconds since a pod of it was lost
 
 
 def load(path: Path) -> Scenario:
@@ -92,12 +94,14 @@ def load(path: Path) -> Scenario:
         cluster.add(_budget(one))
     for one in data["nodes"]:
         cluster.add(_node(one))
+    lost_for = {}
     for one in data.get("running", []):
-        _run(cluster, one)
+        lost_for[one["name"]] = float(one.get("lost_for", 0.0))
+        _run(cluster, {key: value for key, value in one.items() if key != "lost_for"})
     for one in data.get("pending", []):
         cluster.add(_workload(one))
     policy = _policy(data.get("policy", {}))
-    return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}))
+    return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}), lost_for)
 
 
 def _only(data: dict[str, Any], known: set[str], where: str) -> None:
@@ -334,6 +338,20 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
                 started_at=NOW,
             )
         )
+
+
+def retired(scenario: Scenario) -> list[str]:
+    """Return the workloads of the pods that the operator gives back without the scheduler, sorted; once a pod."""
+    found = []
+    snapshot = scenario.cluster.snapshot()
+    for workload in snapshot.workloads.values():
+        pods = snapshot.pods_of.get(workload.uid, ())
+        limits = gangs.GangLimits()
+        missing = gangs.gaps(workload, pods)
+        overdue = missing if scenario.lost_for.get(workload.name, 0.0) >= limits.grace else frozenset()
+        situation = reconcile.Situation(workload, NOW, pods, overdue=overdue, limits=limits)
+        found += [workload.name for _ in reconcile.rule(situation).retire]
+    return sorted(found)
 
 
 def plan_of(scenario: Scenario, now: float = NOW) -> Plan:
