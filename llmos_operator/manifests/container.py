@@ -49,7 +49,7 @@ def runtime_container(
         "name": NAME,
         "image": engine.get("image") or settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": ["runtime", *engine.get("args", ())],
+        "args": [*_command(engine), *engine.get("args", ())],
         "env": environment(workload, claim, settings, simulated=simulated),
         "ports": [
             {"name": "http", "containerPort": port, "protocol": "TCP"},
@@ -70,6 +70,11 @@ def runtime_container(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+
+
+def _command(engine: Json) -> list[str]:
+    """Return the first arguments: the operator's own image holds several programs, a custom one is what it is."""
+    return [] if engine.get("name") == "custom" else ["runtime"]
 
 
 def _probes(port: int, claim: Claim, settings: PodSettings) -> Json:
