@@ -70,7 +70,8 @@ def test_all_pods_of_a_replica_are_in_the_domain_it_needs(cluster: ClusterBuilde
     places = defaultdict(set)
     for bind in made_for(snapshot).binds:
         node = snapshot.nodes[bind.claim.node].node
-        required = snapshot.workloads[bind.claim.workload].topology.required
+        workload = snapshot.workloads[bind.claim.workload]
+        required = workload.topology.required if workload.members > 1 else ""
         assert node is not None
         if required:
             name = node.name if required == "node" else node.labels[RACK]

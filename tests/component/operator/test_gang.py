@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from aiohttp import web
 
 from llmos_operator.cluster import port as ports
@@ -20,7 +22,6 @@ from tests.support.tinymodels import write_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
 
     from tests.support.cluster import RunningCluster
     from tests.support.operator_process import Bench
@@ -29,31 +30,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.component]
 
 QUICK = {"LLMOS_SCHEDULING__GANG_GRACE": "1"}
 CUSTOM = {"name": "custom", "image": "host"}
-# Rank 0 waits for all others at the address everybody was told, then serves; the others stay connected to it.
-MEETING = """
-import http.server as h, os, socket, time
-e = os.environ
-rank, n = int(e["RANK"]), int(e["WORLD_SIZE"])
-at = (e["MASTER_ADDR"], int(e["MASTER_PORT"]))
-while rank:
-    try:
-        s = socket.create_connection(at)
-    except OSError:
-        time.sleep(0.2)
-        continue
-    s.sendall(b"%d." % rank)
-    print("met", flush=True)
-    s.recv(1)
-    raise SystemExit(1)
-server = socket.create_server(at)
-met = [server.accept()[0] for _ in range(n - 1)]
-print("ranks", sorted(c.recv(9).decode() for c in met), flush=True)
-class Ok(h.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-h.ThreadingHTTPServer((e["LLMOS_HOST"], int(e["LLMOS_PORT"])), Ok).serve_forever()
-"""
+EXAMPLE = Path(__file__).parents[3] / "examples/08-gang/workload.yaml"
 
 
 def gang(pods: int, **more: Any) -> dict[str, Any]:
@@ -148,19 +125,15 @@ async def test_a_gang_that_does_not_come_up_in_time_is_given_back_and_tried_agai
 async def test_processes_of_a_gang_meet_and_meet_again_after_one_was_lost(
     local_cluster: RunningCluster, local_namespace: str, tmp_path: Path
 ) -> None:
-    """With real processes: two pods of the process kubelet, on two nodes, find each other through the environment."""
+    """The example with real processes: two pods of the process kubelet, on two nodes, find each other through the environment."""
     for words in (("apply", "--server-side", "-f"), ("wait", "--for=condition=Established", "-f")):
         local_cluster.tools.kubectl(*words, str(CRDS))
     async with _system(local_cluster, tmp_path) as (port, uri, operator):
         for node in ("sim-0", "sim-1"):
             await _devices(port, node)
-        spec = gang(2, engine={"name": "custom", "image": "host", "args": ["python3", "-c", MEETING]})
-        spec["resources"] = {"memory": "256Mi", "accelerators": 2}
-        spec["parallelism"] = {"data": 2, "tensor": 2}
-        body = {
-            "metadata": {"name": "meet", "namespace": local_namespace},
-            "spec": {"model": {"uri": uri}, **spec},
-        }
+        spec = yaml.safe_load(EXAMPLE.read_text())["spec"]
+        spec["model"]["uri"] = uri
+        body = {"metadata": {"name": "meet", "namespace": local_namespace}, "spec": spec}
         await port.apply(ports.MODEL_WORKLOADS, body, manager="test", namespace=local_namespace)
 
         async def pods() -> list[dict[str, Any]]:
