@@ -17,7 +17,7 @@ from llmos_operator.scheduler.topology import Spot, allot
 from llmos_operator.scheduler.victims import total_cost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from llmos_operator.scheduler.attempt import Result, Shape
     from llmos_operator.scheduler.failure import Failure
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.topology import Domain
     from llmos_operator.scheduler.victims import Replica, Victim
 
+_SOUGHT: Final = 8  # pods of a replica up to which the best node is sought for each
 _PRUNED: Final = 64  # replicas among the victims up to which each is tried to be spared
 
 
@@ -140,25 +141,35 @@ class Displacement:
         gangs, preemption = self._gangs, self._gangs.attempts.preemption
         trial, members = Trial(), pending.workload.members
         placed = self._free(domain, pending, ordinal, size, request)
-        row_of = gangs.attempts.scene.table.row_of
+        row_of, rows = gangs.attempts.scene.table.row_of, set(domain.rows)
         while placed < members:
-            proposal = preemption.search(pending, ((size, request),), domain)
-            if proposal is None:
-                return None
-            for victim in proposal.victims:
-                preemption.evicted(victim)
-            trial.add(Trial([proposal], proposal.rank, proposal.cost))
             before = placed
-            # Victims may have held more than one pod needs, on other nodes too.
-            for node in dict.fromkeys((proposal.node, *(v.pod.node for v in proposal.victims))):
-                spot = Spot(row_of[node], domain)
-                while placed < members and spot.row in domain.rows:
-                    if not gangs.hold_one(pending, ordinal, placed, size, request, spot):
-                        break
-                    placed += 1
+            for proposal in self._proposals(domain, pending, size, request):
+                for victim in proposal.victims:
+                    preemption.evicted(victim)
+                trial.add(Trial([proposal], proposal.rank, proposal.cost))
+                # Victims may have held more than one pod needs, on other nodes too.
+                for node in dict.fromkeys((proposal.node, *(v.pod.node for v in proposal.victims))):
+                    spot = Spot(row_of[node], domain)
+                    while placed < members and spot.row in rows:
+                        if not gangs.hold_one(pending, ordinal, placed, size, request, spot):
+                            break
+                        placed += 1
+                if placed == members:
+                    break
             if placed == before:
                 return None
         return trial
+
+    def _proposals(
+        self, domain: Domain, pending: Pending, size: Size, request: Request
+    ) -> Iterable[Proposal]:
+        """Return the cheapest proposal in a domain; for a large gang one for each node, likely the cheapest first."""
+        preemption = self._gangs.attempts.preemption
+        if pending.workload.members > _SOUGHT:
+            return preemption.in_turn(pending, size, request, domain)
+        found = preemption.search(pending, ((size, request),), domain)
+        return (found,) if found is not None else ()
 
     def _free(self, domain: Domain, pending: Pending, ordinal: int, size: Size, request: Request) -> int:
         """Hold what free room a domain has for the pods of a replica; return how many got some."""
