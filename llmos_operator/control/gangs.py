@@ -81,20 +81,21 @@ def given_back(
 
 def late(
     workload: Workload,
-    live: Sequence[Pod],
+    pods: Sequence[Pod],
     replicas: Mapping[str, Replica],
     now: float,
     start: float,
 ) -> dict[str, tuple[Failure, tuple[Pod, ...]]]:
     """Return the attempts that did not come up in time, by name: (failure, their pods).
 
-    Only the containers have to run: how long a model takes to load is bounded by the startup probe.
+    `pods` are those that exist or whose creation is under way. Only the containers have to run: how long a model takes to
+    load is bounded by the startup probe.
     """
     found = {}
-    for ordinal, mates in _by_ordinal(live).items() if workload.members > 1 else ():
+    for ordinal, mates in _by_ordinal(pods).items() if workload.members > 1 else ():
         began = max(pod.claim.bound_at for pod in mates if pod.claim is not None)
         up = [pod for pod in mates if pod.ready or _runs(replicas.get(pod.key))]
-        if now - began < start or len(up) == len(mates):
+        if now - began < start or len(up) == len(mates) or len(mates) < workload.members:
             continue
         waiting = next(pod for pod in mates if pod not in up)
         text = (
@@ -102,7 +103,7 @@ def late(
             f"not{_why(replicas.get(waiting.key))}; all of them are given back and tried again."
         )
         failure = Failure(str(Reason.GANG_INCOMPLETE), text, now, None, workload.generation)
-        found[f"{workload.uid}/{ordinal}/{began:.3f}"] = (failure, tuple(mates))
+        found[f"{workload.uid}/{ordinal}/{began:.3f}"] = (failure, tuple(pod for pod in mates if pod.uid))
     return found
 
 
@@ -113,9 +114,7 @@ def next_look(
     if workload.members == 1:
         return None
     waits = [
-        pod
-        for pod in pods
-        if pod.phase is PodPhase.BOUND and not pod.ready and not _runs(replicas.get(pod.key))
+        pod for pod in pods if pod.phase in _THERE and not pod.ready and not _runs(replicas.get(pod.key))
     ]
     return min((pod.claim.bound_at + start for pod in waits if pod.claim is not None), default=None)
 

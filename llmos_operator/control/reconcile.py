@@ -91,7 +91,10 @@ def rule(seen: Situation) -> Ruling:
     gone |= {retire.pod for retire in unwanted}
     outdated = _outdated(seen, [pod for pod in healthy if pod.key not in gone])
     gone |= {retire.pod for retire in outdated}
-    late = _late(seen, [pod for pod in live if pod.key not in gone])
+    begun = [
+        pod for pod in seen.pods if pod.phase is PodPhase.ASSUMED
+    ]  # their creation may be in doubt for long
+    late = _late(seen, [*(pod for pod in live if pod.key not in gone), *begun])
     gone |= {pod.key for one in late for pod in one[1]}
     tied = gangs.given_back(
         seen.workload, live, [pod for pod in (*live, *finished) if pod.key in gone], seen.overdue

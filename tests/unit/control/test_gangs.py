@@ -118,3 +118,11 @@ def test_a_gang_whose_containers_run_may_take_its_time_to_load() -> None:
 def test_the_builtin_engine_does_not_run_over_several_pods() -> None:
     assert "engine custom" in reconcile.unsupported(a_work(parallelism={"data": 2}))
     assert reconcile.unsupported(a_gang()) == ""
+
+
+def test_a_pod_whose_creation_stays_in_doubt_does_not_keep_the_others_waiting_for_ever() -> None:
+    work = a_gang()
+    pods = (member(work, 0, ready=True), replace(member(work, 1, phase=PodPhase.ASSUMED), uid=""))
+    seen = Situation(work, NOW + 299, pods=pods, limits=LIMITS)
+    assert reconcile.rule(seen).retire == ()
+    assert [one.pod_uid for one in reconcile.rule(replace(seen, now=NOW + 301)).retire] == ["pod-0-0"]
