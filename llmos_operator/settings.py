@@ -157,6 +157,16 @@ class SchedulingSettings(_Group):
     """Refuse shared placement on devices without fresh telemetry even before a first sample."""
     min_runtime: Seconds = 120.0
     """Seconds a workload is safe from preemption after its start, unless its spec says otherwise."""
+    gang_start: Seconds = 300.0
+    """Seconds within which every container of a replica of several pods must run; else all are given back and tried again."""
+    gang_grace: Seconds = 15.0
+    """Seconds for which a pod of a replica of several may be missing, or a replica of scheduling.minReplicas, before all are given back."""
+    topology_labels: dict[str, str] = {
+        "rack": names.LABEL_RACK,
+        "block": "topology.llmos.dev/block",
+        "zone": "topology.kubernetes.io/zone",
+    }
+    """Node label that names the domain of each topology level above a node."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; empty serves all."""
 

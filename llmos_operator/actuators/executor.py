@@ -6,20 +6,22 @@ nobody knows (connection lost, timeout), then it stays assumed and the same crea
 two is true. Its name is deterministic, so the repetition finds what the first try made. Repetitions wait longer each time,
 per pod and outside of the write queue's slots: one namespace's broken webhook costs nobody else anything.
 
-Evictions go through the Eviction API with the pod's UID, once per pod: while one is under way the store counts the pod
-as terminating and the planner does not name it again.
+The pods of a gang are created all or none (`actuators.gangs`); pods are taken away by `actuators.removals`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.actuators.gangs import Attempts, in_gangs
+from llmos_operator.actuators.pods import body_of, owned_by
+from llmos_operator.actuators.removals import Removals
 from llmos_operator.actuators.writequeue import Job, Rank, WriteQueue
 from llmos_operator.api.conditions import Reason
-from llmos_operator.cluster.failures import Disrupted, NotFound
-from llmos_operator.cluster.port import MODEL_WORKLOADS, PODS
+from llmos_operator.cluster.failures import NotFound
+from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError, Permanent, Retryable
-from llmos_operator.manifests import pod as pod_manifest
 from llmos_operator.observability.logging import logger
 from llmos_operator.scheduler.plan import Bind, Evict
 
@@ -31,16 +33,13 @@ if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.cluster.mirror import Mirror
-    from llmos_operator.cluster.port import ClusterPort, Json
+    from llmos_operator.cluster.port import ClusterPort
     from llmos_operator.cluster.retry import Retrier
     from llmos_operator.manifests.settings import PodSettings
     from llmos_operator.scheduler.plan import Action, Plan
     from llmos_operator.state.store import Store
 
 log = logger(__name__)
-
-_UNSEEN_GRACE = 300.0  # seconds a pod counts as ending before the watch shows its real deletion time
-_REMEMBERED = 600.0  # seconds for which refused evictions and removals of a pod lengthen its next wait
 
 
 class Executor:
@@ -72,11 +71,12 @@ class Executor:
         self._outcomes = outcomes
         self._settings = settings
         self._clock = clock
-        self._evictions = evictions
         self._creations = creations
         self._is_simulated = is_simulated
         self._in_flight: dict[str, int] = {}  # workload -> jobs
         self._doubtful: list[Bind] = []
+        self._gangs = Attempts()
+        self._removals = Removals(port, store, queue, outcomes, clock, evictions, submit=self._submit)
 
     def busy(self, workload: str) -> bool:
         """Return whether writes for the workload's pods are waiting or under way."""
@@ -84,67 +84,90 @@ class Executor:
 
     def carry_out(self, plan: Plan) -> int:
         """Queue the plan's actions in their order. Returns how many were taken."""
-        return sum(self._take(action) for action in plan.actions)
+        return sum(self._take(actions) for actions in in_gangs(plan.actions))
 
-    def _take(self, action: Action) -> bool:
+    def _take(self, actions: list[Action]) -> int:
+        action = actions[0]
         if isinstance(action, Bind):
-            return self._take_bind(action)
+            return self._take_binds([one for one in actions if isinstance(one, Bind)])
         if isinstance(action, Evict):
-            return self._take_eviction(action)
+            return int(self._removals.evict(action))
         log.warning("action is not supported yet, left out", action=type(action).__name__)
-        return False
+        return 0
 
     # -- binding --------------------------------------------------------------------------------------------
 
-    def _take_bind(self, bind: Bind) -> bool:
-        try:
-            self._store.assume(bind.claim)
-        except Conflict as error:
-            # The world moved on while the plan was made; the change that did it has triggered the next cycle.
-            log.debug("bind left out", pod=bind.claim.pod, error=error)
-            return False
-        self._submit(
-            Rank.BIND,
-            f"bind {bind.claim.pod}",
-            bind.workload.key,
-            lambda: self._bind(bind),
-            lambda: self._store.forget(bind.claim.pod),
-        )
-        return True
+    def _take_binds(self, binds: list[Bind]) -> int:
+        """Take a bind, or all binds of a gang, or none of them."""
+        for number, bind in enumerate(binds):
+            try:
+                self._store.assume(bind.claim)
+            except Conflict as error:
+                # The world moved on while the plan was made; the change that did it has triggered the next cycle.
+                log.debug("bind left out", pod=bind.claim.pod, gang=bind.gang, error=error)
+                for other in binds[:number]:
+                    self._store.forget(other.claim.pod)
+                return 0
+        if binds[0].gang:
+            self._gangs.begin(binds)
+        for bind in binds:
+            self._submit(
+                Rank.BIND,
+                f"bind {bind.claim.pod}",
+                bind.workload.key,
+                partial(self._bind, bind),
+                partial(self._drop, bind),
+            )
+        return len(binds)
+
+    def _drop(self, bind: Bind) -> None:
+        """A pod is not created, for sure; nor are the others of its gang then."""
+        self._store.forget(bind.claim.pod)
+        for retire in self._gangs.give_up(bind) or ():
+            self.retire(retire)
 
     async def _bind(self, bind: Bind) -> None:
         claim, workload = bind.claim, bind.workload
+        if self._gangs.given_up(bind):
+            self._drop(bind)
+            return
         try:
-            body = self._build(bind)
+            body = body_of(bind, self._settings, simulated=self._is_simulated(claim.node))
             await self._support.before_bind(workload)
             made, _ = await self._retrier.create(self._port, PODS, body, namespace=workload.namespace)
         except Retryable as error:
             self._try_bind_again(bind, error)
             return
         except LlmosError as error:
-            self._creations.succeed(claim.pod)
-            self._store.forget(claim.pod)
             log.warning("pod not created", pod=claim.pod, node=claim.node, error=error)
-            self._outcomes.bind_failed(bind, error)
+            self._fail(bind, error)
             return
         self._creations.succeed(claim.pod)
-        if not _owned_by(made, workload.uid):
-            self._store.forget(claim.pod)
+        if not owned_by(made, workload.uid):
             text = f"a pod {claim.pod} exists that is not the operator's; delete it"
-            self._outcomes.bind_failed(bind, Permanent(text, reason=Reason.NAME_TAKEN))
+            self._fail(bind, Permanent(text, reason=Reason.NAME_TAKEN))
             return
         self._store.confirm(claim.pod, str(made["metadata"]["uid"]))
         self._pods.observe("ADDED", made)
+        self._exists(bind, str(made["metadata"]["uid"]))
+
+    def _exists(self, bind: Bind, uid: str) -> None:
+        """The pod is there; it goes again if its gang was given up meanwhile."""
+        unwanted = self._gangs.created(bind, uid)
+        if unwanted is not None:
+            self.retire(unwanted)
+            return
         self._outcomes.bound(bind)
 
-    def _build(self, bind: Bind) -> Json:
-        try:
-            simulated = self._is_simulated(bind.claim.node)
-            return pod_manifest.build(bind.workload, bind.claim, self._settings, simulated=simulated)
-        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
-            # The parts of a template that no schema describes are the user's; none of them may end this process.
-            text = f"no pod can be built from the spec: {type(error).__name__}: {error}"
-            raise Permanent(text, reason=Reason.INVALID_SPEC) from error
+    def _fail(self, bind: Bind, error: LlmosError) -> None:
+        """The pod cannot be created: release its claim, and what else exists of its gang. A gang fails once."""
+        self._creations.succeed(bind.claim.pod)
+        self._store.forget(bind.claim.pod)
+        others = self._gangs.give_up(bind)
+        for retire in others or ():
+            self.retire(retire)
+        if others is not None:
+            self._outcomes.bind_failed(bind, error)
 
     def _try_bind_again(self, bind: Bind, error: Retryable) -> None:
         now = self._clock.monotonic()
@@ -196,10 +219,13 @@ class Executor:
             # The watch has shown the pod since; what happened to it after that is not for this bind to mend.
             self._creations.succeed(claim.pod)
             if held is not None and held.claim == claim:
-                self._outcomes.bound(bind)
+                self._exists(bind, held.uid)
+            else:
+                self._gangs.settle(bind)
             return
         current = self._store.workload(bind.workload.key)
-        if current is not None and current.uid == bind.workload.uid:
+        wanted = current is not None and current.uid == bind.workload.uid
+        if wanted and not self._gangs.given_up(bind):
             await self._bind(bind)
             return
         try:
@@ -211,104 +237,19 @@ class Executor:
         except LlmosError as error:
             # Not there; or nobody may tell us, then a pod that exists comes with the watch or the next list.
             self._creations.succeed(claim.pod)
-            self._store.forget(claim.pod)
+            self._drop(bind)
             if not isinstance(error, NotFound):
                 log.warning("pod creation left in doubt", pod=claim.pod, error=error)
         else:
             self._creations.succeed(claim.pod)
             self._pods.observe("ADDED", made)
-
-    # -- taking away ----------------------------------------------------------------------------------------
-
-    def _take_eviction(self, evict: Evict) -> bool:
-        now = self._clock.now()
-        if not self._evictions.ready(evict.pod_uid, self._clock.monotonic()):
-            return False
-        pod = self._store.pod(evict.pod)
-        if pod is None:
-            return False
-        freed_at = now + (0 if evict.force else pod.grace_seconds)
-        if not self._store.assume_evicted(evict.pod, now + _UNSEEN_GRACE, evict.preemptor, freed_at):
-            return False
-        self._submit(
-            Rank.EVICT,
-            f"evict {evict.pod}",
-            evict.victim,
-            lambda: self._evict(evict),
-            lambda: self._store.forget_eviction(evict.pod),
-        )
-        return True
-
-    async def _evict(self, evict: Evict) -> None:
-        namespace, _, name = evict.pod.partition("/")
-        try:
-            if evict.force:
-                await self._port.delete(PODS, name, namespace=namespace, uid=evict.pod_uid, grace_seconds=0)
-            else:
-                await self._port.evict(name, namespace=namespace, uid=evict.pod_uid)
-        except (NotFound, Conflict):
-            self._store.forget_eviction(evict.pod)  # gone, or another pod by now: the watch tells
-            return
-        except Disrupted as error:
-            self._refuse_eviction(evict, error)
-            return
-        except LlmosError as error:
-            log.warning("eviction failed", pod=evict.pod, error=error)
-            self._refuse_eviction(evict, error)
-            return
-        self._evictions.succeed(evict.pod_uid)
-        self._outcomes.evicted(evict)
-
-    def _refuse_eviction(self, evict: Evict, error: LlmosError) -> None:
-        after = error.after if isinstance(error, Retryable) else 0.0
-        retry_at = self._evictions.fail(evict.pod_uid, self._clock.monotonic(), after=after)
-        self._store.forget_eviction(evict.pod)
-        self._outcomes.eviction_refused(evict, error, retry_at)
+            unwanted = self._gangs.created(bind, str(made["metadata"]["uid"]))
+            if unwanted is not None:
+                self.retire(unwanted)
 
     def retire(self, retire: Retire) -> bool:
         """Queue the removal of one of our own pods. Returns False if that is under way or must wait."""
-        key, now = f"retire {retire.pod}", self._clock.now()
-        if self._queue.holds(key) or not self._evictions.ready(retire.pod_uid, self._clock.monotonic()):
-            return False
-        if not retire.orphan:
-            self._store.assume_evicted(retire.pod, now + _UNSEEN_GRACE)
-        self._submit(
-            Rank.RETIRE,
-            key,
-            retire.workload,
-            lambda: self._retire(retire),
-            lambda: self._store.forget_eviction(retire.pod),
-        )
-        return True
-
-    async def _retire(self, retire: Retire) -> None:
-        namespace, _, name = retire.pod.partition("/")
-        self._evictions.forget_before(
-            self._clock.monotonic() - _REMEMBERED
-        )  # UIDs of pods that are long gone
-        # However it ends, it is not sent again at once: the deletion shows in the watch a moment later.
-        self._evictions.fail(retire.pod_uid, self._clock.monotonic())
-        try:
-            if retire.orphan and await self._owner_lives(retire):
-                return
-            grace = 0 if retire.force else None
-            await self._port.delete(PODS, name, namespace=namespace, uid=retire.pod_uid, grace_seconds=grace)
-        except (NotFound, Conflict):
-            return
-        except LlmosError as error:
-            self._store.forget_eviction(retire.pod)
-            log.warning("pod not removed", pod=retire.pod, reason=retire.reason, error=error)
-            return
-        self._outcomes.retired(retire)
-
-    async def _owner_lives(self, retire: Retire) -> bool:
-        """Ask the API server itself: a cache that lags must not cost a running pod its life."""
-        namespace, _, name = retire.workload.partition("/")
-        try:
-            owner = await self._port.get(MODEL_WORKLOADS, name, namespace=namespace)
-        except NotFound:
-            return False
-        return str(owner["metadata"]["uid"]) == retire.workload_uid
+        return self._removals.retire(retire)
 
     # -- bookkeeping ----------------------------------------------------------------------------------------
 
@@ -341,10 +282,3 @@ class Executor:
             return
         self._in_flight.pop(workload, None)
         self._outcomes.settled(workload)
-
-
-def _owned_by(body: dict[str, Any], uid: str) -> bool:
-    return any(
-        ref.get("uid") == uid and ref.get("controller")
-        for ref in body["metadata"].get("ownerReferences") or ()
-    )

@@ -63,7 +63,14 @@ class Support:
 
     def has_service(self, workload: Workload) -> bool:
         """Return whether the workload's Service exists and is its own."""
-        return self._owners.get((workload.namespace, workload.name)) == workload.uid
+        return self._owns(workload, workload.name)
+
+    def has_gang_service(self, workload: Workload) -> bool:
+        """Return whether the headless Service of the workload's members exists, where it needs one."""
+        return workload.members == 1 or self._owns(workload, names.gang_service(workload.name, workload.uid))
+
+    def _owns(self, workload: Workload, service: str) -> bool:
+        return self._owners.get((workload.namespace, service)) == workload.uid
 
     async def before_bind(self, workload: Workload) -> None:
         """Make sure that the namespace has its control Secret: a pod that names a missing one cannot start."""
@@ -102,7 +109,14 @@ class Support:
         """
         if self.has_service(workload):
             return
-        body = service_manifest.build(workload)
+        await self._ensure(workload, service_manifest.build(workload))
+
+    async def ensure_gang_service(self, workload: Workload) -> None:
+        """Create the headless Service of the workload's members. Raises as :meth:`ensure_service`."""
+        if not self.has_gang_service(workload):
+            await self._ensure(workload, service_manifest.build_headless(workload))
+
+    async def _ensure(self, workload: Workload, body: Json) -> None:
         try:
             made = await self._port.create(SERVICES, body, namespace=workload.namespace)
         except AlreadyExists:
@@ -110,10 +124,11 @@ class Support:
         self._services.observe("MODIFIED", made)
 
     async def _take_over(self, workload: Workload, body: Json) -> Json:
-        found = await self._port.get(SERVICES, workload.name, namespace=workload.namespace)
+        name = str(body["metadata"]["name"])
+        found = await self._port.get(SERVICES, name, namespace=workload.namespace)
         if not service_manifest.is_ours(found):
             raise Permanent(
-                f"Service {workload.key} belongs to somebody else; rename the workload or delete that Service",
+                f"Service {workload.namespace}/{name} belongs to somebody else; rename the workload or delete that Service",
                 reason=Reason.NAME_TAKEN,
             )
         if service_manifest.owner_uid(found) == workload.uid:
@@ -123,5 +138,5 @@ class Support:
         meta = {**body["metadata"], "resourceVersion": found["metadata"]["resourceVersion"]}
         spec = {"selector": body["spec"]["selector"], "ports": body["spec"]["ports"]}
         return await self._port.merge_patch(
-            SERVICES, workload.name, {"metadata": meta, "spec": spec}, namespace=workload.namespace
+            SERVICES, name, {"metadata": meta, "spec": spec}, namespace=workload.namespace
         )

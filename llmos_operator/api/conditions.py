@@ -50,6 +50,7 @@ class Reason(StrEnum):
     WAITING_FOR_PROFILE = "WaitingForProfile"
     LARGER_THAN_ANY_DEVICE = "LargerThanAnyDevice"
     NO_MATCHING_DEVICE = "NoMatchingDevice"
+    LARGER_THAN_CLUSTER = "LargerThanCluster"  # not all pods of a replica would fit, even if nothing else ran
     BOUND = "Bound"
     NOT_SYNCED = "NotSynced"
     PENDING = "Pending"
@@ -81,6 +82,7 @@ class Reason(StrEnum):
     PROGRESSING = "Progressing"
     COMPLETE = "Complete"
     BACK_OFF = "BackOff"
+    GANG_INCOMPLETE = "GangIncomplete"  # a part of what runs together is missing, or did not come up in time
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     POD_NOT_CREATED = "PodNotCreated"

@@ -15,7 +15,8 @@ API_VERSION = f"{GROUP}/{VERSION}"
 LABEL_WORKLOAD = "llmos.dev/workload"  # name of the ModelWorkload, cut to 63 characters
 LABEL_WORKLOAD_UID = "llmos.dev/workload-uid"
 LABEL_ORDINAL = "llmos.dev/ordinal"  # replica ordinal, "0"-based
-LABEL_ROLE = "llmos.dev/role"  # "runtime" | "holder"
+LABEL_MEMBER = "llmos.dev/member"  # rank of a pod in a replica of several, "0"-based
+LABEL_ROLE = "llmos.dev/role"  # "runtime": serves | "worker": member of rank 1 and up | "holder"
 # On the operator's own pod: "true" while it leads. The chart's Service for telemetry and demand selects it, so that a
 # waiting replica can be Ready (a Deployment whose standby never is Ready never finishes its rollout).
 LABEL_LEADER = "llmos.dev/leader"
@@ -56,6 +57,7 @@ PORT_CONTROL = 8001  # runtime: control API for the operator, bearer token
 PORT_HEALTH = 8080  # operator, agent, gateway: /livez /readyz /metrics
 PORT_INGEST = 8090  # operator: telemetry and demand from agents and gateways, bearer ServiceAccount token
 PORT_GATEWAY = 8000
+PORT_RENDEZVOUS = 29500  # where the members of a gang meet: the default of torch.distributed
 
 # -- environment of the runtime container, written by manifests.pod, read by runtime.settings
 ENV_MODEL_URI = "LLMOS_MODEL_URI"
@@ -85,14 +87,22 @@ ENV_NODE_NAME = "NODE_NAME"
 _NAME_LIMIT = 63
 
 
-def pod_name(workload: str, uid: str, ordinal: int, incarnation: str = "") -> str:
-    """Return the deterministic pod name of one replica of a workload.
+def pod_name(
+    workload: str, uid: str, ordinal: int, incarnation: str = "", *, member: int | None = None
+) -> str:
+    """Return the deterministic pod name of one replica of a workload, or of one member of a replica of several pods.
 
     The name is derived from UID and ordinal, so a second create of the same replica collides (HTTP 409) instead of
     doubling it. ``incarnation`` distinguishes generations of a template (a spec hash), at most 5 characters.
     """
     digest = hashlib.sha256(f"{uid}/{incarnation}".encode()).hexdigest()[:8]
-    suffix = f"-{digest}-{ordinal}"
+    suffix = f"-{digest}-{ordinal}" if member is None else f"-{digest}-{ordinal}-{member}"
+    return workload[: _NAME_LIMIT - len(suffix)].rstrip("-.") + suffix
+
+
+def gang_service(workload: str, uid: str) -> str:
+    """Return the name of the headless Service behind the names of a workload's members."""
+    suffix = "-" + hashlib.sha256(f"{uid}/".encode()).hexdigest()[:8]
     return workload[: _NAME_LIMIT - len(suffix)].rstrip("-.") + suffix
 
 

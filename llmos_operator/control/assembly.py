@@ -35,7 +35,7 @@ from llmos_operator.control.intake import Intake
 from llmos_operator.control.leadership import LeaderLabel, Leadership
 from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
-from llmos_operator.control.policies import pods_of, policy_of
+from llmos_operator.control.policies import gangs_of, pods_of, policy_of
 from llmos_operator.control.poller import Poller
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.control.recorder import CycleRecorder
@@ -205,6 +205,7 @@ class Assembly:
             demand=self.demand,
             failures=self.failures,
             sources=self.settings.sources,
+            gangs=gangs_of(self.settings),
             clock=self.clock,
         )
         self.loop = Loop(

@@ -81,7 +81,9 @@ class Scalers:
         if not spec or workload.suspended:
             self.forget(record.key)
             return None
-        pods = self._store.pods_of(record.uid)
+        # Of a gang only the leader serves: the others are no replicas of their own.
+        held = self._store.pods_of(record.uid)
+        pods = tuple(pod for pod in held if pod.claim is None or not pod.claim.member)
         known = self._scaled.get(record.key)
         if known is None or known.uid != record.uid:
             known = _Scaled(record.uid, scaling.begin(spec, len(pods), now))

@@ -78,10 +78,9 @@ class Feedback:
         record.estimated_bytes = bind.estimated_bytes or claim.bytes_per_device
         self._metrics.bind_seconds.observe(max(0.0, self._clock.now() - bind.workload.created_at))
         reserved = human_bytes(claim.bytes_per_device or claim.memory_bytes)
+        rank = f", rank {claim.member}," if bind.workload.members > 1 else ""
         where = f"node {claim.node}" + (f", devices {', '.join(claim.devices)}" if claim.devices else "")
-        note = (
-            f"Replica {claim.ordinal} goes to {where} at {claim.format} with {reserved}. {bind.explanation}"
-        )
+        note = f"Replica {claim.ordinal}{rank} goes to {where} at {claim.format} with {reserved}. {bind.explanation}"
         self.tell(record, "Normal", Reason.BOUND_POD, note, key=claim.pod)
 
     def bind_failed(self, bind: Bind, error: Exception) -> None:

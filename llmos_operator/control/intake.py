@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.api import names
 from llmos_operator.api.conditions import Reason
 from llmos_operator.cluster import port
 from llmos_operator.cluster.mirror import Change
@@ -156,7 +157,9 @@ class Intake:
         exists = change is Change.APPLIED
         self._support().note_service(body, exists=exists)
         if not exists:
-            record = self._records.get(_key(body))
+            labels = body["metadata"].get("labels") or {}
+            uid = str(labels.get(names.LABEL_WORKLOAD_UID, ""))  # a gang's has another name than its workload
+            record = self._records.get(_key(body)) or self._records.by_uid(uid)
             if record is not None:
                 self._review(record.key)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.quantity import parse_bytes, parse_milli
+from llmos_operator.control.gangs import GangLimits
 from llmos_operator.manifests.settings import PodSettings
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.settings import BadSettings
@@ -35,6 +36,7 @@ def policy_of(settings: OperatorSettings) -> Policy:
         base,
         sample_interval=scheduling.telemetry_interval,
         min_runtime=scheduling.min_runtime,
+        topology_labels=scheduling.topology_labels,
         sizing=sizing,
         preemption=replace(base.preemption, steps=STEPS),
     )
@@ -55,3 +57,8 @@ def pods_of(settings: OperatorSettings) -> PodSettings:
         hub_endpoint=settings.sources.hub_endpoint,
         env=runtime.env,
     )
+
+
+def gangs_of(settings: OperatorSettings) -> GangLimits:
+    """Return the time limits of what runs together."""
+    return GangLimits(grace=settings.scheduling.gang_grace, start=settings.scheduling.gang_start)

@@ -66,7 +66,7 @@ class Poller:
         now = self._clock.monotonic()
         present = set()
         for replica in self._records.replicas():
-            if not replica.ip or not replica.running or replica.deleting:
+            if not (replica.ip and replica.running and replica.serves) or replica.deleting:
                 continue
             present.add(replica.uid)
             if self._due.get(replica.uid, 0.0) <= now:

@@ -7,6 +7,7 @@ Each ruling depends on what is observed now, never on what was done before, so i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from llmos_operator.actuators.outcomes import Retire
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime.uris import carries_credentials
+from llmos_operator.control import gangs
 from llmos_operator.manifests.observed import Failure, Refusal
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload, WorkloadKind
 
@@ -69,6 +71,8 @@ class Situation:
     pods: tuple[Pod, ...] = ()
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by pod key
     reports: Mapping[str, RuntimeStatus] = field(default_factory=dict)  # by pod UID
+    overdue: frozenset[int] = frozenset()  # `gangs.gaps` that have lasted for longer than their grace
+    limits: gangs.GangLimits = field(default_factory=gangs.GangLimits)
 
 
 def rule(seen: Situation) -> Ruling:
@@ -86,13 +90,40 @@ def rule(seen: Situation) -> Ruling:
     unwanted = _unwanted(seen, healthy)
     gone |= {retire.pod for retire in unwanted}
     outdated = _outdated(seen, [pod for pod in healthy if pod.key not in gone])
-    ready = sum(1 for pod in healthy if pod.ready)
+    gone |= {retire.pod for retire in outdated}
+    begun = [
+        pod for pod in seen.pods if pod.phase is PodPhase.ASSUMED
+    ]  # their creation may be in doubt for long
+    late = _late(seen, [*(pod for pod in live if pod.key not in gone), *begun])
+    gone |= {pod.key for one in late for pod in one[1]}
+    tied = gangs.given_back(
+        seen.workload, live, [pod for pod in (*live, *finished) if pod.key in gone], seen.overdue
+    )
+    given_back = [
+        _retire(seen.workload, pod, one[0].failure.reason, one[0].failure.message)
+        for one in late
+        for pod in one[1]
+    ]
+    ready = serving(seen.workload, [pod for pod in healthy if pod.ready])
     return Ruling(
-        retire=(*broken, *unwanted, *outdated),
-        failed=tuple(failed.values()),
+        retire=(*broken, *unwanted, *outdated, *given_back, *tied),
+        failed=(*failed.values(), *(one[0] for one in late)),
         trouble=_trouble(seen),
         recovered=bool(seen.workload.replicas) and ready >= seen.workload.replicas,
     )
+
+
+def serving(workload: Workload, pods: list[Pod]) -> int:
+    """Return how many replicas have all of their members among `pods`."""
+    if workload.members == 1:
+        return len(pods)
+    members = Counter(pod.claim.ordinal for pod in pods if pod.claim is not None)
+    return sum(count == workload.members for count in members.values())
+
+
+def _late(seen: Situation, live: list[Pod]) -> list[tuple[FailedReplica, tuple[Pod, ...]]]:
+    found = gangs.late(seen.workload, live, seen.replicas, seen.now, seen.limits.start)
+    return [(FailedReplica(event, failure), pods) for event, (failure, pods) in found.items()]
 
 
 # -- failures -------------------------------------------------------------------------------------------------
@@ -168,12 +199,17 @@ def _outdated(seen: Situation, pods: list[Pod]) -> list[Retire]:
     text = "The spec has changed."
     if rollout.get("strategy") == "Recreate":
         return [_retire(workload, pod, Reason.PROGRESSING, text) for pod in old]
-    serving = sum(1 for pod in pods if pod.ready)
-    allowed = max(1, int(rollout.get("maxUnavailable", 1))) - max(0, workload.replicas - serving)
-    idle = [pod for pod in old if not pod.ready]
-    busy = [pod for pod in old if pod.ready]
-    chosen = idle + busy[: max(0, allowed)]
+    missing = max(0, workload.replicas - serving(workload, [pod for pod in pods if pod.ready]))
+    allowed = max(1, int(rollout.get("maxUnavailable", 1))) - missing
+    unready = {pod.claim.ordinal for pod in old if pod.claim is not None and not pod.ready}
+    busy = [ordinal for ordinal in _ordinals(old) if ordinal not in unready]
+    replaced = unready | set(busy[: max(0, allowed)])
+    chosen = [pod for pod in old if pod.claim is not None and pod.claim.ordinal in replaced]
     return [_retire(workload, pod, Reason.PROGRESSING, text) for pod in chosen]
+
+
+def _ordinals(pods: list[Pod]) -> list[int]:
+    return list(dict.fromkeys(pod.claim.ordinal for pod in pods if pod.claim is not None))
 
 
 def _retire(workload: Workload, pod: Pod, reason: str, message: str) -> Retire:
@@ -248,6 +284,11 @@ def unsupported(workload: Workload) -> str:
         return (
             f"Type {workload.kind} is accepted, but this release has no engine for it: it will not be started. "
             "Use type Inference."
+        )
+    if workload.members > 1 and workload.engine == "builtin":
+        return (
+            f"A replica of {workload.members} pods (spec.parallelism) needs an engine that runs over several pods; engine builtin "
+            "does not. Use engine custom, or leave out parallelism.data and parallelism.pods."
         )
     if workload.engine == "vllm":
         return "Engine vllm is accepted, but this release cannot run it. Use engine builtin."

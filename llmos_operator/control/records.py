@@ -43,6 +43,7 @@ class Record:
     scores: dict[str, int] = field(default_factory=dict)
     estimated_bytes: int = 0
     counted: set[str] = field(default_factory=set)  # failures that have been taken into account
+    gaps: dict[int, float] = field(default_factory=dict)  # `gangs.gaps` and since when (monotonic seconds)
 
 
 class Records:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import reconcile
+from llmos_operator.control import gangs, reconcile
 from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
@@ -18,6 +18,8 @@ from llmos_operator.observability.logging import logger
 from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from llmos_operator.actuators.executor import Executor
     from llmos_operator.actuators.support import Support
     from llmos_operator.actuators.writequeue import WriteQueue
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.control.demand import DemandBook
     from llmos_operator.control.feedback import Feedback
+    from llmos_operator.control.gangs import GangLimits
     from llmos_operator.control.profiles import Profiles
     from llmos_operator.control.reconcile import FailedReplica, Ruling
     from llmos_operator.control.records import Record, Records
@@ -56,6 +59,7 @@ class Reviewer:
         demand: DemandBook,
         failures: KeyedBackoff[str],
         sources: SourceSettings,
+        gangs: GangLimits,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -68,6 +72,7 @@ class Reviewer:
         self._demand = demand
         self._failures = failures
         self._sources = sources
+        self._gangs = gangs
         self._clock = clock
         self._scalers = Scalers(store, records, demand, profiles.load_seconds)
         self._timed: dict[str, float] = {}  # key -> monotonic seconds when it must be looked at again
@@ -90,6 +95,7 @@ class Reviewer:
         self._demand.forget(record.key)
         self._failures.succeed(record.key)
         self._failures.succeed(f"service {record.key}")
+        self._failures.succeed(f"gang service {record.key}")
         for retire in reconcile.orphans(self._store.pods_of(record.uid)):
             self._executor.retire(retire)
 
@@ -109,14 +115,19 @@ class Reviewer:
                 pods=self._store.pods_of(record.uid),
                 replicas=self._records.replicas_of(record.uid),
                 reports=self._records.reports_of(record.uid),
+                overdue=self._overdue(record, workload),
+                limits=self._gangs,
             )
         )
         self._take_failures(record, workload, ruling)
         record.trouble = ruling.trouble or self._service_trouble(record)
         self._hold(record, workload)
         for retire in ruling.retire:
-            self._executor.retire(retire)
-        self._ensure_service(record, workload)
+            if self._executor.retire(retire) and retire.reason == Reason.GANG_INCOMPLETE:
+                self._feedback.tell(
+                    record, "Warning", Reason.GANG_INCOMPLETE, retire.message, key=retire.message
+                )
+        self._ensure_services(record, workload)
 
     # -- replicas -------------------------------------------------------------------------------------------
 
@@ -134,6 +145,19 @@ class Reviewer:
 
     def _look_again(self, key: str, at: float) -> None:
         self._timed[key] = min(at, self._timed.get(key, at))
+
+    def _overdue(self, record: Record, workload: Workload) -> frozenset[int]:
+        """Return which gaps of the workload's gangs have lasted for longer than their grace; look again when others will."""
+        pods, now, limits = self._store.pods_of(record.uid), self._clock.monotonic(), self._gangs
+        record.gaps = {gap: record.gaps.get(gap, now) for gap in gangs.gaps(workload, pods)}
+        for since in record.gaps.values():
+            if since + limits.grace > now:
+                self._look_again(record.key, since + limits.grace)
+        replicas = self._records.replicas_of(record.uid) if workload.members > 1 else {}
+        late = gangs.next_look(workload, pods, replicas, limits.start)
+        if late is not None:
+            self._look_again(record.key, now + max(1.0, late - self._clock.now()))
+        return frozenset(gap for gap, since in record.gaps.items() if since + limits.grace <= now)
 
     # -- failures -------------------------------------------------------------------------------------------
 
@@ -222,20 +246,26 @@ class Reviewer:
             return None
         return trouble
 
-    def _ensure_service(self, record: Record, workload: Workload) -> None:
-        if workload.kind is not WorkloadKind.INFERENCE or self._support.has_service(workload):
+    def _ensure_services(self, record: Record, workload: Workload) -> None:
+        """Make the Service clients use, and the one the members of a gang find each other by."""
+        if not self._store.pods_of(record.uid):
             return
-        key = f"service {record.key}"
-        if not self._store.pods_of(record.uid) or self._queue.holds(key):
-            return
-        if not self._failures.ready(key, self._clock.monotonic()):
-            return
-        self._queue.submit(Job(Rank.SUPPORT, key, lambda: self._make_service(record, workload)))
+        if workload.kind is WorkloadKind.INFERENCE and not self._support.has_service(workload):
+            self._make_service(
+                record, f"service {record.key}", lambda: self._support.ensure_service(workload)
+            )
+        if not self._support.has_gang_service(workload):
+            key = f"gang service {record.key}"
+            self._make_service(record, key, lambda: self._support.ensure_gang_service(workload))
 
-    async def _make_service(self, record: Record, workload: Workload) -> None:
-        key = f"service {record.key}"
+    def _make_service(self, record: Record, key: str, make: Callable[[], Awaitable[None]]) -> None:
+        if self._queue.holds(key) or not self._failures.ready(key, self._clock.monotonic()):
+            return
+        self._queue.submit(Job(Rank.SUPPORT, key, lambda: self._try_service(record, key, make)))
+
+    async def _try_service(self, record: Record, key: str, make: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._support.ensure_service(workload)
+            await make()
         except LlmosError as error:
             self._look_again(record.key, self._failures.fail(key, self._clock.monotonic()))
             log.warning("service not made", workload=record.key, error=error)

@@ -103,10 +103,14 @@ class NodeProcess:
             api_url=self._block.api_url,
             authority=(paths.pki / "ca.crt").read_bytes(),
             service_variables=self._services.variables,
+            pod_address=self._pod_address,
             crash_backoff_initial=spec.crash_backoff_initial,
             crash_backoff_max=spec.crash_backoff_max,
             base_path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         )
+
+    def _pod_address(self, namespace: str, host: str) -> str:
+        return self._kubelet.address_of(namespace, host)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until ``stop`` is set, then end all pods' processes."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
+from llmos_operator.manifests import gang
 from llmos_operator.state.types import Sharing
 
 if TYPE_CHECKING:
@@ -48,15 +49,13 @@ def runtime_container(
         "name": NAME,
         "image": engine.get("image") or settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": ["runtime", *engine.get("args", ())],
+        "args": [*_command(engine), *engine.get("args", ())],
         "env": environment(workload, claim, settings, simulated=simulated),
         "ports": [
             {"name": "http", "containerPort": port, "protocol": "TCP"},
             {"name": "control", "containerPort": names.PORT_CONTROL, "protocol": "TCP"},
         ],
-        "startupProbe": _probe("/startupz", port, failures=max(1, int(settings.startup_seconds))),
-        "readinessProbe": _probe("/readyz", port, failures=2),
-        "livenessProbe": _probe("/livez", port, failures=3, period=10, timeout=5),
+        **_probes(port, claim, settings),
         "resources": _resources(claim, requests),
         "volumeMounts": [
             {"name": "llmos-cache", "mountPath": CACHE_DIR},
@@ -70,6 +69,22 @@ def runtime_container(
             "runAsUser": settings.run_as_user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+    }
+
+
+def _command(engine: Json) -> list[str]:
+    """Return the first arguments: the operator's own image holds several programs, a custom one is what it is."""
+    return [] if engine.get("name") == "custom" else ["runtime"]
+
+
+def _probes(port: int, claim: Claim, settings: PodSettings) -> Json:
+    """Return the probes of a container that serves; members of a gang beside its leader serve nobody."""
+    if claim.member != gang.LEADER:
+        return {}
+    return {
+        "startupProbe": _probe("/startupz", port, failures=max(1, int(settings.startup_seconds))),
+        "readinessProbe": _probe("/readyz", port, failures=2),
+        "livenessProbe": _probe("/livez", port, failures=3, period=10, timeout=5),
     }
 
 
@@ -117,6 +132,7 @@ def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simu
     if not claim.devices or simulated or claim.sharing is not Sharing.EXCLUSIVE:
         # Whole devices of a real node are named by its device plugin instead.
         plain[names.ENV_DEVICES] = device_mode
+    plain |= gang.environment(workload, claim)
     plain |= settings.env
     engine = {
         str(one["name"]): str(one.get("value", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,9 +102,31 @@ class Observed:
         return tuple(pod for pod in self.live if pod.spec_hash in {"", self.workload.template_hash})
 
     @property
+    def live_count(self) -> int:
+        """Replicas of which every pod is live."""
+        return self._whole(self.live)
+
+    @property
+    def current_count(self) -> int:
+        """Replicas of which every pod is live and was built from the spec as it is now."""
+        return self._whole(self.current)
+
+    @property
     def ready_count(self) -> int:
-        """Live pods that serve."""
-        return sum(1 for pod in self.live if pod.ready)
+        """Replicas that serve: every pod of them is ready."""
+        return self._whole(tuple(pod for pod in self.live if pod.ready))
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether there are live pods and every one of them is ready."""
+        return bool(self.live) and all(pod.ready for pod in self.live)
+
+    def _whole(self, pods: tuple[Pod, ...]) -> int:
+        members = self.workload.members
+        if members == 1:
+            return len(pods)
+        counts = Counter(pod.claim.ordinal for pod in pods if pod.claim is not None)
+        return sum(count == members for count in counts.values())
 
     @property
     def asleep_count(self) -> int:

@@ -10,7 +10,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
-from llmos_operator.manifests import template
+from llmos_operator.manifests import gang, template
 from llmos_operator.manifests.container import (
     grace_seconds,
     runtime_container,
@@ -69,7 +69,10 @@ def selector(workload: Workload) -> str:
 
 def _metadata(workload: Workload, claim: Claim, user: Json) -> Json:
     namespace, _, name = claim.pod.partition("/")
-    own = labels(workload) | {names.LABEL_ORDINAL: str(claim.ordinal), names.LABEL_ROLE: "runtime"}
+    role = "runtime" if claim.member == gang.LEADER else "worker"
+    own = labels(workload) | {names.LABEL_ORDINAL: str(claim.ordinal), names.LABEL_ROLE: role}
+    if workload.members > 1:
+        own[names.LABEL_MEMBER] = str(claim.member)
     notes = {names.ANNOTATION_CLAIM: claim_json(claim), names.ANNOTATION_SPEC_HASH: workload.template_hash}
     return {
         "name": name,
@@ -87,6 +90,7 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
     kept = template.kept_pod_spec(user)
     spec: Json = {
         **kept,
+        **gang.place_in_gang(workload, claim),
         "nodeName": claim.node,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": grace_seconds(workload),
@@ -101,7 +105,7 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [*kept.get("volumes", ()), *_volumes(settings)],
-        **_containers(runtime, user, serving_port(workload)),
+        **_containers(runtime, user, serving_port(workload), gang.environment(workload, claim)),
     }
     if workload.priority_class:
         spec["priorityClassName"] = workload.priority_class
@@ -110,23 +114,25 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
     return spec
 
 
-def _containers(runtime: Json, user: Json, port: int) -> Json:
+def _containers(runtime: Json, user: Json, port: int, rendezvous: dict[str, str]) -> Json:
     """Return the containers: the runtime alone, or as a native sidecar that is up before the user's containers start."""
     init = [_without_devices(copy.deepcopy(one)) for one in user.get("initContainers") or ()]
     apps = [
-        _without_devices(_with_endpoint(copy.deepcopy(one), port)) for one in user.get("containers") or ()
+        _without_devices(_with_endpoint(copy.deepcopy(one), port, rendezvous))
+        for one in user.get("containers") or ()
     ]
     if not apps:
         return {"containers": [runtime]} | ({"initContainers": init} if init else {})
     return {"initContainers": [{**runtime, "restartPolicy": "Always"}, *init], "containers": apps}
 
 
-def _with_endpoint(container: Json, port: int) -> Json:
-    address = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+def _with_endpoint(container: Json, port: int, rendezvous: dict[str, str]) -> Json:
+    address: Json = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     endpoint = {"name": ENDPOINT, "value": f"http://$({names.ENV_POD_IP}):{port}/v1"}
+    meeting: list[Json] = [{"name": name, "value": value} for name, value in rendezvous.items()]
     given = list(container.get("env") or ())
     taken = {str(one.get("name")) for one in given}
-    container["env"] = [one for one in (address, endpoint) if one["name"] not in taken] + given
+    container["env"] = [one for one in (address, endpoint, *meeting) if one["name"] not in taken] + given
     return container
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
+from llmos_operator.manifests import gang
 from llmos_operator.manifests.pod import labels, owner_reference
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def build(workload: Workload) -> Json:
             "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
         },
     }
+
+
+def build_headless(workload: Workload) -> Json:
+    """Return the headless Service of the members of a workload's replicas."""
+    return gang.service(workload, labels(workload), owner_reference(workload))
 
 
 def is_ours(body: Mapping[str, Any]) -> bool:

@@ -58,7 +58,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         observed_generation=seen.workload.generation,
         phase=phase(seen),
         summary=_summary(seen),
-        replicas=len(seen.live),
+        replicas=seen.live_count,
         ready_replicas=seen.ready_count,
         selector=seen.selector,
         url=seen.url,

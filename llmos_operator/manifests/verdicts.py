@@ -101,7 +101,7 @@ def quota_reserved(seen: Observed) -> Verdict:
     if idle is not None:
         return Verdict(FALSE, *idle)
     decision = seen.decision
-    if len(seen.live) >= seen.workload.replicas:
+    if seen.live_count >= seen.workload.replicas:
         return Verdict(TRUE, Reason.RESERVED, f"Queue {seen.queue} holds quota for all replicas.")
     if decision is None:
         return Verdict(UNKNOWN, Reason.PENDING, "Not looked at yet.")
@@ -118,7 +118,7 @@ def scheduled(seen: Observed) -> Verdict:
         return missing
     if idle is not None:
         return Verdict(FALSE, *idle)
-    placed = len(seen.live)
+    placed = seen.live_count
     if placed >= wanted:
         nodes = ", ".join(sorted({pod.node for pod in seen.live}))
         return Verdict(TRUE, Reason.BOUND, f"{placed} of {wanted} replicas are on {nodes}.")
@@ -135,7 +135,7 @@ def _reports(seen: Observed) -> list[RuntimeStatus]:
 
 def model_cached(seen: Observed) -> Verdict:
     """Whether the weights are where the replicas run."""
-    if seen.ready_count and seen.ready_count == len(seen.live):
+    if seen.all_ready:
         return Verdict(TRUE, Reason.CACHED, "The weights are on every replica's node.")
     reports = _reports(seen)
     if not reports:
@@ -147,7 +147,7 @@ def model_cached(seen: Observed) -> Verdict:
 
 def model_loaded(seen: Observed) -> Verdict:
     """Whether every live replica has its model in memory."""
-    if seen.live and seen.ready_count == len(seen.live):
+    if seen.all_ready:
         return Verdict(TRUE, Reason.LOADED, "The model is loaded.")
     behind = furthest_behind(seen)
     if behind is not None:
@@ -227,10 +227,11 @@ def progressing(seen: Observed) -> Verdict:
     if idle_reason(seen) is not None and not seen.pods:
         return Verdict(FALSE, Reason.COMPLETE, "No replica is wanted and none exists.")
     wanted = seen.workload.replicas
-    if len(seen.current) == len(seen.pods) == wanted and seen.ready_count >= wanted:
+    pods = wanted * seen.workload.members
+    if len(seen.current) == len(seen.pods) == pods and seen.ready_count >= wanted:
         return Verdict(FALSE, Reason.COMPLETE, "All replicas run the current spec.")
     return Verdict(
-        TRUE, Reason.PROGRESSING, f"{len(seen.current)} of {wanted} replicas exist with the current spec."
+        TRUE, Reason.PROGRESSING, f"{seen.current_count} of {wanted} replicas exist with the current spec."
     )
 
 

@@ -57,7 +57,7 @@ def _splits(workload: Workload, profile: Profile | None, policy: Policy, room: i
         count = workload.accelerators * factor
         size = _smallest(replace(workload, accelerators=count), profile, policy) if count <= most else None
         if size is not None and size.bytes_per_device <= room:
-            return [f"accelerators: {count} ({human_bytes(size.bytes_per_device)} each)"]
+            return [f"accelerators: {count * workload.stages} ({human_bytes(size.bytes_per_device)} each)"]
     return []
 
 

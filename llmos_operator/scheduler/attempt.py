@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler import failure, wording
 from llmos_operator.scheduler.claims import claim_for, profile_of, request_of, sharing_domain, signature
+from llmos_operator.scheduler.gang import Gangs, concerns
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
 from llmos_operator.scheduler.plan import Bind, Evict
 from llmos_operator.scheduler.quota import charge
+from llmos_operator.scheduler.room import unobserved
 from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.state.types import Placement
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size, Sizes
     from llmos_operator.scheduler.world import World, Worlds
-    from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Profile, Workload
 
@@ -77,19 +78,28 @@ class Attempts:
         self._numbers: dict[tuple[tuple[Size, Request], ...], int] = {}
         self._spread_to: dict[str, list[str]] = {}  # by workload UID, nodes of replicas this plan has bound
         self._failed: dict[tuple[int, str, int, bool], Failure] = {}
+        self.gangs = Gangs(self)
 
     def place(self, pending: Pending) -> Result:
         """Place what can be placed of one workload."""
         result = Result()
         shape = self.shape(pending.workload)
+        if concerns(pending.workload):
+            self.gangs.place(pending, shape, result)
+            return self._with_former(pending, result)
         for ordinal in pending.ordinals:
             if not shape.options:
                 result.failure = failure.Failure(shape.sizes.reason, shape.sizes.message)
             else:
                 result.failure = self._place_one(pending, shape, ordinal, result)
             result.waiting += result.failure is not None
+        return self._with_former(pending, result)
+
+    @staticmethod
+    def _with_former(pending: Pending, result: Result) -> Result:
+        """Add the replicas that wait for their former pods."""
         if pending.blocked:
-            result.waiting += len(pending.blocked)
+            result.waiting += pending.held_up
             result.failure = result.failure or failure.former_pods(pending)
         return result
 
@@ -116,7 +126,7 @@ class Attempts:
         if known is not None:
             return known
         for place in range(len(shape.options)):
-            bind = self._bind(pending, shape, place, ordinal)
+            bind = self.bind(pending, shape, place, ordinal)
             if bind is not None:
                 result.binds.append(bind)
                 return None
@@ -131,7 +141,8 @@ class Attempts:
         self._failed[key] = found
         return found
 
-    def _bind(self, pending: Pending, shape: Shape, place: int, ordinal: int) -> Bind | None:
+    def bind(self, pending: Pending, shape: Shape, place: int, ordinal: int) -> Bind | None:
+        """Place a replica of one pod at one size where it wastes least; None if it fits nowhere now."""
         size, request = shape.options[place]
         now = self.worlds.now
         if not now.tree.fits(pending.queue, pending.least_charge()):
@@ -145,14 +156,15 @@ class Attempts:
             devices = pick(now.node(name), request, columns[row], self.policy.overuse_percent, prefer)
             if devices is not None:
                 claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
-                if self._leaves_room(claim, request):
-                    return self._bound(pending, shape, place, claim, row, waste)
+                if self.leaves_room(claim, request):
+                    return self.bound(pending, shape, place, claim, row, waste)
                 if not self._quota_fits(now, claim):
                     return None
             handicaps = {**handicaps, row: INFEASIBLE}
         return None
 
-    def _bound(self, pending: Pending, shape: Shape, place: int, claim: Claim, row: int, waste: int) -> Bind:
+    def bound(self, pending: Pending, shape: Shape, place: int, claim: Claim, row: int, waste: int) -> Bind:
+        """Count a claim in both worlds and return its bind."""
         size, request = shape.options[place]
         candidates = self.placer.count(request)
         self.worlds.bind(claim)
@@ -169,7 +181,7 @@ class Attempts:
             estimated_bytes=size.bytes_per_device,
         )
 
-    def _leaves_room(self, claim: Claim, request: Request) -> bool:
+    def leaves_room(self, claim: Claim, request: Request) -> bool:
         """Return whether the claim fits quota and takes no room that is being made for somebody else."""
         now, later = self.worlds.now, self.worlds.later
         if not self._quota_fits(now, claim) or not self._quota_fits(later, claim):
@@ -236,7 +248,7 @@ class Attempts:
         if not acceptable.nodes[row]:
             return False
         later = self.worlds.later
-        state = later.node(name) if measured else _without_observations(later.node(name))
+        state = later.node(name) if measured else unobserved(later.node(name))
         devices = pick(state, request, acceptable.devices[row], self.policy.overuse_percent)
         if devices is None:
             return False
@@ -251,12 +263,26 @@ class Attempts:
         proposal = self.preemption.find(pending, shape.options)
         if proposal is None:
             return None
-        result.evictions += self._evictions(pending, proposal)
+        result.evictions += self.evictions(pending, proposal)
         self._hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
-        self._failed.clear()  # what leaves may make room for more than the claimant
+        self.forget_failures()
         return failure.displacing(proposal)
 
-    def _evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
+    def forget_failures(self) -> None:
+        """Try again what was tried in vain: what leaves may make room for more than its claimant."""
+        self._failed.clear()
+        self.gangs.forget_failures()
+
+    def spread_mark(self, pending: Pending) -> int:
+        """Return a mark for :meth:`spread_back`."""
+        return len(self._spread_to.get(pending.workload.uid, ()))
+
+    def spread_back(self, pending: Pending, mark: int) -> None:
+        """Forget on which nodes this plan has bound replicas of a workload since the mark."""
+        del self._spread_to.get(pending.workload.uid, [])[mark:]
+
+    def evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
+        """Let the victims of a proposal go and return their evictions."""
         found = []
         for victim in proposal.victims:
             reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
@@ -275,7 +301,3 @@ class Attempts:
                 )
             )
         return found
-
-
-def _without_observations(state: NodeState) -> NodeState:
-    return replace(state, devices=tuple(replace(d, observed_bytes=None) for d in state.devices))

@@ -72,6 +72,7 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.quantization,
         workload.engine,
         workload.accelerators,
+        workload.stages,
         workload.memory_bytes,
         workload.selector,
         workload.sharing,
@@ -97,9 +98,11 @@ def claim_for(
     size: Size,
     policy: Policy,
     now: float,
+    member: int = 0,
 ) -> Claim:
-    """Return the claim of one replica on the devices that were picked for it."""
+    """Return the claim of one pod on the devices that were picked for it."""
     workload = pending.workload
+    rank = member if workload.members > 1 else None
     room = min((d.headroom_bytes() for d in devices), default=0)
     reserved, kv_tokens = (
         granted(size, room) if devices and request.whole else (size.bytes_per_device, size.kv_tokens)
@@ -109,7 +112,7 @@ def claim_for(
         workload=workload.key,
         workload_uid=workload.uid,
         ordinal=ordinal,
-        pod=f"{workload.namespace}/{names.pod_name(workload.name, workload.uid, ordinal)}",
+        pod=f"{workload.namespace}/{names.pod_name(workload.name, workload.uid, ordinal, member=rank)}",
         node=node,
         devices=tuple(d.device.uuid for d in devices),
         bytes_per_device=reserved if devices else 0,
@@ -127,6 +130,7 @@ def claim_for(
         charged_bytes=charged,
         bound_at=round(now * _MILLISECONDS) / _MILLISECONDS,
         min_runtime=_least_runtime(workload, policy),
+        member=member,
     )
 
 

@@ -16,9 +16,10 @@ from llmos_operator.scheduler import wording
 from llmos_operator.scheduler.budget import UNLIMITED
 from llmos_operator.scheduler.claims import request_of, sharing_domain
 from llmos_operator.scheduler.cycle import plan, prepare
+from llmos_operator.scheduler.gang import concerns
 from llmos_operator.scheduler.queueing import Pending, capped, response_ratio
 from llmos_operator.scheduler.sizing import sizes
-from llmos_operator.state.snapshot import missing
+from llmos_operator.state.snapshot import lacking, missing
 from llmos_operator.state.types import AUTO, PreemptionPolicy, Quantization, QuantizationMode
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKe
     priority = capped(snapshot, queue, snapshot.priority_of(wanted))
     free, blocked = missing(wanted, snapshot.pods_of.get(wanted.uid, ()))
     pending = Pending(wanted, queue, priority, response_ratio(policy, wanted, now), free, blocked)
+    pending.core = lacking(wanted, len(free), blocked)
     decision = made.decisions.get(workload)
     waits = decision is not None and decision.pending > 0
     return Explanation(
@@ -142,10 +144,10 @@ def _option(attempts: Attempts, size: Size, request: Request) -> SizeOption:
 def _would_help(attempts: Attempts, pending: Pending, decision: Decision) -> tuple[str, ...]:
     if decision.reason is Reason.EXCEEDS_QUOTA:
         room = attempts.worlds.now.tree.room(pending.queue).gpu_milli
-        more = pending.least_charge().gpu_milli - room
+        more = pending.least_start().gpu_milli - room
         return (f"{-(-more // 1000)} more GPUs of quota for queue {pending.queue}",)
-    if decision.reason is not Reason.NO_CAPACITY:
-        return ()
+    if decision.reason is not Reason.NO_CAPACITY or concerns(pending.workload):
+        return ()  # what would help one pod need not help all of them
     found = [*_narrower(attempts, pending.workload), *_shorter(attempts, pending.workload)]
     return (*found, *_higher(attempts, pending))
 

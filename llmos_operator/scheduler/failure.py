@@ -76,14 +76,14 @@ def displacing(proposal: Proposal) -> Failure:
 def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Failure:
     """Return why nothing could be done for a replica; amounts are those of the smallest size allowed."""
     size, request = min(options, key=lambda option: option[0].bytes_per_device)
-    impossible = _impossible(attempts, pending, size, request)
-    quota = _quota(attempts, pending, size, request) if impossible is None else None
-    if quota is not None:
-        return quota
+    never = impossible(attempts, pending, size, request)
+    beyond = quota(attempts, pending, size, request) if never is None else None
+    if beyond is not None:
+        return beyond
     rejected, candidates = attempts.feasibility.rejections(request)
     kept = rejected[: attempts.policy.keep_rejections]
-    if impossible is not None:
-        return Failure(impossible[0], impossible[1], kept, candidates, size)
+    if never is not None:
+        return Failure(never[0], never[1], kept, candidates, size)
     nodes = len(attempts.scene.table)
     if candidates:
         message = f"{candidates} of {nodes} nodes have room, but it is being made for work of higher standing"
@@ -94,8 +94,11 @@ def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size,
     return Failure(Reason.NO_CAPACITY, message, kept, candidates, size)
 
 
-def _quota(attempts: Attempts, pending: Pending, size: Size, request: Request) -> Failure | None:
-    worlds, needed = attempts.worlds, _least_milli(attempts, request)
+def quota(
+    attempts: Attempts, pending: Pending, size: Size, request: Request, pods: int = 1
+) -> Failure | None:
+    """Return why the queue does not let so many pods start together, None if it does."""
+    worlds, needed = attempts.worlds, _least_milli(attempts, request) * pods
     tree = worlds.now.tree
     room, use = tree.room(pending.queue).gpu_milli, tree.use(pending.queue).gpu_milli
     kept = worlds.later.tree.room(pending.queue).gpu_milli
@@ -119,7 +122,7 @@ def _least_milli(attempts: Attempts, request: Request) -> int:
     return max(request.compute_milli, -(-request.bytes_per_device * FULL_MILLI // largest)) * request.devices
 
 
-def _impossible(
+def impossible(
     attempts: Attempts, pending: Pending, size: Size, request: Request
 ) -> tuple[Reason, str] | None:
     """Return why no node could ever take the request, even empty; None if one could."""

@@ -79,6 +79,10 @@ class Placer:
             return None
         return self._fragmentation.column(self._scene, request, row, acceptable)
 
+    def wastes(self, request: Request) -> Ints:
+        """Return the waste of every row, INFEASIBLE where it cannot take the request now. Not to be changed."""
+        return self._current(request)
+
     def count(self, request: Request) -> int:
         """Return how many rows can take the request."""
         return int((self._current(request) != INFEASIBLE).sum())

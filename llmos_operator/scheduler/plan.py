@@ -30,6 +30,7 @@ class Bind:
     reason: Reason
     explanation: str
     estimated_bytes: int = 0  # per device, as sizing predicted it (the claim may reserve more)
+    gang: str = ""  # binds of one plan that name the same gang are carried out all or none
 
 
 @dataclass(frozen=True, slots=True)

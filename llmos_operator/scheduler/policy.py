@@ -88,6 +88,14 @@ class Policy:
     score: ScoreKind = ScoreKind.FRAGMENTATION
     price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides
     keep_rejections: int = 5  # rejections kept in a decision
+    # Levels of the topology above a node, and the label of nodes that names their domain.
+    topology_labels: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "rack": "topology.llmos.dev/rack",
+            "block": "topology.llmos.dev/block",
+            "zone": "topology.kubernetes.io/zone",
+        }
+    )
 
     @property
     def stale_seconds(self) -> float:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.table import Bools, Ints
-    from llmos_operator.scheduler.victims import Victim
+    from llmos_operator.scheduler.topology import Domain
+    from llmos_operator.scheduler.victims import Replica, Victim
     from llmos_operator.scheduler.world import Worlds
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
@@ -87,6 +88,7 @@ class Preemption:
         self._budget = budget
         self._index: VictimIndex | None = None
         self._searches = 0
+        self._gone: set[Replica] = set()  # displaced in this plan
 
     @property
     def index(self) -> VictimIndex:
@@ -106,30 +108,52 @@ class Preemption:
         """Whether this plan has searched as often as the policy allows."""
         return self._searches >= self._policy.preemption.searches
 
+    def begin(self, pending: Pending) -> bool:
+        """Return whether a search for the claimant makes sense, and count it if so."""
+        if self.exhausted or not self._policy.preemption.enabled:
+            return False
+        if not self._snapshot.may_preempt(pending.workload) or not self._anybody(pending):
+            return False
+        self._searches += 1
+        return True
+
     def find(self, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Proposal | None:
         """Return the best proposal over all sizes and nodes, None if displacing cannot help."""
-        if self.exhausted or not self._policy.preemption.enabled:
-            return None
-        if not self._snapshot.may_preempt(pending.workload):
-            return None
-        if not self._anybody(pending):
-            return None
-        self._searches += 1
+        return self.search(pending, options) if self.begin(pending) else None
+
+    def search(
+        self, pending: Pending, options: Sequence[tuple[Size, Request]], within: Domain | None = None
+    ) -> Proposal | None:
+        """Return the best proposal for one pod in a domain (anywhere without one), None if displacing cannot help."""
         rights, ranks = self._rights(pending)
         best: tuple[tuple[int, int, int, int], Proposal] | None = None
         looked_at: list[Bools] = []
         for place, (size, request) in enumerate(options):
-            large_enough = self._large_enough(request)
+            large_enough = self.large_enough(request)
             if best is not None and request.whole and any((large_enough == m).all() for m in looked_at):
                 continue  # the same devices in question as for a better size: nobody cheaper has to go
             looked_at.append(large_enough)
-            for bound, row in self._promising(pending, request, rights, ranks):
+            for bound, row in self._promising(pending, request, rights, ranks, within):
                 if self._budget.exhausted() or (best is not None and _hopeless(bound, best[0])):
                     break
-                found = self._on_row(pending, size, request, row, rights, ranks)
+                found = self._on_row(pending, size, request, row, rights, ranks, within)
                 if found is not None and (best is None or found.key(place) < best[0]):
                     best = (found.key(place), found)
         return best[1] if best is not None else None
+
+    def in_turn(self, pending: Pending, size: Size, request: Request, within: Domain) -> Iterable[Proposal]:
+        """Yield a proposal for each row of a domain in the order of its lower bound, as things stand when it is asked for.
+
+        For one pod after another of a large gang, where seeking the best set on the best row for each would take minutes:
+        the greedy set, minimal but not always the cheapest.
+        """
+        rights, ranks = self._rights(pending)
+        for _, row in self._promising(pending, request, rights, ranks, within):
+            if self._budget.exhausted():
+                return
+            found = self._on_row(pending, size, request, row, rights, ranks, within, states=0)
+            if found is not None:
+                yield found
 
     def _anybody(self, pending: Pending) -> bool:
         """Return whether anybody at all stands where the claimant may take from; asked before an index is made."""
@@ -143,7 +167,16 @@ class Preemption:
         """Take note that a victim goes: it spends its disruption budgets and is no victim any more."""
         for key in victim.budgets:
             self.index.budgets[key] -= 1
+        self._gone.add(victim.replica)
         self._worlds.leave(victim.pod)
+
+    def checkpoint(self) -> tuple[dict[str, int], set[Replica]]:
+        """Return a mark to roll back to; the worlds have marks of their own."""
+        return dict(self.index.budgets), set(self._gone)
+
+    def rollback(self, mark: tuple[dict[str, int], set[Replica]]) -> None:
+        """Take back what `evicted` was told since the mark."""
+        self.index.budgets, self._gone = dict(mark[0]), set(mark[1])
 
     def _rights(self, pending: Pending) -> tuple[Bools, Ints]:
         """Return which victims of the index the claimant may displace as things stand, and their ranks."""
@@ -160,7 +193,8 @@ class Preemption:
                 ranks[of_queue] -= _OWN
         return rights, ranks
 
-    def _large_enough(self, request: Request) -> Bools:
+    def large_enough(self, request: Request) -> Bools:
+        """Return the devices that could hold the request once they are idle."""
         large: Bools = self._scene.table.fixed[CAPACITY] >= request.bytes_per_device
         return large & self._feasibility.acceptable(_displacing(request)).devices
 
@@ -187,7 +221,7 @@ class Preemption:
         return rule[0]
 
     def _promising(
-        self, pending: Pending, request: Request, rights: Bools, ranks: Ints
+        self, pending: Pending, request: Request, rights: Bools, ranks: Ints, within: Domain | None
     ) -> Iterable[tuple[tuple[int, int], int]]:
         """Return (lower bound of (rank, cost), row) of rows worth a search, most promising first."""
         request = _displacing(request)
@@ -201,6 +235,8 @@ class Preemption:
             state = self._worlds.later.node(name)
             rank[row], cost[row] = lower_bound(state, victims, request, usable[0][row], overuse)
         worth = nodes & (rank < NEVER)
+        if within is not None:
+            worth &= np.isin(np.arange(len(table)), within.rows)
         if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
             worth &= np.isin(np.arange(len(table)), self.index.rows[rights])
         rows = np.flatnonzero(worth)
@@ -213,10 +249,20 @@ class Preemption:
         return [(i, victim) for i, victim in found if self.right(pending, victim) is not None]
 
     def _on_row(
-        self, pending: Pending, size: Size, request: Request, row: int, rights: Bools, ranks: Ints
+        self,
+        pending: Pending,
+        size: Size,
+        request: Request,
+        row: int,
+        rights: Bools,
+        ranks: Ints,
+        within: Domain | None,
+        states: int | None = None,
     ) -> Proposal | None:
         later, name = self._worlds.later, self._scene.table.names[row]
         columns = self._feasibility.acceptable(_displacing(request)).devices[row]
+        if within is not None:
+            columns = within.usable(columns)
         overuse = self._policy.overuse_percent
 
         def fits() -> bool:
@@ -231,20 +277,29 @@ class Preemption:
 
         victims = [*self._on(row, rights, pending), *self._elsewhere(pending, row, rights, ranks)]
         rank_of = {victim.pod.key: int(ranks[i]) for i, victim in victims}
+        of_index = self.index.place_of
+
+        def rank(victim: Victim) -> int:
+            known = rank_of.get(victim.pod.key)
+            return known if known is not None else int(ranks[of_index[victim.pod.key]])
+
+        uids = {v.claim.workload_uid for _, v in victims} if self._gone else set()
         pool = Pool(
             later,
             sorted((v for _, v in victims), key=lambda v: (rank_of[v.pod.key], *v.order)),
             dict(self.index.budgets),
-            lambda v: rank_of[v.pod.key],
+            rank,
             lambda v: self.right(pending, v) is not None,
             fits,
             self._policy.preemption.outage_seconds,
-            self._policy.preemption.states,
+            self._policy.preemption.states if states is None else states,
+            self.index.company,
+            frozenset(replica for replica in self._gone if replica[0] in uids),
         )
         found = cheapest(pool)
         if not found:
             return None
-        return Proposal(size, request, name, found, max(map(pool.rank, found)), pool.cost(list(found)))
+        return Proposal(size, request, name, found, max(map(rank, found)), pool.cost(list(found)))
 
     def _elsewhere(self, pending: Pending, row: int, rights: Bools, ranks: Ints) -> list[tuple[int, Victim]]:
         """Return victims on other rows whose leaving would give quota, if quota is what is missing."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.quota import Amount, admitted, invalid_reason
 from llmos_operator.scheduler.training import in_turn
-from llmos_operator.state.snapshot import missing
+from llmos_operator.state.snapshot import lacking, missing, ordinals_of
 from llmos_operator.state.types import FULL_MILLI, Sharing
 
 if TYPE_CHECKING:
@@ -44,16 +44,27 @@ class Pending:
     ordinals: tuple[int, ...]  # that may be placed now
     blocked: tuple[Pod, ...] = ()  # former pods whose names are still taken
     nominated: bool = False  # others were displaced for it
+    core: int = 0  # so many of the missing replicas start together or not at all
+
+    @property
+    def held_up(self) -> int:
+        """How many replicas wait for former pods."""
+        return len(self.blocked) if self.workload.members == 1 else len(ordinals_of(self.blocked))
 
     @property
     def replicas(self) -> int:
         """How many replicas have no place."""
-        return len(self.ordinals) + len(self.blocked)
+        return len(self.ordinals) + self.held_up
 
     def least_charge(self) -> Amount:
-        """Return the least one replica will be charged; shared work is charged by its part, known when placed."""
+        """Return the least one pod will be charged; shared work is charged by its part, known when placed."""
         whole = self.workload.accelerators * FULL_MILLI if self.workload.sharing is not Sharing.SHARED else 1
         return Amount(gpu_milli=whole if self.workload.accelerators else 0)
+
+    def least_start(self) -> Amount:
+        """Return the least that will be charged at once: for every pod of the replicas that start together."""
+        pods = self.workload.members * max(1, self.core)
+        return self.least_charge() if pods == 1 else Amount(self.least_charge().gpu_milli * pods)
 
     def order(self) -> tuple[bool, int, float, float, str]:
         """Return the key inside a queue: smaller goes first."""
@@ -91,7 +102,7 @@ class Lines:
 
 
 def _rank(head: Pending, tree: QuotaTree, total: Amount) -> tuple[bool, bool, int, int, float, float, str]:
-    borrowing = not tree.unlimited(head.queue) and not tree.within_nominal(head.queue, head.least_charge())
+    borrowing = not tree.unlimited(head.queue) and not tree.within_nominal(head.queue, head.least_start())
     share = tree.share_micro(head.queue, total)
     workload = head.workload
     return (
@@ -114,15 +125,16 @@ def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Li
         ordinals, blocked = missing(workload, snapshot.pods_of.get(workload.uid, ()))
         refusal = _refusal(snapshot, policy, now, tree, workload)
         if refusal is not None:
-            found.refused.append(Refused(workload, len(ordinals) + len(blocked), *refusal))
+            found.refused.append(Refused(workload, len(ordinals) + len(ordinals_of(blocked)), *refusal))
             continue
         queue = workload.queue or policy.default_queue
         value = snapshot.priority_of(workload) if workload.priority_class else default_priority
         priority = capped(snapshot, queue, value)
         ratio = response_ratio(policy, workload, now)
         nominated = now <= snapshot.nominated.get(key, 0.0) + policy.nomination_seconds
+        core = lacking(workload, len(ordinals), blocked)
         found.lines.setdefault(queue, []).append(
-            Pending(workload, queue, priority, ratio, ordinals, blocked, nominated)
+            Pending(workload, queue, priority, ratio, ordinals, blocked, nominated, core)
         )
     for line in found.lines.values():
         line.sort(key=Pending.order)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from llmos_operator.scheduler.victims import total_cost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from llmos_operator.scheduler.victims import Victim
+    from llmos_operator.scheduler.victims import Replica, Victim
     from llmos_operator.scheduler.world import World
 
 
@@ -27,28 +27,60 @@ class Pool:
     fits: Callable[[], bool]  # as the world stands
     outage_seconds: float
     limit: int  # sets to try
+    company: Callable[[Victim, set[Replica]], list[Victim] | None]  # who goes with a victim, itself first
+    before: frozenset[Replica] = frozenset()  # replicas displaced earlier in the plan
     tried: int = field(default=0)
-    gone: list[Victim] = field(default_factory=list)  # in the set that is being tried
+    gone: list[Victim] = field(default_factory=list)  # in the set that is being tried, with their company
+    _groups: list[list[Victim]] = field(default_factory=list)  # of `gone`, one for each victim taken
 
     def cost(self, chosen: list[Victim]) -> int:
         """Return the cost of displacing all of `chosen`."""
-        return total_cost(chosen, self.outage_seconds)
+        return total_cost(self.closure(chosen), self.outage_seconds, self.before)
+
+    def closure(self, chosen: Iterable[Victim]) -> list[Victim]:
+        """Return everybody who goes when `chosen` do."""
+        found: list[Victim] = []
+        for victim in chosen:
+            found += self._group(victim, found) or ()
+        return found
+
+    def _group(self, victim: Victim, gone: Sequence[Victim]) -> list[Victim] | None:
+        """Return who goes with a victim beside those gone already; None if one of them must stay."""
+        if not victim.tied:
+            return [victim]
+        keys = {one.pod.key for one in gone}
+        if victim.pod.key in keys:
+            return []
+        group = self.company(victim, {*self.before, *(one.replica for one in gone)})
+        return group and [one for one in group if one.pod.key not in keys]
 
     def take(self, victim: Victim) -> bool:
         """Let a victim go if that is allowed now. Undone with `give_back` and the world's rollback."""
-        if any(self.budgets[key] <= 0 for key in victim.budgets) or not self.may_go(victim):
+        group = self._group(victim, self.gone)
+        if group is None or not all(self.may_go(one) for one in group):
             return False
-        for key in victim.budgets:
-            self.budgets[key] -= 1
-        self.world.vacate(victim.pod)
-        self.gone.append(victim)
+        for one in group:
+            for key in one.budgets:
+                self.budgets[key] -= 1
+        if any(self.budgets[key] < 0 for one in group for key in one.budgets):
+            self._refund(group)
+            return False
+        for one in group:
+            self.world.vacate(one.pod)
+        self.gone += group
+        self._groups.append(group)
         return True
 
-    def give_back(self, victims: Iterable[Victim]) -> None:
-        """Return the disruptions that `take` spent."""
-        for victim in victims:
-            self.gone.remove(victim)
-            for key in victim.budgets:
+    def give_back(self, count: int) -> None:
+        """Return the disruptions that the last `count` calls of `take` spent."""
+        for _ in range(count):
+            group = self._groups.pop()
+            del self.gone[len(self.gone) - len(group) :]
+            self._refund(group)
+
+    def _refund(self, group: Iterable[Victim]) -> None:
+        for one in group:
+            for key in one.budgets:
                 self.budgets[key] += 1
 
 
@@ -89,7 +121,7 @@ def _greedy(pool: Pool) -> tuple[list[Victim] | None, bool]:
         if fits:
             break
     pool.world.rollback(mark)
-    pool.give_back(taken)
+    pool.give_back(len(taken))
     if not fits:
         return None, refused
     for victim in sorted(taken, key=lambda v: (-pool.rank(v), -v.cost, v.pod.key)):
@@ -109,7 +141,7 @@ def suffices(pool: Pool, chosen: list[Victim]) -> bool:
         taken.append(victim)
     result = len(taken) == len(chosen) and pool.fits()
     pool.world.rollback(mark)
-    pool.give_back(taken)
+    pool.give_back(len(taken))
     return result
 
 
@@ -125,7 +157,7 @@ class _Descent:
         self._descend(0, [])
         if self._best is None:
             return None
-        return tuple(sorted(self._best, key=lambda v: v.order))
+        return tuple(sorted(self._pool.closure(self._best), key=lambda v: v.order))
 
     def _descend(self, place: int, chosen: list[Victim]) -> None:
         pool = self._pool
@@ -143,5 +175,5 @@ class _Descent:
                 else:
                     self._descend(place + 1, more)
                 pool.world.rollback(mark)
-                pool.give_back([victim])
+                pool.give_back(1)
         self._descend(place + 1, chosen)

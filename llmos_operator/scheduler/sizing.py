@@ -85,7 +85,7 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
     shape = profile.shape
     if shape is None:
         return []
-    shards = max(1, workload.accelerators)
+    shards = max(1, workload.accelerators) * workload.stages
     element = _KV_ELEMENT_BYTES.get(workload.quantization.kv_cache_dtype, 2)
     per_token = -(-memory.kv_bytes_per_token(shape, element) // shards)
     full = length + (workload.max_num_seqs - 1) * length // 4 if shape.generative else 0

@@ -1,6 +1,7 @@
 """Who may be displaced, and what it would cost.
 
-The cost of a victim is the device time that is lost, in milliseconds of one device:
+A pod of a replica of several pods goes with all of them (`VictimIndex.company`). The cost of a victim is the device time
+that is lost, in milliseconds of one device:
 
     part of a device x (work since the last checkpoint + reload)      reload = measured load time, else bytes / rate
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from llmos_operator.state.labels import matches
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.quota import QuotaTree
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Workload
 
 _MILLISECONDS = 1000
+Replica: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,12 @@ class Victim:
     spare: int  # replicas its workload can lose before an outage
     beyond: int  # how far its queue is beyond its nominal share, in thousandths of that share
     budgets: tuple[str, ...]  # disruption budgets that cover it
+    tied: bool = False  # others may have to go with it: see `VictimIndex.company`
+
+    @property
+    def replica(self) -> Replica:
+        """The replica it is (a member of): workload UID and ordinal."""
+        return (self.claim.workload_uid, self.claim.ordinal)
 
     @property
     def order(self) -> tuple[int, int, str]:
@@ -69,19 +77,21 @@ class VictimIndex:
         self._beyond = {queue: tree.beyond_milli(queue) for queue in snapshot.charged}
         self._reload: dict[tuple[str, str, str], float | None] = {}
         self._workloads = {w.uid: w for w in snapshot.workloads.values()}
+        self._pods_of = snapshot.pods_of
         self._budgets_in: dict[str, list[DisruptionBudget]] = defaultdict(list)
         for budget in snapshot.budgets.values():
             self._budgets_in[budget.namespace].append(budget)
         self.budgets = {key: budget.allowed for key, budget in snapshot.budgets.items()}  # left in this plan
         found = []
         for pods in snapshot.pods_of.values():
-            running = sum(pod.phase is PodPhase.BOUND for pod in pods)
+            running = _running(pods)
             for pod in pods:
                 victim = self._victim(pod, running)
                 if victim is not None and pod.node in row_of:
                     found.append(victim)
         found.sort(key=lambda v: (row_of[v.pod.node], v.priority, v.order))
         self.victims = found
+        self.place_of = {victim.pod.key: place for place, victim in enumerate(found)}
         self._fill(snapshot, row_of)
 
     def _fill(self, snapshot: Snapshot, row_of: Mapping[str, int]) -> None:
@@ -123,7 +133,33 @@ class VictimIndex:
             return None
         spare = max(0, running - workload.min_replicas) if workload is not None else 0
         cost = self._cost(claim, pod, workload)
-        return Victim(pod, claim, claim.priority, cost, spare, self._beyond.get(claim.queue, 0), budgets)
+        tied = workload is not None and (workload.members > 1 or workload.together > 1)
+        beyond = self._beyond.get(claim.queue, 0)
+        return Victim(pod, claim, claim.priority, cost, spare, beyond, budgets, tied)
+
+    def company(self, victim: Victim, gone: Collection[Replica]) -> list[Victim] | None:
+        """Return who goes when a victim does, itself first; None if one of them must not be displaced.
+
+        The members of a replica go together. So do all replicas of a workload that would be left with fewer than start
+        together; `gone` are those displaced before.
+        """
+        found = [victim]
+        if not victim.tied:
+            return found
+        workload = self._workloads[victim.claim.workload_uid]
+        lost = {r for r in gone if r[0] == workload.uid} | {victim.replica}
+        everybody = workload.together > 1 and len(lost) > victim.spare
+        for pod in self._pods_of[workload.uid]:
+            if pod.claim is None or pod.phase is not PodPhase.BOUND or pod.key == victim.pod.key:
+                continue
+            replica = (workload.uid, pod.claim.ordinal)
+            if replica != victim.replica and (not everybody or replica in gone):
+                continue
+            place = self.place_of.get(pod.key)
+            if place is None:
+                return None
+            found.append(self.victims[place])
+        return found
 
     def _covering(self, pod: Pod) -> tuple[str, ...]:
         budgets = self._budgets_in.get(pod.namespace) if self._budgets_in else None
@@ -161,13 +197,25 @@ def _measured_load(profile: Profile | None, fmt: str) -> float | None:
     return min(t.milliseconds for t in warm) / _MILLISECONDS if warm else None
 
 
-def total_cost(victims: list[Victim], outage_seconds: float) -> int:
-    """Return the cost of displacing all of them together, outages included."""
+def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collection[Replica] = ()) -> int:
+    """Return the cost of displacing all of them together, outages included; `gone` are replicas displaced before."""
     cost = 0
-    lost: dict[str, int] = defaultdict(int)
+    lost = set(gone)
+    count: dict[str, int] = {}
+    for uid, _ in lost:
+        count[uid] = count.get(uid, 0) + 1
     for victim in victims:
         cost += victim.cost
-        lost[victim.claim.workload_uid] += 1
-        if lost[victim.claim.workload_uid] > victim.spare:
+        replica = victim.replica
+        if replica in lost:
+            continue
+        lost.add(replica)
+        count[replica[0]] = count.get(replica[0], 0) + 1
+        if count[replica[0]] > victim.spare:
             cost += round(outage_seconds * _MILLISECONDS)
     return cost
+
+
+def _running(pods: Iterable[Pod]) -> int:
+    """Return how many replicas have a pod that runs."""
+    return len({pod.claim.ordinal for pod in pods if pod.claim is not None and pod.phase is PodPhase.BOUND})

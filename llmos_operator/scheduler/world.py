@@ -37,6 +37,11 @@ class World:
         self.view.place(claim)
         self._add(claim.queue, charge(claim), 1)
 
+    def adopt(self, state: NodeState, claim: Claim) -> None:
+        """Take the state of a node on which another world has just placed a claim."""
+        self.view.adopt(state)
+        self._add(claim.queue, charge(claim), 1)
+
     def vacate(self, pod: Pod) -> None:
         """Let a pod with a claim be gone, with what it was observed to use."""
         self.view.vacate(pod.node, pod.key)
@@ -57,6 +62,16 @@ class World:
     def _add(self, queue: str, amount: Amount, sign: int) -> None:
         self.tree.add(queue, amount, sign)
         self._charges.append((queue, amount, sign))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How both worlds stood at a moment."""
+
+    now: tuple[int, int]
+    later: tuple[int, int]
+    leaving: dict[str, Pod]
+    differing: set[str]
 
 
 @dataclass(slots=True)
@@ -95,10 +110,19 @@ class Worlds:
         if claim.node in self.differing:
             self.later.place(claim)
         else:
-            self.later.view.adopt(self.now.node(claim.node))
-            self.later.tree.add(claim.queue, charge(claim))
+            self.later.adopt(self.now.node(claim.node), claim)
 
     def hold(self, claim: Claim) -> None:
         """Keep the room a claim waits for: place it in the later world only."""
         self.later.place(claim)
         self.differing.add(claim.node)
+
+    def checkpoint(self) -> Mark:
+        """Return a mark to roll both worlds back to."""
+        return Mark(self.now.checkpoint(), self.later.checkpoint(), dict(self.leaving), set(self.differing))
+
+    def rollback(self, mark: Mark) -> None:
+        """Undo everything since the mark, in both worlds."""
+        self.now.rollback(mark.now)
+        self.later.rollback(mark.later)
+        self.leaving, self.differing = dict(mark.leaving), set(mark.differing)

@@ -72,4 +72,4 @@ def finished(workload: Workload) -> Finished | None:
 
 def devices_of(workload: Workload) -> int:
     """Return how many devices a workload uses together, at least 1."""
-    return max(1, workload.accelerators * max(1, workload.replicas))
+    return max(1, workload.accelerators * workload.members * max(1, workload.replicas))

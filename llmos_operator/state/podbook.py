@@ -103,8 +103,10 @@ class PodBook(NodeBook):
         """Count a claim before its pod is created. Conflict: the name, the replica or the capacity is taken."""
         if claim.pod in self._pods:
             raise Conflict(f"pod {claim.pod} exists already; wait for its deletion")
+        place = (claim.ordinal, claim.member)
         if any(
-            p.claim is not None and p.claim.ordinal == claim.ordinal for p in self.pods_of(claim.workload_uid)
+            p.claim is not None and (p.claim.ordinal, p.claim.member) == place
+            for p in self.pods_of(claim.workload_uid)
         ):
             raise Conflict(f"replica {claim.ordinal} of {claim.workload} holds a claim already")
         problem = ledger.shortfall(self._state(claim.node), claim)
@@ -161,7 +163,7 @@ class PodBook(NodeBook):
         return True
 
     def pods_of(self, workload_uid: str) -> tuple[Pod, ...]:
-        """Return the pods of a workload by UID, in ordinal order."""
+        """Return the pods of a workload by UID, in order of ordinal and member."""
         return self._pods_of.get(workload_uid, ())
 
     def _put_pod(self, pod: Pod) -> None:
@@ -201,5 +203,6 @@ class PodBook(NodeBook):
             self._set_node(self._state(pod.node).without_pod(pod.key))
 
 
-def _ordinal_order(pod: Pod) -> tuple[int, str]:
-    return (pod.claim.ordinal if pod.claim is not None else -1, pod.key)
+def _ordinal_order(pod: Pod) -> tuple[int, int, str]:
+    claim = pod.claim
+    return (claim.ordinal, claim.member, pod.key) if claim is not None else (-1, 0, pod.key)

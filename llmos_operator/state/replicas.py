@@ -17,11 +17,12 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One runtime pod as the kubelet reports it."""
+    """One pod of a replica as the kubelet reports it."""
 
     pod: str  # namespace/name
     uid: str
     workload_uid: str
+    serves: bool = True  # False: a member of a gang beside its leader
     node: str = ""
     ip: str = ""  # "" until the pod has one
     phase: str = "Pending"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.state.types import Pod, PodPhase, PreemptionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from llmos_operator.state.finished import Finished
     from llmos_operator.state.ledger import NodeState
@@ -82,7 +82,13 @@ class Snapshot:
 
 
 def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...], tuple[Pod, ...]]:
-    """Return (wanted ordinals without any pod, pods that only keep a wanted ordinal's name until they are gone)."""
+    """Return (wanted ordinals without any pod, pods that have to be gone before their wanted replica is placed).
+
+    Such pods are on their way out and keep a name until then. A replica of several pods is placed as a whole: where a
+    part of it is missing, the rest is in the way of the next attempt too.
+    """
+    if workload.members > 1:
+        return _missing_gangs(workload, pods)
     by_ordinal = {pod.claim.ordinal: pod for pod in pods if pod.claim is not None}
     wanted = range(workload.replicas)
     free = tuple(ordinal for ordinal in wanted if ordinal not in by_ordinal)
@@ -90,11 +96,45 @@ def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...],
     return free, blocked
 
 
+def _missing_gangs(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...], tuple[Pod, ...]]:
+    by_ordinal: dict[int, list[Pod]] = {}
+    for pod in pods:
+        if pod.claim is not None:
+            by_ordinal.setdefault(pod.claim.ordinal, []).append(pod)
+    free, blocked = [], []
+    for ordinal in range(workload.replicas):
+        mates = by_ordinal.get(ordinal)
+        if mates is None:
+            free.append(ordinal)
+        elif not complete(workload, mates):
+            blocked += mates
+    return tuple(free), tuple(blocked)
+
+
+def complete(workload: Workload, mates: Sequence[Pod]) -> bool:
+    """Return whether pods of one ordinal are all members of a replica, none of them on its way out."""
+    members = {pod.claim.member for pod in mates if pod.claim is not None and _stays(pod)}
+    return len(members) == len(mates) == workload.members and max(members) < workload.members
+
+
+def lacking(workload: Workload, free: int, blocked: tuple[Pod, ...]) -> int:
+    """Return how many replicas are missing of those that start together; `free` and `blocked` are of :func:`missing`."""
+    if workload.together <= 1:
+        return 0
+    there = workload.replicas - free - len(ordinals_of(blocked))
+    return max(0, min(workload.together, workload.replicas) - there)
+
+
+def ordinals_of(pods: Iterable[Pod]) -> set[int]:
+    """Return the ordinals of the replicas that pods belong to."""
+    return {pod.claim.ordinal for pod in pods if pod.claim is not None}
+
+
 def settled(workload: Workload, pods: tuple[Pod, ...]) -> bool:
     """Return whether nothing has to be placed for a workload."""
     if workload.suspended or workload.finished or workload.deleting:
         return True
-    if len(pods) < workload.replicas:
+    if len(pods) < workload.replicas * workload.members:
         return False
     free, blocked = missing(workload, pods)
     return not free and not blocked

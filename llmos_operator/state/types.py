@@ -53,6 +53,7 @@ __all__ = [
     "GpuNode",
     "Hold",
     "Kind",
+    "Link",
     "LoadTime",
     "Model",
     "Namespace",
@@ -123,6 +124,14 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """The closest connection of a device to another one of its node."""
+
+    uuid: str  # of the other device
+    kind: str  # NVLink, PCIeSwitch, PCIeHost, NUMA or System
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """One accelerator (or MIG instance) as its node's agent reports it in GPUNode."""
 
@@ -134,6 +143,8 @@ class Device:
     mig: bool = False
     verdict: Verdict = Verdict.HEALTHY
     reason: str = ""  # of the verdict
+    numa: int | None = None  # NUMA node; None: not known
+    links: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +176,7 @@ class Claim:
 
     workload: WorkloadKey
     workload_uid: str
-    ordinal: int
+    ordinal: int  # of the replica
     pod: PodKey
     node: str
     devices: tuple[str, ...] = ()  # UUIDs; empty for CPU-only workloads
@@ -184,6 +195,7 @@ class Claim:
     charged_bytes: int = 0
     bound_at: float = 0.0  # epoch seconds of the decision
     min_runtime: float = 0.0  # seconds during which it must not be disrupted
+    member: int = 0  # rank of the pod among those of its replica
 
 
 @dataclass(frozen=True, slots=True)

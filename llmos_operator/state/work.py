@@ -148,7 +148,9 @@ class Workload:
     queue: str = ""  # "" is the default queue
     engine: str = "builtin"
     quantization: Quantization = field(default_factory=Quantization)
-    accelerators: int = 1  # per replica, on one node; 0: CPU only
+    accelerators: int = 1  # of one pod, on one node; 0: CPU only
+    stages: int = 1  # pods one copy of the model is spread over, by pipeline stages
+    copies: int = 1  # copies that work in step (data parallel)
     memory_bytes: int | None = None  # override of the estimate, per device
     selector: DeviceSelector = field(default_factory=DeviceSelector)
     sharing: Sharing = Sharing.EXCLUSIVE
@@ -157,6 +159,7 @@ class Workload:
     max_num_seqs: int = 64
     replicas: int = 1
     min_replicas: int = 1  # replicas above it are elastic: they are given up first
+    together: int = 1  # replicas that start in one plan or not at all, and end together when fewer are left
     priority_class: str = ""
     preemption: PreemptionPolicy = PreemptionPolicy.LOWER_PRIORITY
     disruption_order: tuple[DisruptionStep, ...] = DEFAULT_ORDER
@@ -183,6 +186,11 @@ class Workload:
     def name(self) -> str:
         """Name part of the key."""
         return self.key.partition("/")[2]
+
+    @property
+    def members(self) -> int:
+        """Pods of one replica: they start together, and one of them alone is of no use."""
+        return self.stages * self.copies
 
 
 @dataclass(frozen=True, slots=True)

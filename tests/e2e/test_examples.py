@@ -101,3 +101,21 @@ def test_07_a_model_runs_without_any_device(workspace: Workspace) -> None:
     claim = json.loads(workspace.pods_of("on-cpu")[0]["metadata"]["annotations"][names.ANNOTATION_CLAIM])
     assert not claim.get("devices")
     assert "Paris" in workspace.ask("on-cpu", QUESTION)["text"]
+
+
+def test_08_the_pods_of_a_gang_meet_and_restart_together(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "08-gang/workload.yaml")
+    workspace.ready("gang")
+    before = workspace.pods_of("gang")
+    assert len({pod["spec"]["nodeName"] for pod in before}) == len(before) == 2
+    logs = sorted(workspace.kubectl("logs", pod["metadata"]["name"]).partition("\n")[0] for pod in before)
+    assert logs == ["met", "ranks ['1.']"]
+    workspace.kubectl("delete", "pod", "-l", "llmos.dev/workload=gang,llmos.dev/member=1")
+    uids = {pod["metadata"]["uid"] for pod in before}
+
+    def anew() -> bool:
+        now = {pod["metadata"]["uid"] for pod in workspace.pods_of("gang")}
+        return len(now) == 2 and not now & uids
+
+    workspace.wait("both pods to be new", anew, 120)
+    workspace.ready("gang")

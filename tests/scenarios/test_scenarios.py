@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.scenario import MOST_CYCLES, carry_out, load, plan_of, summary
+from tests.support.scenario import MOST_CYCLES, carry_out, load, plan_of, retired, summary
 
 FILES = sorted(Path(__file__).parent.glob("*/*.yaml"))
 
@@ -31,6 +31,8 @@ def check(expected: dict[str, Any], got: dict[str, Any], when: str) -> None:
 def test_the_plan_is_the_expected_one(path: Path) -> None:
     scenario = load(path)
     expected = {"evict": [], "bind": [], "wait": {}} | scenario.expect
+    given_back = sorted(expected.pop("retire", []))
+    assert retired(scenario) == given_back, "pods given back"
     first = plan_of(scenario)
     check(expected, summary(first), "first plan")
     assert plan_of(scenario) == first, "the same snapshot gave another plan"

@@ -25,6 +25,7 @@ from llmos_operator.state.types import (
     FormatProfile,
     GpuNode,
     Kind,
+    Link,
     Model,
     Namespace,
     Node,
@@ -37,6 +38,7 @@ from llmos_operator.state.types import (
     Queue,
     Sharing,
     Taint,
+    Topology,
     Workload,
 )
 
@@ -139,6 +141,14 @@ class NodeBuilder:
         self.gpus = replace(self.gpus, devices=devices)
         return self
 
+    def linked(self, *islands: Iterable[int], kind: str = "NVLink") -> NodeBuilder:
+        """Connect the devices of each island with each other."""
+        for island in islands:
+            for index in island:
+                others = tuple(Link(gpu(self.node.name, i), kind) for i in island if i != index)
+                self.with_device(index, links=others)
+        return self
+
     def unhealthy(self, index: int, reason: str = "XID79") -> NodeBuilder:
         return self.with_device(index, verdict=Verdict.UNHEALTHY, reason=reason)
 
@@ -179,6 +189,16 @@ class WorkloadBuilder:
 
     def replicas(self, count: int, least: int = 1) -> WorkloadBuilder:
         return self.with_(replicas=count, min_replicas=least)
+
+    def of_pods(self, copies: int = 1, stages: int = 1) -> WorkloadBuilder:
+        """Spread one replica over copies x stages pods."""
+        return self.with_(copies=copies, stages=stages)
+
+    def together(self, count: int) -> WorkloadBuilder:
+        return self.with_(together=count, min_replicas=count)
+
+    def within(self, required: str = "", preferred: str = "") -> WorkloadBuilder:
+        return self.with_(topology=Topology(required, preferred))
 
     def created(self, seconds_ago: float) -> WorkloadBuilder:
         return self.with_(created_at=NOW - seconds_ago)
@@ -306,7 +326,9 @@ def a_pod(
     """Return the pod of a replica that was bound long ago."""
     shared = workload.sharing is Sharing.SHARED
     priority = store.snapshot().priority_of(workload)
-    name = names.pod_name(workload.name, workload.uid, ordinal)
+    member = claim_changes.get("member", 0)
+    rank = member if workload.members > 1 else None
+    name = names.pod_name(workload.name, workload.uid, ordinal, member=rank)
     held = memory if memory is not None else workload.memory_bytes or 0
     sizes = {d.device.index: d.device.memory_bytes for d in store.snapshot().nodes[node].devices}
     claim = Claim(

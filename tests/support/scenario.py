@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llmos_operator.api.quantity import parse_bytes, parse_milli
+from llmos_operator.control import gangs, reconcile
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.policy import Policy, PreemptionLimits
+from llmos_operator.scheduler.policy import Policy, PreemptionLimits, SizingPolicy
 from llmos_operator.state.types import (
     DeviceSelector,
     DisruptionBudget,
@@ -26,6 +27,7 @@ from llmos_operator.state.types import (
     Selector,
     Sharing,
     Toleration,
+    Topology,
     WorkloadKind,
 )
 from tests.support import builders
@@ -58,6 +60,7 @@ class Scenario:
     policy: Policy
     expect: dict[str, Any]
     then: dict[str, Any] = field(default_factory=dict)
+    lost_for: dict[str, float] = field(default_factory=dict)  # workload -> seconds since a pod of it was lost
 
 
 def load(path: Path) -> Scenario:
@@ -91,12 +94,14 @@ def load(path: Path) -> Scenario:
         cluster.add(_budget(one))
     for one in data["nodes"]:
         cluster.add(_node(one))
+    lost_for = {}
     for one in data.get("running", []):
-        _run(cluster, one)
+        lost_for[one["name"]] = float(one.get("lost_for", 0.0))
+        _run(cluster, {key: value for key, value in one.items() if key != "lost_for"})
     for one in data.get("pending", []):
         cluster.add(_workload(one))
     policy = _policy(data.get("policy", {}))
-    return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}))
+    return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}), lost_for)
 
 
 def _only(data: dict[str, Any], known: set[str], where: str) -> None:
@@ -179,6 +184,7 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "observed",
             "mig",
             "pods",
+            "islands",
         },
         f"node {data.get('name')}",
     )
@@ -190,6 +196,7 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             data["gpus"], data.get("product", "A100-80G"), data.get("memory", ""), mig=data.get("mig", False)
         )
     node.labelled(**data.get("labels", {}))
+    node.linked(*data.get("islands", []))
     for taint in data.get("taints", []):
         node.tainted(**taint)
     for index in data.get("unhealthy", []):
@@ -225,7 +232,12 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "priority": lambda v: {"priority_class": v},
     "queue": lambda v: {"queue": v},
     "replicas": lambda v: {"replicas": v},
+    "cpu": lambda v: {"cpu_milli": parse_milli(str(v)) - SizingPolicy().cpu_only_milli},
     "least": lambda v: {"min_replicas": v},
+    "together": lambda v: {"together": v, "min_replicas": v},
+    "copies": lambda v: {"copies": v},
+    "stages": lambda v: {"stages": v},
+    "topology": lambda v: {"topology": Topology(v.get("required", ""), v.get("preferred", ""))},
 }
 _PRECISION = {"mode", "format", "allowed", "min_bits", "max_loss"}
 
@@ -248,23 +260,29 @@ def _workload(data: dict[str, Any]) -> WorkloadBuilder:
 
 
 def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
-    """Let replicas of a workload run: `on` lists {node, devices} of each replica."""
+    """Let replicas of a workload run: `on` lists {node, devices} of each pod, in order of ordinal and member."""
     data = dict(data)
     places = data.pop("on")
     ran = data.pop("ran", NOW - LONG_AGO)
     terminating = data.pop("terminating", None)  # seconds since its grace ended; negative: still to go
     labels = data.pop("labels", {})
     least_runtime = float(data.pop("min_runtime", 0.0))
-    data["replicas"] = data.get("replicas", len(places))
+    host = {"cpu_milli": parse_milli(str(data["cpu"]))} if "cpu" in data else {}
+    members = data.get("copies", 1) * data.get("stages", 1)
+    data["replicas"] = data.get("replicas", -(-len(places) // members))
     builder = _workload(data)
-    for ordinal, place in enumerate(places):
+    for number, place in enumerate(places):
+        if place.get("lost"):
+            continue
         pod = cluster.running(
             builder,
             place["node"],
             place.get("devices", ()),
-            ordinal,
+            number // members,
             bound_at=NOW - ran,
+            member=number % members,
             min_runtime=least_runtime,
+            **host,
         )
         changes: dict[str, Any] = {"started_at": NOW - ran, "labels": {**pod.labels, **labels}}
         if terminating is not None:
@@ -320,6 +338,20 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
                 started_at=NOW,
             )
         )
+
+
+def retired(scenario: Scenario) -> list[str]:
+    """Return the workloads of the pods that the operator gives back without the scheduler, sorted; once a pod."""
+    found = []
+    snapshot = scenario.cluster.snapshot()
+    for workload in snapshot.workloads.values():
+        pods = snapshot.pods_of.get(workload.uid, ())
+        limits = gangs.GangLimits()
+        missing = gangs.gaps(workload, pods)
+        overdue = missing if scenario.lost_for.get(workload.name, 0.0) >= limits.grace else frozenset()
+        situation = reconcile.Situation(workload, NOW, pods, overdue=overdue, limits=limits)
+        found += [workload.name for _ in reconcile.rule(situation).retire]
+    return sorted(found)
 
 
 def plan_of(scenario: Scenario, now: float = NOW) -> Plan:

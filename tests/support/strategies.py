@@ -15,6 +15,7 @@ from llmos_operator.state.types import (
     Requirement,
     Selector,
     Sharing,
+    Topology,
     WorkloadKind,
 )
 from tests.support.builders import NOW, ClusterBuilder, a_node, a_workload
@@ -153,3 +154,78 @@ def shuffled(draw: st.DrawFn, apply: Callable[[Any], Any], values: list[Any]) ->
     """Apply values in a drawn order."""
     for value in draw(st.permutations(values)):
         apply(value)
+
+
+@st.composite
+def gang_clusters(draw: st.DrawFn) -> ClusterBuilder:
+    """A cluster of racks with running and waiting work of several pods and of several replicas that start together."""
+    cluster = draw(nodes(2, 5))
+    for name, state in sorted(cluster.store.snapshot().nodes.items()):
+        rack = draw(st.sampled_from(["", "r1", "r2"]))
+        if rack and state.node is not None:
+            cluster.store.apply_node(replace(state.node, labels={"topology.llmos.dev/rack": rack}))
+        assert name
+    cluster.add(*draw(queues()))
+    for i in range(draw(st.integers(0, 3))):
+        _run_somewhere(draw, cluster, draw(workloads(f"r{i}")))
+    for i in range(draw(st.integers(0, 3))):
+        _run_gang(draw, cluster, replace(draw(gangs(f"g{i}")), topology=Topology()))
+    for i in range(draw(st.integers(1, 3))):
+        cluster.add(replace(draw(gangs(f"p{i}")), created_at=NOW - draw(st.integers(0, 5000))))
+    return cluster
+
+
+def gangs(name: str) -> st.SearchStrategy[Workload]:
+    """A workload of several pods a replica, of several replicas that start together, or of both."""
+
+    def build(one: Workload, copies: int, replicas: int, together: int, topology: Topology) -> Workload:
+        least = min(together, replicas)
+        return replace(
+            one, copies=copies, replicas=replicas, together=least, min_replicas=least, topology=topology
+        )
+
+    levels = st.sampled_from(["", "", "rack", "node"])
+    return st.builds(
+        build,
+        workloads(name),
+        st.integers(1, 4),
+        st.integers(1, 3),
+        st.integers(1, 3),
+        st.builds(Topology, levels, levels),
+    )
+
+
+def _run_gang(draw: st.DrawFn, cluster: ClusterBuilder, workload: Workload) -> None:
+    """Let all replicas of a gang run where there is room, or none; now and then one of its pods has been lost."""
+    builder = a_workload("x")
+    builder.value = workload
+    pods: list[Pod] = []
+    for ordinal in range(workload.replicas):
+        for member in range(workload.members):
+            place = _room_for(cluster, workload)
+            if place is None:
+                for pod in pods:
+                    cluster.store.delete_pod(pod.key, pod.uid)
+                cluster.store.delete_workload(workload.key)
+                return
+            pods.append(cluster.running(builder, place[0], place[1], ordinal, member=member))
+    if draw(st.integers(0, 5)) == 0:
+        lost = draw(st.sampled_from(pods))
+        cluster.store.delete_pod(lost.key, lost.uid)
+
+
+def _room_for(cluster: ClusterBuilder, workload: Workload) -> tuple[str, list[int]] | None:
+    need, shared = workload.memory_bytes or 0, workload.sharing is Sharing.SHARED
+    for name, state in sorted(cluster.store.snapshot().nodes.items()):
+        free = [
+            d.device.index
+            for d in state.devices
+            if (d.idle or (shared and not d.exclusive and d.domain == "default" and d.compute_milli <= 900))
+            and d.device.memory_bytes - d.reserved_bytes >= need
+        ]
+        node = state.node
+        if len(free) < workload.accelerators or node is None or node.cpu_milli - state.cpu_milli < 250:
+            continue
+        if shared or node.gpus - state.gpus >= workload.accelerators:
+            return name, free[: workload.accelerators]
+    return None

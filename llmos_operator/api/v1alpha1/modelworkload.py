@@ -66,6 +66,11 @@ class ModelWorkloadSpec(KubeModel):
             ".parallelism",
         ),
         Rule(
+            "self.parallelism.pipeline % self.parallelism.pods == 0",
+            "parallelism.pipeline must be a multiple of parallelism.pods: each pod holds the same number of stages",
+            ".parallelism.pods",
+        ),
+        Rule(
             "self.type != 'Inference' || !self.scheduling.disruption.order.exists(step, step == 'Checkpoint')",
             "disruption step Checkpoint is for FineTune and Batch: Inference has nothing to save",
             ".scheduling.disruption.order",

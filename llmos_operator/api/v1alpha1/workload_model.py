@@ -163,7 +163,7 @@ class Engine(KubeModel):
     name: EngineName = Field(
         default=EngineName.BUILTIN,
         description="builtin: the operator's own runtime. vllm: vLLM under the runtime's supervision. custom: any image that "
-        "serves the runtime's API.",
+        "serves the runtime's API, started with args alone; of a replica of several pods only rank 0 serves.",
     )
     image: Annotated[
         str,

@@ -79,11 +79,19 @@ class Parallelism(KubeModel):
     pipeline: int = Field(
         default=1, ge=1, le=64, description="Groups of devices that hold consecutive layers."
     )
+    pods: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Pods one copy of the model is spread over, by its pipeline stages; pipeline must be a multiple of it. Each pod has "
+        "accelerators divided by pods. 1: all devices of a copy are on one node.",
+    )
     data: int = Field(
         default=1,
         ge=1,
         le=256,
-        description="Copies of the model that work in step, each on accelerators of its own. All start together or none does.",
+        description="Copies of the model that work in step, each on accelerators of its own. A replica has data x pods pods. More than "
+        "one start together or not at all, restart as a whole when one is lost, and find each other through MASTER_ADDR and RANK.",
     )
 
 
@@ -132,17 +140,21 @@ class TopologyLevel(StrEnum):
     NUMA = "numa"
     NODE = "node"
     RACK = "rack"
+    BLOCK = "block"
     ZONE = "zone"
 
 
 class Topology(KubeModel):
-    """How close the devices of one replica are to be."""
+    """How close the devices of one replica are to be: all pods of it together."""
 
     required: TopologyLevel | None = Field(
-        default=None, description="All devices must be in one such domain."
+        default=None,
+        description="All devices of a replica must be in one such domain; it waits until they can. rack, block and zone are read from node "
+        "labels (operator setting scheduling.topologyLabels), nvlink, pcie and numa from GPUNode.",
     )
     preferred: TopologyLevel | None = Field(
-        default=None, description="All devices should be in one such domain."
+        default=None,
+        description="All devices of a replica should be in one such domain; where they cannot be, as few as possible are used.",
     )
 
 
@@ -166,6 +178,13 @@ class Scheduling(KubeModel):
     disruption: Disruption = Field(
         default_factory=Disruption,
         description="What may be done to this workload when others need its place.",
+    )
+    min_replicas: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Replicas that start together or not at all. More are added as there is room and are given up first. While fewer are "
+        "left, the missing ones are placed anew; after the grace (operator setting scheduling.gangGrace) all are given back and wait.",
     )
     placement: Placement = Field(
         default=Placement.BIN_PACK,

@@ -68,6 +68,7 @@ class Shared:
     api_url: str
     authority: bytes
     service_variables: Callable[[str], Mapping[str, str]]  # of a namespace
+    pod_address: Callable[[str, str], str]  # of a pod by namespace and host name; "" while it has none
     crash_backoff_initial: float
     crash_backoff_max: float
     base_path: str  # PATH of containers

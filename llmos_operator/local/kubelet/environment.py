@@ -178,6 +178,27 @@ def resource_value(reference: Json, container: Json, facts: PodFacts) -> str:
     return str(-(-read(text) // unit))
 
 
+def with_addresses(
+    environment: Mapping[str, str], namespace: str, subdomain: str, address_of: Callable[[str], str]
+) -> dict[str, str]:
+    """Replace names of pods behind the pod's own headless Service by their addresses: no DNS serves this machine.
+
+    ``address_of(hostname)`` is "" while that pod has none; then :class:`ConfigProblem` is raised, and the container waits.
+    """
+    if not subdomain:
+        return dict(environment)
+    domain = re.escape(f".{subdomain}.{namespace}.svc")
+    pattern = re.compile(rf"\b([a-z0-9](?:[-a-z0-9]*[a-z0-9])?){domain}(?:\.cluster\.local)?\b")
+
+    def found(match: re.Match[str]) -> str:
+        address = address_of(match.group(1))
+        if not address:
+            raise ConfigProblem(f"pod {match.group(1)} of service {subdomain} has no address yet")
+        return address
+
+    return {name: pattern.sub(found, value) for name, value in environment.items()}
+
+
 def service_variables(services: Iterable[Json], port_of: Callable[[str, int], int]) -> dict[str, str]:
     """Return the variables that name Services: `<NAME>_SERVICE_HOST`, `<NAME>_SERVICE_PORT` and the older forms.
 

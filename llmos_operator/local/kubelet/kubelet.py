@@ -116,6 +116,16 @@ class Kubelet:
         ]
         return found[-1] if found else None
 
+    def address_of(self, namespace: str, host: str) -> str:
+        """Return the address of a pod by its host name; "" if there is none, or only one that is being deleted."""
+        for worker in reversed(self._workers.values()):
+            meta, spec = worker.context.pod["metadata"], worker.context.pod["spec"]
+            if meta.get("deletionTimestamp") or meta["namespace"] != namespace:
+                continue
+            if (spec.get("hostname") or meta["name"]) == host:
+                return worker.context.pod_ip
+        return ""
+
     def running(self) -> int:
         """Return how many pods have a worker."""
         return len(self._workers)

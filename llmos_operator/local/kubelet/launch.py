@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.names import ENV_DEVICES, RESOURCE_GPU
 from llmos_operator.errors import Permanent
-from llmos_operator.local.kubelet.environment import ConfigProblem, build_environment, expand
+from llmos_operator.local.kubelet.environment import ConfigProblem, build_environment, expand, with_addresses
 from llmos_operator.local.kubelet.logs import log_file
 from llmos_operator.local.kubelet.objects import environment_references
 from llmos_operator.local.kubelet.probes import Target, ports_by_name
@@ -69,6 +69,13 @@ async def prepare(context: PodContext, view: ContainerView) -> Prepared:
         if context.pod["spec"].get("enableServiceLinks", True)
         else {},
         paths.rewrite,
+    )
+    meta = context.pod["metadata"]
+    asked = with_addresses(
+        asked,
+        meta["namespace"],
+        context.pod["spec"].get("subdomain") or "",
+        lambda host: context.shared.pod_address(meta["namespace"], host),
     )
     environment = _base(context, view, home, image) | asked
     # Only what the pod says is rewritten: the image's own program may well lie below a path that a pod mounts over.

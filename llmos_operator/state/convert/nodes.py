@@ -8,7 +8,7 @@ from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_bytes, parse_compute_capability, parse_count, parse_milli
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state.convert.fields import Fields
-from llmos_operator.state.types import Device, GpuNode, Node, Taint
+from llmos_operator.state.types import Device, GpuNode, Link, Node, Taint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +67,8 @@ def _device(fields: Fields) -> Device:
         mig=fields.flag("mig"),
         verdict=health.choice("verdict", Verdict, Verdict.UNKNOWN),
         reason=health.text("reason"),
+        numa=fields.number("numaNode", least=-1) if fields.has("numaNode") else None,
+        links=tuple(Link(one.required("uuid"), one.text("type")) for one in fields.objects("links")),
     )
 
 

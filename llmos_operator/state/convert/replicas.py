@@ -21,7 +21,8 @@ def replica(obj: Mapping[str, Any]) -> Replica | None:
     root = Fields(obj)
     meta, spec, status = root.child("metadata"), root.child("spec"), root.child("status")
     labels = meta.labels("labels")
-    if labels.get(names.LABEL_ROLE) != "runtime" or names.LABEL_WORKLOAD_UID not in labels:
+    role = labels.get(names.LABEL_ROLE)
+    if role not in {"runtime", "worker"} or names.LABEL_WORKLOAD_UID not in labels:
         return None
     container = _container(status)
     state = container.child("state")
@@ -30,6 +31,7 @@ def replica(obj: Mapping[str, Any]) -> Replica | None:
         pod=f"{meta.text('namespace')}/{meta.required('name')}",
         uid=meta.text("uid"),
         workload_uid=labels[names.LABEL_WORKLOAD_UID],
+        serves=role == "runtime",
         node=spec.text("nodeName"),
         ip=status.text("podIP"),
         phase=status.text("phase", "Pending"),

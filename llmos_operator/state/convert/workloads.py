@@ -53,6 +53,7 @@ _REBUILDING = (
 )
 _HASH_LENGTH = 10
 _MOST_DIGITS = 18
+_MOST_COPIES = 256
 
 
 def workload(obj: Mapping[str, Any]) -> Workload:
@@ -89,16 +90,18 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         spec=spec.data,
         **_resources(spec),
         **_scheduling(spec.child("scheduling")),
-        **_replicas(spec),
+        **_replicas(spec, spec.child("scheduling").number("minReplicas", 1, least=1)),
     )
 
 
 def _resources(spec: Fields) -> dict[str, Any]:
     resources = spec.child("resources")
-    accelerators = resources.number("accelerators", 1)
-    _check_parallelism(spec.child("parallelism"), accelerators)
+    accelerators, parallelism = resources.number("accelerators", 1), spec.child("parallelism")
+    stages = _stages(parallelism, accelerators)
     return {
-        "accelerators": accelerators,
+        "accelerators": accelerators // stages,
+        "stages": stages,
+        "copies": parallelism.number("data", 1, least=1, most=_MOST_COPIES),
         "memory_bytes": resources.parsed("memory", parse_bytes, None),
         "selector": _selector(resources.child("selector")),
         "sharing": resources.choice("sharing", Sharing, Sharing.EXCLUSIVE),
@@ -174,16 +177,17 @@ def _max_model_len(context: Fields) -> int:
     return value
 
 
-def _replicas(spec: Fields) -> dict[str, Any]:
+def _replicas(spec: Fields, together: int) -> dict[str, Any]:
     """Return the replicas wanted until scaling says otherwise, and how many of them are not elastic."""
     scaling = spec.child("scaling")
     if not scaling:
-        return {"replicas": spec.number("replicas", 1), "min_replicas": 1}
+        return {"replicas": spec.number("replicas", 1), "min_replicas": together, "together": together}
     least = scaling.number("minReplicas", 1)
-    return {"replicas": least, "min_replicas": max(1, least)}
+    return {"replicas": least, "min_replicas": max(together, least), "together": together}
 
 
-def _check_parallelism(fields: Fields, accelerators: int) -> None:
+def _stages(fields: Fields, accelerators: int) -> int:
+    """Return over how many pods a copy is spread; refuse splits that do not come out even."""
     pipeline = fields.number("pipeline", 1, least=1)
     tensor = fields.number("tensor", max(1, accelerators // pipeline), least=1)
     if accelerators and tensor * pipeline != accelerators:
@@ -191,6 +195,10 @@ def _check_parallelism(fields: Fields, accelerators: int) -> None:
             fields.path,
             f"tensor {tensor} x pipeline {pipeline} is not resources.accelerators ({accelerators})",
         )
+    pods = fields.number("pods", 1, least=1)
+    if pipeline % pods or (pods > 1 and not accelerators):
+        raise invalid(fields.at("pods"), f"pipeline {pipeline} is not a multiple of pods {pods}")
+    return pods
 
 
 def _order(disruption: Fields) -> tuple[DisruptionStep, ...]:

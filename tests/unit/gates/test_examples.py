@@ -32,6 +32,7 @@ def test_the_promised_examples_are_there() -> None:
         "scale-to-zero",
         "suspended",
         "cpu-only",
+        "gang",
     ]
     assert [name.partition("-")[0] for name in names] == [f"{i:02}" for i in range(1, len(names) + 1)]
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from llmos_operator.api import names
 from llmos_operator.errors import Permanent
 from llmos_operator.manifests import pod as manifest
+from llmos_operator.manifests import service
 from llmos_operator.state import convert
 from llmos_operator.state.convert.fields import Fields
 from llmos_operator.state.convert.pods import requests
@@ -215,3 +217,54 @@ def test_a_template_cannot_take_over_the_operators_labels() -> None:
     pod = build(a_work(podTemplate={"metadata": {"labels": labels}}))
     assert pod["metadata"]["labels"]["llmos.dev/workload-uid"] == "uid-1"
     assert pod["metadata"]["labels"]["mine"] == "1"
+
+
+def a_member(rank: int) -> dict[str, Any]:
+    work = a_work(
+        resources={"accelerators": 4},
+        parallelism={"pipeline": 2, "pods": 2, "data": 2},
+        engine={"name": "custom", "image": "trainer", "args": ["torchrun", "train.py"]},
+    )
+    pod = f"team/{names.pod_name('chat', 'uid-1', 1, member=rank)}"
+    return build(work, a_claim_of(work, 1, member=rank, pod=pod, devices=("GPU-1", "GPU-2")))
+
+
+def test_members_of_a_gang_find_each_other_by_stable_names() -> None:
+    leader, last = a_member(0), a_member(3)
+    env = env_of(last)
+    meeting = f"{leader['spec']['hostname']}.{leader['spec']['subdomain']}.team.svc"
+    assert env["MASTER_ADDR"] == env["PET_MASTER_ADDR"] == meeting
+    assert (env["NNODES"], env["NODE_RANK"], env["WORLD_SIZE"], env["RANK"]) == ("4", "3", "4", "3")
+    assert env["PET_NPROC_PER_NODE"] == "2"
+    assert last["spec"]["hostname"] == last["metadata"]["name"]
+    assert last["metadata"]["name"].endswith("-1-3")
+    assert leader["metadata"]["name"] == a_member(0)["metadata"]["name"]
+
+
+def test_only_the_leader_of_a_gang_serves() -> None:
+    leader, worker = a_member(0), a_member(1)
+    assert leader["metadata"]["labels"][names.LABEL_ROLE] == "runtime"
+    assert worker["metadata"]["labels"][names.LABEL_ROLE] == "worker"
+    assert "readinessProbe" in leader["spec"]["containers"][0]
+    assert "readinessProbe" not in worker["spec"]["containers"][0]
+
+
+def test_a_custom_engine_is_started_as_it_is() -> None:
+    assert a_member(0)["spec"]["containers"][0]["args"] == ["torchrun", "train.py"]
+
+
+def test_the_headless_service_names_members_before_they_are_ready() -> None:
+    work = a_work(parallelism={"data": 2})
+    body = service.build_headless(work)
+    assert body["spec"]["clusterIP"] == "None"
+    assert body["spec"]["publishNotReadyAddresses"]
+    assert body["metadata"]["name"] == a_member(0)["spec"]["subdomain"]
+    assert body["spec"]["selector"].items() <= a_member(1)["metadata"]["labels"].items()
+
+
+def test_a_member_is_read_back_from_the_pod_exactly() -> None:
+    work = a_work(parallelism={"data": 2})
+    claim = a_claim_of(work, member=1)
+    pod = build(work, claim)
+    pod["metadata"]["uid"] = "p"
+    assert convert.pod(pod).claim == claim

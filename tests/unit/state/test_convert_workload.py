@@ -189,3 +189,28 @@ def test_a_context_length_of_unicode_digits_is_refused() -> None:
     body["spec"]["context"] = {"maxModelLen": "\u00b2"}
     with pytest.raises(Permanent, match="maxModelLen"):
         convert.workload(body)
+
+
+def a_split(accelerators: int = 4, **parallelism: int) -> Any:
+    body = copy.deepcopy(FULL)
+    body["spec"]["resources"]["accelerators"] = accelerators
+    body["spec"]["parallelism"] = parallelism
+    return convert.workload(body)
+
+
+def test_devices_of_a_copy_are_shared_out_among_its_pods() -> None:
+    work = a_split(8, tensor=2, pipeline=4, pods=2, data=3)
+    assert (work.accelerators, work.stages, work.copies, work.members) == (4, 2, 3, 6)
+
+
+@pytest.mark.parametrize(("accelerators", "pods"), [(4, 3), (0, 2)])
+def test_a_split_over_pods_that_does_not_come_out_even_is_refused(accelerators: int, pods: int) -> None:
+    with pytest.raises(Permanent, match=r"spec\.parallelism\.pods"):
+        a_split(accelerators, pipeline=4 if accelerators else 1, pods=pods)
+
+
+def test_replicas_that_start_together_are_not_elastic() -> None:
+    body = copy.deepcopy(FULL)
+    body["spec"]["scheduling"]["minReplicas"] = 3
+    work = convert.workload(body)
+    assert (work.replicas, work.together, work.min_replicas) == (2, 3, 3)
