@@ -158,7 +158,9 @@ async def _operator(plane: ControlPlane, port: Transport, folder: Path) -> Bound
         async with asyncio.timeout(DEADLINE):
             while len(seen) < FIT:
                 if watcher.done():
-                    raise RuntimeError(f"the watch of pods ended after {len(seen)} of {FIT}: {watcher.exception()}")
+                    raise RuntimeError(
+                        f"the watch of pods ended after {len(seen)} of {FIT}: {watcher.exception()}"
+                    )
                 await asyncio.sleep(POLL)
             writes, last = await _settled(process)
         assert process.process is not None
