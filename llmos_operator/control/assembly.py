@@ -37,6 +37,7 @@ from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
 from llmos_operator.control.policies import pods_of, policy_of
 from llmos_operator.control.poller import Poller
+from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.control.records import Records
 from llmos_operator.control.review import Reviewer
@@ -202,6 +203,15 @@ class Assembly:
             sources=self.settings.sources,
             clock=self.clock,
         )
+        self.pricing = Pricing(
+            store=self.store,
+            policy=self.policy,
+            settings=self.settings.scheduling.prices,
+            metrics=self.metrics,
+            clock=self.clock,
+            solver=SolverProcess(),
+            may_act=self.leadership.may_act,
+        )
         self.loop = Loop(
             store=self.store,
             batcher=self.batcher,
@@ -215,6 +225,7 @@ class Assembly:
             budget_seconds=self.settings.scheduling.plan_budget,
             may_act=self.leadership.may_act,
             reviewed=self.status.mark,
+            prices=self.pricing.current,
         )
         self.hearing = Hearing(self)
         self.poller = Poller(self.client, self.records, self.clock, reported=self.hearing.report)

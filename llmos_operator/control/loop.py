@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.records import Record
     from llmos_operator.control.review import Reviewer
     from llmos_operator.observability.heartbeat import Heartbeat
+    from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Plan
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
@@ -60,8 +61,12 @@ class Loop:
         budget_seconds: float,
         may_act: Callable[[], bool],
         reviewed: Callable[[str], None],
+        prices: Callable[[], Prices | None],
     ) -> None:
-        """`reviewed` is told each workload that was looked at: only then is all known that its status is made from."""
+        """`prices` gives the newest there are.
+
+        `reviewed` is told each workload that was looked at: only then is all known that its status is made from.
+        """
         self._store = store
         self._batcher = batcher
         self._reviewer = reviewer
@@ -74,6 +79,7 @@ class Loop:
         self._budget_seconds = budget_seconds
         self._may_act = may_act
         self._reviewed = reviewed
+        self._prices = prices
         self._table = NodeTable()
         self._dirty: set[str] = set()
         self._planned_version = -1
@@ -154,7 +160,9 @@ class Loop:
         started = time.monotonic()
         self._planning = True
         try:
-            plan = await asyncio.to_thread(make_plan, snapshot, self._policy, now, budget, self._table)
+            plan = await asyncio.to_thread(
+                make_plan, snapshot, self._policy, now, budget, self._table, self._prices()
+            )
         except Exception:
             self._table = NodeTable()
             self._metrics.failed_plans.inc()
@@ -175,6 +183,8 @@ class Loop:
         kinds = Counter(type(action).__name__ for action in plan.actions)
         for kind, count in kinds.items():
             self._metrics.actions.labels(kind).inc(count)
+        for bind in plan.binds:
+            self._metrics.placements.labels(bind.scored_by).inc()
         reasons = Counter(wait.reason.value for wait in plan.waits)
         self._metrics.pending.clear()
         for reason, count in reasons.items():

@@ -154,7 +154,7 @@ class Attempts:
 
     def _bound(self, pending: Pending, shape: Shape, place: int, claim: Claim, row: int, waste: int) -> Bind:
         size, request = shape.options[place]
-        candidates = self.placer.count(request)
+        candidates, by = self.placer.count(request), self.placer.scored_by(request)
         self.worlds.bind(claim)
         if request.placement is Placement.SPREAD:
             self._spread_to.setdefault(claim.workload_uid, []).append(claim.node)
@@ -165,8 +165,11 @@ class Attempts:
             claim=claim,
             score=-waste,
             reason=Reason.BOUND,
-            explanation=wording.bound(claim, state, shape.options, place, candidates),
+            explanation=wording.bound(
+                claim, state, shape.options, place, wording.chosen(by, waste, candidates)
+            ),
             estimated_bytes=size.bytes_per_device,
+            scored_by=by.value,
         )
 
     def _leaves_room(self, claim: Claim, request: Request) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.scheduler.feasibility import Feasibility
     from llmos_operator.scheduler.fragmentation.prices import Prices
+    from llmos_operator.scheduler.policy import ScoreKind
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.table import Bools, Ints, Rows
@@ -114,6 +115,10 @@ class Placer:
             chosen = Candidates(at if isinstance(rows, slice) else rows[at], candidates.devices[at])
             waste[at] = self._score(request).waste(self._scene, request, chosen)
         return waste
+
+    def scored_by(self, request: Request) -> ScoreKind:
+        """Return which score ranks the rows for a request."""
+        return self._score(request).kind
 
     def _score(self, request: Request) -> BestFit | Fragmentation:
         if self._fragmentation is not None and self._fragmentation.judges(request):

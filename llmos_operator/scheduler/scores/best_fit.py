@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, IDLE, MEMORY
 from llmos_operator.state.types import Placement
 
@@ -29,6 +30,8 @@ _MIB_SHIFT: Final = 20
 
 class BestFit:
     """Waste of the best placement on each candidate."""
+
+    kind: Final = ScoreKind.BEST_FIT
 
     def waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
         """Return the waste of each candidate, in units that only compare within one request."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.scheduler.fragmentation.losses import Asked, Nodes, losses
+from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.shares import asked_of, kind_rows, shares
 from llmos_operator.scheduler.table import ALL, CPU, IDLE
 from llmos_operator.state.types import Placement, Sharing
@@ -29,8 +30,16 @@ _DEGRADED: Final = 1 << 36  # millionths: a degraded device is taken only when n
 _TIES: Final = 8  # bits below the loss, for idle devices
 
 
+def loss_of(waste: int) -> float | None:
+    """Return the loss that a waste stands for, in devices; None where the prices say nothing of the room."""
+    loss = waste >> _TIES
+    return None if loss >= _UNPRICED else loss / _MILLIONTHS
+
+
 class Fragmentation:
     """Loss of value of the best placement on each candidate."""
+
+    kind: Final = ScoreKind.FRAGMENTATION
 
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
