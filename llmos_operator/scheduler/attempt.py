@@ -141,7 +141,7 @@ class Attempts:
         while (best := self.placer.best(request, handicaps)) is not None:
             row, waste = best
             name = self.scene.table.names[row]
-            prefer = self.placer.column(request, row, columns[row])
+            prefer = self.placer.column(request, row)
             devices = pick(now.node(name), request, columns[row], self.policy.overuse_percent, prefer)
             if devices is not None:
                 claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)

@@ -33,8 +33,11 @@ class BestFit:
 
     kind: Final = ScoreKind.BEST_FIT
 
-    def waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
-        """Return the waste of each candidate, in units that only compare within one request."""
+    def judge(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, None]:
+        """Return the waste of each candidate, in units that only compare within one request; no device is preferred."""
+        return self._waste(scene, request, candidates), None
+
+    def _waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
         if not request.devices:
             return self._host_only(scene, request, candidates)
         rows, table = candidates.rows, scene.table
