@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.table import Bools, Ints, Rows
     from llmos_operator.state.ledger import DeviceState, NodeState
 
-INFEASIBLE: Final = np.iinfo(np.int64).max
-_FIRST: Final = 8  # rows that are looked at closely first: hardly dearer than one
-_GROWTH: Final = 64  # of the number of rows looked at closely, as long as none of them is the best
+INFEASIBLE: Final = int(np.iinfo(np.int64).max)
+_SINGLY: Final = 8  # rows that are looked at one by one before all that may be better are looked at together
 _PERCENT: Final = 100
 
 
@@ -75,18 +74,18 @@ class Placer:
         ranking = self._current(request)
         if not ranking.waste.size:
             return None
-        batch = _FIRST
+        closely = 0
         while True:
             waste = _handicapped(ranking.waste, handicaps)
             row = int(waste.argmin())
             if ranking.exact[row]:
                 return None if waste[row] == INFEASIBLE else (row, int(waste[row]))
-            # As long as a bound leads, the least bounds are looked at closely. Those above the best exact waste never are.
-            vague = np.flatnonzero(~ranking.exact & (waste <= waste[ranking.exact].min(initial=INFEASIBLE)))
-            if len(vague) > batch:
-                vague = vague[np.argpartition(waste[vague], batch)[:batch]]
-            self._look(request, ranking, vague)
-            batch *= _GROWTH
+            closely += 1
+            if closely <= _SINGLY and self._look_at(request, ranking, row):
+                continue
+            # Whatever is bounded by less than the best exact waste has to be looked at: better all at once.
+            found = waste[ranking.exact].min(initial=INFEASIBLE)
+            self._look(request, ranking, np.flatnonzero(~ranking.exact & (waste <= found)))
 
     def column(self, request: Request, row: int) -> int | None:
         """Return which device of the best row the score would take, by column; None if it leaves that to `pick`."""
@@ -134,6 +133,25 @@ class Placer:
         possible = self._feasibility.possible(request, rows)
         ranking.waste[rows] = np.where(possible, score.least(self._scene, request, rows), INFEASIBLE)
         ranking.exact[rows] = ~possible
+
+    def _look_at(self, request: Request, ranking: _Ranking, row: int) -> bool:
+        """Make the waste of one row exact, on the ledger's values. Returns False where only `_look` can."""
+        score, table = self._score(request), self._scene.table
+        if isinstance(score, BestFit):
+            return False
+        state, acceptable = table.states[row], self._feasibility.acceptable(request).devices[row]
+        overuse = self._scene.policy.overuse_percent
+        usable = [False] * table.width
+        for column, device in enumerate(state.devices if request.devices else ()):
+            usable[column] = bool(acceptable[column]) and device_fits(device, request, overuse)
+        judged: tuple[int, int] | None = (INFEASIBLE, -1)
+        if host_fits(state, request) and sum(usable) >= request.devices:
+            judged = score.judge_one(self._scene, request, row, usable)
+        if judged is None:
+            return False
+        ranking.waste[row], ranking.column[row] = judged
+        ranking.exact[row] = True
+        return True
 
     def _look(self, request: Request, ranking: _Ranking, rows: Rows) -> None:
         """Make the waste of rows exact."""

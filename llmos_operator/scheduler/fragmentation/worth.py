@@ -119,6 +119,16 @@ class Worth:
         found: Floats = self._gang[kind * (self.width + 1) + idle]
         return found
 
+    def share_of(self, kind: int, free: int) -> Floats:
+        """Return `share` of one device."""
+        found: Floats = self._share[kind * self.levels + free // self.unit]
+        return found
+
+    def gang_of(self, kind: int, idle: int) -> Floats:
+        """Return `gang` of one node."""
+        found: Floats = self._gang[kind * (self.width + 1) + idle]
+        return found
+
     def devices(self, kind: Ints, free: Ints) -> Floats:
         """Return what the devices of nodes are worth, for each price of CPU: [nodes, prices of CPU]."""
         idle = free == FULL
