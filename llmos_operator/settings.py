@@ -134,6 +134,21 @@ class RuntimeSettings(_Group):
     """Longest time a model may take to load before its container is restarted."""
 
 
+class PriceSettings(_Group):
+    """Prices of what is expected to be asked for; placement keeps room for it."""
+
+    enabled: bool = True
+    """Whether nodes are chosen by what a placement destroys of the room for expected work; false: best fit always."""
+    interval: Seconds = 10.0
+    """Seconds between looks at the cluster; prices are made again when it has changed."""
+    max_age: Seconds = 300.0
+    """Age in seconds beyond which prices are not used and best fit decides."""
+    solve_budget: Seconds = 20.0
+    """Longest time one solution may take; the former prices stay in use until they are too old."""
+    least_requests: int = Field(default=20, ge=1)
+    """Replicas that must have been asked for before prices are made; until then best fit decides."""
+
+
 class SchedulingSettings(_Group):
     """The decision loop."""
 
@@ -169,6 +184,8 @@ class SchedulingSettings(_Group):
     """Node label that names the domain of each topology level above a node."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; empty serves all."""
+    prices: PriceSettings = PriceSettings()
+    """Prices for placement."""
 
 
 class OperatorSettings(ProcessSettings):

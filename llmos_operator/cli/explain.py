@@ -57,6 +57,8 @@ def show(console: Console, row: WorkloadRow, found: Explanation, now: float) -> 
     console.print(f"{found.reason}: {found.message}\n" if found.message else f"{found.reason}\n")
     if row.nodes:
         console.print(f"runs on     {', '.join(row.nodes)} at {row.precision or 'its own precision'}")
+        if row.scored_by:
+            console.print(f"chosen by   {', '.join(row.scored_by)}")
     place = f", position {found.queue_position}" if found.queue_position is not None else ""
     console.print(f"queue       {found.queue}{place}")
     if found.order:

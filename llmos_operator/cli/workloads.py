@@ -39,6 +39,7 @@ class WorkloadRow:
     queue_position: int | None
     priority: str
     nodes: tuple[str, ...]
+    scored_by: tuple[str, ...]  # what chose the nodes
     devices: tuple[str, ...]
     reserved: str
     observed: str
@@ -88,6 +89,9 @@ def row(item: Json, now: float) -> WorkloadRow:
             dig(status, "summary", "priority") or dig(spec, "scheduling", "priorityClassName") or ""
         ),
         nodes=tuple(dict.fromkeys(str(place.get("node", "")) for place in placements)),
+        scored_by=tuple(
+            dict.fromkeys(by for place in placements if (by := str(place.get("scoredBy") or "")))
+        ),
         devices=tuple(str(uuid) for place in placements for uuid in place.get("deviceUUIDs") or ()),
         reserved=str(placements[0].get("reservedMemory", "")) if placements else "",
         observed=str(dig(status, "model", "observedMemory", default="")),

@@ -170,6 +170,7 @@ class Operator:
                 ("poller", parts.poller.run()),
                 ("profiles", parts.profiles.run()),
                 ("summaries", parts.summaries.run()),
+                ("prices", parts.pricing.run()),
                 ("gauges", self._gauges()),
                 ("standing", self._standing()),
                 ("kopf", self._kopf.run()),

@@ -37,6 +37,7 @@ from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
 from llmos_operator.control.policies import gangs_of, pods_of, policy_of
 from llmos_operator.control.poller import Poller
+from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.control.recorder import CycleRecorder
 from llmos_operator.control.records import Records
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.port import ClusterPort, Json, Kind
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record
+    from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Plan
     from llmos_operator.settings import OperatorSettings
     from llmos_operator.state.snapshot import Snapshot
@@ -208,6 +210,15 @@ class Assembly:
             gangs=gangs_of(self.settings),
             clock=self.clock,
         )
+        self.pricing = Pricing(
+            store=self.store,
+            policy=self.policy,
+            settings=self.settings.scheduling.prices,
+            metrics=self.metrics,
+            clock=self.clock,
+            solver=SolverProcess(),
+            may_act=self.leadership.may_act,
+        )
         self.loop = Loop(
             store=self.store,
             batcher=self.batcher,
@@ -222,11 +233,12 @@ class Assembly:
             may_act=self.leadership.may_act,
             reviewed=self.status.mark,
             record=self._recorder(),
+            prices=self.pricing.current,
         )
         self.hearing = Hearing(self)
         self.poller = Poller(self.client, self.records, self.clock, reported=self.hearing.report)
 
-    def _recorder(self) -> Callable[[Snapshot, Plan], None] | None:
+    def _recorder(self) -> Callable[[Snapshot, Plan, Prices | None], None] | None:
         scheduling = self.settings.scheduling
         if not scheduling.record_folder:
             return None

@@ -9,7 +9,7 @@ from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.cluster.events import Subject
 from llmos_operator.errors import Permanent
-from llmos_operator.manifests.observed import Failure, Preemption
+from llmos_operator.manifests.observed import Failure, Preemption, Score
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,10 @@ class Feedback:
         claim = bind.claim
         if record.failure is not None and record.failure.reason == Reason.POD_NOT_CREATED:
             record.failure = None
-        record.scores = {**_only(record.scores, record, self._records), claim.pod: bind.score}
+        record.scores = {
+            **_only(record.scores, record, self._records),
+            claim.pod: Score(bind.score, bind.scored_by),
+        }
         record.estimated_bytes = bind.estimated_bytes or claim.bytes_per_device
         self._metrics.bind_seconds.observe(max(0.0, self._clock.now() - bind.workload.created_at))
         reserved = human_bytes(claim.bytes_per_device or claim.memory_bytes)
@@ -163,7 +166,7 @@ class Feedback:
         return record if record is not None and record.uid == uid else None
 
 
-def _only(scores: dict[str, int], record: Record, records: Records) -> dict[str, int]:
+def _only(scores: dict[str, Score], record: Record, records: Records) -> dict[str, Score]:
     """Return the scores of pods that still exist."""
     pods = records.replicas_of(record.uid)
     return {pod: score for pod, score in scores.items() if pod in pods}

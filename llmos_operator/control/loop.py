@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.records import Record
     from llmos_operator.control.review import Reviewer
     from llmos_operator.observability.heartbeat import Heartbeat
+    from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Plan
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
@@ -60,9 +61,12 @@ class Loop:
         budget_seconds: float,
         may_act: Callable[[], bool],
         reviewed: Callable[[str], None],
-        record: Callable[[Snapshot, Plan], None] | None = None,
+        prices: Callable[[], Prices | None],
+        record: Callable[[Snapshot, Plan, Prices | None], None] | None = None,
     ) -> None:
-        """`reviewed` is told each workload that was looked at: only then is all known that its status is made from.
+        """`prices` gives the newest there are.
+
+        `reviewed` is told each workload that was looked at: only then is all known that its status is made from.
 
         `record` is told each plan and what it was made of, once it is on its way.
         """
@@ -79,6 +83,7 @@ class Loop:
         self._may_act = may_act
         self._reviewed = reviewed
         self._record = record
+        self._prices = prices
         self._table = NodeTable()
         self._dirty: set[str] = set()
         self._planned_version = -1
@@ -133,14 +138,15 @@ class Loop:
             self._store.advance(now)
             snapshot = self._store.snapshot()
             self._planned_version, self._planned_at = snapshot.version, self._clock.monotonic()
-            plan = await self._plan(snapshot, now)
+            prices = self._prices()
+            plan = await self._plan(snapshot, now, prices)
             # What an interrupted plan did not come to is looked at with the next change, or after a pause: were it at
             # once, a plan that never ends in time would be made without end.
             self._waiting = plan is None or bool(plan.waits) or plan.interrupted
             if plan is not None and self._may_act():
                 self._hand_over(plan)
             if plan is not None and self._record is not None:
-                self._record(snapshot, plan)
+                self._record(snapshot, plan, prices)
 
     def _review(self, key: str) -> None:
         try:
@@ -155,13 +161,15 @@ class Loop:
             return True
         return self._waiting and now - self._planned_at >= WAITING_SECONDS
 
-    async def _plan(self, snapshot: Snapshot, now: float) -> Plan | None:
+    async def _plan(self, snapshot: Snapshot, now: float, prices: Prices | None) -> Plan | None:
         """Return the plan; None if making it failed, which must not end statuses, repairs and the lease with it."""
         budget = Budget.seconds(self._budget_seconds, time.monotonic)
         started = time.monotonic()
         self._planning = True
         try:
-            plan = await asyncio.to_thread(make_plan, snapshot, self._policy, now, budget, self._table)
+            plan = await asyncio.to_thread(
+                make_plan, snapshot, self._policy, now, budget, self._table, prices
+            )
         except Exception:
             self._table = NodeTable()
             self._metrics.failed_plans.inc()
@@ -182,6 +190,8 @@ class Loop:
         kinds = Counter(type(action).__name__ for action in plan.actions)
         for kind, count in kinds.items():
             self._metrics.actions.labels(kind).inc(count)
+        for bind in plan.binds:
+            self._metrics.placements.labels(bind.scored_by).inc()
         reasons = Counter(wait.reason.value for wait in plan.waits)
         self._metrics.pending.clear()
         for reason, count in reasons.items():

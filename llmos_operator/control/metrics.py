@@ -64,6 +64,29 @@ class OperatorMetrics:
             "Cycles whose plan could not be made because of a bug; nothing new is placed meanwhile.",
             registry=registry,
         )
+        self.prices = Counter(
+            "llmos_operator_prices_total",
+            "Looks at the cluster for prices by result (solved, unchanged, too-few, failed, late).",
+            ["result"],
+            registry=registry,
+        )
+        self.prices_at = Gauge(
+            "llmos_operator_prices_timestamp_seconds",
+            "When the cluster was read that the prices in use were made from; 0: none, best fit decides.",
+            registry=registry,
+        )
+        self.price_seconds = Histogram(
+            "llmos_operator_price_seconds",
+            "Time from the question for prices to the answer of the solver, which is a process beside decisions.",
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.placements = Counter(
+            "llmos_operator_placements_total",
+            "Replicas given a place, by the score that chose it (Fragmentation, BestFit).",
+            ["score"],
+            registry=registry,
+        )
         self.actions = Counter(
             "llmos_operator_actions_total", "Actions of plans by kind.", ["action"], registry=registry
         )

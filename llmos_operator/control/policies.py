@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.control.gangs import GangLimits
 from llmos_operator.manifests.settings import PodSettings
-from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.policy import Policy, ScoreKind
 from llmos_operator.settings import BadSettings
 from llmos_operator.state.types import DisruptionStep
 
@@ -37,6 +37,8 @@ def policy_of(settings: OperatorSettings) -> Policy:
         sample_interval=scheduling.telemetry_interval,
         min_runtime=scheduling.min_runtime,
         topology_labels=scheduling.topology_labels,
+        score=ScoreKind.FRAGMENTATION if scheduling.prices.enabled else ScoreKind.BEST_FIT,
+        price_seconds=scheduling.prices.max_age,
         sizing=sizing,
         preemption=replace(base.preemption, steps=STEPS),
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from llmos_operator.api.runtime.messages import RuntimeStatus
-    from llmos_operator.manifests.observed import Failure, Preemption, Refusal
+    from llmos_operator.manifests.observed import Failure, Preemption, Refusal, Score
     from llmos_operator.scheduler.plan import Decision
     from llmos_operator.state.replicas import Replica
     from llmos_operator.state.types import Workload
@@ -40,7 +40,7 @@ class Record:
     permanent: bool = False  # the failure cannot heal without a change of the spec
     preemption: Preemption | None = None
     scaling: Scaling = field(default_factory=Scaling)
-    scores: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
     estimated_bytes: int = 0
     counted: set[str] = field(default_factory=set)  # failures that have been taken into account
     gaps: dict[int, float] = field(default_factory=dict)  # `gangs.gaps` and since when (monotonic seconds)

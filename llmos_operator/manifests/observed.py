@@ -53,6 +53,14 @@ class Preemption:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """How good a replica's place was when it was chosen; only comparable where the same score chose it."""
+
+    value: int = 0
+    by: str = ""  # a ScoreKind
+
+
+@dataclass(frozen=True, slots=True)
 class Scaling:
     """What decides the number of replicas right now."""
 
@@ -78,7 +86,7 @@ class Observed:
     preemption: Preemption | None = None
     scaling: Scaling = field(default_factory=Scaling)
     degraded: Refusal | None = None  # a device's or telemetry's trouble
-    scores: Mapping[str, int] = field(default_factory=dict)  # by pod key
+    scores: Mapping[str, Score] = field(default_factory=dict)  # by pod key
     products: Mapping[str, str] = field(default_factory=dict)  # device UUID -> product
     estimated_bytes: int = 0
     profile: str = ""

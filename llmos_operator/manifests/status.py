@@ -25,12 +25,14 @@ from llmos_operator.api.v1alpha1.workload_status import (
     StatusSummary,
 )
 from llmos_operator.clock import rfc3339
+from llmos_operator.manifests.observed import Score
 from llmos_operator.manifests.verdicts import Verdict, furthest_behind, phase, verdicts
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.manifests.observed import Observed
     from llmos_operator.scheduler.plan import Decision
+    from llmos_operator.state.types import Pod
 
 Json = dict[str, Any]
 _REJECTIONS = 5
@@ -231,16 +233,22 @@ def _placements(seen: Observed) -> tuple[PlacementStatus, ...]:
             node=pod.node,
             device_uuids=pod.claim.devices,
             reserved_memory=format_bytes(pod.claim.bytes_per_device or pod.claim.memory_bytes),
-            score=seen.scores.get(pod.key, _former_score(seen, pod.name)),
+            score=_score(seen, pod).value,
+            scored_by=_score(seen, pod).by,
         )
         for pod in sorted(seen.live, key=lambda one: one.key)
         if pod.claim is not None
     )
 
 
-def _former_score(seen: Observed, pod: str) -> int:
+def _score(seen: Observed, pod: Pod) -> Score:
+    """Return the score a place had, from the status itself where another process chose it."""
+    known = seen.scores.get(pod.key)
+    if known is not None:
+        return known
     placements = seen.previous.get("placements") or ()
-    return next((int(one.get("score") or 0) for one in placements if one.get("pod") == pod), 0)
+    former: Json = next((one for one in placements if one.get("pod") == pod.name), {})
+    return Score(int(former.get("score") or 0), str(former.get("scoredBy") or ""))
 
 
 def _decision(seen: Observed, previous: DecisionStatus | None) -> DecisionStatus | None:
@@ -252,6 +260,7 @@ def _decision(seen: Observed, previous: DecisionStatus | None) -> DecisionStatus
         reason=decision.reason.value,
         message=decision.message[:4096],
         candidates=decision.candidates,
+        scored_by=decision.scored_by,
         rejected=_rejected(decision),
         time=previous.time if same and previous else rfc3339(seen.now),
     )

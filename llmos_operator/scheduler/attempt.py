@@ -152,7 +152,7 @@ class Attempts:
         while (best := self.placer.best(request, handicaps)) is not None:
             row, waste = best
             name = self.scene.table.names[row]
-            prefer = self.placer.column(request, row, columns[row])
+            prefer = self.placer.column(request, row)
             devices = pick(now.node(name), request, columns[row], self.policy.overuse_percent, prefer)
             if devices is not None:
                 claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
@@ -166,7 +166,7 @@ class Attempts:
     def bound(self, pending: Pending, shape: Shape, place: int, claim: Claim, row: int, waste: int) -> Bind:
         """Count a claim in both worlds and return its bind."""
         size, request = shape.options[place]
-        candidates = self.placer.count(request)
+        candidates, by = self.placer.count(request), self.placer.scored_by(request)
         self.worlds.bind(claim)
         if request.placement is Placement.SPREAD:
             self._spread_to.setdefault(claim.workload_uid, []).append(claim.node)
@@ -177,8 +177,11 @@ class Attempts:
             claim=claim,
             score=-waste,
             reason=Reason.BOUND,
-            explanation=wording.bound(claim, state, shape.options, place, candidates),
+            explanation=wording.bound(
+                claim, state, shape.options, place, wording.chosen(by, waste, candidates)
+            ),
             estimated_bytes=size.bytes_per_device,
+            scored_by=by.value,
         )
 
     def leaves_room(self, claim: Claim, request: Request) -> bool:

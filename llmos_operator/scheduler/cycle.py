@@ -87,7 +87,9 @@ def usable(prices: Prices | None, policy: Policy, now: float) -> bool:
     """Return whether the policy wants prices and they are not too old."""
     if prices is None or policy.score is not ScoreKind.FRAGMENTATION:
         return False
-    return now - prices.at <= policy.price_seconds
+    return (
+        abs(now - prices.at) <= policy.price_seconds
+    )  # a clock that was set back does not make old prices new
 
 
 def total_of(table: NodeTable) -> Amount:

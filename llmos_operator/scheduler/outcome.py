@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
@@ -84,6 +85,7 @@ class Outcome:
                 queue=pending.queue,
                 format=last.claim.format,
                 bytes_per_device=last.claim.bytes_per_device,
+                scored_by=last.scored_by,
             )
 
     def interrupt(self) -> None:
@@ -112,17 +114,4 @@ class Outcome:
 
 
 def _placed(decision: Decision, position: int) -> Decision:
-    return Decision(
-        decision.workload,
-        decision.workload_uid,
-        decision.generation,
-        decision.reason,
-        decision.message,
-        decision.candidates,
-        decision.rejected,
-        decision.queue,
-        position,
-        decision.pending,
-        decision.format,
-        decision.bytes_per_device,
-    )
+    return replace(decision, queue_position=position)

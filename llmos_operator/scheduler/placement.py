@@ -1,7 +1,8 @@
 """Chooses the node and the devices of one replica.
 
 `Placer.best` keeps, for each request it has seen, the waste of every node, and after a placement asks again only for
-the nodes that changed: identical work costs one row each. `pick` then chooses devices on exact integers; it is the
+the nodes that changed. Where a score offers a quick lower bound, a node's waste is not worked out before its bound is
+the least there is: most nodes never are looked at closely. The outcome is the same as if all were. `pick` then chooses devices on exact integers; it is the
 authority on whether a node fits, the arrays only propose.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.scheduler.feasibility import KEPT_REQUESTS
 from llmos_operator.scheduler.scene import Candidates
 from llmos_operator.scheduler.scores.best_fit import BestFit
 from llmos_operator.scheduler.scores.fragmentation import Fragmentation
@@ -21,27 +23,33 @@ from llmos_operator.scheduler.table import ALL
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import numpy.typing as npt
+
     from llmos_operator.scheduler.feasibility import Feasibility
     from llmos_operator.scheduler.fragmentation.prices import Prices
+    from llmos_operator.scheduler.policy import ScoreKind
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.table import Bools, Ints, Rows
     from llmos_operator.state.ledger import DeviceState, NodeState
 
-INFEASIBLE: Final = np.iinfo(np.int64).max
-_KEPT_REQUESTS: Final = 256
-_RECHECK_SHARE: Final = 2  # recheck all rows once half of them have changed
+INFEASIBLE: Final = int(np.iinfo(np.int64).max)
+_SINGLY: Final = 8  # rows that are looked at one by one before all that may be better are looked at together
 _PERCENT: Final = 100
 
 
 @dataclass(slots=True)
 class _Ranking:
-    """Waste of every row for one request, and how much of the table's log it has seen."""
+    """Waste of every row for one request, and how much of the table's log it has seen.
+
+    A waste that is not exact is a lower bound: the row was not looked at closely, nor whether it can take the request.
+    """
 
     waste: Ints
+    exact: Bools
+    column: Ints  # of the device that should give a share, -1 where any will do; only where exact
+    version: tuple[int, int]
     seen: int
-    generation: int
-    static_version: int
 
 
 class Placer:
@@ -63,66 +71,125 @@ class Placer:
 
         `handicaps` adds to the waste of single rows; INFEASIBLE rules a row out.
         """
-        waste = self._current(request)
-        if not waste.size:
+        ranking = self._current(request)
+        if not ranking.waste.size:
             return None
-        if handicaps:
-            waste = waste.copy()
-            for row, extra in handicaps.items():
-                waste[row] = INFEASIBLE if INFEASIBLE - extra < waste[row] else waste[row] + extra
-        row = int(waste.argmin())
-        return None if waste[row] == INFEASIBLE else (row, int(waste[row]))
+        closely = 0
+        while True:
+            waste = _handicapped(ranking.waste, handicaps)
+            row = int(waste.argmin())
+            if ranking.exact[row]:
+                return None if waste[row] == INFEASIBLE else (row, int(waste[row]))
+            closely += 1
+            if closely <= _SINGLY and self._look_at(request, ranking, row):
+                continue
+            # Whatever is bounded by less than the best exact waste has to be looked at: better all at once.
+            found = waste[ranking.exact].min(initial=INFEASIBLE)
+            self._look(request, ranking, np.flatnonzero(~ranking.exact & (waste <= found)))
 
-    def column(self, request: Request, row: int, acceptable: Bools) -> int | None:
-        """Return which device of a row the score would take, by column; None if it leaves that to `pick`."""
-        if self._fragmentation is None or not self._fragmentation.judges(request):
+    def column(self, request: Request, row: int) -> int | None:
+        """Return which device of the best row the score would take, by column; None if it leaves that to `pick`."""
+        ranking = self._rankings.get(request)
+        if ranking is None or not ranking.exact[row] or ranking.column[row] < 0:
             return None
-        return self._fragmentation.column(self._scene, request, row, acceptable)
+        return int(ranking.column[row])
 
     def wastes(self, request: Request) -> Ints:
         """Return the waste of every row, INFEASIBLE where it cannot take the request now. Not to be changed."""
-        return self._current(request)
+        ranking = self._current(request)
+        bounded = np.flatnonzero(~ranking.exact)
+        if bounded.size:
+            self._look(request, ranking, bounded)
+        return ranking.waste
 
     def count(self, request: Request) -> int:
         """Return how many rows can take the request."""
-        return int((self._current(request) != INFEASIBLE).sum())
+        return int(self._feasibility.fitting(request).sum())
 
-    def _current(self, request: Request) -> Ints:
+    def scored_by(self, request: Request) -> ScoreKind:
+        """Return which score ranks the rows for a request."""
+        return self._score(request).kind
+
+    def _current(self, request: Request) -> _Ranking:
         table = self._scene.table
-        ranking = self._rankings.get(request)
-        if ranking is not None and (
-            ranking.generation == table.generation and ranking.static_version == table.static_version
-        ):
-            changed = table.log[ranking.seen :]
-            ranking.seen = len(table.log)
-            if len(changed) * _RECHECK_SHARE > len(table):
-                ranking.waste = self._waste(request, ALL)
-            elif len(changed) == 1:
-                rows = np.array(changed)
-                ranking.waste[rows] = self._waste(request, rows)
-            elif changed:
-                rows = np.unique(np.array(changed))
-                ranking.waste[rows] = self._waste(request, rows)
-            return ranking.waste
-        if len(self._rankings) >= _KEPT_REQUESTS:
+        ranking, version = self._rankings.get(request), (table.generation, table.static_version)
+        if ranking is not None and ranking.version == version:
+            if ranking.seen < len(table.log):
+                self._update(request, ranking, table.changed_since(ranking.seen))
+                ranking.seen = len(table.log)
+            return ranking
+        if len(self._rankings) >= KEPT_REQUESTS:
             del self._rankings[next(iter(self._rankings))]
-        waste = self._waste(request, ALL)
-        self._rankings[request] = _Ranking(waste, len(table.log), table.generation, table.static_version)
-        return waste
+        rows = len(table)
+        ranking = _Ranking(
+            np.full(rows, INFEASIBLE, np.int64),
+            np.ones(rows, np.bool_),
+            np.full(rows, -1),
+            version,
+            len(table.log),
+        )
+        self._update(request, ranking, ALL)
+        self._rankings[request] = ranking
+        return ranking
 
-    def _waste(self, request: Request, rows: Rows) -> Ints:
+    def _update(self, request: Request, ranking: _Ranking, rows: Rows) -> None:
+        """Take in rows that have changed: by bounds where the score has some."""
+        score = self._score(request)
+        if isinstance(score, BestFit):
+            self._look(request, ranking, rows)
+            return
+        possible = self._feasibility.possible(request, rows)
+        ranking.waste[rows] = np.where(possible, score.least(self._scene, request, rows), INFEASIBLE)
+        ranking.exact[rows] = ~possible
+
+    def _look_at(self, request: Request, ranking: _Ranking, row: int) -> bool:
+        """Make the waste of one row exact, on the ledger's values. Returns False where only `_look` can."""
+        score, table = self._score(request), self._scene.table
+        if isinstance(score, BestFit):
+            return False
+        state, acceptable = table.states[row], self._feasibility.acceptable(request).devices[row]
+        overuse = self._scene.policy.overuse_percent
+        usable = [False] * table.width
+        for column, device in enumerate(state.devices if request.devices else ()):
+            usable[column] = bool(acceptable[column]) and device_fits(device, request, overuse)
+        judged: tuple[int, int] | None = (INFEASIBLE, -1)
+        if host_fits(state, request) and sum(usable) >= request.devices:
+            judged = score.judge_one(self._scene, request, row, usable)
+        if judged is None:
+            return False
+        ranking.waste[row], ranking.column[row] = judged
+        ranking.exact[row] = True
+        return True
+
+    def _look(self, request: Request, ranking: _Ranking, rows: Rows) -> None:
+        """Make the waste of rows exact."""
         fits, candidates = self._feasibility.check(request, rows)
-        waste = np.full(len(fits), INFEASIBLE, np.int64)
         at = np.flatnonzero(fits)
+        waste, column = np.full(len(fits), INFEASIBLE, np.int64), np.full(len(fits), -1)
         if at.size:
-            chosen = Candidates(at if isinstance(rows, slice) else rows[at], candidates.devices[at])
-            waste[at] = self._score(request).waste(self._scene, request, chosen)
-        return waste
+            chosen = Candidates(self._scene.table, _rows_of(rows, at), candidates.devices[at])
+            waste[at], preferred = self._score(request).judge(self._scene, request, chosen)
+            if preferred is not None:
+                column[at] = preferred
+        ranking.waste[rows], ranking.column[rows], ranking.exact[rows] = waste, column, True
 
     def _score(self, request: Request) -> BestFit | Fragmentation:
         if self._fragmentation is not None and self._fragmentation.judges(request):
             return self._fragmentation
         return self._best_fit
+
+
+def _rows_of(rows: Rows, at: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    return at + (rows.start or 0) if isinstance(rows, slice) else rows[at]
+
+
+def _handicapped(waste: Ints, handicaps: Mapping[int, int] | None) -> Ints:
+    if not handicaps:
+        return waste
+    waste = waste.copy()
+    for row, extra in handicaps.items():
+        waste[row] = INFEASIBLE if INFEASIBLE - extra < waste[row] else waste[row] + extra
+    return waste
 
 
 def pick(

@@ -31,6 +31,7 @@ class Bind:
     explanation: str
     estimated_bytes: int = 0  # per device, as sizing predicted it (the claim may reserve more)
     gang: str = ""  # binds of one plan that name the same gang are carried out all or none
+    scored_by: str = ""  # the ScoreKind that `score` is of
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class Decision:
     pending: int = 0  # replicas left without a place
     format: str = ""  # of the last size tried
     bytes_per_device: int = 0
+    scored_by: str = ""  # the ScoreKind that chose the last node; "" where none was chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ GIB = 1 << 30
 class ScoreKind(StrEnum):
     """What decides between nodes that can take a request."""
 
-    BEST_FIT = "best-fit"  # leaves the least behind
-    FRAGMENTATION = "fragmentation"  # destroys the least of what the cluster can do for expected work
+    BEST_FIT = "BestFit"  # leaves the least behind
+    FRAGMENTATION = "Fragmentation"  # destroys the least of what the cluster can do for expected work
 
 
 @dataclass(frozen=True, slots=True)

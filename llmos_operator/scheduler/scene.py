@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmos_operator.scheduler.policy import Policy
-    from llmos_operator.scheduler.table import Bools, NodeTable
+    from llmos_operator.scheduler.table import Bools, Ints, NodeTable, Rows
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -35,12 +35,45 @@ class Scene:
         return cls(table, policy, now, times)
 
 
-@dataclass(slots=True)
 class Candidates:
     """Nodes under consideration, narrowed by one filter after another.
 
-    `rows` are table rows; `devices[i]` are the devices of `rows[i]` that are still acceptable.
+    `rows` are table rows; `devices[i]` are the devices of `rows[i]` that are still acceptable. What the table says of
+    them is taken out of it once, with the first filter that asks.
     """
 
-    rows: npt.NDArray[np.intp] | slice
-    devices: Bools
+    __slots__ = ("_device", "_fixed", "_node", "_table", "devices", "rows")
+
+    def __init__(self, table: NodeTable, rows: Rows, devices: Bools) -> None:
+        self._table = table
+        self.rows = rows
+        self.devices = devices
+        self._node: Ints | None = None
+        self._device: Ints | None = None
+        self._fixed: Ints | None = None
+
+    @property
+    def node(self) -> Ints:
+        """`NodeTable.node` of the rows."""
+        if self._node is None:
+            self._node = self._table.node[:, self.rows]
+        return self._node
+
+    @property
+    def device(self) -> Ints:
+        """`NodeTable.device` of the rows."""
+        if self._device is None:
+            self._device = self._table.device[:, self.rows]
+        return self._device
+
+    @property
+    def fixed(self) -> Ints:
+        """`NodeTable.fixed` of the rows."""
+        if self._fixed is None:
+            self._fixed = self._table.fixed[:, self.rows]
+        return self._fixed
+
+    def enough(self, devices: int) -> Bools:
+        """Return which of the rows have so many acceptable devices left."""
+        found: Bools = self.devices.sum(axis=1) >= devices
+        return found

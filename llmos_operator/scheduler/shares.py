@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.fragmentation.losses import Asked
 from llmos_operator.scheduler.fragmentation.shapes import FULL, Stock
 from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, FREE_MILLI, IDLE, PRODUCT
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.fragmentation.shapes import Ints
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.table import NodeTable, Rows
+    from llmos_operator.state.ledger import NodeState
 
 
 def kinds_of(table: NodeTable) -> tuple[DeviceKind, ...]:
@@ -51,6 +53,20 @@ def shares(table: NodeTable, rows: Rows) -> Ints:
     free = np.minimum(np.minimum(free, table.device[FREE_MILLI][rows]), FULL - 1)
     free = np.where(table.device[IDLE][rows] > 0, FULL, free)
     found: Ints = np.where(table.exists[rows] & table.healthy[rows] & ~table.mig[rows], free, 0)
+    return found
+
+
+def shares_of(state: NodeState, width: int) -> list[int]:
+    """Return `shares` of one node, filled up to `width` columns."""
+    found = [0] * width
+    for column, one in enumerate(state.devices):
+        if one.device.mig or one.verdict not in {Verdict.HEALTHY, Verdict.DEGRADED}:
+            continue
+        if one.idle:
+            found[column] = FULL
+        else:
+            memory = one.headroom_bytes() * FULL // max(one.device.memory_bytes, 1)
+            found[column] = min(memory, one.headroom_milli(), FULL - 1)
     return found
 
 

@@ -7,7 +7,7 @@ only rows whose value is another one, so a table kept between cycles costs what 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,12 @@ class NodeTable:
         """Return the number that stands for a sharing domain."""
         return self._domains.setdefault(domain, len(self._domains))
 
+    def changed_since(self, seen: int) -> Rows:
+        """Return the rows rewritten since the log was `seen` long; a single one as a slice, which numpy reads fastest."""
+        if len(self.log) == seen + 1:
+            return slice(self.log[seen], self.log[seen] + 1)
+        return np.unique(np.array(self.log[seen:], np.intp))
+
     def sync(self, nodes: Mapping[str, NodeState]) -> None:
         """Make the table equal to `nodes`."""
         if len(nodes) != len(self.names) or any(name not in nodes for name in self.names):
@@ -93,8 +99,13 @@ class NodeTable:
         if former.node is not state.node or not same_devices:
             self._write_fixed(row, state)
             self.static_version += 1
+            self._write_free(row, state)
+        else:
+            self._write_host(row, state)
+            for column, device in enumerate(state.devices):
+                if device is not former.devices[column]:  # values: what is the same object has not changed
+                    self.device[:, row, column] = self._free_of(device)
         self.states[row] = state
-        self._write_free(row, state)
         self.log.append(row)
 
     def _rebuild(self, nodes: Mapping[str, NodeState]) -> None:
@@ -142,6 +153,12 @@ class NodeTable:
         return device.memory_bytes, capability_number(device.compute_capability), product, device.index
 
     def _write_free(self, row: int, state: NodeState) -> None:
+        self._write_host(row, state)
+        self.device[:, row] = 0
+        for column, device in enumerate(state.devices):
+            self.device[:, row, column] = self._free_of(device)
+
+    def _write_host(self, row: int, state: NodeState) -> None:
         node = state.node
         if node is None:
             self.node[:, row] = 0
@@ -152,17 +169,13 @@ class NodeTable:
                 node.pods - state.pod_count,
                 node.gpus - state.gpus,
             )
-        devices = state.devices
-        if not devices:
-            self.device[:, row] = 0
-            return
-        free: list[list[Any]] = [
-            [d.headroom_bytes() for d in devices],
-            [d.headroom_milli() for d in devices],
-            [d.idle for d in devices],
-            [self.domain_number(d.domain) for d in devices],
-            [max(0, (d.observed_bytes or 0) - d.reserved_bytes) for d in devices],
-            [d.claims for d in devices],
-        ]
-        self.device[:, row, : len(devices)] = free
-        self.device[:, row, len(devices) :] = 0
+
+    def _free_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int]:
+        return (
+            state.headroom_bytes(),
+            state.headroom_milli(),
+            int(state.idle),
+            self.domain_number(state.domain),
+            max(0, (state.observed_bytes or 0) - state.reserved_bytes),
+            state.claims,
+        )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
+from llmos_operator.scheduler.policy import ScoreKind
+from llmos_operator.scheduler.scores.fragmentation import loss_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,19 +29,30 @@ def bound(
     state: NodeState,
     options: Sequence[tuple[Size, Request]],
     place: int,
-    candidates: int,
+    chosen: str,
 ) -> str:
-    """Return why a claim got this node and this precision."""
-    nodes = "the only candidate" if candidates == 1 else f"best fit of {candidates} candidates"
+    """Return why a claim got this node (`chosen`) and this precision."""
     if not claim.devices:
-        return f"{claim.format} on the CPU of node {claim.node}, {nodes}: {human_bytes(claim.memory_bytes)} reserved"
+        return f"{claim.format} on the CPU of node {claim.node}, {chosen}: {human_bytes(claim.memory_bytes)} reserved"
     indexes = ",".join(str(d.device.index) for d in state.devices if d.device.uuid in claim.devices)
     text = (
-        f"{claim.format} on node {claim.node} device {indexes}, {nodes}: "
+        f"{claim.format} on node {claim.node} device {indexes}, {chosen}: "
         f"{human_bytes(claim.bytes_per_device)} reserved per device"
     )
     better = [size_text(size) for size, _ in options[:place]]
     return f"{text}; no room now for {', '.join(better)}" if better else text
+
+
+def chosen(by: ScoreKind, waste: int, candidates: int) -> str:
+    """Return why a node was preferred to the others that could have taken it."""
+    if candidates == 1:
+        return "the only candidate"
+    if by is ScoreKind.BEST_FIT:
+        return f"best fit of {candidates} candidates"
+    loss = loss_of(waste)
+    if loss is None:
+        return f"one of {candidates} candidates with room that nothing expected needs"
+    return f"of {candidates} candidates the least loss of room for expected work ({loss:.3g} devices)"
 
 
 def size_text(size: Size) -> str:

@@ -93,7 +93,7 @@ class Replay:
             return None
         row, node = best[0], self._table.states[best[0]]
         acceptable = self._feasibility.acceptable(request).devices[row]
-        prefer = self._placer.column(request, row, acceptable)
+        prefer = self._placer.column(request, row)
         devices = pick(node, request, acceptable, self._policy.overuse_percent, prefer)
         if devices is None:
             raise RuntimeError(f"the table says that {request} fits on {node.name}, the ledger does not")

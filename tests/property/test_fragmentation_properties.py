@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmos_operator.scheduler.fragmentation.holdings import Holdings
 from llmos_operator.scheduler.fragmentation.losses import Asked, Nodes, losses
 from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.fragmentation.shapes import FULL, Shape, Stock
@@ -105,3 +106,28 @@ def test_the_same_calls_give_the_same_prices_and_none_is_negative(
     if first is not None and second is not None:
         assert first.of == second.of
         assert all(price >= 0 for price in first.of.values())
+
+
+@given(some_prices, st.lists(a_node, min_size=1, max_size=5), a_node, a_shape)
+def test_bounds_and_single_rows_agree_with_the_losses_of_all_rows(
+    prices: dict[Shape, float],
+    nodes: list[tuple[int, int, list[int]]],
+    after: tuple[int, int, list[int]],
+    shape: Shape,
+) -> None:
+    worth = Worth(prices, 2, WIDTH)
+    kind, cpu, free = arrays(*nodes * 70)  # many rows that are alike
+    held = Holdings(worth, kind.copy(), cpu.copy(), free.copy())
+    single = Holdings(worth, kind.copy(), cpu.copy(), free.copy())
+    changed = arrays(after)
+    held.update(slice(0, 1), changed[1], changed[2])
+    single.update_one(0, int(changed[1][0]), changed[2][0].tolist())
+    asked = Asked(shape.devices, shape.whole, shape.cpu, np.full(2, shape.share))
+    usable = np.ones(free.shape, np.bool_)
+    loss, column = held.losses(asked, slice(None), usable)
+    least = held.least(asked, slice(None))
+    assert np.array_equal(single.least(asked, slice(None)), least)
+    assert (least <= loss + 1e-6).all()
+    if shape.devices <= 1 or shape.whole:
+        for row in range(len(nodes)):
+            assert single.loss_one(asked, row, [True] * WIDTH) == (loss[row], column[row])

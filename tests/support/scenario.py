@@ -10,7 +10,12 @@ import yaml
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.control import gangs, reconcile
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.policy import Policy, PreemptionLimits, SizingPolicy
+from llmos_operator.scheduler.filters.device_kind import product_matches
+from llmos_operator.scheduler.fragmentation.pricer import Pricer
+from llmos_operator.scheduler.fragmentation.shapes import ANY, FULL, Shape
+from llmos_operator.scheduler.policy import Policy, PreemptionLimits, ScoreKind, SizingPolicy
+from llmos_operator.scheduler.shares import kinds_of, stock_of
+from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.types import (
     DeviceSelector,
     DisruptionBudget,
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from llmos_operator.scheduler.fragmentation.prices import DeviceKind, Prices
     from llmos_operator.scheduler.plan import Plan
 
 SHAPES = {"small": builders.SMALL_MODEL, "large": builders.LARGE_MODEL}
@@ -61,6 +67,7 @@ class Scenario:
     expect: dict[str, Any]
     then: dict[str, Any] = field(default_factory=dict)
     lost_for: dict[str, float] = field(default_factory=dict)  # workload -> seconds since a pod of it was lost
+    prices: Prices | None = None
 
 
 def load(path: Path) -> Scenario:
@@ -76,6 +83,7 @@ def load(path: Path) -> Scenario:
         "namespaces",
         "models",
         "budgets",
+        "mix",
         "nodes",
         "running",
         "pending",
@@ -101,7 +109,8 @@ def load(path: Path) -> Scenario:
     for one in data.get("pending", []):
         cluster.add(_workload(one))
     policy = _policy(data.get("policy", {}))
-    return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}), lost_for)
+    prices = _prices(cluster, data["mix"]) if "mix" in data else None
+    return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}), lost_for, prices)
 
 
 def _only(data: dict[str, Any], known: set[str], where: str) -> None:
@@ -110,7 +119,29 @@ def _only(data: dict[str, Any], known: set[str], where: str) -> None:
         raise ValueError(f"{where}: unknown keys {sorted(unknown)}; known are {sorted(known)}")
 
 
+def _prices(cluster: ClusterBuilder, mix: list[dict[str, Any]]) -> Prices:
+    """Return prices for the cluster as the file has it, as the operator's solver makes them."""
+    table = NodeTable()
+    table.sync(cluster.snapshot().nodes)
+    kinds = kinds_of(table)
+    expected = {_expected(one, kinds): float(one["count"]) for one in mix}
+    found = Pricer().price(stock_of(table, kinds), expected, kinds, NOW)
+    if found is None:
+        raise ValueError("the mix asks for nothing")
+    return found
+
+
+def _expected(data: dict[str, Any], kinds: tuple[DeviceKind, ...]) -> Shape:
+    _only(data, {"count", "gpus", "share", "cpu", "product"}, "mix")
+    words = tuple(data.get("product", ()))
+    mask = sum(1 << i for i, (product, _) in enumerate(kinds) if words and product_matches(product, words))
+    cpu = parse_milli(str(data.get("cpu", "250m")))
+    return Shape(data.get("gpus", 1), data.get("share", FULL), cpu, mask or ANY)
+
+
 def _policy(data: dict[str, Any]) -> Policy:
+    if "score" in data:
+        data["score"] = ScoreKind(data["score"])
     limits = PreemptionLimits(**data.pop("preemption", {}))
     return Policy(preemption=limits, **data)
 
@@ -303,6 +334,7 @@ def summary(made: Plan) -> dict[str, Any]:
         "wait": {workload_name(w.workload): str(w.reason) for w in made.waits},
         "format": {workload_name(b.claim.workload): b.claim.format for b in made.binds},
         "reasons": {workload_name(e.victim): str(e.reason) for e in made.evictions},
+        "scored": {workload_name(b.claim.workload): b.scored_by for b in made.binds},
         "devices": {
             workload_name(b.claim.workload): [int(d.rpartition("-")[2]) for d in b.claim.devices]
             for b in made.binds
@@ -356,4 +388,4 @@ def retired(scenario: Scenario) -> list[str]:
 
 def plan_of(scenario: Scenario, now: float = NOW) -> Plan:
     """Return the plan of the scenario as it stands."""
-    return plan(scenario.cluster.snapshot(), scenario.policy, now)
+    return plan(scenario.cluster.snapshot(), scenario.policy, now, prices=scenario.prices)

@@ -65,6 +65,9 @@ class PlacementStatus(KubeModel):
     score: Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)] = Field(
         default=0, description="Score the place had when it was chosen."
     )
+    scored_by: Word = Field(
+        default="", description="What the score is of: Fragmentation (prices of expected work) or BestFit."
+    )
 
 
 class RejectedPlace(KubeModel):
@@ -83,6 +86,10 @@ class DecisionStatus(KubeModel):
         default="", description="Explanation for people."
     )
     candidates: Replicas = Field(default=0, description="Nodes that were looked at.")
+    scored_by: Word = Field(
+        default="",
+        description="What chose the last node: Fragmentation (prices of expected work) or BestFit.",
+    )
     rejected: Annotated[tuple[RejectedPlace, ...], ListMap(("reason",)), Field(max_length=5)] = Field(
         default=(), description="The five most frequent reasons for which nodes were out."
     )

@@ -25,8 +25,8 @@ class DeviceKind:
     static = True
     for_devices = True
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
-        """Keep matching devices; return which candidates have enough of them."""
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> None:
+        """Keep matching devices."""
         table, rows, selector = scene.table, candidates.rows, request.constraints.selector
         kept = candidates.devices
         mig = table.mig[rows]
@@ -38,8 +38,6 @@ class DeviceKind:
             kept &= table.fixed[CAPACITY][rows] >= selector.min_memory_bytes
         if selector.min_compute_capability > (0, 0):
             kept &= table.fixed[CAPABILITY][rows] >= capability_number(selector.min_compute_capability)
-        enough: Bools = kept.sum(axis=1) >= request.devices
-        return enough
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
         """Return what the rows have instead."""

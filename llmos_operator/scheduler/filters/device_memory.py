@@ -22,11 +22,9 @@ class DeviceCompute:
     static = False
     for_devices = True
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
-        """Keep devices with enough compute; return which candidates have enough of them."""
-        candidates.devices &= scene.table.device[FREE_MILLI][candidates.rows] >= request.compute_milli
-        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
-        return enough
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> None:  # noqa: ARG002
+        """Keep devices with enough compute."""
+        candidates.devices &= candidates.device[FREE_MILLI] >= request.compute_milli
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:
         """Return the most compute left on a device."""
@@ -41,11 +39,9 @@ class DeviceMemory:
     static = False
     for_devices = True
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
-        """Keep devices with enough memory; return which candidates have enough of them."""
-        candidates.devices &= scene.table.device[FREE_BYTES][candidates.rows] >= request.bytes_per_device
-        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
-        return enough
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> None:  # noqa: ARG002
+        """Keep devices with enough memory."""
+        candidates.devices &= candidates.device[FREE_BYTES] >= request.bytes_per_device
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:
         """Return the smallest shortage of the device that would have to be used."""

@@ -18,11 +18,9 @@ class Health:
     static = True
     for_devices = True
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
-        """Keep devices in working order; return which candidates have enough of them."""
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> None:  # noqa: ARG002
+        """Keep devices in working order."""
         candidates.devices &= scene.table.healthy[candidates.rows]
-        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
-        return enough
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
         """Return the verdicts of the devices that are out."""

@@ -20,9 +20,9 @@ class HostCpu:
     static = False
     for_devices = False
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:  # noqa: ARG002
         """Return which candidates stay."""
-        enough: Bools = scene.table.node[CPU][candidates.rows] >= request.cpu_milli
+        enough: Bools = candidates.node[CPU] >= request.cpu_milli
         return enough
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
@@ -39,9 +39,9 @@ class HostMemory:
     static = False
     for_devices = False
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:  # noqa: ARG002
         """Return which candidates stay."""
-        enough: Bools = scene.table.node[MEMORY][candidates.rows] >= request.memory_bytes
+        enough: Bools = candidates.node[MEMORY] >= request.memory_bytes
         return enough
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002

@@ -21,17 +21,14 @@ class Occupancy:
     static = False
     for_devices = True
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
-        """Keep devices that may be taken; return which candidates have enough of them."""
-        rows, device = candidates.rows, scene.table.device
-        idle = device[IDLE][rows] > 0
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> None:
+        """Keep devices that may be taken."""
+        idle = candidates.device[IDLE] > 0
         if request.whole:
             candidates.devices &= idle
         else:
-            same = device[DOMAIN][rows] == scene.table.domain_number(request.domain)
+            same = candidates.device[DOMAIN] == scene.table.domain_number(request.domain)
             candidates.devices &= idle | same
-        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
-        return enough
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:
         """Return the most devices any of the rows has free."""
@@ -47,13 +44,10 @@ class Overuse:
     static = False
     for_devices = True
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
-        """Keep devices used as reserved; return which candidates have enough of them."""
-        rows, table = candidates.rows, scene.table
-        limit = table.fixed[CAPACITY][rows] * scene.policy.overuse_percent // _PERCENT
-        candidates.devices &= table.device[EXCESS][rows] <= limit
-        enough: Bools = candidates.devices.sum(axis=1) >= request.devices
-        return enough
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> None:  # noqa: ARG002
+        """Keep devices used as reserved."""
+        limit = candidates.fixed[CAPACITY] * scene.policy.overuse_percent
+        candidates.devices &= candidates.device[EXCESS] * _PERCENT <= limit
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
         """Return the overuse that is least above what is tolerated."""

@@ -19,9 +19,9 @@ class PluginGpus:
     static = False
     for_devices = True
 
-    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:  # noqa: ARG002
         """Return which candidates stay."""
-        enough: Bools = scene.table.node[GPUS][candidates.rows] >= request.plugin_gpus
+        enough: Bools = candidates.node[GPUS] >= request.plugin_gpus
         return enough
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002

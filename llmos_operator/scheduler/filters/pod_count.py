@@ -21,7 +21,7 @@ class PodCount:
 
     def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:  # noqa: ARG002
         """Return which candidates stay."""
-        room: Bools = scene.table.node[PODS][candidates.rows] >= 1
+        room: Bools = candidates.node[PODS] >= 1
         return room
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002

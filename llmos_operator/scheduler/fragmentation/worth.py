@@ -45,7 +45,7 @@ class Worth:
         self.width = width
         shared = sorted({s.share for s in prices if s.devices and not s.whole})
         self.unit = unit_of(shared)
-        self._levels = FULL // self.unit + 1
+        self.levels = FULL // self.unit + 1
         gains = self._gains(prices, kinds)
         self._share = self._fill(gains, kinds)
         self._gang = self._gangs(gains, kinds)
@@ -59,7 +59,7 @@ class Worth:
             gain = np.maximum(price - self.lambdas * (shape.cpu / CORE), 0.0)
             if not shape.whole:
                 gain /= shape.devices
-            size = (1, -(-shape.share // self.unit)) if not shape.whole else (shape.devices, self._levels)
+            size = (1, -(-shape.share // self.unit)) if not shape.whole else (shape.devices, self.levels)
             for kind in range(kinds):
                 if shape.takes(kind):
                     former = found[kind].get(size)
@@ -68,7 +68,7 @@ class Worth:
 
     def _fill(self, gains: list[dict[tuple[int, int], Floats]], kinds: int) -> Floats:
         """Return what each free share is worth to shared work: [kind x level, price of CPU]."""
-        levels = self._levels
+        levels = self.levels
         table = np.zeros((kinds, levels, len(self.lambdas)))
         for kind in range(kinds):
             sizes = [(level, gain) for (_, level), gain in gains[kind].items() if level < levels]
@@ -89,8 +89,8 @@ class Worth:
         """Return what a number of idle devices is worth: [kind x (width + 1), price of CPU]."""
         table = np.zeros((kinds, self.width + 1, len(self.lambdas)))
         for kind in range(kinds):
-            alone = self._share[(kind + 1) * self._levels - 1]
-            whole = [(count, gain) for (count, level), gain in gains[kind].items() if level == self._levels]
+            alone = self._share[(kind + 1) * self.levels - 1]
+            whole = [(count, gain) for (count, level), gain in gains[kind].items() if level == self.levels]
             for count in range(1, self.width + 1):
                 best = table[kind, count - 1] + alone
                 for size, gain in whole:
@@ -99,13 +99,33 @@ class Worth:
                 table[kind, count] = best
         return table.reshape(kinds * (self.width + 1), -1)
 
+    @property
+    def shares(self) -> Floats:
+        """The table behind `share`, flat: kind, then level of free share, then price of CPU."""
+        return self._share.ravel()
+
+    @property
+    def gangs(self) -> Floats:
+        """The table behind `gang`, flat: kind, then idle devices (0 to `width`), then price of CPU."""
+        return self._gang.ravel()
+
     def share(self, kind: Ints, free: Ints) -> Floats:
         """Return what free shares of devices are worth, for each price of CPU; a whole free device is not one of them."""
-        found: Floats = self._share[kind * self._levels + free // self.unit]
+        found: Floats = self._share[kind * self.levels + free // self.unit]
         return found
 
     def gang(self, kind: Ints, idle: Ints) -> Floats:
         """Return what idle devices of one node are worth together, for each price of CPU."""
+        found: Floats = self._gang[kind * (self.width + 1) + idle]
+        return found
+
+    def share_of(self, kind: int, free: int) -> Floats:
+        """Return `share` of one device."""
+        found: Floats = self._share[kind * self.levels + free // self.unit]
+        return found
+
+    def gang_of(self, kind: int, idle: int) -> Floats:
+        """Return `gang` of one node."""
         found: Floats = self._gang[kind * (self.width + 1) + idle]
         return found
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, IDLE, MEMORY
 from llmos_operator.state.types import Placement
 
@@ -30,8 +31,13 @@ _MIB_SHIFT: Final = 20
 class BestFit:
     """Waste of the best placement on each candidate."""
 
-    def waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
-        """Return the waste of each candidate, in units that only compare within one request."""
+    kind: Final = ScoreKind.BEST_FIT
+
+    def judge(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, None]:
+        """Return the waste of each candidate, in units that only compare within one request; no device is preferred."""
+        return self._waste(scene, request, candidates), None
+
+    def _waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
         if not request.devices:
             return self._host_only(scene, request, candidates)
         rows, table = candidates.rows, scene.table

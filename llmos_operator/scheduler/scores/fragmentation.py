@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from llmos_operator.scheduler.fragmentation.losses import Asked, Nodes, losses
-from llmos_operator.scheduler.shares import asked_of, kind_rows, shares
+from llmos_operator.scheduler.fragmentation.holdings import Holdings
+from llmos_operator.scheduler.policy import ScoreKind
+from llmos_operator.scheduler.shares import asked_of, kind_rows, shares, shares_of
 from llmos_operator.scheduler.table import ALL, CPU, IDLE
 from llmos_operator.state.types import Placement, Sharing
 
 if TYPE_CHECKING:
+    from llmos_operator.scheduler.fragmentation.losses import Asked
     from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Candidates, Floats, Scene
@@ -27,10 +29,19 @@ _MILLIONTHS: Final = 1_000_000
 _UNPRICED: Final = 1 << 30  # millionths: room that the filters see and rounding of shares does not
 _DEGRADED: Final = 1 << 36  # millionths: a degraded device is taken only when no other will do
 _TIES: Final = 8  # bits below the loss, for idle devices
+_SLACK: Final = 2  # millionths: by as much rounding may move a loss
+
+
+def loss_of(waste: int) -> float | None:
+    """Return the loss that a waste stands for, in devices; None where the prices say nothing of the room."""
+    loss = waste >> _TIES
+    return None if loss >= _UNPRICED else loss / _MILLIONTHS
 
 
 class Fragmentation:
     """Loss of value of the best placement on each candidate."""
+
+    kind: Final = ScoreKind.FRAGMENTATION
 
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
@@ -42,56 +53,74 @@ class Fragmentation:
         """Return whether the score has an opinion: not on work that wants to be spread, nor on MIG instances."""
         return request.placement is not Placement.SPREAD and request.constraints.sharing is not Sharing.MIG
 
-    def waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
-        """Return the waste of each candidate, in units that only compare within one request."""
+    def least(self, scene: Scene, request: Request, rows: Rows) -> Ints:
+        """Return a waste that no placement on a row falls below. Asks much less than `judge`."""
+        self._follow(scene.table)
+        loss = self._holdings.least(self._asked_of(request), rows) * _MILLIONTHS - _SLACK
+        least: Ints = np.minimum(loss, _UNPRICED).astype(np.int64) << _TIES
+        return least
+
+    def judge(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, Ints]:
+        """Return the waste of each candidate, and the column of the device that should give a share.
+
+        Wastes only compare within one request. The column is -1 where any device will do.
+        """
         rows, table = candidates.rows, scene.table
         self._follow(table)
-        loss, _ = self._losses(request, rows, candidates.devices & ~table.degraded[rows])
-        whole = np.where(np.isfinite(loss), np.rint(loss * _MILLIONTHS).clip(0), _UNPRICED).astype(np.int64)
-        if request.devices and table.degraded[rows].any():
-            worse, _ = self._losses(request, rows, candidates.devices)
+        degraded = table.degraded[rows]
+        loss, column = self._losses(request, rows, candidates.devices & ~degraded)
+        priced = np.isfinite(loss)
+        whole = np.where(priced, np.rint(loss * _MILLIONTHS).clip(0), _UNPRICED).astype(np.int64)
+        if request.devices and degraded.any():
+            worse, other = self._losses(request, rows, candidates.devices)
             at_all = np.where(np.isfinite(worse), np.rint(worse * _MILLIONTHS).clip(0), _UNPRICED).astype(
                 np.int64
             )
-            whole = np.where(np.isfinite(loss), whole, at_all + _DEGRADED)
-        idle = table.device[IDLE][rows].sum(axis=1)
-        waste: Ints = (whole << _TIES) + idle
-        return waste
+            whole = np.where(priced, whole, at_all + _DEGRADED)
+            column = np.where(priced, column, other)
+        return (whole << _TIES) + candidates.device[IDLE].sum(axis=1), column
 
-    def column(self, scene: Scene, request: Request, row: int, devices: Bools) -> int | None:
-        """Return the column of the device that should give a share; None if any will do. `devices` are acceptable."""
-        if request.whole or request.devices != 1:
+    def judge_one(
+        self, scene: Scene, request: Request, row: int, usable: list[bool]
+    ) -> tuple[int, int] | None:
+        """Return what `judge` does for a single row, faster; None for what only `judge` can do.
+
+        ``usable`` says by column which devices passed the filters; the table's width long.
+        """
+        asked, table = self._asked_of(request), scene.table
+        if (asked.devices > 1 and not asked.whole) or table.degraded[row].any():
             return None
-        table, rows = scene.table, np.array([row])
         self._follow(table)
-        for usable in (devices & ~table.degraded[row], devices):
-            loss, column = self._losses(request, rows, usable[None, :])
-            if np.isfinite(loss[0]):
-                return int(column[0])
-        return None
+        loss, column = self._holdings.loss_one(asked, row, usable)
+        whole = max(0, round(loss * _MILLIONTHS)) if loss < np.inf else _UNPRICED
+        return (whole << _TIES) + sum(d.idle for d in table.states[row].devices), column
 
     def _losses(self, request: Request, rows: Rows, usable: Bools) -> tuple[Floats, Ints]:
+        return self._holdings.losses(self._asked_of(request), rows, usable)
+
+    def _asked_of(self, request: Request) -> Asked:
         asked = self._asked.get(request)
         if asked is None:
             asked = self._asked[request] = asked_of(request, self._prices.kinds)
-        nodes = Nodes(self._kind[rows], self._free[rows], self._held[rows], usable)
-        return losses(self._prices.worth, asked, nodes)
+        return asked
 
     def _follow(self, table: NodeTable) -> None:
-        """Bring kinds, free shares and bounds up to the table."""
-        generation, static, seen = self._seen
+        """Bring what nodes are worth up to the table."""
         now = (table.generation, table.static_version, len(table.log))
         if now == self._seen:
             return
-        worth = self._prices.worth
-        if (generation, static) != now[:2]:
-            self._kind = kind_rows(table, self._prices.kinds)
-            self._free = self._shares(table, ALL)
-            self._held = worth.bounds(self._kind, table.node[CPU].clip(0), self._free)
+        if self._seen[:2] != now[:2]:
+            kind, cpu = kind_rows(table, self._prices.kinds), table.node[CPU].clip(0)
+            self._holdings = Holdings(self._prices.worth, kind, cpu, self._shares(table, ALL))
         else:
-            rows = np.unique(np.array(table.log[seen:]))
-            self._free[rows] = self._shares(table, rows)
-            self._held[rows] = worth.bounds(self._kind[rows], table.node[CPU][rows].clip(0), self._free[rows])
+            rows = table.changed_since(self._seen[2])
+            if isinstance(rows, slice):
+                free = shares_of(table.states[rows.start], table.width)
+                free[self._prices.worth.width :] = [0] * (table.width - self._prices.worth.width)
+                self._holdings.update_one(rows.start, max(0, int(table.node[CPU, rows.start])), free)
+                self._seen = now
+                return
+            self._holdings.update(rows, table.node[CPU][rows].clip(0), self._shares(table, rows))
         self._seen = now
 
     def _shares(self, table: NodeTable, rows: Rows) -> Ints:

@@ -52,6 +52,7 @@ def a_loop(said: list[str], reviewer: Reviewer, **changes: Any) -> Loop:
         "budget_seconds": 1.0,
         "may_act": lambda: True,
         "reviewed": lambda key: said.append(f"status of {key}"),
+        "prices": lambda: None,
     }
     return Loop(**(parts | changes))
 

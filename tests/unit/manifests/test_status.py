@@ -14,7 +14,7 @@ from llmos_operator.api.runtime.messages import (
     RuntimeStatus,
 )
 from llmos_operator.manifests import status as manifest
-from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal
+from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
 from llmos_operator.state.types import Hold, PodPhase
@@ -199,3 +199,15 @@ def test_memory_that_jitters_is_not_written() -> None:
     first = written(base)
     wobbled = replace(base, previous=first, reports={"pod-0": report((1 << 30) + 5000)})
     assert manifest.urgency(first, manifest.build(wobbled)) is Urgency.NONE
+
+
+def test_a_place_keeps_what_chose_it_when_another_process_writes_the_status() -> None:
+    pod = a_pod_of(WORK)
+    first = written(seen(pods=(pod,), scores={pod.key: Score(-7, "Fragmentation")}))
+    place = first["placements"][0]
+    assert (place["score"], place["scoredBy"]) == (-7, "Fragmentation")
+    assert written(seen(pods=(pod,), previous=first))["placements"] == first["placements"]
+
+
+def test_a_decision_says_what_chose_the_node() -> None:
+    assert written(seen(decision=decision(scored_by="BestFit")))["decision"]["scoredBy"] == "BestFit"
