@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from llmos_operator.cli.manifests import Document, Manifests
     from llmos_operator.cli.session import Session
     from llmos_operator.cluster.port import Json
+    from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.recording import Recording
     from llmos_operator.sim.whatif import Answer, Forecast
+    from llmos_operator.state.snapshot import Snapshot
 
 _OUTCOMES = {
     "Starts": "would start now",
@@ -32,6 +34,10 @@ _OUTCOMES = {
     "Waits": "would wait",
     "NothingToPlace": "has nothing to place",
 }
+_BY_BEST_FIT = (
+    "nodes are chosen by best fit here; the operator also weighs what a placement costs expected work, by prices that "
+    "only it has, and may take another node of those that fit (its recorded cycles hold the prices)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +118,31 @@ async def ask(connected: Session, wanted: Manifests, now: float) -> Simulated:
     bodies, notes = await submission.rehearse(connected, wanted.documents, current)
     for workload in seen.store.snapshot().workloads.values():
         submission.hold_back(seen.store, workload, settings.sources)
-    before = plan(seen.store.snapshot(), policy, now)
+    first = seen.store.snapshot()
+    before = plan(first, policy, now)
+    priced = _places_by_prices(first, policy, settings.scheduling.prices.least_requests)
     pairs = list(zip(wanted.documents, bodies, strict=True))
     submitted = submission.submit(seen.store, pairs, settings.sources, now)
     found = forecast(seen.store, policy, now, submitted.asked, before, submitted.leaving)
+    if priced:
+        notes.append(_BY_BEST_FIT)
     notes += [f"{where}: plays no part in scheduling, left out" for where in wanted.left_out]
     notes += [f"{key} of the cluster cannot be read, left out: {why}" for key, why in seen.left_out.items()]
     return Simulated(found, tuple(notes))
+
+
+def _places_by_prices(snapshot: Snapshot, policy: Policy, least_requests: int) -> bool:
+    """Return whether enough has been asked for on this cluster for the operator to make prices."""
+    from llmos_operator.scheduler.outlook import mix_of  # noqa: PLC0415 - as above
+    from llmos_operator.scheduler.policy import ScoreKind  # noqa: PLC0415
+    from llmos_operator.scheduler.shares import kinds_of  # noqa: PLC0415
+    from llmos_operator.scheduler.table import NodeTable  # noqa: PLC0415
+
+    if policy.score is not ScoreKind.FRAGMENTATION:
+        return False
+    table = NodeTable()
+    table.sync(snapshot.nodes)
+    return sum(mix_of(snapshot, policy, kinds_of(table)).values()) >= least_requests
 
 
 def ask_recorded(recorded: Recording, wanted: Manifests) -> Simulated:
@@ -135,7 +159,8 @@ def ask_recorded(recorded: Recording, wanted: Manifests) -> Simulated:
     store, policy, now = Store.of(recorded.snapshot), recorded.policy, recorded.now
     pairs = [(one, one.body) for one in wanted.documents]
     submitted = submission.submit(store, pairs, None, now)
-    found = forecast(store, policy, now, submitted.asked, replay(recorded), submitted.leaving)
+    before = replay(recorded)
+    found = forecast(store, policy, now, submitted.asked, before, submitted.leaving, recorded.prices)
     notes = ["no API server was asked: rules between fields were not checked"]
     return Simulated(found, (*notes, *(f"{where}: plays no part in scheduling" for where in wanted.left_out)))
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from llmos_operator.control.solver import LENGTH_BYTES, Answer, Question
+from llmos_operator.control.solver import Answer, Question
 from llmos_operator.errors import Retryable
 from llmos_operator.observability.logging import logger
 from llmos_operator.scheduler.outlook import mix_of
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_LONGEST_LINE: Final = 16 << 20  # bytes; a shape with its price takes about 50
 _COMMAND: Final = "from llmos_operator.control.solver import main; main()"
 
 
@@ -77,15 +77,13 @@ class SolverProcess:
         if process.stdin is None or process.stdout is None:
             raise SolverLost("the solver has no streams")
         try:
-            process.stdin.write(pickle.dumps(question))
+            process.stdin.write(await asyncio.to_thread(question.line))
             await process.stdin.drain()
-            length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
-            body = await process.stdout.readexactly(length)
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            line = await process.stdout.readuntil()
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
             await self.close()
             raise SolverLost(f"the solver's process ended with status {process.returncode}") from error
-        answer: Answer = pickle.loads(body)  # noqa: S301 - from a child of this process
-        return answer
+        return await asyncio.to_thread(Answer.to, question, line)
 
     async def close(self) -> None:
         """End the process at once."""
@@ -104,6 +102,7 @@ class SolverProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, **_ONE_THREAD},
+            limit=_LONGEST_LINE,
         )
         return self._process
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.api.conditions import Reason
     from llmos_operator.scheduler.explain import Explanation
+    from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Bind, Decision, Evict, Plan
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
@@ -99,18 +100,19 @@ def forecast(
     asked: Iterable[WorkloadKey],
     before: Plan | None = None,
     leaving: Iterable[PodKey] = (),
+    prices: Prices | None = None,
 ) -> Forecast:
     """Return what becomes of the workloads `asked` about, which `store` holds already. The store is used up.
 
     `before` is the plan without them, for what they delay. `leaving` are pods that the change itself takes away, such
-    as those of a spec that is changed. Raises NotSynced before every list is complete.
+    as those of a spec that is changed. `prices` are those the operator places by. Raises NotSynced before every list is complete.
     """
     asked = tuple(asked)
     for key in leaving:
         vacate(store, key, now)
     first = store.snapshot()
     told = {key: explain(first, policy, now, key) for key in asked}
-    cycles = unfold(store, policy, now)
+    cycles = unfold(store, policy, now, prices)
     binds = [(cycle, bind) for cycle in cycles for bind in cycle.binds]
     answers = tuple(_answer(told[key], binds, now) for key in asked)
     return Forecast(
@@ -122,11 +124,11 @@ def forecast(
     )
 
 
-def unfold(store: Store, policy: Policy, now: float) -> list[Plan]:
+def unfold(store: Store, policy: Policy, now: float, prices: Prices | None = None) -> list[Plan]:
     """Return the plans until nothing more happens, at least one; the store then stands where they lead."""
     cycles = []
     for _ in range(_MOST_CYCLES):
-        made = plan(store.snapshot(), policy, now)
+        made = plan(store.snapshot(), policy, now, prices=prices)
         cycles.append(made)
         carry_out(store, made)
         if not made.actions and not _leaving(store.snapshot(), policy, now):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import pickle
 import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from llmos_operator.clock import FakeClock
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.pricing import Pricing, Result, SolverLost, SolverProcess
-from llmos_operator.control.solver import LENGTH_BYTES, Answer, Question, serve
+from llmos_operator.control.solver import Answer, Question, serve
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.policy import Policy, ScoreKind
@@ -201,16 +200,25 @@ def test_nobody_listening_ends_the_service() -> None:
 
     bench = Bench(busy_cluster())
     question = bench.pricing._question(busy_cluster().snapshot(), NOW)
-    serve(io.BytesIO(pickle.dumps(question) * 2), Deaf())  # returns
+    serve(io.BytesIO(question.line() * 2), Deaf())  # returns
 
 
-def test_answers_carry_their_length() -> None:
+def test_questions_and_answers_go_through_lines_unharmed() -> None:
     bench = Bench(busy_cluster())
     question = bench.pricing._question(busy_cluster().snapshot(), NOW)
     answers = io.BytesIO()
-    serve(io.BytesIO(pickle.dumps(question) * 2), answers)
-    body = answers.getvalue()
-    length = int.from_bytes(body[:LENGTH_BYTES], "big")
-    first = pickle.loads(body[LENGTH_BYTES : LENGTH_BYTES + length])  # noqa: S301 - made two lines above
-    assert first.prices.at == NOW
-    assert len(body) > LENGTH_BYTES + length + LENGTH_BYTES
+    serve(io.BytesIO(question.line() * 2), answers)
+    first, second = answers.getvalue().splitlines(keepends=True)
+    pricer = Pricer()
+    for line in (first, second):
+        there = Answer.to(question, line).prices
+        here = pricer.price(question.stock, question.mix, question.kinds, question.now)
+        assert (there.of, there.kinds, there.at) == (here.of, here.kinds, NOW)
+        assert (there.worth.shares == here.worth.shares).all()
+        assert (there.worth.gangs == here.worth.gangs).all()
+    assert Answer.to(question, Answer(None, "gave up").line()) == Answer(None, "gave up")
+
+
+def test_a_cluster_without_nodes_can_be_asked_about() -> None:
+    question = Question.of(Bench(a_cluster()).pricing._question(a_cluster().snapshot(), NOW).line())
+    assert question.stock.free.shape[0] == 0

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.sim.whatif import Forecast, forecast
 from llmos_operator.state.store import Store
+from tests.support import scenario as scenarios
 from tests.support.builders import NOW, ClusterBuilder, WorkloadBuilder, a_cluster, a_node, a_workload
 
 POLICY = Policy()
+SCENARIOS = Path(__file__).parents[2] / "scenarios" / "llmos"
 
 
 def submitting(cluster: ClusterBuilder, *new: WorkloadBuilder) -> Forecast:
@@ -25,6 +29,20 @@ def test_what_fits_starts_now_where_the_plan_says() -> None:
     assert answer.outcome == "Starts"
     assert [(one.node, one.devices, one.after) for one in answer.placed] == [("n1", ("GPU-n1-0",), 0.0)]
     assert told.displaced == told.delayed == ()
+
+
+def test_prices_choose_as_in_the_operator() -> None:
+    scenario = scenarios.load(SCENARIOS / "prices-keep-scarce-kind.yaml")
+    snapshot = scenario.cluster.snapshot()
+    chosen = {
+        prices is not None: forecast(
+            Store.of(snapshot), scenario.policy, NOW, sorted(snapshot.workloads), prices=prices
+        )
+        for prices in (scenario.prices, None)
+    }
+    assert [one.node for one in chosen[True].answers[0].placed] == ["large"]
+    assert [one.node for one in chosen[False].answers[0].placed] == ["small"]
+    assert chosen[True].cycles[0] == plan(snapshot, scenario.policy, NOW, prices=scenario.prices)
 
 
 def test_a_victim_is_named_with_its_cost_and_starts_again_elsewhere() -> None:
