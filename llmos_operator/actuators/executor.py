@@ -243,6 +243,9 @@ class Executor:
         else:
             self._creations.succeed(claim.pod)
             self._pods.observe("ADDED", made)
+            if not owned_by(made, bind.workload.uid):
+                self._drop(bind)  # somebody else's pod of that name: ours was never made
+                return
             unwanted = self._gangs.created(bind, str(made["metadata"]["uid"]))
             if unwanted is not None:
                 self.retire(unwanted)

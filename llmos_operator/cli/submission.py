@@ -6,6 +6,7 @@ quotas, admission), fills in defaults and writes nothing. Where it may not be as
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from llmos_operator.clock import rfc3339
 from llmos_operator.cluster import port
 from llmos_operator.cluster.failures import Forbidden, NotFound
 from llmos_operator.control import reconcile
+from llmos_operator.control.gangs import GangLimits
 from llmos_operator.errors import Conflict, LlmosError, Permanent
 from llmos_operator.state import convert
 
@@ -158,5 +160,7 @@ def _apply_workload(store: Store, key: WorkloadKey, body: Json, created: float) 
 def _replaced(store: Store, workload: Workload, now: float) -> list[PodKey]:
     """Return the pods of a changed workload that the operator would take away; all at once, whatever its rollout."""
     at_once = replace(workload, spec={**workload.spec, "rollout": {"strategy": "Recreate"}})
-    seen = reconcile.Situation(at_once, now, store.pods_of(workload.uid))
+    # What is not ready may be loading: nobody here knows that a gang is late.
+    patient = GangLimits(start=math.inf)
+    seen = reconcile.Situation(at_once, now, store.pods_of(workload.uid), limits=patient)
     return [retire.pod for retire in reconcile.rule(seen).retire]

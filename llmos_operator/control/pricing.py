@@ -73,7 +73,10 @@ class SolverProcess:
 
     async def solve(self, question: Question) -> Answer:
         """Return the answer to one question. Raises SolverLost. Only one question at a time."""
-        process = self._process or await self._start()
+        try:
+            process = self._process or await self._start()
+        except OSError as error:  # no process, memory or descriptor to be had
+            raise SolverLost(f"the solver cannot be started: {error}") from error
         if process.stdin is None or process.stdout is None:
             raise SolverLost("the solver has no streams")
         try:
@@ -83,7 +86,11 @@ class SolverProcess:
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
             await self.close()
             raise SolverLost(f"the solver's process ended with status {process.returncode}") from error
-        return await asyncio.to_thread(Answer.to, question, line)
+        try:
+            return await asyncio.to_thread(Answer.to, question, line)
+        except (KeyError, TypeError, ValueError) as error:
+            await self.close()
+            raise SolverLost(f"the solver's answer cannot be read: {error}") from error
 
     async def close(self) -> None:
         """End the process at once."""
@@ -143,10 +150,18 @@ class Pricing:
         try:
             while True:
                 if self._may_act():
-                    await self.renew()
+                    await self._try()
                 await asyncio.sleep(self._settings.interval)
         finally:
             await self._solver.close()
+
+    async def _try(self) -> None:
+        """Renew; a defect in here must not end the leader's other work, which goes on without prices."""
+        try:
+            await self.renew()
+        except Exception:
+            self._count(Result.FAILED)
+            log.exception("no prices, the former ones stay")
 
     async def renew(self) -> Result:
         """Look at the store once, and make prices if what they are made from has changed."""

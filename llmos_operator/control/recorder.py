@@ -52,6 +52,8 @@ class CycleRecorder:
             await asyncio.to_thread(self.write, snapshot, plan, prices)
         except OSError as error:
             log.warning("cycle not recorded", folder=str(self._folder), error=error)
+        except Exception:  # a defect in the record must not be silent, nor end the loop
+            log.exception("cycle not recorded", folder=str(self._folder))
 
     def write(self, snapshot: Snapshot, plan: Plan, prices: Prices | None = None) -> Path:
         """Write one file and take the oldest away; return its path. Raises OSError."""

@@ -42,7 +42,7 @@ def shape_of(request: Request, kinds: tuple[DeviceKind, ...]) -> Shape | None:
 
 
 def mix_of(snapshot: Snapshot, policy: Policy, kinds: tuple[DeviceKind, ...]) -> Counter[Shape]:
-    """Return how many replicas of each shape the cluster's workloads have, finished ones included.
+    """Return how many pods of each shape the cluster's workloads have, finished ones included.
 
     What is there is what was asked for so far: nothing has to be remembered across restarts.
     """
@@ -57,5 +57,5 @@ def mix_of(snapshot: Snapshot, policy: Policy, kinds: tuple[DeviceKind, ...]) ->
             known[key] = shape
         shape = known[key]
         if shape is not None:
-            found[shape] += workload.replicas
+            found[shape] += workload.replicas * workload.members
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from llmos_operator.api.quantity import (
     parse_bytes,
@@ -33,9 +34,6 @@ from llmos_operator.state.types import (
     Workload,
     WorkloadKind,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _DEFAULT_FORMATS = ("bf16", "int8", "int4")
 _REBUILDING = (
@@ -123,6 +121,10 @@ def _scheduling(fields: Fields) -> dict[str, Any]:
 def template_hash(spec: Mapping[str, Any]) -> str:
     """Return a short hash of the fields whose change means that pods must be rebuilt."""
     kept = {name: spec[name] for name in _REBUILDING if name in spec}
+    split = kept.get("parallelism")
+    if isinstance(split, Mapping) and split.get("pods") == 1:
+        # Younger than the hash: its default must not replace the pods of everybody who never set it.
+        kept["parallelism"] = {name: value for name, value in split.items() if name != "pods"}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
 

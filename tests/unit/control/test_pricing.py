@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmos_operator.clock import FakeClock
+from llmos_operator.control import pricing
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.pricing import Pricing, Result, SolverLost, SolverProcess
 from llmos_operator.control.solver import Answer, Question, serve
@@ -182,6 +183,38 @@ async def test_a_process_that_died_is_started_again() -> None:
         bench.clock.advance(10)
         assert await bench.pricing.renew() is Result.FAILED
         assert await bench.pricing.renew() is Result.SOLVED
+
+
+@pytest.mark.parametrize("trouble", ["cannot be started", "answers nonsense"])
+async def test_a_solver_in_trouble_costs_the_prices_alone(
+    trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_process() as process:
+        bench = Bench(busy_cluster(), process, interval=0.01)
+        if trouble == "cannot be started":
+            monkeypatch.setattr("sys.executable", "/nowhere/python")
+        else:
+            monkeypatch.setattr(pricing, "_COMMAND", "input(); print('[]', flush=True); input()")
+        assert await bench.pricing.renew() is Result.FAILED
+        assert bench.pricing.current() is None
+
+
+async def test_a_defect_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(busy_cluster(), interval=0.01)
+    tries = []
+
+    async def broken() -> Result:
+        tries.append(1)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(bench.pricing, "renew", broken)
+    running = asyncio.create_task(bench.pricing.run())
+    async with asyncio.timeout(10):
+        while len(tries) < 2:
+            await asyncio.sleep(0.01)
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_the_process_ends_with_its_input() -> None:

@@ -108,6 +108,13 @@ def test_the_mix_is_what_the_workloads_ask_for() -> None:
     }
 
 
+def test_a_gang_is_asked_for_pod_by_pod() -> None:
+    cluster = a_cluster(a_node("a").with_gpus(2, "A100-80G"))
+    cluster.add(a_workload("x").needing("10Gi").gpus(2).replicas(3).of_pods(copies=4))
+    mix = mix_of(cluster.snapshot(), POLICY, kinds_of(table_of(cluster)))
+    assert [(shape.devices, count) for shape, count in mix.items()] == [(2, 12)]
+
+
 def test_the_rarest_shapes_are_not_planned_for() -> None:
     common, rare = Shape(1, FULL, 1000), Shape(8, FULL, 1000)
     assert frequent({common: 99.0, rare: 1.0}) == {common: 99.0}

@@ -147,6 +147,14 @@ def test_hostile_values_are_cut_in_messages() -> None:
     assert len(str(caught.value)) < 200
 
 
+def test_a_field_that_came_later_does_not_replace_the_pods_of_who_never_set_it() -> None:
+    before = convert.workload(changed("spec.parallelism", {"pipeline": 2, "data": 1})).template_hash
+    defaulted = changed("spec.parallelism", {"pipeline": 2, "data": 1, "pods": 1})
+    assert convert.workload(defaulted).template_hash == before
+    split = changed("spec.parallelism", {"pipeline": 2, "data": 1, "pods": 2})
+    assert convert.workload(split).template_hash != before
+
+
 def test_only_what_a_pod_is_built_from_changes_the_template_hash() -> None:
     before = convert.workload(FULL).template_hash
     assert convert.workload(changed("spec.scaling.maxReplicas", 9)).template_hash == before
