@@ -15,7 +15,7 @@ from llmos_operator.scheduler.queueing import lines
 from llmos_operator.state.snapshot import complete
 from llmos_operator.state.types import PodPhase
 from tests.support.builders import NOW, ClusterBuilder
-from tests.support.scenario import MOST_CYCLES, carry_out
+from tests.support.scenario import assert_rests, carry_out
 from tests.support.strategies import gang_clusters
 
 if TYPE_CHECKING:
@@ -134,16 +134,7 @@ def test_no_victim_of_a_gang_could_have_been_spared(cluster: ClusterBuilder) -> 
 
 @given(gang_clusters())
 def test_the_cluster_comes_to_rest(cluster: ClusterBuilder) -> None:
-    evicted: list[str] = []
-    for _ in range(MOST_CYCLES):
-        made = made_for(cluster.snapshot())
-        evicted += [e.pod_uid for e in made.evictions]
-        if not made.actions:
-            break
-        carry_out(cluster, made)
-    assert not made.actions, f"still acting: {made.actions}"
-    assert len(evicted) == len(set(evicted)), "somebody was evicted twice"
-    assert made_for(cluster.snapshot()) == made
+    assert_rests(cluster, made_for)
 
 
 @given(gang_clusters(), st.data())

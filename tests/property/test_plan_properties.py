@@ -13,7 +13,7 @@ from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.quota import Amount, QuotaTree
 from llmos_operator.scheduler.table import NodeTable
 from tests.support.builders import NOW
-from tests.support.scenario import MOST_CYCLES, carry_out
+from tests.support.scenario import assert_rests, carry_out
 from tests.support.strategies import clusters
 
 if TYPE_CHECKING:
@@ -130,16 +130,7 @@ def _assert_needed(cluster: ClusterBuilder, made: Plan, claimant: str, spared: s
 
 @given(clusters())
 def test_the_cluster_comes_to_rest_and_then_nothing_is_done(cluster: ClusterBuilder) -> None:
-    evicted: list[str] = []
-    for _ in range(MOST_CYCLES):
-        made = made_for(cluster.snapshot())
-        evicted += [e.pod_uid for e in made.evictions]
-        if not made.actions:
-            break
-        carry_out(cluster, made)
-    assert not made.actions, f"still acting: {made.actions}"
-    assert len(evicted) == len(set(evicted)), "somebody was evicted twice"
-    assert made_for(cluster.snapshot()) == made
+    assert_rests(cluster, made_for)
 
 
 @given(clusters())

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.scheduler.fragmentation.prices import DeviceKind, Prices
     from llmos_operator.scheduler.plan import Plan
+    from llmos_operator.state.snapshot import Snapshot
 
 SHAPES = {"small": builders.SMALL_MODEL, "large": builders.LARGE_MODEL}
 MOST_CYCLES = 6
@@ -349,6 +350,20 @@ def summary(made: Plan) -> dict[str, Any]:
             for d in made.decisions.values()
         },
     }
+
+
+def assert_rests(cluster: ClusterBuilder, made_for: Callable[[Snapshot], Plan]) -> None:
+    """Carry plans out until nothing is left to do; nobody is evicted twice, and a look at what rests changes nothing."""
+    evicted: list[str] = []
+    for _ in range(MOST_CYCLES):
+        made = made_for(cluster.snapshot())
+        evicted += [e.pod_uid for e in made.evictions]
+        if not made.actions:
+            break
+        carry_out(cluster, made)
+    assert not made.actions, f"still acting: {made.actions}"
+    assert len(evicted) == len(set(evicted)), "somebody was evicted twice"
+    assert made_for(cluster.snapshot()) == made
 
 
 def carry_out(cluster: ClusterBuilder, made: Plan) -> None:

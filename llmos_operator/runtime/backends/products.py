@@ -61,7 +61,7 @@ def logits(x: Tensor, weight: Tensor) -> Tensor:
     Widened, however few the rows: what is float32 already is not rounded to bf16, where the best tokens often tie, and
     a row's logits do not depend on how many are computed with it.
     """
-    if x.dtype is torch.bfloat16 and x.device.type == "cpu" and bf16_is_slow():
+    if widens(x, least=1):
         return _widened(x, weight, torch.float32)
     return functional.linear(x, weight.to(x.dtype)).float()
 
@@ -82,12 +82,12 @@ def _widened(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return out.view(*x.shape[:-1], size)
 
 
-def widens(x: Tensor) -> bool:
-    """Return whether a product with ``x`` [..., in] is better computed in float32."""
+def widens(x: Tensor, least: int = WIDE_ROWS) -> bool:
+    """Return whether a product with ``x`` [..., in] of at least so many rows is better computed in float32."""
     return (
         x.dtype is torch.bfloat16
         and x.device.type == "cpu"
-        and x.numel() >= WIDE_ROWS * x.shape[-1]
+        and x.numel() >= least * x.shape[-1]
         and bf16_is_slow()
     )
 

@@ -1,153 +1,22 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.outcomes import Retire
-from llmos_operator.actuators.support import ControlTokens, Support
-from llmos_operator.actuators.writequeue import WriteQueue
-from llmos_operator.api import names
+from llmos_operator.actuators.support import ControlTokens
 from llmos_operator.api.conditions import Reason
-from llmos_operator.clock import FakeClock
-from llmos_operator.cluster.backoff import Curve, KeyedBackoff
 from llmos_operator.cluster.failures import Ambiguous, Forbidden, Invalid
-from llmos_operator.cluster.fake import FakeCluster
-from llmos_operator.cluster.mirror import Change, Mirror
-from llmos_operator.cluster.port import MODEL_WORKLOADS, PODS, SECRETS, SERVICES
-from llmos_operator.cluster.retry import ONCE, Retrier
+from llmos_operator.cluster.port import MODEL_WORKLOADS, PODS, SECRETS
 from llmos_operator.errors import Permanent, Retryable
-from llmos_operator.scheduler.plan import Bind, Evict, Plan
-from llmos_operator.state import convert
-from llmos_operator.state.store import Store
-from llmos_operator.state.types import GpuNode, Node, PodPhase
-from tests.support.builders import a_node
-from tests.support.replicas import SETTINGS, a_claim_of, a_manifest, a_work
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+from llmos_operator.scheduler.plan import Bind, Evict
+from llmos_operator.state.types import PodPhase
+from tests.support.executor import Bench, a_bench
+from tests.support.replicas import a_claim_of, a_manifest, a_work
 
 pytestmark = pytest.mark.anyio
-
-
-class Heard:
-    """Notes every outcome."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.errors: list[Exception] = []
-        self.retry_at = 0.0
-
-    def bound(self, bind: Bind) -> None:
-        self.said.append(f"bound {bind.claim.pod}")
-
-    def bind_failed(self, bind: Bind, error: Exception) -> None:
-        self.said.append(f"failed {bind.claim.pod}")
-        self.errors.append(error)
-
-    def bind_delayed(self, bind: Bind, error: Exception, seconds: float) -> None:
-        assert seconds > 0
-        self.said.append(f"delayed {bind.claim.pod}")
-        self.errors.append(error)
-
-    def evicted(self, evict: Evict) -> None:
-        self.said.append(f"evicted {evict.pod}")
-
-    def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
-        self.said.append(f"refused {evict.pod}")
-        self.errors.append(error)
-        self.retry_at = retry_at
-
-    def retired(self, retire: Retire) -> None:
-        self.said.append(f"retired {retire.pod}")
-
-    def settled(self, workload: str) -> None:
-        self.said.append(f"settled {workload}")
-
-
-class Bench:
-    """An executor on an in-memory cluster with one node of two devices."""
-
-    def __init__(self) -> None:
-        self.clock = FakeClock()
-        self.port = FakeCluster(self.clock)
-        self.store = Store()
-        self.heard = Heard()
-        self.leading = True
-        node = a_node("n1").with_gpus(2, "A-80G").with_host()
-        assert isinstance(node.node, Node)
-        assert isinstance(node.gpus, GpuNode)
-        self.store.apply_node(node.node)
-        self.store.apply_gpu_node(node.gpus)
-        self.mirror = Mirror(PODS, self._sink)
-        self.delays: list[float] = []
-        self.kept: list[Callable[[], None]] = []  # calls whose time comes when the test says so
-        self.patient = False
-        self.queue = WriteQueue(4, lambda: self.leading, later=self._later)
-
-        retrier = Retrier(Random(1), ONCE)
-        services = Mirror(SERVICES, lambda *_: None)
-        support = Support(self.port, retrier, services, ControlTokens(b"k" * 16), "llmos-runtime-control")
-        self.executor = Executor(
-            port=self.port,
-            store=self.store,
-            queue=self.queue,
-            retrier=retrier,
-            pods=self.mirror,
-            support=support,
-            outcomes=self.heard,
-            settings=SETTINGS,
-            clock=self.clock,
-            evictions=KeyedBackoff(Curve(base=2.0, cap=30.0), Random(1)),
-            creations=KeyedBackoff(Curve(base=1.0, cap=8.0), Random(1)),
-            is_simulated=lambda _: True,
-        )
-
-    def _later(self, seconds: float, call: Callable[[], None]) -> None:
-        self.delays.append(seconds)
-        if self.patient:
-            self.kept.append(call)
-        else:
-            asyncio.get_running_loop().call_soon(call)
-
-    def _sink(self, change: Change, body: dict[str, Any]) -> None:
-        if change is Change.APPLIED:
-            self.store.apply_pod(convert.pod(body))
-        else:
-            meta = body["metadata"]
-            self.store.delete_pod(f"{meta['namespace']}/{meta['name']}", meta["uid"])
-
-    def bind(self, ordinal: int = 0, **spec: Any) -> Bind:
-        work = a_work(**spec)
-        self.store.apply_workload(work)
-        claim = a_claim_of(work, ordinal, devices=(f"GPU-n1-{ordinal}",))
-        return Bind(work, claim, score=1, reason=Reason.BOUND, explanation="fits")
-
-    def carry_out(self, *actions: Any) -> int:
-        return self.executor.carry_out(Plan(version=1, now=self.clock.now(), actions=actions))
-
-    async def idle(self) -> None:
-        async with asyncio.timeout(5):
-            await self.queue.idle()
-
-    def pods_created(self) -> int:
-        return sum(1 for verb, plural, _ in self.port.calls if (verb, plural) == ("create", "pods"))
-
-
-@asynccontextmanager
-async def a_bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    task = asyncio.create_task(bench.queue.run())
-    try:
-        yield bench
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_bind_counts_at_once_and_becomes_a_pod() -> None:
@@ -421,63 +290,3 @@ async def test_a_pod_whose_owner_is_gone_is_removed() -> None:
         )
         await bench.idle()
         assert f"retired {bind.claim.pod}" in bench.heard.said
-
-
-async def test_a_gang_is_created_as_a_whole() -> None:
-    async with a_bench() as bench:
-        binds = a_gang(bench)
-        assert bench.carry_out(*binds) == 2
-        await bench.idle()
-        assert [bench.store.pod(bind.claim.pod).phase for bind in binds] == [PodPhase.BOUND] * 2
-        assert len(bench.store.pods_of("uid-1")) == 2
-
-
-async def test_a_gang_of_which_one_pod_is_refused_leaves_nothing_and_fails_once() -> None:
-    async with a_bench() as bench:
-        bench.port.fail("create", "pods", Invalid("bad field"))
-        binds = a_gang(bench)
-        bench.carry_out(*binds)
-        await bench.idle()
-        failed = [said for said in bench.heard.said if said.startswith("failed")]
-        assert len(failed) == 1
-        left = [pod for pod in bench.store.pods_of("uid-1") if pod.phase is not PodPhase.TERMINATING]
-        assert left == []
-        created = sum(said.startswith("retired") for said in bench.heard.said)
-        assert bench.pods_created() - 1 == created, "what was created beside the refused one is deleted"
-
-
-async def test_a_gang_of_which_one_claim_is_in_the_way_is_left_out() -> None:
-    async with a_bench() as bench:
-        rival = a_work("rival", "uid-2")
-        bench.store.apply_workload(rival)
-        bench.carry_out(Bind(rival, a_claim_of(rival, devices=("GPU-n1-1",)), 1, Reason.BOUND, ""))
-        binds = a_gang(bench)
-        assert bench.carry_out(*binds) == 0
-        assert bench.store.pods_of("uid-1") == ()
-        await bench.idle()
-
-
-async def test_a_doubtful_pod_of_a_gang_that_was_given_up_is_not_created_any_more() -> None:
-    async with a_bench() as bench:
-        bench.port.fail("create", "pods", Ambiguous("lost"))
-        bench.port.fail("create", "pods", Invalid("bad field"))
-        bench.carry_out(*a_gang(bench))
-        await bench.idle()
-        assert bench.store.pods_of("uid-1") == ()
-        assert sum(said.startswith("failed") for said in bench.heard.said) == 1
-        assert bench.pods_created() == 2, "the one in doubt was not tried again"
-
-
-def a_gang(bench: Bench) -> list[Bind]:
-    """Return the binds of a replica of two pods."""
-    work = a_work(parallelism={"data": 2}, engine={"name": "custom", "image": "host"})
-    bench.store.apply_workload(work)
-    claims = [
-        replace(
-            a_claim_of(work, 0, devices=(f"GPU-n1-{member}",)),
-            member=member,
-            pod=f"team/{names.pod_name('chat', 'uid-1', 0, member=member)}",
-        )
-        for member in range(2)
-    ]
-    return [Bind(work, claim, 1, Reason.BOUND, "fits", gang="uid-1/0") for claim in claims]

@@ -273,9 +273,9 @@ def test_services_that_exist_are_named_in_the_environment(pods) -> None:
 def test_the_working_directory_and_relative_commands(pods) -> None:
     name = pods.create(
         sh(
-            "pwd -P > /dev/null; echo x > file; cat /work/file",
-            workingDir="/work",
-            volumeMounts=[{"name": "w", "mountPath": "/work"}],
+            "pwd -P > /dev/null; echo x > file; cat /data/file",
+            workingDir="/data",
+            volumeMounts=[{"name": "w", "mountPath": "/data"}],
         ),
         restartPolicy="Never",
         volumes=[{"name": "w", "emptyDir": {}}],
