@@ -36,7 +36,7 @@ from tests.bench.load import (
     usage,
 )
 from tests.bench.report import Table
-from tests.bench.stand_ins import Agents, ending
+from tests.bench.stand_ins import ending, reporting
 from tests.support.builders import NOW, a_workload
 from tests.support.cluster import api_only, with_scheduler
 from tests.support.crds import install_crds
@@ -87,7 +87,7 @@ def run() -> list[Table]:
 
 async def _ours(plane: ControlPlane, folder: Path) -> list[Table]:
     load = os.getloadavg()[0]
-    port = await connect(str(plane.kubeconfig), process="bench", connections=CREATES)
+    port = await connect(str(plane.kubeconfig), process="bench", connections=CREATES + 8)
     try:
         await furnish(plane, port, folder, nodes=NODES, devices=DEVICES)
         high = {"metadata": {"name": HIGH}, "value": 1000}
@@ -98,7 +98,7 @@ async def _ours(plane: ControlPlane, folder: Path) -> list[Table]:
             try:
                 singles = await _singles(port, process, watcher)
                 await _clear(port)
-                async with Agents.of(port, process, NODES, TELEMETRY_SECONDS), ending(port):
+                async with reporting(port, process, NODES, TELEMETRY_SECONDS), ending(port):
                     filled = await _fill(port, process, watcher)
                     taken = await _reclaims(port, process, watcher)
             finally:
@@ -228,7 +228,7 @@ async def _bare(port: Transport) -> tuple[float, float]:
 
 async def _kube_scheduler(plane: ControlPlane, folder: Path) -> list[str]:
     """Let kube-scheduler place as many plain pods of one GPU on the same nodes."""
-    port = await connect(str(plane.kubeconfig), process="bench", connections=CREATES)
+    port = await connect(str(plane.kubeconfig), process="bench", connections=CREATES + 8)
     try:
         await furnish(plane, port, folder, nodes=NODES, devices=DEVICES)
         await asyncio.sleep(3.0)  # its caches

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from aiohttp import ClientError, ClientSession
+from aiohttp import ClientError, ClientSession, TCPConnector
 
 from llmos_operator.cluster import port as ports
 from llmos_operator.cluster.failures import NotFound
@@ -21,68 +21,75 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.transport import Transport
     from tests.support.operator_process import OperatorProcess
 
-MEMORY = 8 * GIB
+DEVICES, MEMORY = 8, 8 * GIB
 
 
-class Agents:
-    """Reports devices in use by nobody, for every node, each with the token of an agent on it."""
+@asynccontextmanager
+async def reporting(
+    port: Transport, process: OperatorProcess, nodes: int, interval: float
+) -> AsyncIterator[None]:
+    """Let the agent of every node report devices in use by nobody, until the block ends; all have when it begins."""
+    tokens: dict[str, str] = {}
 
-    def __init__(self, url: str, tokens: dict[str, str], devices: int, interval: float) -> None:
-        self._url = url
-        self._tokens = tokens
-        self._devices = devices
-        self._interval = interval
+    async def take(node: str) -> None:
+        tokens[node] = await agent_token(port, node)
 
-    @classmethod
-    @asynccontextmanager
-    async def of(
-        cls, port: Transport, process: OperatorProcess, nodes: int, interval: float, devices: int = 8
-    ) -> AsyncIterator[None]:
-        """Let all nodes report until the block ends; all have once when it begins."""
-        tokens: dict[str, str] = {}
+    await each([f"node-{n:04}" for n in range(nodes)], take)
+    url = f"http://127.0.0.1:{process.port_of('ingest')}/v1/telemetry"
+    async with AsyncExitStack() as stack:
+        agents = [
+            Agent(node, tokens[node], await stack.enter_async_context(_session(number)), url)
+            for number, node in enumerate(sorted(tokens))
+        ]
+        await each(agents, Agent.report)
+        task = asyncio.create_task(_in_turn(agents, interval))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-        async def take(node: str) -> None:
-            tokens[node] = await agent_token(port, node)
 
-        await each([f"node-{n:04}" for n in range(nodes)], take)
-        url = f"http://127.0.0.1:{process.port_of('ingest')}/v1/telemetry"
-        agents = cls(url, tokens, devices, interval)
-        async with ClientSession() as session:
-            await agents.round(session, 1, pace=False)
-            task = asyncio.create_task(agents.run(session))
-            try:
-                yield
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    async def run(self, session: ClientSession) -> None:
-        """Report until cancelled."""
-        sequence = 1
-        while True:
-            sequence += 1
-            await self.round(session, sequence, pace=True)
-
-    async def round(self, session: ClientSession, sequence: int, *, pace: bool) -> None:
-        """Report every node once, spread over the interval."""
-        for node, token in self._tokens.items():
-            devices = [
-                {
-                    "uuid": f"GPU-sim-{node}-{index}",
-                    "index": index,
-                    "memoryTotalBytes": MEMORY,
-                    "memoryUsedBytes": 0,
-                    "verdict": "Healthy",
-                }
-                for index in range(self._devices)
-            ]
-            body = {"node": node, "epoch": 1, "sequence": sequence, "devices": devices}
-            headers = {"Authorization": f"Bearer {token}"}
+async def _in_turn(agents: list[Agent], interval: float) -> None:
+    while True:
+        for agent in agents:
             with suppress(ClientError):  # as an agent does: the next batch tells it all
-                async with session.post(self._url, json=body, headers=headers) as answer:
-                    answer.raise_for_status()
-            if pace:
-                await asyncio.sleep(self._interval / len(self._tokens))
+                await agent.report()
+            await asyncio.sleep(interval / len(agents))
+
+
+def _session(number: int) -> ClientSession:
+    """Return a session with an address of its own, as agents have: tokens are reviewed at a bounded rate per address."""
+    address = f"127.90.{number >> 8}.{number & 255 or 254}"
+    return ClientSession(connector=TCPConnector(local_addr=(address, 0)))
+
+
+class Agent:
+    """The agent of one node."""
+
+    def __init__(self, node: str, token: str, session: ClientSession, url: str) -> None:
+        self._node = node
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._session = session
+        self._url = url
+        self._sequence = 0
+
+    async def report(self) -> None:
+        """Send one batch. Raises ClientError if it is refused."""
+        self._sequence += 1
+        devices = [
+            {
+                "uuid": f"GPU-sim-{self._node}-{index}",
+                "index": index,
+                "memoryTotalBytes": MEMORY,
+                "memoryUsedBytes": 0,
+                "verdict": "Healthy",
+            }
+            for index in range(DEVICES)
+        ]
+        body = {"node": self._node, "epoch": 1, "sequence": self._sequence, "devices": devices}
+        async with self._session.post(self._url, json=body, headers=self._headers) as answer:
+            answer.raise_for_status()
 
 
 @asynccontextmanager
