@@ -170,6 +170,17 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+        self.profiles = Gauge(
+            "llmos_operator_model_profiles",
+            "ModelProfiles by whether a workload names the model (used, unused).",
+            ["use"],
+            registry=registry,
+        )
+        self.profiles_deleted = Counter(
+            "llmos_operator_model_profiles_deleted_total",
+            "ModelProfiles deleted because no workload had named the model for profileRetention.",
+            registry=registry,
+        )
         self.telemetry = Counter(
             "llmos_operator_telemetry_batches_total",
             "Telemetry batches by result.",
