@@ -39,9 +39,9 @@ from llmos_operator.control.policies import gangs_of, pods_of, policy_of
 from llmos_operator.control.poller import Poller
 from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
-from llmos_operator.control.retention import Retention
 from llmos_operator.control.recorder import CycleRecorder
 from llmos_operator.control.records import Records
+from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.watching import Watching, wired

@@ -107,6 +107,47 @@ def test_a_gang_that_does_not_come_up_in_time_is_given_back_and_counted_once() -
     assert gangs.next_look(work, pods, seen.replicas, LIMITS.start) == NOW + 300
 
 
+def test_a_container_that_is_restarted_in_place_is_not_late() -> None:
+    work = a_gang()
+    pods = [member(work, 0, ready=True), member(work, 1)]
+    ended = Exit("Error", 3, finished_at=NOW + 5000)
+    again = Replica(pods[1].key, pods[1].uid, work.uid, waiting="CrashLoopBackOff", restarts=1, last=ended)
+    seen = Situation(work, NOW + 5001, pods=tuple(pods), replicas={pods[1].key: again}, limits=LIMITS)
+    ruling = reconcile.rule(seen)
+    assert (ruling.retire, ruling.failed) == ((), ())
+    assert gangs.next_look(work, pods, seen.replicas, LIMITS.start) == NOW + 5300
+
+
+def test_a_container_that_does_not_come_back_is_told_as_such() -> None:
+    work = a_gang()
+    pods = [member(work, 0, ready=True), member(work, 1)]
+    ended = Exit("Error", 3, finished_at=NOW + 5000)
+    again = Replica(pods[1].key, pods[1].uid, work.uid, waiting="CrashLoopBackOff", restarts=1, last=ended)
+    seen = Situation(work, NOW + 5300, pods=tuple(pods), replicas={pods[1].key: again}, limits=LIMITS)
+    ruling = reconcile.rule(seen)
+    assert sorted(one.pod_uid for one in ruling.retire) == ["pod-0-0", "pod-0-1"]
+    (failed,) = ruling.failed
+    assert failed.failure.reason == Reason.GANG_INCOMPLETE
+    assert (
+        "ended with exit code 3 and did not run again within 300 s (CrashLoopBackOff)"
+        in failed.failure.message
+    )
+    assert "came up" not in failed.failure.message
+
+
+def test_a_member_that_never_came_up_is_named_though_another_ended_meanwhile() -> None:
+    work = a_gang()
+    pods = [member(work, 0), member(work, 1)]
+    ended = Exit("Error", 1, finished_at=NOW + 290)
+    replicas = {
+        pods[0].key: Replica(pods[0].key, pods[0].uid, work.uid, restarts=2, last=ended),
+        pods[1].key: Replica(pods[1].key, pods[1].uid, work.uid, waiting="ErrImagePull"),
+    }
+    seen = Situation(work, NOW + 301, pods=tuple(pods), replicas=replicas, limits=LIMITS)
+    (failed,) = reconcile.rule(seen).failed
+    assert f"came up within 300 s, {pods[1].name} did not (ErrImagePull)" in failed.failure.message
+
+
 def test_a_gang_whose_containers_run_may_take_its_time_to_load() -> None:
     work = a_gang()
     pods = [member(work, 0), member(work, 1)]
