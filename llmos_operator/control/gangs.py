@@ -9,7 +9,9 @@ ended, which the kubelet starts again in place, has that time from its end.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.outcomes import Retire
@@ -34,6 +36,32 @@ class GangLimits:
 
     grace: float = 15.0
     start: float = 300.0
+
+
+class GangState(StrEnum):
+    """How far a replica of several pods is."""
+
+    READY = "ready"  # every pod of it is
+    STARTING = "starting"  # every pod of it has a place
+    INCOMPLETE = "incomplete"  # a pod of it is missing or on its way out
+    WAITING = "waiting"  # wanted, and none of its pods has a place
+
+
+def states(workload: Workload, pods: Iterable[Pod]) -> Counter[GangState]:
+    """Return how many replicas of a workload are in which state; empty where a replica is one pod."""
+    found: Counter[GangState] = Counter()
+    if workload.members == 1:
+        return found
+    for mates in _by_ordinal(pods).values():
+        if not any(pod.phase in _THERE for pod in mates):
+            continue  # gone or going as a whole
+        if not complete(workload, mates):
+            found[GangState.INCOMPLETE] += 1
+        else:
+            found[GangState.READY if all(pod.ready for pod in mates) else GangState.STARTING] += 1
+    idle = workload.suspended or workload.finished or workload.deleting
+    found[GangState.WAITING] = 0 if idle else max(0, workload.replicas - found.total())
+    return found
 
 
 def gaps(workload: Workload, pods: Iterable[Pod]) -> frozenset[int]:

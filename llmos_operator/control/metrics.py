@@ -140,6 +140,12 @@ class OperatorMetrics:
             ["queue"],
             registry=registry,
         )
+        self.gangs = Gauge(
+            "llmos_operator_gangs",
+            "Replicas of several pods by state (ready, starting, incomplete, waiting).",
+            ["state"],
+            registry=registry,
+        )
         self.telemetry_at = Gauge(
             "llmos_operator_telemetry_timestamp_seconds",
             "When the last telemetry of a node was taken, or when the node became known.",

@@ -55,6 +55,22 @@ def test_a_gang_that_goes_as_a_whole_has_no_gap() -> None:
     assert gangs.gaps(work, going) == frozenset()
 
 
+def test_every_gang_is_counted_in_one_state() -> None:
+    work = a_gang(replicas=5)
+    gone, going = PodPhase.FINISHED, PodPhase.TERMINATING
+    pods = [member(work, rank, 0, ready=True) for rank in range(2)]
+    pods += [member(work, 0, 1, ready=True), member(work, 1, 1, phase=PodPhase.ASSUMED)]
+    pods += [member(work, 0, 2, ready=True)]
+    pods += [member(work, 0, 3, ready=True), member(work, 1, 3, phase=going)]
+    pods += [member(work, rank, 4, phase=phase) for rank, phase in enumerate((gone, going))]
+    assert gangs.states(work, pods) == {"ready": 1, "starting": 1, "incomplete": 2, "waiting": 1}
+
+
+def test_what_is_suspended_or_is_one_pod_each_waits_for_no_gang() -> None:
+    assert gangs.states(a_gang(replicas=2, suspend=True), ()).total() == 0
+    assert gangs.states(a_work(replicas=2), ()).total() == 0
+
+
 def test_only_the_gang_with_the_overdue_gap_is_given_back() -> None:
     work = a_gang(replicas=2)
     pods = [member(work, 0), member(work, 0, 1), member(work, 1, 1)]
