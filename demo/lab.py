@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from llmos_operator.cli.workloads import WorkloadRow
     from llmos_operator.local.state import ClusterState
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2  # between two looks at least
+_PAUSE_FOR_LOOK = 2.0  # and so many times as long as the look took
+_LONGEST_PAUSE = 1.0
 Json = dict[str, Any]
 
 
@@ -88,12 +90,15 @@ class Lab:
         """Poll ``check`` until it returns something true; return that. Raises `DemoFailed` naming ``what``."""
         deadline = time.monotonic() + seconds
         while True:
+            began = time.monotonic()
             found = check()
             if found:
                 return found
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise DemoFailed(f"waited {seconds:.0f} s for {what}")
-            time.sleep(POLL_SECONDS)
+            # A look is a process or several: on a busy machine it must not hold up what it waits for.
+            time.sleep(min(_LONGEST_PAUSE, max(POLL_SECONDS, _PAUSE_FOR_LOOK * (now - began))))
 
     # -- acting
 

@@ -203,6 +203,8 @@ class OperatorSettings(ProcessSettings):
     """Runtime pods."""
     scheduling: SchedulingSettings = SchedulingSettings()
     """Decision loop."""
+    profile_retention: Annotated[float, Field(ge=0, le=315_360_000)] = 604_800.0
+    """Seconds for which a ModelProfile is kept that no workload names; 0 for ever, as with scheduling.namespaces set."""
     master_key_file: str = ""
     """File whose content keys the control tokens; empty makes a random key, so runtimes restart control after a restart."""
     agent_account: str = "llmos-agent"

@@ -1,52 +1,109 @@
 #!/usr/bin/env bash
-# What CI runs: every check, then every test, cheapest first. A failed check does not hide the tests' result; the exit
-# status is 0 only if all of it held. pytest's summary is the last thing printed.
+# What CI runs: every check and every test. The tests go in lanes beside each other, each lane a pytest of its own with
+# its output in build/lanes; the end-to-end tests come last and alone, and their pytest reports what all lanes found
+# (tests/support/lanes.py): its closing line, the last thing printed, counts every test. A failed check does not hide
+# the tests' result; the exit status is 0 only if all of it held.
 #
-# Environment: VENV (default .venv). Extra arguments go to pytest.
+# Environment: VENV (default .venv). Extra arguments go to every pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bin=${VENV:-.venv}/bin
-logs=build/logs
+logs=build/lanes
+rm -rf "$logs"
 mkdir -p "$logs"
-failed=()
+options=("$@")
+failed=() # checks
+joins=()  # the lanes' reports
+declare -A pids=() statuses=()
 
-# The control plane's binaries and the models are made once per machine, in a cache; where that is still to do it
-# runs beside the checks.
-make artifacts >"$logs/artifacts.log" 2>&1 &
-artifacts=$!
-trap 'kill "$artifacts" 2>/dev/null || true' EXIT
+# shellcheck disable=SC2329 # trap calls it
+stop() {
+  ((${#pids[@]})) || return 0
+  kill -INT "${pids[@]}" 2>/dev/null || true
+  wait
+}
+trap stop EXIT
 
-check() {
-  local name=$1 started=$SECONDS
-  if make "$name"; then
-    printf -- '-- %s: ok (%d s)\n' "$name" $((SECONDS - started))
+# In the background, with a log. env: bash starts such commands deaf to Ctrl-C, and pytest must hear it to clean up.
+start() { # NAME COMMAND...
+  local name=$1
+  shift
+  env --default-signal=INT "$@" >"$logs/$name.log" 2>&1 &
+  pids[$name]=$!
+}
+
+lane() { # NAME NICENESS PATH...
+  local name=$1 niceness=$2
+  shift 2
+  joins+=("--join=$logs/$name.reports")
+  start "$name" nice -n "$niceness" "$bin/python" -m pytest -p tests.support.lanes \
+    --lane="$logs/$name.reports" "$@" ${options[@]+"${options[@]}"}
+}
+
+check() { # TARGET
+  local began=$SECONDS
+  if make "$1"; then
+    printf -- '-- %s: ok (%d s)\n' "$1" $((SECONDS - began))
   else
-    printf -- '-- %s: FAILED\n' "$name"
-    failed+=("$name")
+    printf -- '-- %s: FAILED\n' "$1"
+    failed+=("$1")
   fi
 }
-for name in lint types contracts spelling generated; do check "$name"; done
 
-if kill -0 "$artifacts" 2>/dev/null; then
-  echo "-- waiting for control-plane binaries and models (log: $logs/artifacts.log)"
-fi
-while kill -0 "$artifacts" 2>/dev/null; do
-  printf '   %s\n' "$(tail -n 1 "$logs/artifacts.log" | cut -c1-120)"
-  for _ in {1..20}; do kill -0 "$artifacts" 2>/dev/null || break; sleep 1; done
-done
-suites=(tests/unit tests/property tests/scenarios tests/component tests/e2e)
-if ! wait "$artifacts"; then
-  tail -n 20 "$logs/artifacts.log"
+# Wait for background commands; say how each ended, and now and then what those are at that go on.
+await() { # NAME...
+  local name running=1 seconds=0
+  while ((running)); do
+    running=0
+    for name in "$@"; do
+      [[ -v pids[$name] ]] || continue
+      if kill -0 "${pids[$name]}" 2>/dev/null; then
+        running=1
+        ((seconds % 30 != 29)) || printf '   %s: %s\n' "$name" "$(last_line "$name")"
+        continue
+      fi
+      statuses[$name]=0
+      wait "${pids[$name]}" || statuses[$name]=$?
+      unset "pids[$name]"
+      [[ ${statuses[$name]} == [05] ]] || cat "$logs/$name.log" # 5: -k chose none of its tests
+      printf -- '-- %s: %s\n' "$name" "$(last_line "$name")"
+    done
+    ((++seconds))
+    ((!running)) || sleep 1
+  done
+}
+
+last_line() { # NAME
+  tail -n 1 "$logs/$1.log" | tr -d = | cut -c1-110
+}
+
+# The control plane's binaries and the models are made once per machine, in a cache; what needs neither of them begins
+# beside that. Tests with servers wait a lot, and nobody should wait for them to get the CPU: the others are nice.
+start artifacts nice -n 10 make artifacts
+lane quick 10 tests/unit tests/property tests/scenarios --ignore=tests/unit/runtime_engine
+for target in lint types contracts spelling generated; do check "$target"; done
+
+last=(tests/e2e)
+await artifacts
+if ((statuses[artifacts] == 0)); then
+  lane operator 0 tests/component/operator
+  # Whatever maps torch's libraries is in one lane: the memory a runtime takes is found smaller while others share them.
+  lane models 5 tests/unit/runtime_engine tests/component/runtime_engine tests/component/runtime_front
+  lane servers 0 tests/component --ignore=tests/component/operator --ignore-glob='tests/component/runtime_*'
+else
   echo "-- artifacts: FAILED; component and end-to-end tests are left out"
   failed+=(artifacts)
-  suites=(tests/unit tests/property tests/scenarios)
+  last+=(--deselect=tests/e2e)
 fi
+await quick servers models operator
 if ((${#failed[@]})); then
-  printf -- '-- FAILED before the tests: %s\n' "${failed[*]}"
+  printf -- '-- FAILED beside the tests: %s\n' "${failed[*]}"
 fi
+printf -- '-- %d s so far; now the end-to-end tests, alone, and then the result of all\n' "$SECONDS"
 
 status=0
-"$bin/python" -m pytest --durations=25 --durations-min=5 "${suites[@]}" "$@" || status=$?
+"$bin/python" -m pytest -p tests.support.lanes "${joins[@]}" --durations=25 --durations-min=5 "${last[@]}" \
+  ${options[@]+"${options[@]}"} || status=$?
 ((${#failed[@]})) && exit 1
 exit "$status"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.port import Json
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.recording import Recording
-    from llmos_operator.sim.whatif import Answer, Forecast
+    from llmos_operator.sim.whatif import Answer, Forecast, Placed
     from llmos_operator.state.snapshot import Snapshot
 
 _OUTCOMES = {
@@ -220,8 +220,9 @@ def _answer(console: Console, answer: Answer, now: float) -> None:
     if told.expected_start is not None:
         console.print(f"expected    to start in {duration(told.expected_start - now)}")
     if answer.placed:
+        several = any(one.member for one in answer.placed)
         rows = [
-            [str(one.ordinal), one.node, ", ".join(one.devices), one.format, size(one.bytes_per_device),
+            [_replica(one, several=several), one.node, ", ".join(one.devices), one.format, size(one.bytes_per_device),
              str(one.max_model_len or ""), duration(one.after) if one.after else "now"]
             for one in answer.placed
         ]  # fmt: skip
@@ -235,3 +236,7 @@ def _answer(console: Console, answer: Answer, now: float) -> None:
         console.print("\nwhat would help:")
         for change in told.would_help:
             console.print(f"  - {change}")
+
+
+def _replica(one: Placed, *, several: bool) -> str:
+    return f"{one.ordinal}, pod {one.member}" if several else str(one.ordinal)

@@ -169,6 +169,7 @@ class Operator:
                 ("events", parts.recorder.run()),
                 ("poller", parts.poller.run()),
                 ("profiles", parts.profiles.run()),
+                ("retention", parts.retention.run()),
                 ("summaries", parts.summaries.run()),
                 ("prices", parts.pricing.run()),
                 ("gauges", self._gauges()),

@@ -41,6 +41,7 @@ from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.control.recorder import CycleRecorder
 from llmos_operator.control.records import Records
+from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.watching import Watching, wired
@@ -194,7 +195,18 @@ class Assembly:
             KeyedBackoff(_INSPECT, self.rng),
             may_write=self.leadership.may_write,
             failed=lambda model, _: self._review_users_of(model),
-            used=lambda: {(r.stub.model.uri, r.stub.model.revision) for r in self.records},
+            used=self._models,
+        )
+        # An operator of some namespaces does not see who else uses a profile.
+        everywhere = not self.settings.scheduling.namespaces
+        self.retention = Retention(
+            self.port,
+            self.profiles,
+            self.metrics,
+            self.clock,
+            keep=self.settings.profile_retention if everywhere else 0.0,
+            used=self._models,
+            may_act=self.leadership.may_act,
         )
         self.reviewer = Reviewer(
             store=self.store,
@@ -279,6 +291,10 @@ class Assembly:
         log.info("synced", workloads=len(self.records))
         self.hearing.sweep()
         self.batcher.trigger()
+
+    def _models(self) -> set[tuple[str, str]]:
+        """Return URI and revision of every workload's model."""
+        return {(one.stub.model.uri, one.stub.model.revision) for one in self.records}
 
     def _review_users_of(self, model: tuple[str, str]) -> None:
         for record in self.records:

@@ -3,12 +3,15 @@
 A replica of several pods is of no use without one of them, so when one is lost the others are given back, after a
 grace, and the replica is placed anew as a whole. So are all replicas of a workload that has been left with fewer than
 start together; until the grace is over the scheduler tries to place those that are missing. A gang of which not every
-container runs within the time limit is given back, too, and tried again after a back-off.
+container runs within the time limit is given back, too, and tried again after a back-off; a container that has run and
+ended, which the kubelet starts again in place, has that time from its end.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.outcomes import Retire
@@ -33,6 +36,32 @@ class GangLimits:
 
     grace: float = 15.0
     start: float = 300.0
+
+
+class GangState(StrEnum):
+    """How far a replica of several pods is."""
+
+    READY = "ready"  # every pod of it is
+    STARTING = "starting"  # every pod of it has a place
+    INCOMPLETE = "incomplete"  # a pod of it is missing or on its way out
+    WAITING = "waiting"  # wanted, and none of its pods has a place
+
+
+def states(workload: Workload, pods: Iterable[Pod]) -> Counter[GangState]:
+    """Return how many replicas of a workload are in which state; empty where a replica is one pod."""
+    found: Counter[GangState] = Counter()
+    if workload.members == 1:
+        return found
+    for mates in _by_ordinal(pods).values():
+        if not any(pod.phase in _THERE for pod in mates):
+            continue  # gone or going as a whole
+        if not complete(workload, mates):
+            found[GangState.INCOMPLETE] += 1
+        else:
+            found[GangState.READY if all(pod.ready for pod in mates) else GangState.STARTING] += 1
+    idle = workload.suspended or workload.finished or workload.deleting
+    found[GangState.WAITING] = 0 if idle else max(0, workload.replicas - found.total())
+    return found
 
 
 def gaps(workload: Workload, pods: Iterable[Pod]) -> frozenset[int]:
@@ -86,24 +115,23 @@ def late(
     now: float,
     start: float,
 ) -> dict[str, tuple[Failure, tuple[Pod, ...]]]:
-    """Return the attempts that did not come up in time, by name: (failure, their pods).
+    """Return the attempts that did not come up, or not again, in time, by name: (failure, their pods).
 
     `pods` are those that exist or whose creation is under way. Only the containers have to run: how long a model takes to
     load is bounded by the startup probe.
     """
     found = {}
     for ordinal, mates in _by_ordinal(pods).items() if workload.members > 1 else ():
-        began = max(pod.claim.bound_at for pod in mates if pod.claim is not None)
-        up = [pod for pod in mates if pod.ready or _runs(replicas.get(pod.key))]
-        if now - began < start or len(up) == len(mates) or len(mates) < workload.members:
+        if len(mates) < workload.members:
             continue
-        waiting = next(pod for pod in mates if pod not in up)
-        text = (
-            f"{len(up)} of {workload.members} pods of replica {ordinal} came up within {start:.0f} s, {waiting.name} did "
-            f"not{_why(replicas.get(waiting.key))}; all of them are given back and tried again."
-        )
+        began = max(pod.claim.bound_at for pod in mates if pod.claim is not None)
+        down = [(_down_since(replicas.get(pod.key), began), pod) for pod in mates if not _up(pod, replicas)]
+        since, pod = min(down, key=lambda one: one[0], default=(now, None))
+        if pod is None or now - since < start:
+            continue
+        text = _text(workload, ordinal, len(mates) - len(down), pod, replicas.get(pod.key), start)
         failure = Failure(str(Reason.GANG_INCOMPLETE), text, now, None, workload.generation)
-        found[f"{workload.uid}/{ordinal}/{began:.3f}"] = (failure, tuple(pod for pod in mates if pod.uid))
+        found[f"{workload.uid}/{ordinal}/{since:.3f}"] = (failure, tuple(pod for pod in mates if pod.uid))
     return found
 
 
@@ -113,14 +141,35 @@ def next_look(
     """Return when (epoch seconds) an attempt under way would be late, None if none is under way."""
     if workload.members == 1:
         return None
-    waits = [
-        pod for pod in pods if pod.phase in _THERE and not pod.ready and not _runs(replicas.get(pod.key))
-    ]
-    return min((pod.claim.bound_at + start for pod in waits if pod.claim is not None), default=None)
+    waits = (
+        _down_since(replicas.get(pod.key), pod.claim.bound_at)
+        for pod in pods
+        if pod.phase in _THERE and pod.claim is not None and not _up(pod, replicas)
+    )
+    return min((since + start for since in waits), default=None)
 
 
-def _runs(replica: Replica | None) -> bool:
-    return replica is not None and replica.running
+def _up(pod: Pod, replicas: Mapping[str, Replica]) -> bool:
+    replica = replicas.get(pod.key)
+    return pod.ready or (replica is not None and replica.running)
+
+
+def _down_since(replica: Replica | None, began: float) -> float:
+    """Return since when a container that does not run has had time to: the start of its gang, or its own last end."""
+    end = replica.latest_exit if replica is not None else None
+    return max(began, end.finished_at) if end is not None else began
+
+
+def _text(workload: Workload, ordinal: int, up: int, down: Pod, replica: Replica | None, start: float) -> str:
+    end = replica.latest_exit if replica is not None else None
+    if end is None:
+        what = f"{up} of {workload.members} pods of replica {ordinal} came up within {start:.0f} s, {down.name} did not"
+    else:
+        what = (
+            f"{up} of {workload.members} pods of replica {ordinal} run; {down.name} ended with exit code {end.exit_code} "
+            f"and did not run again within {start:.0f} s"
+        )
+    return f"{what}{_why(replica)}; all of them are given back and tried again."
 
 
 def _why(replica: Replica | None) -> str:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.api.v1alpha1.modelprofile import LoadTime
+from llmos_operator.api.v1alpha1.modelprofile import LoadPath, LoadTime
 from llmos_operator.api.v1alpha1.workload_model import WeightFormat
 from llmos_operator.control import reconcile
-from llmos_operator.control.profiles import load_path
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
@@ -65,7 +64,7 @@ class Hearing:
         if took > 0:
             load = LoadTime(
                 node_class=self._node_class(claim),
-                path=load_path(report.load_path),
+                path=_load_path(report.load_path),
                 format=WeightFormat(claim.format),
                 milliseconds=round(took * 1000),
                 samples=1,
@@ -104,3 +103,11 @@ class Hearing:
             if parts.records.by_uid(uid) is None:
                 for retire in reconcile.orphans(pods):
                     parts.executor.retire(retire)
+
+
+def _load_path(text: str) -> LoadPath:
+    """Return the load path a runtime names; unknown words count as cold, the most cautious."""
+    try:
+        return LoadPath(text.capitalize())
+    except ValueError:
+        return LoadPath.COLD

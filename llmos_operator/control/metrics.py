@@ -140,6 +140,12 @@ class OperatorMetrics:
             ["queue"],
             registry=registry,
         )
+        self.gangs = Gauge(
+            "llmos_operator_gangs",
+            "Replicas of several pods by state (ready, starting, incomplete, waiting).",
+            ["state"],
+            registry=registry,
+        )
         self.telemetry_at = Gauge(
             "llmos_operator_telemetry_timestamp_seconds",
             "When the last telemetry of a node was taken, or when the node became known.",
@@ -168,6 +174,17 @@ class OperatorMetrics:
             "llmos_operator_inspections_total",
             "Inspections of models by result.",
             ["result"],
+            registry=registry,
+        )
+        self.profiles = Gauge(
+            "llmos_operator_model_profiles",
+            "ModelProfiles by whether a workload names the model (used, unused).",
+            ["use"],
+            registry=registry,
+        )
+        self.profiles_deleted = Counter(
+            "llmos_operator_model_profiles_deleted_total",
+            "ModelProfiles deleted because no workload had named the model for profileRetention.",
             registry=registry,
         )
         self.telemetry = Counter(

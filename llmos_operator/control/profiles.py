@@ -7,6 +7,7 @@ back through the watch into the store, so every replica of the operator knows th
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
@@ -48,6 +49,16 @@ _WORKERS = 4
 _FORGET_SECONDS = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class KnownProfile:
+    """A ModelProfile as it was last seen."""
+
+    name: str
+    uid: str
+    model: Model
+    status: ModelProfileStatus
+
+
 class Profiles:
     """What is known of models, and the work to know more."""
 
@@ -75,6 +86,7 @@ class Profiles:
         self._failed = failed
         self._used = used
         self._known: dict[str, ModelProfileStatus] = {}  # by profile name
+        self._objects: dict[str, tuple[str, Model]] = {}  # UID and model by profile name
         self._queue: asyncio.Queue[Model] = asyncio.Queue()
         self._open: set[Model] = set()
         self._refused: dict[Model, Refusal] = {}
@@ -85,11 +97,29 @@ class Profiles:
         name = str(body["metadata"]["name"])
         if not exists:
             self._known.pop(name, None)
+            self._objects.pop(name, None)
             return
+        spec = body.get("spec") or {}
+        model = (str(spec.get("uri", "")), str(spec.get("revision", "main")))
+        self._objects[name] = (str(body["metadata"].get("uid", "")), model)
         try:
             self._known[name] = ModelProfileStatus.model_validate(body.get("status") or {})
         except ValueError as error:
             log.warning("model profile cannot be read", profile=name, error=error)
+
+    def known(self) -> list[KnownProfile]:
+        """Return the profiles that bear the name of their model: what has another name is not of our making."""
+        return [
+            KnownProfile(name, uid, model, self._known[name])
+            for name, (uid, model) in self._objects.items()
+            if name in self._known and name == profile_name(*model)
+        ]
+
+    async def mark_unused(self, model: Model, since: str | None) -> None:
+        """Write since when no workload has named the model; None: one does."""
+        await self._change(
+            *model, lambda status: status.model_copy(update={"unused_since": since}), learned=False
+        )
 
     def want(self, uri: str, revision: str) -> Refusal | None:
         """Say that a workload needs this model's profile. Returns why it cannot be had, as far as that is known."""
@@ -218,16 +248,26 @@ class Profiles:
         await self._change(uri, revision, change)
 
     async def _change(
-        self, uri: str, revision: str, change: Callable[[ModelProfileStatus], ModelProfileStatus]
+        self,
+        uri: str,
+        revision: str,
+        change: Callable[[ModelProfileStatus], ModelProfileStatus],
+        *,
+        learned: bool = True,
     ) -> None:
         try:
-            await self._write(uri, revision, change)
+            await self._write(uri, revision, change, learned=learned)
         except (LlmosError, ValueError) as error:  # ValueError: of a format no profile knows
             # The next measurement or failure brings it again.
             log.warning("model profile not written", uri=uri, error=error)
 
     async def _write(
-        self, uri: str, revision: str, change: Callable[[ModelProfileStatus], ModelProfileStatus]
+        self,
+        uri: str,
+        revision: str,
+        change: Callable[[ModelProfileStatus], ModelProfileStatus],
+        *,
+        learned: bool = True,
     ) -> None:
         name = profile_name(uri, revision)
         async with self._writing.setdefault(name, asyncio.Lock()):
@@ -240,7 +280,8 @@ class Profiles:
                 spec = {"uri": uri, "revision": revision}
                 body: dict[str, Any] = {"metadata": meta, "spec": spec}
                 await self._port.apply(MODEL_PROFILES, body, manager=names.MANAGER_OPERATOR)
-            after = after.model_copy(update={"updated": rfc3339(self._clock.now())})
+            if learned:
+                after = after.model_copy(update={"updated": rfc3339(self._clock.now())})
             status = after.model_dump(mode="json", exclude_defaults=True)
             written = await self._port.patch_status(
                 MODEL_PROFILES, {"metadata": meta, "status": status}, manager=names.MANAGER_STATUS
@@ -304,11 +345,3 @@ def _with_load(status: ModelProfileStatus, load: LoadTime) -> ModelProfileStatus
 
 def _differs(old: int | None, new: int, thousandths: int = _WORTH_WRITING) -> bool:
     return old is None or abs(new - old) * 1000 > old * thousandths
-
-
-def load_path(text: str) -> LoadPath:
-    """Return the load path a runtime names; unknown words count as cold, the most cautious."""
-    try:
-        return LoadPath(text.capitalize())
-    except ValueError:
-        return LoadPath.COLD

@@ -6,9 +6,11 @@ stands by has an empty store, and a leader that loses its lease ends.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from llmos_operator.api import names
+from llmos_operator.control import gangs
 from llmos_operator.state.types import FULL_MILLI, PodPhase
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Standing:
     def show(self, snapshot: Snapshot, now: float, monotonic: float) -> None:
         """Set every figure. ``now`` in epoch seconds; ``monotonic`` measures what passed since the last call."""
         self._show_waiting(snapshot, now)
+        self._show_gangs(snapshot)
         self._show_nodes(snapshot, now)
         self._count_seconds(snapshot, monotonic)
 
@@ -64,6 +67,13 @@ class Standing:
             self._metrics.waiting.labels(queue).set(number)
         for queue, started in oldest.items():
             self._metrics.waiting_since.labels(queue).set(started)
+
+    def _show_gangs(self, snapshot: Snapshot) -> None:
+        found: Counter[gangs.GangState] = Counter()
+        for workload in snapshot.workloads.values():
+            found += gangs.states(workload, snapshot.pods_of.get(workload.uid, ()))
+        for state in gangs.GangState:
+            self._metrics.gangs.labels(state.value).set(found[state])
 
     def _show_nodes(self, snapshot: Snapshot, now: float) -> None:
         known = {name: state for name, state in snapshot.nodes.items() if state.gpu is not None}

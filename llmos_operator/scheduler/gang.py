@@ -128,10 +128,11 @@ class Gangs:
         binds = []
         for member, spot in enumerate(self.spots(room, workload, workload.members)):
             state = attempts.worlds.now.node(attempts.scene.table.names[spot.row])
-            claim = self.claim(pending, ordinal, member, size, request, spot, state)
+            waste = int(attempts.placer.wastes(request)[spot.row])  # which also settles the column
+            column = attempts.placer.column(request, spot.row)
+            claim = self.claim(pending, ordinal, member, size, request, spot, state, column)
             if claim is None or not attempts.leaves_room(claim, request):
                 break
-            waste = int(attempts.placer.wastes(request)[spot.row])
             binds.append(attempts.bound(pending, shape, place, claim, spot.row, waste))
         return binds
 
@@ -150,8 +151,12 @@ class Gangs:
         request: Request,
         spot: Spot,
         state: NodeState,
+        column: int | None = None,
     ) -> Claim | None:
-        """Return the claim of one pod on a node as it stands in a world, None if it does not fit there."""
+        """Return the claim of one pod on a node as it stands in a world, None if it does not fit there.
+
+        The device in `column` is taken if it will do.
+        """
         attempts = self.attempts
         columns = spot.domain.usable(attempts.feasibility.acceptable(request).devices[spot.row])
         overuse = attempts.policy.overuse_percent
@@ -160,9 +165,9 @@ class Gangs:
         if preferred in INSIDE:
             islands = (d.usable(columns) for d in self.map.on_row(preferred, spot.row))
             usable = sorted(islands, key=lambda columns: fitting(state, request, columns, overuse))
-            tries = (pick(state, request, columns, overuse) for columns in usable)
+            tries = (pick(state, request, columns, overuse, column) for columns in usable)
             devices = next((found for found in tries if found), None)
-        devices = devices or pick(state, request, columns, overuse)
+        devices = devices or pick(state, request, columns, overuse, column)
         if devices is None:
             return None
         node = attempts.scene.table.names[spot.row]

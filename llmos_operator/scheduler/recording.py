@@ -3,7 +3,7 @@
 `dump` writes one JSON document, `load` reads it back, and `replay` makes the plan again: the same bytes. The cluster is
 kept as what was listed and observed; ledgers are built anew from that, as after a restart (I11). Pods stand once and
 are named elsewhere. Specs of workloads are left out, because a plan reads nothing of them and they may hold what must
-not leave the cluster; so are credentials in a model's URI.
+not leave the cluster; so are credentials and query strings in URIs (`redaction`).
 
 The version grows whenever a reader of the former one could misread a file.
 """
@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.memory import ModelShape
-from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.errors import Permanent
 from llmos_operator.scheduler.cycle import plan as make_plan
 from llmos_operator.scheduler.fragmentation.prices import Prices
@@ -29,6 +28,7 @@ from llmos_operator.scheduler.fragmentation.shapes import Shape
 from llmos_operator.scheduler.fragmentation.worth import Worth
 from llmos_operator.scheduler.plan import Bind, Plan
 from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.redaction import redact
 from llmos_operator.state import ledger
 from llmos_operator.state.finished import Finished
 from llmos_operator.state.snapshot import Snapshot
@@ -143,7 +143,10 @@ def dump(recording: Recording, llmos: str) -> str:
         cluster=_cluster_record(recording.snapshot),
         plan=dict(recording.plan) if recording.plan is not None else None,
     )
-    return file.model_dump_json() + "\n"
+    snapshot = recording.snapshot
+    models = [(one.model.uri, one.model.revision) for one in snapshot.workloads.values()]
+    models += [(one.uri, one.revision) for one in snapshot.profiles.values()]
+    return redact(file.model_dump_json(), models) + "\n"
 
 
 def load(text: str | bytes) -> Recording:
@@ -224,7 +227,7 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         ),
         pods=tuple(pods.values()),
         pods_of={uid: tuple(pod.key for pod in found) for uid, found in snapshot.pods_of.items()},
-        workloads=tuple(_without_secrets(one) for one in snapshot.workloads.values()),
+        workloads=tuple(replace(one, spec={}) for one in snapshot.workloads.values()),
         queues=tuple(snapshot.queues.values()),
         profiles=tuple(snapshot.profiles.values()),
         priority_classes=tuple(snapshot.priority_classes.values()),
@@ -239,17 +242,6 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         averages=dict(snapshot.averages),
         standing=tuple((queue, priority, count) for (queue, priority), count in snapshot.standing.items()),
         terminating=tuple(pod.key for pod in snapshot.terminating),
-    )
-
-
-def _without_secrets(workload: Workload) -> Workload:
-    bare = replace(workload, spec={})
-    if not carries_credentials(workload.model.uri):
-        return bare
-    scheme, _, rest = workload.model.uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return replace(
-        bare, model=replace(workload.model, uri=f"{scheme}://{host.rpartition('@')[2]}{slash}{path}")
     )
 
 

@@ -35,10 +35,11 @@ _MOST_CYCLES: Final = 8  # a claimant binds in the second, its victims in the th
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where one replica would run. Amounts are bytes and tokens, `after` is seconds from now."""
+    """Where one pod of a replica would run. Amounts are bytes and tokens, `after` is seconds from now."""
 
     workload: WorkloadKey
     ordinal: int
+    member: int  # which pod of the replica, by rank
     node: str
     devices: tuple[str, ...]
     format: str
@@ -206,6 +207,7 @@ def placed_of(bind: Bind, after: float) -> Placed:
     return Placed(
         claim.workload,
         claim.ordinal,
+        claim.member,
         claim.node,
         claim.devices,
         claim.format,

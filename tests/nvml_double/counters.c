@@ -80,6 +80,12 @@ nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int link, un
     return small(__func__, device, out, name);
 }
 
+nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, unsigned int link, unsigned int *out) {
+    char name[TEXT];
+    snprintf(name, sizeof name, "nvlink.%u.type", link);
+    return small(__func__, device, out, name);
+}
+
 nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned int link, unsigned int counter, u64 *out) {
     char name[TEXT];
     snprintf(name, sizeof name, "nvlink.%u.errors.%u", link, counter);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,17 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRDS = REPOSITORY / "crds"
+_DONE: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
 
 
 def install_crds(plane: ControlPlane, timeout: float = 30.0) -> None:
     """Apply ``crds/`` and wait until every kind is served, discovered and documented.
 
     The three come one after the other: requests are answered before discovery names the kinds, and `kubectl explain`
-    reads yet another document.
+    reads yet another document. Done once for each control plane: tests that take CRDs away use one of their own.
     """
+    if plane in _DONE:
+        return
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
     plane.kubectl("wait", "--for=condition=Established", f"--timeout={timeout:.0f}s", "-f", str(CRDS))
     deadline = time.monotonic() + timeout
@@ -28,6 +32,7 @@ def install_crds(plane: ControlPlane, timeout: float = 30.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"discovered {_discovered(plane)}, documented {_documented(plane)}")
         time.sleep(0.05)
+    _DONE.add(plane)
 
 
 def _discovered(plane: ControlPlane) -> set[str]:

@@ -71,6 +71,7 @@ USED: tuple[Used, ...] = (
     Used("nvmlDeviceGetPciInfo_v3", enumerating=True),
     Used("nvmlDeviceGetCudaComputeCapability", enumerating=True),
     Used("nvmlDeviceGetTopologyCommonAncestor", enumerating=True),
+    Used("nvmlDeviceGetNvLinkRemoteDeviceType", enumerating=True),
     Used("nvmlDeviceGetNvLinkRemotePciInfo_v2", enumerating=True),
     Used("nvmlDeviceGetMigMode", enumerating=True),
     Used("nvmlDeviceGetMaxMigDeviceCount", "mig", enumerating=True),

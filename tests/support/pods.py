@@ -96,13 +96,15 @@ class PodClient:
         """Poll until ``check(pod)`` is true and return the pod."""
         deadline = time.monotonic() + timeout
         while True:
+            began = time.monotonic()
             pod = self.get(name)
             if check(pod):
                 return pod
             assert time.monotonic() < deadline, (
                 f"not in time; status is {json.dumps(pod['status'], indent=1)}"
             )
-            time.sleep(0.1)
+            # kubectl has half of the time at most.
+            time.sleep(min(1.0, max(0.1, time.monotonic() - began)))
 
     def wait_phase(self, name: str, phase: str, timeout: float = 30.0) -> Json:
         """Wait for a phase."""

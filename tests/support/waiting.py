@@ -15,8 +15,11 @@ def eventually(check: Callable[[], T], what: str = "the condition", timeout: flo
     """Return the first true value of ``check()``; fail naming ``what`` when there is none in ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while True:
+        began = time.monotonic()
         value = check()
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.05)
+        now = time.monotonic()
+        assert now < deadline, f"not within {timeout:g} s: {what}"
+        # A check may be a process: it has half of the time at most.
+        time.sleep(min(1.0, max(0.05, now - began)))

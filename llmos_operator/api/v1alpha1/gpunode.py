@@ -50,7 +50,8 @@ class DeviceLink(KubeModel):
         description="The closest connection: NVLink, PCIeSwitch, PCIeHost, NUMA or System."
     )
     lanes: Annotated[int, Field(ge=0, le=INT32_MAX)] = Field(
-        default=0, description="NVLink connections between the two."
+        default=0,
+        description="NVLink connections between the two; over NVSwitches, those of the one that has fewer.",
     )
 
 

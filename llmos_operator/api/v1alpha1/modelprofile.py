@@ -144,6 +144,10 @@ class ModelProfileStatus(KubeModel):
         tuple[LoadTime, ...], ListMap(("nodeClass", "path", "format")), Field(max_length=128)
     ] = Field(default=(), description="How long loads take, by class of node, path and precision.")
     updated: Time | None = Field(default=None, description="When something was last learned.")
+    unused_since: Time | None = Field(
+        default=None,
+        description="Since when no workload has named the model; the profile is deleted after the operator's profileRetention.",
+    )
     conditions: Conditions = Field(
         default=(), description="Observations by type: Ready (the model could be inspected)."
     )

@@ -186,6 +186,9 @@ LINK_REMOTE: Final = Call(
     nv.nvmlDeviceGetNvLinkRemotePciInfo,
     lambda info: str(info.busId).lower(),
 )
+LINK_REMOTE_TYPE: Final = Call(
+    "nvmlDeviceGetNvLinkRemoteDeviceType", nv.nvmlDeviceGetNvLinkRemoteDeviceType, int
+)
 PCIE_REPLAYS: Final = Call("nvmlDeviceGetPcieReplayCounter", nv.nvmlDeviceGetPcieReplayCounter, int)
 PCIE_GENERATION: Final = Call(
     "nvmlDeviceGetCurrPcieLinkGeneration", nv.nvmlDeviceGetCurrPcieLinkGeneration, int

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WHOLE_GPU: Final = 0xFFFFFFFF  # gpuInstanceId of events and processes that concern no MIG instance
 LINKS: Final = nv.NVML_NVLINK_MAX_LINKS
+LINK_TO_SWITCH: Final = nv.NVML_NVLINK_DEVICE_TYPE_SWITCH
 LINK_ERRORS: Final = (
     nv.NVML_NVLINK_ERROR_DL_REPLAY,
     nv.NVML_NVLINK_ERROR_DL_RECOVERY,

@@ -70,6 +70,8 @@ def account(name: str) -> str:
         ("llmos-operator", "watch", "secrets", "", False),
         ("llmos-operator", "patch", "modelworkloads/status.llmos.dev", "team", True),
         ("llmos-operator", "patch", "modelworkloads.llmos.dev", "team", False),
+        ("llmos-operator", "delete", "modelprofiles.llmos.dev", "", True),
+        ("llmos-operator", "delete", "gpunodes.llmos.dev", "", False),
         ("llmos-operator", "patch", "pods", "team", False),
         ("llmos-operator", "patch", "pods", NAMESPACE, True),
         ("llmos-operator", "create", "pods/exec", "team", False),

@@ -49,7 +49,7 @@ def test_down_ends_every_process_and_removes_every_file(tmp_path) -> None:
         assert len(pids) == 6
         began = time.monotonic()
         assert cluster.down() == []
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 300, "the pod's ten minutes of grace were waited for"
         assert not [pid for pid in pids if start_ticks(pid)]
         assert not _left(cluster.paths.root)
         assert not cluster.paths.root.exists()

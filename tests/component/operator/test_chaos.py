@@ -45,19 +45,14 @@ async def test_an_operator_killed_in_the_middle_loses_and_doubles_nothing(bench:
     await bench.node("n1", devices=8)
     await bench.node("n2", devices=8)
     names = [f"w{index}" for index in range(12)]
-    current = bench.operator(
-        LLMOS_LEASE__DURATION="2", LLMOS_LEASE__RENEW_DEADLINE="1.5", LLMOS_LEASE__RETRY="0.3"
-    )
+    # Short, but longer than a busy machine may keep a process from its turn.
+    quick = {"LLMOS_LEASE__DURATION": "4", "LLMOS_LEASE__RENEW_DEADLINE": "3", "LLMOS_LEASE__RETRY": "0.3"}
+    current = bench.operator(**quick)
     for index, name in enumerate(names):
         await bench.apply(name, uri)
         if index in {3, 7, 10}:
             current.kill()
-            current = bench.operator(
-                f"operator-{index}",
-                LLMOS_LEASE__DURATION="2",
-                LLMOS_LEASE__RENEW_DEADLINE="1.5",
-                LLMOS_LEASE__RETRY="0.3",
-            )
+            current = bench.operator(f"operator-{index}", **quick)
             await asyncio.sleep(0.4 * (index % 4))
     await until_running(bench, names, 60)
     found = await placements(bench)
@@ -198,7 +193,7 @@ async def test_a_create_whose_answer_was_lost_is_not_doubled(bench: Bench) -> No
 async def test_a_former_leader_writes_nothing_and_ends(bench: Bench) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1", devices=4)
-    quick = {"LLMOS_LEASE__DURATION": "2", "LLMOS_LEASE__RENEW_DEADLINE": "1.2", "LLMOS_LEASE__RETRY": "0.3"}
+    quick = {"LLMOS_LEASE__DURATION": "4", "LLMOS_LEASE__RENEW_DEADLINE": "3", "LLMOS_LEASE__RETRY": "0.3"}
     former = bench.operator("operator-a", **quick)
     await bench.apply("one", uri)
     await bench.until_phase("one", "Running")
@@ -220,16 +215,15 @@ async def test_a_former_leader_writes_nothing_and_ends(bench: Bench) -> None:
 
 
 async def test_a_stopping_leader_hands_over_at_once(bench: Bench) -> None:
-    first = bench.operator("operator-a")
+    patient = {"LLMOS_LEASE__DURATION": "600"}  # far longer than anything here waits
+    first = bench.operator("operator-a", **patient)
     await bench.until(lambda: probe(first, 200), "the first leads")
-    second = bench.operator("operator-b", direct=True)
+    second = bench.operator("operator-b", direct=True, **patient)
     await bench.until(lambda: said(second, "waiting for the lease"), "the second stands by")
     await bench.until(lambda: probe(second, 200), "standing by is ready, too")
-    started = time.monotonic()
     # In a thread: the proxy the operator says goodbye through lives on this loop.
     assert await asyncio.to_thread(first.stop) == 0
     await bench.until(lambda: said(second, "synced"), "the second leads")
-    assert time.monotonic() - started < 6
 
 
 async def probe(operator: Any, status: int) -> bool:

@@ -30,7 +30,11 @@ EVENT_CALLS = {used.name for used in USED if used.name.startswith("nvmlEvent")} 
 }
 MEASURING = [used for used in USED if used.name not in EVENT_CALLS]
 # Calls made only when something changes hang only if it changes.
-SELDOM = {"nvmlDeviceGetTopologyCommonAncestor", "nvmlDeviceGetNvLinkRemotePciInfo_v2"}
+SELDOM = {
+    "nvmlDeviceGetTopologyCommonAncestor",
+    "nvmlDeviceGetNvLinkRemoteDeviceType",
+    "nvmlDeviceGetNvLinkRemotePciInfo_v2",
+}
 
 
 class Watched:

@@ -199,6 +199,35 @@ def test_neighbours_are_told_by_links_and_levels(double: Double, backend: NvmlBa
     assert third.links == (Link(double.uuid(0), 0, "system"), Link(double.uuid(1), 0, "system"))
 
 
+def test_gpus_on_switches_are_linked_to_each_other(double: Double, backend: NvmlBackend) -> None:
+    switched = {f"nvlink__{link}__type": 2 for link in range(4)}
+    direct = {"nvlink__0__type": 0, "nvlink__0__remote": "0000:10:00"}
+    double.with_gpu(0, ancestor__1=50, ancestor__2=50, ancestor__3=50, **switched)
+    double.with_gpu(1, ancestor__2=50, ancestor__3=50, **switched, nvlink__3__state=0)
+    double.with_gpu(2, ancestor__3=50, **direct).with_gpu(3, "geforce").write()
+    backend.open()
+    first, second, third, _ = (one.links for one in backend.devices())
+    assert first == (
+        Link(double.uuid(1), 3, "system"),  # as many as the one with fewer has up
+        Link(double.uuid(2), 0, "system"),
+        Link(double.uuid(3), 0, "system"),
+    )
+    assert [link.nvlinks for link in second] == [3, 0, 0]
+    assert [link.nvlinks for link in third] == [1, 0, 0], "a link to a GPU leads to that one alone"
+
+
+def test_a_driver_that_does_not_know_of_switches_tells_of_direct_links(
+    double: Double, backend: NvmlBackend
+) -> None:
+    ends = {"nvlink__0__remote": "0000:c5:00", "nvlink__1__remote": "0000:11:00"}
+    double.with_gpu(0, ancestor__1=50, **ends)
+    double.error("nvmlDeviceGetNvLinkRemoteDeviceType", FUNCTION_NOT_FOUND)
+    double.with_gpu(1, "geforce").write()
+    backend.open()
+    first, _ = backend.devices()
+    assert first.links == (Link(double.uuid(1), 1, "system"),)
+
+
 def test_processes_are_told_with_unknown_memory_as_unknown(double: Double, backend: NvmlBackend) -> None:
     double.with_gpu(0, process__0="4000000 1048576", process__1="4000001 -", mps__0="4000000 1048576").write()
     backend.open()

@@ -55,6 +55,22 @@ def test_a_gang_that_goes_as_a_whole_has_no_gap() -> None:
     assert gangs.gaps(work, going) == frozenset()
 
 
+def test_every_gang_is_counted_in_one_state() -> None:
+    work = a_gang(replicas=5)
+    gone, going = PodPhase.FINISHED, PodPhase.TERMINATING
+    pods = [member(work, rank, 0, ready=True) for rank in range(2)]
+    pods += [member(work, 0, 1, ready=True), member(work, 1, 1, phase=PodPhase.ASSUMED)]
+    pods += [member(work, 0, 2, ready=True)]
+    pods += [member(work, 0, 3, ready=True), member(work, 1, 3, phase=going)]
+    pods += [member(work, rank, 4, phase=phase) for rank, phase in enumerate((gone, going))]
+    assert gangs.states(work, pods) == {"ready": 1, "starting": 1, "incomplete": 2, "waiting": 1}
+
+
+def test_what_is_suspended_or_is_one_pod_each_waits_for_no_gang() -> None:
+    assert gangs.states(a_gang(replicas=2, suspend=True), ()).total() == 0
+    assert gangs.states(a_work(replicas=2), ()).total() == 0
+
+
 def test_only_the_gang_with_the_overdue_gap_is_given_back() -> None:
     work = a_gang(replicas=2)
     pods = [member(work, 0), member(work, 0, 1), member(work, 1, 1)]
@@ -105,6 +121,47 @@ def test_a_gang_that_does_not_come_up_in_time_is_given_back_and_counted_once() -
     assert "1 of 2 pods" in failed.failure.message
     assert "ErrImagePull" in failed.failure.message
     assert gangs.next_look(work, pods, seen.replicas, LIMITS.start) == NOW + 300
+
+
+def test_a_container_that_is_restarted_in_place_is_not_late() -> None:
+    work = a_gang()
+    pods = [member(work, 0, ready=True), member(work, 1)]
+    ended = Exit("Error", 3, finished_at=NOW + 5000)
+    again = Replica(pods[1].key, pods[1].uid, work.uid, waiting="CrashLoopBackOff", restarts=1, last=ended)
+    seen = Situation(work, NOW + 5001, pods=tuple(pods), replicas={pods[1].key: again}, limits=LIMITS)
+    ruling = reconcile.rule(seen)
+    assert (ruling.retire, ruling.failed) == ((), ())
+    assert gangs.next_look(work, pods, seen.replicas, LIMITS.start) == NOW + 5300
+
+
+def test_a_container_that_does_not_come_back_is_told_as_such() -> None:
+    work = a_gang()
+    pods = [member(work, 0, ready=True), member(work, 1)]
+    ended = Exit("Error", 3, finished_at=NOW + 5000)
+    again = Replica(pods[1].key, pods[1].uid, work.uid, waiting="CrashLoopBackOff", restarts=1, last=ended)
+    seen = Situation(work, NOW + 5300, pods=tuple(pods), replicas={pods[1].key: again}, limits=LIMITS)
+    ruling = reconcile.rule(seen)
+    assert sorted(one.pod_uid for one in ruling.retire) == ["pod-0-0", "pod-0-1"]
+    (failed,) = ruling.failed
+    assert failed.failure.reason == Reason.GANG_INCOMPLETE
+    assert (
+        "ended with exit code 3 and did not run again within 300 s (CrashLoopBackOff)"
+        in failed.failure.message
+    )
+    assert "came up" not in failed.failure.message
+
+
+def test_a_member_that_never_came_up_is_named_though_another_ended_meanwhile() -> None:
+    work = a_gang()
+    pods = [member(work, 0), member(work, 1)]
+    ended = Exit("Error", 1, finished_at=NOW + 290)
+    replicas = {
+        pods[0].key: Replica(pods[0].key, pods[0].uid, work.uid, restarts=2, last=ended),
+        pods[1].key: Replica(pods[1].key, pods[1].uid, work.uid, waiting="ErrImagePull"),
+    }
+    seen = Situation(work, NOW + 301, pods=tuple(pods), replicas=replicas, limits=LIMITS)
+    (failed,) = reconcile.rule(seen).failed
+    assert f"came up within 300 s, {pods[1].name} did not (ErrImagePull)" in failed.failure.message
 
 
 def test_a_gang_whose_containers_run_may_take_its_time_to_load() -> None:

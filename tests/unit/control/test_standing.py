@@ -54,6 +54,15 @@ def test_a_displaced_workload_waits_since_it_lost_its_place(shown: Shown):
     assert shown.at(200, cluster)("waiting_since_timestamp_seconds", queue="default") == NOW + 100
 
 
+def test_gangs_are_shown_by_state(shown: Shown):
+    cluster = a_cluster(a_node("n1").with_gpus(4), Queue("default"))
+    work = a_workload("train").of_pods(2).replicas(2)
+    cluster.running(work, "n1", [0], member=0)
+    shown.at(0, cluster)
+    states = ("ready", "starting", "incomplete", "waiting")
+    assert [shown("gangs", state=state) for state in states] == [0, 0, 1, 1]
+
+
 def test_a_node_never_heard_of_is_silent_since_it_is_known(shown: Shown):
     cluster = a_cluster(
         a_node("mute").with_gpus(1).last_heard(None), a_node("heard").with_gpus(1).last_heard(7)

@@ -130,3 +130,19 @@ def test_draws_made_in_ignorance_are_made_again() -> None:
     assert pricer.solved == 5
     pricer.price(stock, {shape: 40.0}, kinds, NOW)
     assert pricer.solved == 9
+
+
+def test_the_pods_of_a_gang_take_the_devices_that_prices_choose() -> None:
+    cluster = a_cluster(a_node("a").with_gpus(2))
+    cluster.running(a_workload("half").shared(), "a", [0], memory="40Gi")
+    cluster.running(a_workload("fifth").shared(), "a", [1], memory="16Gi")
+    cluster.add(a_workload("gang").needing("24Gi").shared(300).of_pods(2))
+    prices = prices_for(cluster, {Shape(1, 500, 1000): 10.0})
+
+    def devices(made: Prices | None) -> list[str]:
+        binds = plan(cluster.snapshot(), POLICY, NOW, prices=made).binds
+        return [uuid[-1] for bind in binds for uuid in bind.claim.devices]
+
+    # The first pod leaves a half on the device with 800 free, as the device with 500 free is one.
+    assert devices(prices)[0] == "1"
+    assert devices(None)[0] == "0"

@@ -73,15 +73,29 @@ def test_prices_come_back_and_decide_as_before() -> None:
     assert plan_text(plan_document(replay(found))) == plan_text(written.plan or {})
 
 
-def test_specs_and_credentials_stay_out_of_the_file() -> None:
+def test_specs_credentials_and_signatures_stay_out_of_the_file_and_the_plan_is_the_same() -> None:
     secret = "hunter2"
-    cluster = a_cluster(a_node("n1").with_gpus(1))
     spec = {"podTemplate": {"spec": {"containers": [{"env": [{"name": "TOKEN", "value": secret}]}]}}}
-    workload = a_workload("chat").with_(spec=spec, model=Model(f"https://me:{secret}@models.example/a@b"))
-    cluster.add(workload)
-    text = dump(recorded(cluster), "1")
+    signed, unknown = f"https://models.example/a?sig={secret}", f"https://models.example/a?sig={secret}-2"
+    cluster = a_cluster(
+        a_node("n1").with_gpus(2),
+        a_profile(signed),
+        a_workload("chat").with_(spec=spec, model=Model(f"https://me:{secret}@models.example/a@b")),
+        a_workload("signed").serving(signed),
+        a_workload("unknown").serving(unknown),
+    )
+    refused = Hold(Reason.MODEL_NOT_FOUND, f"{unknown}: HTTP 404", math.inf, 1)
+    cluster.store.set_hold("default/unknown", refused)
+    written = recorded(cluster)
+    assert secret in plan_text(written.plan or {}), "a decision tells the URI"
+    text = dump(written, "1")
     assert secret not in text
-    assert "https://models.example/a@b" in text
+    assert "https://models.example/a@b?redacted=1" in text
+    found = load(text)
+    assert plan_text(plan_document(replay(found))) == plan_text(found.plan or {})
+    bound = [one["claim"]["workload"] for one in (found.plan or {})["actions"] if one["action"] == "Bind"]
+    assert "default/signed" in bound, "its profile is still found"
+    assert dump(found, "1") == text
 
 
 @pytest.mark.parametrize(
