@@ -12,7 +12,7 @@ from llmos_operator.scheduler.scores.fragmentation import loss_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llmos_operator.scheduler.plan import Rejection
+    from llmos_operator.scheduler.plan import Rejection, Reservation
     from llmos_operator.scheduler.preemption import Proposal
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim
 
 _MILLISECONDS = 1000
+_SHOWN = 3
 
 
 def bound(
@@ -71,6 +72,21 @@ def displaced(pending: Pending, victim: Victim, proposal: Proposal, reason: Reas
             f"to run on node {proposal.node}; {loss}"
         )
     return f"{claimant} displaces priority {victim.priority} to run on node {proposal.node}; {loss}"
+
+
+def kept(place: Reservation) -> str:
+    """Return what is kept for work that waits: "node n1 is kept for it until default/a-0 has left"."""
+    names = list(dict.fromkeys(place.nodes))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    where = f"nodes {', '.join(names[:_SHOWN])}{more} are" if len(names) > 1 else f"node {names[0]} is"
+    left = ", ".join(place.waits_for[:_SHOWN])
+    others = f" and {len(place.waits_for) - _SHOWN} others" if len(place.waits_for) > _SHOWN else ""
+    when = "it is not known when" if place.start is None else "expected to be free when"
+    return (
+        f"room on {where} kept for it, {when} {left}{others} will have left"
+        if left
+        else f"room on {where} kept for it"
+    )
 
 
 def rejections(found: Iterable[Rejection]) -> str:
