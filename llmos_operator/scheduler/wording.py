@@ -75,17 +75,18 @@ def displaced(pending: Pending, victim: Victim, proposal: Proposal, reason: Reas
 
 
 def kept(place: Reservation) -> str:
-    """Return what is kept for work that waits: "node n1 is kept for it until default/a-0 has left"."""
+    """Return what is kept for work that waits: "room on node n1 is kept for it, which is free once default/a-0 is gone"."""
     names = list(dict.fromkeys(place.nodes))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    where = f"nodes {', '.join(names[:_SHOWN])}{more} are" if len(names) > 1 else f"node {names[0]} is"
-    left = ", ".join(place.waits_for[:_SHOWN])
+    text = f"room on {'nodes' if len(names) > 1 else 'node'} {', '.join(names[:_SHOWN])}{more} is kept for it"
+    if not place.waits_for:
+        return text
     others = f" and {len(place.waits_for) - _SHOWN} others" if len(place.waits_for) > _SHOWN else ""
-    when = "it is not known when" if place.start is None else "expected to be free when"
-    return (
-        f"room on {where} kept for it, {when} {left}{others} will have left"
-        if left
-        else f"room on {where} kept for it"
+    gone = (
+        f"{', '.join(place.waits_for[:_SHOWN])}{others} {'is' if len(place.waits_for) == 1 else 'are'} gone"
+    )
+    return f"{text} until {gone}" + (
+        "" if place.start is not None else ", and nobody knows when that will be"
     )
 
 
