@@ -168,7 +168,9 @@ class SchedulingSettings(_Group):
     max_batch: Seconds = 1.0
     """A cycle starts at the latest this long after the first event."""
     plan_budget: Seconds = 0.5
-    """Longest time one planning pass may take."""
+    """Longest time one planning pass may take, without its searches for room to make."""
+    search_budget: Seconds = 5.0
+    """Longest time one planning pass may search whom to displace."""
     writes: int = Field(default=16, ge=1, le=256)
     """API writes in flight at most."""
     telemetry_interval: Seconds = 1.0

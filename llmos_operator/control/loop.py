@@ -58,7 +58,8 @@ class Loop:
         metrics: OperatorMetrics,
         heartbeat: Heartbeat,
         clock: Clock,
-        budget_seconds: float,
+        plan_seconds: float,
+        search_seconds: float,
         may_act: Callable[[], bool],
         reviewed: Callable[[str], None],
         prices: Callable[[], Prices | None],
@@ -79,7 +80,8 @@ class Loop:
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._clock = clock
-        self._budget_seconds = budget_seconds
+        self._plan_seconds = plan_seconds
+        self._search_seconds = search_seconds
         self._may_act = may_act
         self._reviewed = reviewed
         self._record = record
@@ -163,7 +165,7 @@ class Loop:
 
     async def _plan(self, snapshot: Snapshot, now: float, prices: Prices | None) -> Plan | None:
         """Return the plan; None if making it failed, which must not end statuses, repairs and the lease with it."""
-        budget = Budget.seconds(self._budget_seconds, time.monotonic)
+        budget = Budget(time.monotonic, deciding=self._plan_seconds, searching=self._search_seconds)
         started = time.monotonic()
         self._planning = True
         try:

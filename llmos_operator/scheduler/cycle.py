@@ -61,6 +61,8 @@ def plan(
             outcome.interrupt()
             break
         outcome.record(pending, attempts.place(pending))
+    if budget.search_exhausted():
+        outcome.interrupt()
     return outcome.plan(waiting)
 
 

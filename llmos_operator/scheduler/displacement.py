@@ -69,6 +69,22 @@ class Displacement:
         attempts = self._gangs.attempts
         if not attempts.preemption.begin(pending):
             return None
+        with attempts.preemption.searching():
+            best = self._best(pending, shape, unit)
+        if best is None:
+            return None
+        trial, size, request = best
+        for proposal in trial.proposals:
+            result.evictions += attempts.evictions(pending, proposal)
+        nodes = self._gangs.hold(pending, unit, size, request)
+        attempts.forget_failures()
+        return shortage.displacing(trial.victims, nodes, size)
+
+    def _best(
+        self, pending: Pending, shape: Shape, unit: Sequence[int]
+    ) -> tuple[Trial, Size, Request] | None:
+        """Return the cheapest trial over all sizes."""
+        attempts = self._gangs.attempts
         best: tuple[tuple[int, int, int, int], Trial, Size, Request] | None = None
         looked_at = set()
         for place, (size, request) in enumerate(shape.options):
@@ -79,14 +95,7 @@ class Displacement:
             trial = self._try(pending, unit, size, request)
             if trial is not None and (best is None or (*trial.key, place) < best[0]):
                 best = ((*trial.key, place), trial, size, request)
-        if best is None:
-            return None
-        _, trial, size, request = best
-        for proposal in trial.proposals:
-            result.evictions += attempts.evictions(pending, proposal)
-        nodes = self._gangs.hold(pending, unit, size, request)
-        attempts.forget_failures()
-        return shortage.displacing(trial.victims, nodes, size)
+        return best[1:] if best is not None else None
 
     def _try(self, pending: Pending, unit: Sequence[int], size: Size, request: Request) -> Trial | None:
         """Return what displacing for all pods of a unit takes, with everything undone."""

@@ -31,6 +31,7 @@ from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from llmos_operator.scheduler.budget import Budget
     from llmos_operator.scheduler.feasibility import Feasibility
@@ -105,6 +106,10 @@ class Preemption:
             )
         return self._index
 
+    def searching(self) -> AbstractContextManager[None]:
+        """Count the time until the end of the block as search."""
+        return self._budget.searching()
+
     @property
     def exhausted(self) -> bool:
         """Whether this plan has searched as often as the policy allows."""
@@ -121,7 +126,10 @@ class Preemption:
 
     def find(self, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Proposal | None:
         """Return the best proposal over all sizes and nodes, None if displacing cannot help."""
-        return self.search(pending, options) if self.begin(pending) else None
+        if not self.begin(pending):
+            return None
+        with self.searching():
+            return self.search(pending, options)
 
     def search(
         self, pending: Pending, options: Sequence[tuple[Size, Request]], within: Domain | None = None
@@ -136,7 +144,7 @@ class Preemption:
                 continue  # the same devices in question as for a better size: nobody cheaper has to go
             looked_at.append(large_enough)
             for bound, row in self._promising(pending, request, rights, ranks, within):
-                if self._budget.exhausted() or (best is not None and _hopeless(bound, best[0])):
+                if self._budget.search_exhausted() or (best is not None and _hopeless(bound, best[0])):
                     break
                 found = self._on_row(pending, size, request, row, rights, ranks, within)
                 if found is not None and (best is None or found.key(place) < best[0]):
@@ -151,7 +159,7 @@ class Preemption:
         """
         rights, ranks = self._rights(pending)
         for _, row in self._promising(pending, request, rights, ranks, within):
-            if self._budget.exhausted():
+            if self._budget.search_exhausted():
                 return
             found = self._on_row(pending, size, request, row, rights, ranks, within, states=0)
             if found is not None:

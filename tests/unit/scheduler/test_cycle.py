@@ -64,13 +64,37 @@ def test_when_time_runs_out_what_was_decided_stands_and_the_rest_is_left() -> No
     cluster = a_cluster(a_node("n1").with_gpus(8))
     cluster.add(*(a_workload(f"w{i}") for i in range(6)))
     clock = Ticks()
-    made = plan(cluster.snapshot(), POLICY, NOW, Budget.seconds(3, clock))
+    made = plan(cluster.snapshot(), POLICY, NOW, Budget(clock, deciding=3))
     assert made.interrupted
     assert 0 < len(made.binds) < 6
     assert set(made.decisions) == {b.claim.workload for b in made.binds}
     carry_out(cluster, made)
     rest = plan(cluster.snapshot(), POLICY, NOW)
     assert len(made.binds) + len(rest.binds) == 6
+
+
+def full_cluster_with_an_urgent_claim_and_a_small_one() -> ClusterBuilder:
+    cluster = a_cluster(a_node("n1").with_gpus(8), a_node("n2").with_gpus(1, memory="1Gi"))
+    cluster.with_priorities(high=1000)
+    for index in range(8):
+        cluster.running(a_workload(f"low{index}"), "n1", [index])
+    return cluster.add(a_workload("urgent").priority("high"), a_workload("small").needing("512Mi"))
+
+
+def test_a_search_takes_no_time_from_those_behind_it() -> None:
+    cluster = full_cluster_with_an_urgent_claim_and_a_small_one()
+    made = plan(cluster.snapshot(), POLICY, NOW, Budget(Ticks(), deciding=4))
+    assert len(made.evictions) == 1
+    assert [bind.claim.workload for bind in made.binds] == ["default/small"]
+    assert not made.interrupted
+
+
+def test_a_search_beyond_its_time_is_cut_off_and_the_rest_is_decided() -> None:
+    cluster = full_cluster_with_an_urgent_claim_and_a_small_one()
+    made = plan(cluster.snapshot(), POLICY, NOW, Budget(Ticks(), searching=1))
+    assert made.evictions == ()
+    assert [bind.claim.workload for bind in made.binds] == ["default/small"]
+    assert made.interrupted
 
 
 def test_a_hold_keeps_a_workload_back_until_it_ends() -> None:
