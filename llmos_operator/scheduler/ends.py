@@ -37,6 +37,7 @@ class Ends:
         self._now = now
         self._finished = Counter(one.queue or policy.default_queue for one in snapshot.finished)
         self._index: ServiceIndex | None = None
+        self.known = any(w.max_runtime is not None or self._learns(w) for w in snapshot.workloads.values())
 
     def of(self, pod: Pod) -> float:
         """Return when a pod with a claim will be gone."""
@@ -57,13 +58,18 @@ class Ends:
         declared = NEVER if workload.max_runtime is None else self._now + workload.max_runtime + _GRACE
         return declared if declared_only else min(declared, self._learned(workload, 0.0))
 
-    def _learned(self, workload: Workload, running: float) -> float:
+    def _learns(self, workload: Workload) -> bool:
+        if workload.kind is WorkloadKind.INFERENCE:
+            return False
         queue = workload.queue or self._policy.default_queue
-        limits = self._policy.reservation
-        if workload.kind is WorkloadKind.INFERENCE or self._finished[queue] < limits.least_finished:
+        return self._finished[queue] >= self._policy.reservation.least_finished
+
+    def _learned(self, workload: Workload, running: float) -> float:
+        if not self._learns(workload):
             return NEVER
+        queue = workload.queue or self._policy.default_queue
         if self._index is None:
             self._index = learned(self._snapshot, self._policy)
         devices = devices_of(workload)
         received = max(running, workload.gpu_seconds / devices)
-        return self._now + self._index.remaining(queue, devices, received, limits.part)
+        return self._now + self._index.remaining(queue, devices, received, self._policy.reservation.part)

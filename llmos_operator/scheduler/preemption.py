@@ -111,6 +111,11 @@ class Preemption:
         return self._budget.searching()
 
     @property
+    def out_of_time(self) -> bool:
+        """Whether the time for searches is over."""
+        return self._budget.search_exhausted()
+
+    @property
     def exhausted(self) -> bool:
         """Whether this plan has searched as often as the policy allows."""
         return self._searches >= self._policy.preemption.searches

@@ -88,8 +88,9 @@ class Reservations:
         if not unit or self._kinds.get(kind, 0) >= limits.most:
             return
         aged = attempts.now - pending.workload.created_at > limits.after
-        search = Search(attempts, self.ends, pending, shape, unit)
-        place = search.soonest() or (search.gather() if aged else None)
+        with attempts.preemption.searching():
+            search = Search(attempts, self.ends, pending, shape, unit)
+            place = search.soonest() or (search.gather() if aged else None)
         if place is None or not all(self._leaves(one, claim) for claim in place.claims for one in self._kept):
             return
         self._kinds[kind] = self._kinds.get(kind, 0) + 1

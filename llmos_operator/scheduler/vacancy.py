@@ -67,8 +67,10 @@ class Search:
     def soonest(self) -> Vacancy | None:
         """Return the place that is expected to be free first, None where nobody knows of any."""
         best: Vacancy | None = None
+        if not self._anybody():
+            return None
         for bound, domain in self._promising():
-            if best is not None and bound >= best.start:
+            if self._attempts.preemption.out_of_time or (best is not None and bound >= best.start):
                 break
             found = self._in(domain, bound)
             if found is not None and (best is None or found.start < best.start):
@@ -77,21 +79,43 @@ class Search:
 
     def gather(self) -> Vacancy | None:
         """Return the place where the least is missing, None where the unit could never be."""
-        found = []
-        for domain in self._domains():
-            rows = [row for row in domain.rows if self._acceptable(row).any()]
-            missing = {row: self._missing(domain, row) for row in rows}
-            rows.sort(key=lambda row: (missing[row], row))
-            devices = self._needed * self._request.devices
+        best: tuple[tuple[int, str], Vacancy] | None = None
+        for bound, domain, rows, missing in self._fullest():
+            if self._attempts.preemption.out_of_time or (
+                best is not None and (bound, domain.name) >= best[0]
+            ):
+                break
             for count in range(1, len(rows) + 1):
-                sizes = (int(domain.usable(self._acceptable(row)).sum()) for row in rows[:count])
-                if sum(sizes) < devices:
+                key = (sum(missing[:count]), domain.name)
+                if key[0] < bound or (best is not None and key >= best[0]):
                     continue
                 place = self._try(rows[:count], NEVER, everybody=True)
                 if place is not None:
-                    found.append((sum(missing[row] for row in rows[:count]), domain.name, place))
+                    best = (key, place)
                     break
-        return min(found, key=lambda one: one[:2])[2] if found else None
+        return best[1] if best is not None else None
+
+    def _fullest(self) -> list[tuple[int, Domain, list[int], list[int]]]:
+        """Return (least number missing, domain, its rows with the least missing first, what is missing on each)."""
+        found = []
+        for domain in self._domains():
+            sizes = {row: int(domain.usable(self._acceptable(row)).sum()) for row in domain.rows}
+            rows = [row for row in domain.rows if sizes[row]]
+            missing = {row: self._missing(domain, row) for row in rows}
+            rows.sort(key=lambda row: (missing[row], row))
+            devices = bound = 0
+            for row in rows:
+                if devices < self._needed * self._request.devices:
+                    devices, bound = devices + sizes[row], bound + missing[row]
+            if devices >= self._needed * self._request.devices:
+                found.append((bound, domain, rows, [missing[row] for row in rows]))
+        found.sort(key=lambda one: (one[0], one[1].name))
+        return found
+
+    def _anybody(self) -> bool:
+        """Return whether anything at all has an end or will yield; asked before every pod is."""
+        preemption, standing = self._attempts.preemption, self._attempts.snapshot.standing
+        return self._ends.known or any(preemption.outranks(self._pending, *one) for one in standing)
 
     @property
     def _needed(self) -> int:
@@ -175,7 +199,7 @@ class Search:
             if found is None:
                 low, step = at, 2 * step
         high = at
-        while high - low > 1:
+        while high - low > 1 and not self._attempts.preemption.out_of_time:
             middle = (low + high) // 2
             earlier = self._try(domain.rows, times[middle])
             if earlier is None:
