@@ -46,7 +46,8 @@ class Ends:
         if claim is None or workload is None or workload.uid != claim.workload_uid:
             return NEVER
         if pod.phase is PodPhase.TERMINATING:
-            return max(self._now, pod.deletion_at)
+            stuck = self._now > pod.deletion_at + self._policy.preemption.stuck_after
+            return NEVER if stuck else max(self._now, pod.deletion_at)
         began = claim.bound_at
         declared = NEVER
         if workload.max_runtime is not None:
