@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from llmos_operator.scheduler.policy import Policy
 from tests.support.builders import NOW, ClusterBuilder, WorkloadBuilder, a_cluster, a_node, a_workload
-from tests.support.history import History
+from tests.support.timeline import Timeline
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.plan import Plan
 
-GRACE = 30.0  # of the pods of these histories
+GRACE = 30.0  # of the pods of these timelines
 
 
 def work(draw: st.DrawFn, name: str) -> tuple[WorkloadBuilder, float | None]:
@@ -37,29 +37,29 @@ def work(draw: st.DrawFn, name: str) -> tuple[WorkloadBuilder, float | None]:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> History:
+def timelines(draw: st.DrawFn) -> Timeline:
     """A cluster with work on it and in its line."""
     cluster: ClusterBuilder = a_cluster().with_priorities(low=1, mid=2, high=3)
     for number in range(draw(st.integers(1, 3))):
         cluster.add(a_node(f"n{number}").with_gpus(draw(st.integers(1, 4))))
-    history = History(cluster, Policy())
+    timeline = Timeline(cluster, Policy())
     for number in range(draw(st.integers(1, 8))):
         one, lasts = work(draw, f"r{number}")
-        history.submit(one.value, lasts)
-    history.decide()
-    history.advance(history.now + 10.0)
-    return history
+        timeline.submit(one.value, lasts)
+    timeline.decide()
+    timeline.advance(timeline.now + 10.0)
+    return timeline
 
 
 def promise(made: Plan, key: str) -> float | None:
     return next((one.start for one in made.reservations if one.workload == key), None)
 
 
-@given(histories(), st.data())
+@given(timelines(), st.data())
 def test_the_head_starts_by_its_promised_time_whatever_comes_after_it(
-    history: History, data: st.DataObject
+    timeline: Timeline, data: st.DataObject
 ) -> None:
-    made = history.decide()
+    made = timeline.decide()
     known = [one for one in made.reservations if one.start is not None]
     if not known:
         return
@@ -67,33 +67,33 @@ def test_the_head_starts_by_its_promised_time_whatever_comes_after_it(
     assert promised is not None
     note(f"{head} by {promised - NOW}, {known[0]}")
     for number in range(data.draw(st.integers(1, 8))):
-        if head in history.started:
+        if head in timeline.started:
             break
-        until = min(history.now + data.draw(st.sampled_from([1.0, 60.0, 350.0])), promised)
-        for made in history.advance(until):
-            if head in history.started:
+        until = min(timeline.now + data.draw(st.sampled_from([1.0, 60.0, 350.0])), promised)
+        for made in timeline.advance(until):
+            if head in timeline.started:
                 break
             again = promise(made, head)
             assert again is not None, "the place is lost"
             assert again <= promised, "the promise is put off"
         one, lasts = work(data.draw, f"later{number}")
-        before = history.cluster.store.workload(head)
+        before = timeline.cluster.store.workload(head)
         assert before is not None
         if before.priority_class == "low":
             one.priority("low")  # what stands above it may pass it: that is no backfill
-        history.submit(one.value, lasts)
-        history.decide()
-    history.advance(promised)
-    assert history.started.get(head, promised + 1) <= promised
+        timeline.submit(one.value, lasts)
+        timeline.decide()
+    timeline.advance(promised)
+    assert timeline.started.get(head, promised + 1) <= promised
 
 
-@given(histories())
-def test_without_anybody_else_a_reservation_changes_nothing_for_what_is_placed(history: History) -> None:
-    made = history.decide()
+@given(timelines())
+def test_without_anybody_else_a_reservation_changes_nothing_for_what_is_placed(timeline: Timeline) -> None:
+    made = timeline.decide()
     for one in made.reservations:
-        workload = history.cluster.store.workload(one.workload)
+        workload = timeline.cluster.store.workload(one.workload)
         assert workload is not None
         assert made.decisions[one.workload].pending > 0
         assert len(one.nodes) == workload.members
         assert len(one.devices) == len(set(one.devices)) or workload.sharing.value == "Shared"
-        assert one.start is None or one.start >= history.now
+        assert one.start is None or one.start >= timeline.now

@@ -12,34 +12,34 @@ from llmos_operator.scheduler.explain import explain
 from llmos_operator.scheduler.policy import Policy, ReservationPolicy
 from llmos_operator.state.types import WorkloadKind
 from tests.support.builders import NOW, a_cluster, a_node, a_workload
-from tests.support.history import History
+from tests.support.timeline import Timeline
 
 WITHOUT = Policy(reservation=ReservationPolicy(most=0))
 HOUR = 3600.0
 
 
-def a_stream(policy: Policy, *, declared: bool) -> History:
+def a_stream(policy: Policy, *, declared: bool) -> Timeline:
     """Two nodes of four devices, a small job every 80 s that runs for ten minutes, and after ten minutes a gang of eight."""
     cluster = a_cluster(a_node("n1").with_gpus(4), a_node("n2").with_gpus(4))
-    history = History(cluster, policy)
+    timeline = Timeline(cluster, policy)
     gang = a_workload("gang").gpus(4).of_pods(copies=2).value
     number = 0
-    while history.now < NOW + 2 * HOUR:
+    while timeline.now < NOW + 2 * HOUR:
         small = a_workload(f"small-{number}").with_(max_runtime=600.0 if declared else None).value
-        history.submit(small, lasts=600.0)
+        timeline.submit(small, lasts=600.0)
         if number == 10:
-            history.submit(gang, lasts=HOUR)
-        history.advance(history.now + 80.0)
+            timeline.submit(gang, lasts=HOUR)
+        timeline.advance(timeline.now + 80.0)
         number += 1
-    return history
+    return timeline
 
 
 def test_a_large_gang_starts_though_small_work_keeps_coming() -> None:
-    history = a_stream(Policy(), declared=True)
-    waited = history.started["default/gang"] - (NOW + 800.0)
+    timeline = a_stream(Policy(), declared=True)
+    waited = timeline.started["default/gang"] - (NOW + 800.0)
     assert waited <= 630.0  # all that ran when it came has an end within ten minutes and the grace
     later = [
-        key for key, at in history.started.items() if "small" in key and at > history.started["default/gang"]
+        key for key, at in timeline.started.items() if "small" in key and at > timeline.started["default/gang"]
     ]
     assert later, "small work goes on afterwards"
 
@@ -56,22 +56,22 @@ def test_where_nobody_knows_of_any_end_it_starts_once_it_is_old_enough() -> None
 
 def test_small_work_uses_the_hole_meanwhile() -> None:
     cluster = a_cluster(a_node("n1").with_gpus(2))
-    history = History(cluster, Policy())
-    history.submit(a_workload("busy").with_(max_runtime=HOUR).value, lasts=HOUR)
-    history.decide()
-    history.submit(a_workload("big").gpus(2).value)
+    timeline = Timeline(cluster, Policy())
+    timeline.submit(a_workload("busy").with_(max_runtime=HOUR).value, lasts=HOUR)
+    timeline.decide()
+    timeline.submit(a_workload("big").gpus(2).value)
     for number in range(5):
-        history.submit(a_workload(f"brief-{number}").with_(max_runtime=500.0).value, lasts=500.0)
-    history.decide()
-    history.advance(NOW + HOUR + 30.0)
-    assert [history.started[f"default/brief-{n}"] - NOW for n in range(5)] == [
+        timeline.submit(a_workload(f"brief-{number}").with_(max_runtime=500.0).value, lasts=500.0)
+    timeline.decide()
+    timeline.advance(NOW + HOUR + 30.0)
+    assert [timeline.started[f"default/brief-{n}"] - NOW for n in range(5)] == [
         0.0,
         500.0,
         1000.0,
         1500.0,
         2000.0,
     ]
-    assert history.started["default/big"] == NOW + HOUR
+    assert timeline.started["default/big"] == NOW + HOUR
 
 
 def test_a_reservation_moves_when_its_node_dies() -> None:

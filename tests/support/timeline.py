@@ -19,7 +19,7 @@ _MOST_PLANS = 8  # at one moment: victims leave, claimants bind
 
 
 @dataclass
-class History:
+class Timeline:
     """A cluster as time goes by. Pods end when `lasts` says (seconds after their binding); others run for ever."""
 
     cluster: ClusterBuilder
