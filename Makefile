@@ -93,9 +93,17 @@ component: artifacts ## Tests against a real API server and real models
 e2e: artifacts ## The whole system in the local cluster
 	@$(PY) -m pytest tests/e2e $(ARGS)
 
+.PHONY: stress
+stress: venv ## Property tests at length: 5,000 clusters each, 20,000 histories (two hours)
+	@LLMOS_PROPERTY_PROFILE=stress $(PY) -m pytest tests/property $(ARGS)
+
 .PHONY: bench
 bench: artifacts ## Measure, print tables, and write docs/benchmarks.md (ONLY=name runs one)
 	@$(PY) -m tests.bench $(ONLY)
+
+.PHONY: bench-e2e
+bench-e2e: artifacts ## Measure the operator on 500 and 1,000 nodes beside kube-scheduler and a bare client (20 min)
+	@$(PY) -m tests.bench e2e scale
 
 ##@ Tidy up
 .PHONY: clean

@@ -65,7 +65,7 @@ _CONTROLLERS_OFF = (
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneOptions:
-    """Which parts run, and extra flags for kube-apiserver.
+    """Which parts run, and extra flags for kube-apiserver and kube-scheduler.
 
     Without the controller manager no ServiceAccounts are made, so the ServiceAccount admission plugin is off then and
     pods can be created at once; there is no garbage collection either.
@@ -74,6 +74,7 @@ class ControlPlaneOptions:
     controller_manager: bool = True
     scheduler: bool = True
     api_server_flags: tuple[str, ...] = ()
+    scheduler_flags: tuple[str, ...] = ()
     verbosity: int = 1
 
 
@@ -362,6 +363,7 @@ def _scheduler_flags(paths: ClusterPaths, block: AddressBlock, options: ControlP
         "--leader-elect=false",
         "--profiling=false",
         f"--v={options.verbosity}",
+        *options.scheduler_flags,
     ]
 
 

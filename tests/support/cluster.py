@@ -70,6 +70,14 @@ def control_plane(folder: Path, options: ControlPlaneOptions | None = None) -> I
 
 
 @contextmanager
+def with_scheduler(folder: Path, *flags: str) -> Iterator[ControlPlane]:
+    """Only etcd, kube-apiserver and kube-scheduler, the last with further flags."""
+    options = ControlPlaneOptions(controller_manager=False, scheduler_flags=flags)
+    with control_plane(folder, options) as plane:
+        yield plane
+
+
+@contextmanager
 def api_only(folder: Path) -> Iterator[ControlPlane]:
     """Only etcd and kube-apiserver: ready in about three seconds, no ServiceAccounts needed to create pods."""
     with control_plane(folder, _API_ONLY) as plane:

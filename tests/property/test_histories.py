@@ -1,0 +1,172 @@
+"""Random histories of a cluster: after whatever happened, plans keep the invariants of the design, and all comes to rest.
+
+`make stress` tries 20,000 of them. A failure names the seed and what happened; `History(seed)` is that history again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.scheduler.cycle import plan
+from llmos_operator.scheduler.plan import Evict
+from llmos_operator.scheduler.quota import Amount, QuotaTree
+from llmos_operator.state import ledger
+from llmos_operator.state.labels import matches
+from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
+from tests.support.history import POLICY, History
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.plan import Plan
+    from llmos_operator.state.snapshot import Snapshot
+
+STEPS = 20
+HISTORIES = 20_000 if settings.get_current_profile_name() == "stress" else 60
+LONGEST_REST = 40  # plans after which a cluster that is left alone must be at rest
+AWAKE = {PodPhase.ASSUMED, PodPhase.BOUND, PodPhase.TERMINATING}
+
+
+@settings(max_examples=HISTORIES)
+@given(st.integers(0, 1 << 40))
+def test_invariants_hold_in_any_history_and_it_comes_to_rest(seed: int) -> None:
+    history = History(seed)
+    for _ in range(STEPS):
+        history.disturb()
+        history.pass_time(history.random.choice([0.0, 1.0, 20.0, 300.0]))
+        step(history)
+    history.settle()
+    rest(history)
+
+
+def step(history: History) -> None:
+    """Plan and carry out once, with every check."""
+    try:
+        before = history.snapshot()
+        made = history.plan()
+        assert plan(before, POLICY, history.now) == made, "I14: another plan of the same snapshot"
+        check_plan(before, made, history)
+        history.carry_out(made)
+        history.tend()
+        check_ledger(history)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\nhistory: {'; '.join(history.happened)}") from error
+
+
+def rest(history: History) -> None:
+    """Leave the cluster alone: it comes to rest, nobody is evicted for the same claimant again and again."""
+    begun = len(history.evictions)
+    for _ in range(LONGEST_REST):
+        before = history.snapshot()
+        made = history.plan()
+        check_plan(before, made, history)
+        if not made.actions and not before.terminating and not history.tend():
+            break
+        history.carry_out(made, refuse=False)
+        check_ledger(history)
+        history.pass_time(60.0)
+    else:
+        raise AssertionError(f"I9: still acting: {made.actions}\nhistory: {'; '.join(history.happened)}")
+    turns = Counter((e.victim_uid, e.preemptor) for _, e in history.evictions[begun:] if e.preemptor)
+    pods = Counter(e.pod_uid for _, e in history.evictions)
+    assert max(pods.values(), default=1) == 1, f"I6: evicted twice: {pods.most_common(1)}"
+    assert max(turns.values(), default=1) <= 3, f"I6: {turns.most_common(1)}"
+    again = history.plan()
+    assert not again.actions, f"I8: a second look acts: {again.actions}"
+    check_whole(history.snapshot())
+
+
+def check_plan(before: Snapshot, made: Plan, history: History) -> None:
+    """Check what a plan says against the snapshot it was made of."""
+    check_quota(before, made)
+    check_evictions(before, made, history)
+    for bind in made.binds:
+        state = before.nodes[bind.claim.node]
+        assert state.node is not None
+        assert state.node.ready
+        if bind.claim.sharing is Sharing.SHARED:
+            assert fresh(before, bind.claim.node, history.now), "I13: shared on stale telemetry"
+    for key in before.unsettled:  # I2
+        assert key in made.decisions, f"I2: nothing is said of {key}"
+        assert made.decisions[key].message
+
+
+def fresh(snapshot: Snapshot, node: str, now: float) -> bool:
+    """Return whether a node has been heard of lately."""
+    heard = snapshot.heard.get(node)
+    return heard is not None and now - heard <= POLICY.stale_seconds
+
+
+def check_quota(before: Snapshot, made: Plan) -> None:
+    """I4: no bind takes a queue beyond what it may use."""
+    tree = QuotaTree(before.queues)
+    for queue, (milli, held) in before.charged.items():
+        tree.add(queue, Amount(milli, held))
+    for bind in made.binds:
+        amount = Amount(bind.claim.gpu_milli, bind.claim.charged_bytes)
+        assert tree.fits(bind.claim.queue, amount), f"I4: {bind.claim.workload} exceeds its quota"
+        tree.add(bind.claim.queue, amount)
+
+
+def check_evictions(before: Snapshot, made: Plan, history: History) -> None:
+    """I5: victims stand lower, are not protected, and disruption budgets hold."""
+    pods = {pod.key: pod for found in before.pods_of.values() for pod in found}
+    gone = []
+    for action in made.actions:
+        if not isinstance(action, Evict) or not action.preemptor:
+            continue
+        pod, claimant = pods[action.pod], before.workloads[action.preemptor]
+        claim = pod.claim
+        assert claim is not None
+        assert pod.phase is PodPhase.BOUND
+        assert history.now - pod.started_at >= claim.min_runtime, f"I5: {pod.key} is within its minRuntime"
+        if action.reason is Reason.PREEMPTED:
+            assert claim.priority < before.priority_of(claimant), f"I5: {pod.key} does not stand lower"
+        else:
+            assert claim.queue != (claimant.queue or POLICY.default_queue)
+        if claimant.accelerators:  # who wants CPU alone does not depend on what agents see
+            assert fresh(before, pod.node, history.now), f"I13: {pod.key} displaced unseen"
+        gone.append(pod)
+    for budget in before.budgets.values():
+        covered = [p for p in gone if budget.selector is not None and matches(budget.selector, p.labels)]
+        assert len(covered) <= budget.allowed, f"I5: {budget.key} allows {budget.allowed}"
+
+
+def check_ledger(history: History) -> None:
+    """I1, I2, I11: nothing is held twice, nothing beyond what there is, and the ledger can be made again from its pods."""
+    snapshot = history.snapshot()
+    for state in snapshot.nodes.values():
+        assert ledger.build(state.name, state.node, state.gpu, state.pods, state.observed) == state, "I11"
+        for device in state.devices:
+            holders = [
+                p.claim
+                for p in state.pods.values()
+                if p.claim is not None and p.phase in AWAKE and device.uuid in p.claim.devices
+            ]
+            assert sum(c.bytes_per_device for c in holders) <= device.device.memory_bytes, (
+                f"I1: {device.uuid}"
+            )
+            assert sum(c.compute_milli for c in holders) <= FULL_MILLI, f"I1: compute of {device.uuid}"
+            if any(c.sharing is not Sharing.SHARED for c in holders):
+                assert len(holders) == 1, f"I1: {device.uuid} is shared with a whole claim"
+        if state.node is not None:
+            assert state.cpu_milli <= state.node.cpu_milli, f"I1: CPU of {state.name}"
+    for uid, pods in snapshot.pods_of.items():
+        places = Counter(
+            (p.claim.ordinal, p.claim.member) for p in pods if p.claim is not None and p.phase in AWAKE
+        )
+        assert max(places.values(), default=0) <= 1, f"I2: a replica of {uid} runs twice"
+
+
+def check_whole(snapshot: Snapshot) -> None:
+    """I7: at rest a replica of several pods has all of them or none, unless some were lost and the rest is not given back yet."""
+    for workload in snapshot.workloads.values():
+        if workload.members == 1 or workload.finished:
+            continue
+        replicas = Counter(
+            p.claim.ordinal for p in snapshot.pods_of.get(workload.uid, ()) if p.claim is not None
+        )
+        assert set(replicas.values()) <= {workload.members}, f"I7: {workload.key} runs in part: {replicas}"
