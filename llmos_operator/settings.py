@@ -149,6 +149,15 @@ class PriceSettings(_Group):
     """Replicas that must have been asked for before prices are made; until then best fit decides."""
 
 
+class ReservationSettings(_Group):
+    """Places that are kept for work that cannot start yet; smaller work may use them meanwhile."""
+
+    most: int = Field(default=1, ge=0, le=100)
+    """Places that are kept at once for each tree of queues and choice of devices, for the first in queue order; 0 keeps none."""
+    after: Seconds = 3600.0
+    """Seconds since its creation after which devices gather for work though nobody knows when its place will be free, and after which only declared ends (maxRuntime) let others use its place."""
+
+
 class SchedulingSettings(_Group):
     """The decision loop."""
 
@@ -188,6 +197,8 @@ class SchedulingSettings(_Group):
     """Namespaces to serve; empty serves all."""
     prices: PriceSettings = PriceSettings()
     """Prices for placement."""
+    reservation: ReservationSettings = ReservationSettings()
+    """Places that are kept for large work."""
 
 
 class OperatorSettings(ProcessSettings):

@@ -84,6 +84,7 @@ class Reason(StrEnum):
     BACK_OFF = "BackOff"
     GANG_INCOMPLETE = "GangIncomplete"  # a part of what runs together is missing, or did not come up in time
     SUCCEEDED = "Succeeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"  # it has run for as long as spec.scheduling.maxRuntime says
     FAILED = "Failed"
     POD_NOT_CREATED = "PodNotCreated"
     # Degraded
@@ -108,6 +109,7 @@ class Reason(StrEnum):
     FIXED = "FixedReplicas"
     # Events only
     BOUND_POD = "BoundPod"
+    PLACE_KEPT = "PlaceKept"
     EVICTED = "Evicted"
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"

@@ -78,7 +78,7 @@ class Scalers:
     def scale(self, record: Record, workload: Workload, now: float) -> tuple[int, Scaling] | None:
         """Return the replicas wanted now and why; None if somebody else owns the number."""
         spec = workload.spec.get("scaling")
-        if not spec or workload.suspended:
+        if not spec or workload.suspended or workload.finished:
             self.forget(record.key)
             return None
         # Of a gang only the leader serves: the others are no replicas of their own.

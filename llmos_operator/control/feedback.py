@@ -155,7 +155,10 @@ class Feedback:
         if record is None or record.decision == decision:
             return
         before = record.decision.reason if record.decision is not None else None
+        kept = record.decision.reserved if record.decision is not None else ()
         record.decision = decision
+        if decision.reserved and decision.reserved != kept:
+            self.tell(record, "Normal", Reason.PLACE_KEPT, decision.message, key=",".join(decision.reserved))
         if decision.reason in _ACTIONABLE and decision.reason is not before:
             self.tell(record, "Warning", decision.reason, decision.message)
         self._review(record.key)

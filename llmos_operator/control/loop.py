@@ -198,6 +198,9 @@ class Loop:
         self._metrics.pending.clear()
         for reason, count in reasons.items():
             self._metrics.pending.labels(reason).set(count)
+        known = sum(one.start is not None for one in plan.reservations)
+        self._metrics.reservations.labels("expected").set(known)
+        self._metrics.reservations.labels("unknown").set(len(plan.reservations) - known)
         if plan.actions:
             log.info(
                 "plan",

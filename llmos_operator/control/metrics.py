@@ -128,6 +128,12 @@ class OperatorMetrics:
             ["reason"],
             registry=registry,
         )
+        self.reservations = Gauge(
+            "llmos_operator_reservations",
+            "Places that are kept for work that cannot start yet, by whether its start is known (expected, unknown).",
+            ["start"],
+            registry=registry,
+        )
         self.waiting = Gauge(
             "llmos_operator_waiting_workloads",
             "Workloads with a replica that has no place, by queue.",
@@ -198,6 +204,8 @@ class OperatorMetrics:
         for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
             for result in ("accepted", "refused"):
                 self.evictions.labels(reason.value, result)
+        for start in ("expected", "unknown"):
+            self.reservations.labels(start)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
 

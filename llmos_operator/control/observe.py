@@ -53,6 +53,7 @@ class Observer:
             hold=self._hold(snapshot, workload),
             failure=record.failure,
             preemption=record.preemption,
+            expired=record.expired,
             scaling=record.scaling,
             degraded=self._degraded(snapshot, pods),
             scores=record.scores,

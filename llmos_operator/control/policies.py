@@ -41,6 +41,9 @@ def policy_of(settings: OperatorSettings) -> Policy:
         price_seconds=scheduling.prices.max_age,
         sizing=sizing,
         preemption=replace(base.preemption, steps=STEPS),
+        reservation=replace(
+            base.reservation, most=scheduling.reservation.most, after=scheduling.reservation.after
+        ),
     )
 
 

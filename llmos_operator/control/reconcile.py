@@ -180,6 +180,8 @@ def _shortage(workload: Workload, pod: Pod) -> Shortage:
 
 def _unwanted(seen: Situation, pods: list[Pod]) -> list[Retire]:
     workload = seen.workload
+    if workload.finished:
+        return [_retire(workload, pod, Reason.COMPLETE, "The workload has finished.") for pod in pods]
     if workload.suspended:
         return [_retire(workload, pod, Reason.SUSPENDED, "spec.suspend is true.") for pod in pods]
     surplus = [pod for pod in pods if pod.claim and pod.claim.ordinal >= workload.replicas]

@@ -39,6 +39,7 @@ class Record:
     failure: Failure | None = None
     permanent: bool = False  # the failure cannot heal without a change of the spec
     preemption: Preemption | None = None
+    expired: Refusal | None = None  # it has run for as long as it may, since this process saw that
     scaling: Scaling = field(default_factory=Scaling)
     scores: dict[str, Score] = field(default_factory=dict)
     estimated_bytes: int = 0

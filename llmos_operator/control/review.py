@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import gangs, reconcile
+from llmos_operator.control import gangs, lifetime, reconcile
 from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
@@ -119,6 +119,7 @@ class Reviewer:
                 limits=self._gangs,
             )
         )
+        self._end(record, workload, now)
         self._take_failures(record, workload, ruling)
         record.trouble = ruling.trouble or self._service_trouble(record)
         self._hold(record, workload)
@@ -158,6 +159,18 @@ class Reviewer:
         if late is not None:
             self._look_again(record.key, now + max(1.0, late - self._clock.now()))
         return frozenset(gap for gap, since in record.gaps.items() if since + limits.grace <= now)
+
+    def _end(self, record: Record, workload: Workload, now: float) -> None:
+        """Say that the workload has finished when its time is over. Its pods go once the API shows that it is said."""
+        due = lifetime.over_at(workload, self._store.pods_of(record.uid))
+        if due is None or workload.finished:
+            return
+        if due > now:
+            # By the wall clock, which may be set: look again at least once an hour.
+            self._look_again(record.key, self._clock.monotonic() + min(due - now, 3600.0))
+        elif record.expired is None:
+            record.expired = lifetime.verdict(workload)
+            self._feedback.tell(record, "Normal", Reason.DEADLINE_EXCEEDED, record.expired.message)
 
     # -- failures -------------------------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ class Observed:
     hold: Hold | None = None
     failure: Failure | None = None
     preemption: Preemption | None = None
+    expired: Refusal | None = None  # it has run for as long as it may
     scaling: Scaling = field(default_factory=Scaling)
     degraded: Refusal | None = None  # a device's or telemetry's trouble
     scores: Mapping[str, Score] = field(default_factory=dict)  # by pod key
@@ -94,6 +95,11 @@ class Observed:
     queue: str = ""
     url: str = ""
     selector: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended for good."""
+        return self.workload.finished or self.expired is not None
 
     def report_of(self, pod: Pod) -> RuntimeStatus | None:
         """Return the runtime's last report of a pod."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 _REJECTIONS = 5
+_NODES = 64
 _LOADING = frozenset(RuntimeState) - {
     RuntimeState.READY,
     RuntimeState.DRAINING,
@@ -262,6 +263,8 @@ def _decision(seen: Observed, previous: DecisionStatus | None) -> DecisionStatus
         candidates=decision.candidates,
         scored_by=decision.scored_by,
         rejected=_rejected(decision),
+        reserved_nodes=decision.reserved[:_NODES],
+        expected_start=rfc3339(decision.expected_start) if decision.expected_start is not None else None,
         time=previous.time if same and previous else rfc3339(seen.now),
     )
 

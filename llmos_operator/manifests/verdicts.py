@@ -61,6 +61,7 @@ def verdicts(seen: Observed) -> dict[Condition, Verdict]:
         Condition.SUSPENDED: suspended(seen),
         Condition.ASLEEP: asleep(seen),
         Condition.SCALING_ACTIVE: scaling_active(seen),
+        Condition.FINISHED: finished(seen),
     }
     return {kind: verdict for kind, verdict in found.items() if verdict is not None}
 
@@ -79,6 +80,8 @@ def unsupported(seen: Observed) -> Verdict | None:
 
 def idle_reason(seen: Observed) -> tuple[Reason, str] | None:
     """Return why no replica is wanted, None if some are."""
+    if seen.finished:
+        return Reason.COMPLETE, "It has finished; create it anew to run it again."
     if seen.workload.suspended:
         return Reason.SUSPENDED, "spec.suspend is true; set it to false to start."
     if seen.workload.replicas == 0:
@@ -269,11 +272,24 @@ def scaling_active(seen: Observed) -> Verdict:
     return Verdict(TRUE if seen.scaling.active else FALSE, seen.scaling.reason, seen.scaling.message)
 
 
+def finished(seen: Observed) -> Verdict | None:
+    """Whether it has ended for good; None while it has not. Once said it stays said, in the same words."""
+    if seen.expired is not None:
+        return Verdict(TRUE, seen.expired.reason, seen.expired.message)
+    if not seen.workload.finished:
+        return None
+    said = [one for one in seen.previous.get("conditions") or () if one.get("type") == Condition.FINISHED]
+    if not said:
+        return Verdict(TRUE, Reason.SUCCEEDED)
+    return Verdict(TRUE, str(said[0].get("reason", Reason.SUCCEEDED)), str(said[0].get("message", "")))
+
+
 def phase(seen: Observed) -> str:
     """Return the summary word for `kubectl get`."""
     wanted, serving = seen.workload.replicas, seen.ready_count
     failed = seen.refusal is not None or (seen.failure is not None and seen.hold is not None)
     words = (
+        (seen.finished, "Succeeded"),
         (seen.workload.suspended, "Suspended"),
         (failed and not serving, "Failed"),
         (seen.live and seen.asleep_count == len(seen.live), "Asleep"),

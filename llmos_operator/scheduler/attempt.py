@@ -12,6 +12,7 @@ from llmos_operator.scheduler.gang import Gangs, concerns
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
 from llmos_operator.scheduler.plan import Bind, Evict
 from llmos_operator.scheduler.quota import charge
+from llmos_operator.scheduler.reservation import Reservations
 from llmos_operator.scheduler.room import unobserved
 from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.state.types import Placement
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.failure import Failure
     from llmos_operator.scheduler.feasibility import Feasibility
     from llmos_operator.scheduler.placement import Placer
+    from llmos_operator.scheduler.plan import Reservation
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.preemption import Preemption, Proposal
     from llmos_operator.scheduler.queueing import Pending
@@ -50,6 +52,7 @@ class Result:
     evictions: list[Evict] = field(default_factory=list)
     waiting: int = 0
     failure: Failure | None = None  # of the last replica that has to wait
+    reservation: Reservation | None = None  # the place that is kept for what has to wait
 
 
 class Attempts:
@@ -77,8 +80,10 @@ class Attempts:
         self._shapes: dict[tuple[object, ...], Shape] = {}
         self._numbers: dict[tuple[tuple[Size, Request], ...], int] = {}
         self._spread_to: dict[str, list[str]] = {}  # by workload UID, nodes of replicas this plan has bound
-        self._failed: dict[tuple[int, str, int, bool], Failure] = {}
+        self._failed: dict[tuple[object, ...], Failure] = {}
         self.gangs = Gangs(self)
+        self.reservations = Reservations(self)
+        preemption.usable = self.reservations.usable
 
     def place(self, pending: Pending) -> Result:
         """Place what can be placed of one workload."""
@@ -86,13 +91,14 @@ class Attempts:
         shape = self.shape(pending.workload)
         if concerns(pending.workload):
             self.gangs.place(pending, shape, result)
-            return self._with_former(pending, result)
-        for ordinal in pending.ordinals:
-            if not shape.options:
-                result.failure = failure.Failure(shape.sizes.reason, shape.sizes.message)
-            else:
-                result.failure = self._place_one(pending, shape, ordinal, result)
-            result.waiting += result.failure is not None
+        else:
+            for ordinal in pending.ordinals:
+                if not shape.options:
+                    result.failure = failure.Failure(shape.sizes.reason, shape.sizes.message)
+                else:
+                    result.failure = self._place_one(pending, shape, ordinal, result)
+                result.waiting += result.failure is not None
+        self.reservations.consider(pending, shape, result)
         return self._with_former(pending, result)
 
     @staticmethod
@@ -121,7 +127,8 @@ class Attempts:
 
     def _place_one(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
         may_preempt = self.snapshot.may_preempt(pending.workload)
-        key = (shape.number, pending.queue, pending.priority, may_preempt)
+        kept = self.reservations.openness(pending)
+        key = (shape.number, pending.queue, pending.priority, may_preempt, kept)
         known = self._failed.get(key)
         if known is not None:
             return known
@@ -153,7 +160,8 @@ class Attempts:
             row, waste = best
             name = self.scene.table.names[row]
             prefer = self.placer.column(request, row)
-            devices = pick(now.node(name), request, columns[row], self.policy.overuse_percent, prefer)
+            usable = self.reservations.usable(pending, row, columns[row])
+            devices = pick(now.node(name), request, usable, self.policy.overuse_percent, prefer)
             if devices is not None:
                 claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
                 if self.leaves_room(claim, request):
@@ -188,6 +196,8 @@ class Attempts:
         """Return whether the claim fits quota and takes no room that is being made for somebody else."""
         now, later = self.worlds.now, self.worlds.later
         if not self._quota_fits(now, claim) or not self._quota_fits(later, claim):
+            return False
+        if not self.reservations.leave(claim):
             return False
         if claim.node not in self.worlds.differing:
             return True
@@ -252,7 +262,8 @@ class Attempts:
             return False
         later = self.worlds.later
         state = later.node(name) if measured else unobserved(later.node(name))
-        devices = pick(state, request, acceptable.devices[row], self.policy.overuse_percent)
+        usable = self.reservations.usable(pending, row, acceptable.devices[row])
+        devices = pick(state, request, usable, self.policy.overuse_percent)
         if devices is None:
             return False
         claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)

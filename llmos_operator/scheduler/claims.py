@@ -129,12 +129,12 @@ def claim_for(
         gpu_milli=gpu_milli,
         charged_bytes=charged,
         bound_at=round(now * _MILLISECONDS) / _MILLISECONDS,
-        min_runtime=_least_runtime(workload, policy),
+        min_runtime=least_runtime(workload, policy),
         member=member,
     )
 
 
-def _least_runtime(workload: Workload, policy: Policy) -> float:
+def least_runtime(workload: Workload, policy: Policy) -> float:
     """Return the seconds in which nothing is taken from a replica, in whole milliseconds as the annotation keeps them."""
     least = workload.min_runtime if workload.min_runtime is not None else policy.min_runtime
     return round(least * _MILLISECONDS) / _MILLISECONDS

@@ -183,7 +183,7 @@ class Displacement:
     def _free(self, domain: Domain, pending: Pending, ordinal: int, size: Size, request: Request) -> int:
         """Hold what free room a domain has for the pods of a replica; return how many got some."""
         gangs = self._gangs
-        room = self._room(request)
+        room = gangs.attempts.reservations.narrow(pending, self._room(request))
         capacity = dict(zip(domain.rows, room.pods(domain).tolist(), strict=True))
         count = min(sum(capacity.values()), pending.workload.members)
         waste = gangs.attempts.placer.wastes(request)

@@ -201,6 +201,8 @@ def _higher(attempts: Attempts, pending: Pending) -> list[str]:
 
 
 def _expected_start(attempts: Attempts, decision: Decision | None) -> float | None:
+    if decision is not None and decision.expected_start is not None:
+        return decision.expected_start
     if decision is None or decision.reason is not Reason.WAITING_FOR_PREEMPTION:
         return None
     ends = [pod.deletion_at for pod in attempts.worlds.leaving.values()]

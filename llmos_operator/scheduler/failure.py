@@ -86,7 +86,9 @@ def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size,
         return Failure(never[0], never[1], kept, candidates, size)
     nodes = len(attempts.scene.table)
     if candidates:
-        message = f"{candidates} of {nodes} nodes have room, but it is being made for work of higher standing"
+        others = attempts.reservations.names()
+        why = f"kept for {', '.join(others)}" if others else "being made for work of higher standing"
+        message = f"{candidates} of {nodes} nodes have room, but it is {why}"
     else:
         message = (
             f"0 of {nodes} nodes fit {wording.size_text(size)}: {wording.rejections(kept) or 'no nodes'}"

@@ -81,7 +81,8 @@ class Gangs:
         workload = pending.workload
         may = self.attempts.snapshot.may_preempt(workload)
         asked = (shape.number, workload.members, workload.topology, len(unit))
-        key = (*asked, pending.queue, pending.priority, may, pending.nominated)
+        kept = self.attempts.reservations.openness(pending)
+        key = (*asked, pending.queue, pending.priority, may, pending.nominated, kept)
         if key in self._failed:
             return self._failed[key]
         for place in range(len(shape.options)):
@@ -125,6 +126,7 @@ class Gangs:
             bind = attempts.bind(pending, shape, place, ordinal)
             return [bind] if bind is not None else []
         room = room_now(attempts.scene, attempts.feasibility, attempts.worlds, request)
+        attempts.reservations.narrow(pending, room)
         binds = []
         for member, spot in enumerate(self.spots(room, workload, workload.members)):
             state = attempts.worlds.now.node(attempts.scene.table.names[spot.row])
@@ -158,7 +160,8 @@ class Gangs:
         The device in `column` is taken if it will do.
         """
         attempts = self.attempts
-        columns = spot.domain.usable(attempts.feasibility.acceptable(request).devices[spot.row])
+        acceptable = attempts.feasibility.acceptable(request).devices[spot.row]
+        columns = spot.domain.usable(attempts.reservations.usable(pending, spot.row, acceptable))
         overuse = attempts.policy.overuse_percent
         devices = None
         preferred = pending.workload.topology.preferred
@@ -236,6 +239,7 @@ class Gangs:
             room = room_later(
                 attempts.scene, attempts.feasibility, attempts.worlds, request, measured=measured
             )
+            attempts.reservations.narrow(pending, room)
             spots = self.spots(room, pending.workload, pending.workload.members)
             for member, spot in enumerate(spots):
                 name = attempts.scene.table.names[spot.row]

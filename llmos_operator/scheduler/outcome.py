@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.plan import Decision, Plan, Wait
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Result
-    from llmos_operator.scheduler.plan import Bind, Evict
+    from llmos_operator.scheduler.plan import Bind, Evict, Reservation
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Lines, Pending, Refused
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import WorkloadKey
+
+_MINUTE: Final = 60.0
 
 
 class Outcome:
@@ -28,6 +30,7 @@ class Outcome:
         self._binds: list[Bind] = []
         self._waits: list[Wait] = []
         self._decisions: dict[WorkloadKey, Decision] = {}
+        self._reservations: list[Reservation] = []
         self._interrupted = False
 
     def repair(self, evictions: list[Evict]) -> None:
@@ -59,7 +62,9 @@ class Outcome:
             self._waits.append(
                 Wait(workload.key, workload.uid, result.waiting, failure.reason, failure.message)
             )
-            size = failure.size
+            size, place = failure.size, result.reservation
+            if place is not None:
+                self._reservations.append(place)
             self._decisions[workload.key] = Decision(
                 workload.key,
                 workload.uid,
@@ -73,6 +78,8 @@ class Outcome:
                 result.waiting,
                 size.format if size is not None else "",
                 size.bytes_per_device if size is not None else 0,
+                reserved=tuple(sorted(set(place.nodes))) if place is not None else (),
+                expected_start=_minute(place.start) if place is not None else None,
             )
         elif result.binds:
             last = result.binds[-1]
@@ -109,8 +116,14 @@ class Outcome:
             (*self._evictions, *self._binds),
             tuple(self._waits),
             self._decisions,
+            tuple(self._reservations),
             self._interrupted,
         )
+
+
+def _minute(start: float | None) -> float | None:
+    """Return a time rounded up to whole minutes, so that one that is learned does not change with every plan."""
+    return None if start is None else -(-start // _MINUTE) * _MINUTE
 
 
 def _placed(decision: Decision, position: int) -> Decision:

@@ -142,6 +142,22 @@ class Decision:
     format: str = ""  # of the last size tried
     bytes_per_device: int = 0
     scored_by: str = ""  # the ScoreKind that chose the last node; "" where none was chosen
+    reserved: tuple[str, ...] = ()  # nodes on which a place is kept for it
+    expected_start: float | None = (
+        None  # epoch seconds, in whole minutes: by when it can start there; None: not known
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A place that is kept for replicas that cannot start yet. No action: the next plans keep it again."""
+
+    workload: WorkloadKey
+    workload_uid: str
+    nodes: tuple[str, ...]  # one for each pod, in order of ordinal and member
+    devices: tuple[str, ...]  # UUIDs
+    start: float | None  # epoch seconds: by when it is expected to be free; None: nobody knows
+    waits_for: tuple[PodKey, ...]  # pods that have to leave first
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +169,7 @@ class Plan:
     actions: tuple[Action, ...] = ()
     waits: tuple[Wait, ...] = ()
     decisions: Mapping[WorkloadKey, Decision] = field(default_factory=dict)
+    reservations: tuple[Reservation, ...] = ()  # in queue order
     interrupted: bool = False  # the budget ran out: call again soon, what is missing was not looked at
 
     @property

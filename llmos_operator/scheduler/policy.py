@@ -49,6 +49,18 @@ class PreemptionLimits:
     stuck_after: float = 30.0  # seconds past its grace after which a terminating pod is not waited for
 
 
+@dataclass(frozen=True, slots=True)
+class ReservationPolicy:
+    """Places that are kept for work that cannot start yet."""
+
+    most: int = 1  # for each tree of queues and choice of devices; 0: none
+    after: float = (
+        3600.0  # seconds of waiting after which a place is kept though nobody knows when it will be free
+    )
+    part: float = 0.9  # of work like it that has ended by the time at which work is expected to have ended
+    least_finished: int = 10  # pieces of work a queue must have finished before its durations are known
+
+
 def _default_service() -> dict[WorkloadKind, float]:
     return {WorkloadKind.INFERENCE: 3600.0, WorkloadKind.FINE_TUNE: 7200.0, WorkloadKind.BATCH: 1800.0}
 
@@ -84,6 +96,7 @@ class Policy:
     load_bytes_per_second: int = 200 * MIB  # until a profile has measured a load
     sizing: SizingPolicy = field(default_factory=SizingPolicy)
     preemption: PreemptionLimits = field(default_factory=PreemptionLimits)
+    reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
     thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
     score: ScoreKind = ScoreKind.FRAGMENTATION
     price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides

@@ -30,7 +30,7 @@ from llmos_operator.scheduler.victims import VictimIndex
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from llmos_operator.scheduler.budget import Budget
@@ -90,6 +90,8 @@ class Preemption:
         self._index: VictimIndex | None = None
         self._searches = 0
         self._gone: set[Replica] = set()  # displaced in this plan
+        # Narrows the devices of a row to those that are not kept from the claimant (`reservation`).
+        self.usable: Callable[[Pending, int, Bools], Bools] = lambda _pending, _row, columns: columns
 
     @property
     def index(self) -> VictimIndex:
@@ -107,6 +109,11 @@ class Preemption:
     def searching(self) -> AbstractContextManager[None]:
         """Count the time until the end of the block as search."""
         return self._budget.searching()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time for searches is over."""
+        return self._budget.search_exhausted()
 
     @property
     def exhausted(self) -> bool:
@@ -219,6 +226,15 @@ class Preemption:
             return None
         return (Reason.RECLAIMED, own.reclaim == "LowerPriority")
 
+    def outranks(self, pending: Pending, queue: str, priority: int) -> bool:
+        """Return whether the claimant may displace work of a queue for its lower priority alone."""
+        if not self._policy.preemption.enabled or priority >= pending.priority:
+            return False
+        rule = self._rule(pending, queue)
+        return (
+            rule is not None and rule[0] is Reason.PREEMPTED and self._snapshot.may_preempt(pending.workload)
+        )
+
     def right(self, pending: Pending, victim: Victim) -> Reason | None:
         """Return by what right the claimant may displace the victim as things stand, None without any."""
         if victim.claim.workload_uid == pending.workload.uid or victim.pod.key in self._worlds.leaving:
@@ -268,7 +284,7 @@ class Preemption:
         states: int | None = None,
     ) -> Proposal | None:
         later, name = self._worlds.later, self._scene.table.names[row]
-        columns = self._feasibility.acceptable(_displacing(request)).devices[row]
+        columns = self.usable(pending, row, self._feasibility.acceptable(_displacing(request)).devices[row])
         if within is not None:
             columns = within.usable(columns)
         overuse = self._policy.overuse_percent

@@ -188,6 +188,7 @@ def plan_document(made: Plan) -> dict[str, Any]:
         "actions": [{"action": type(one).__name__, **_plain(_bare(one))} for one in made.actions],
         "waits": [_plain(one) for one in made.waits],
         "decisions": {key: _plain(one) for key, one in made.decisions.items()},
+        "reservations": [_plain(one) for one in made.reservations],
         "interrupted": made.interrupted,
     }
 

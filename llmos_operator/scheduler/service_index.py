@@ -19,6 +19,7 @@ number of devices: 1, 2, 3-4, 5-8, more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -115,10 +116,21 @@ class ServiceIndex:
         """Return the index of jobs of one queue and size after `attained` seconds of service each."""
         table = self._tables.get(key)
         if table is None:
-            wider = self._by_size[key[1]]
-            evidence = self._now.get(key)
-            table = self._tables[key] = gittins(evidence.hazard(wider) if evidence is not None else wider)
+            table = self._tables[key] = gittins(self._hazard(key))
         return np.maximum(1.0, np.interp(attained, LOWER, table))
+
+    def remaining(self, queue: str, gpus: int, attained: float, part: float) -> float:
+        """Return the seconds within which `part` of the jobs that have received `attained` end; inf: beyond all bins."""
+        gone = np.concatenate([[0.0], np.cumsum(self._hazard((queue, size_class(gpus))) * WIDTH)])
+        edges = np.concatenate([[0.0], UPPER])
+        target = float(np.interp(attained, edges, gone)) - math.log1p(-part)
+        if attained >= edges[-1] or target > gone[-1]:
+            return math.inf
+        return max(0.0, float(np.interp(target, gone, edges)) - attained)
+
+    def _hazard(self, key: Key) -> Floats:
+        wider, evidence = self._by_size[key[1]], self._now.get(key)
+        return evidence.hazard(wider) if evidence is not None else wider
 
 
 def size_class(gpus: int) -> int:

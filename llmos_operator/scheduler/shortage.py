@@ -70,7 +70,9 @@ def diagnose(
     others = wording.rejections(r for r in kept if r.reason != "NotAllPodsFit")
     message = f"{text}, each with {wording.size_text(size)}" + (f": {others}" if others else "")
     if _replicas(room, domains, members) >= replicas:
-        message = f"there is room for all {replicas * members} pods, but it is being made for work of higher standing"
+        waiting = attempts.reservations.names()
+        why = f"kept for {', '.join(waiting)}" if waiting else "being made for work of higher standing"
+        message = f"there is room for all {replicas * members} pods, but it is {why}"
     return Failure(Reason.NO_CAPACITY, message, kept, 0, size)
 
 

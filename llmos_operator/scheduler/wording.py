@@ -12,7 +12,7 @@ from llmos_operator.scheduler.scores.fragmentation import loss_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llmos_operator.scheduler.plan import Rejection
+    from llmos_operator.scheduler.plan import Rejection, Reservation
     from llmos_operator.scheduler.preemption import Proposal
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim
 
 _MILLISECONDS = 1000
+_SHOWN = 3
 
 
 def bound(
@@ -71,6 +72,22 @@ def displaced(pending: Pending, victim: Victim, proposal: Proposal, reason: Reas
             f"to run on node {proposal.node}; {loss}"
         )
     return f"{claimant} displaces priority {victim.priority} to run on node {proposal.node}; {loss}"
+
+
+def kept(place: Reservation) -> str:
+    """Return what is kept for work that waits: "room on node n1 is kept for it, which is free once default/a-0 is gone"."""
+    names = list(dict.fromkeys(place.nodes))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    text = f"room on {'nodes' if len(names) > 1 else 'node'} {', '.join(names[:_SHOWN])}{more} is kept for it"
+    if not place.waits_for:
+        return text
+    others = f" and {len(place.waits_for) - _SHOWN} others" if len(place.waits_for) > _SHOWN else ""
+    gone = (
+        f"{', '.join(place.waits_for[:_SHOWN])}{others} {'is' if len(place.waits_for) == 1 else 'are'} gone"
+    )
+    return f"{text} until {gone}" + (
+        "" if place.start is not None else ", and nobody knows when that will be"
+    )
 
 
 def rejections(found: Iterable[Rejection]) -> str:

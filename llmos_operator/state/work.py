@@ -164,6 +164,9 @@ class Workload:
     preemption: PreemptionPolicy = PreemptionPolicy.LOWER_PRIORITY
     disruption_order: tuple[DisruptionStep, ...] = DEFAULT_ORDER
     min_runtime: float | None = None  # seconds; None: the policy's
+    max_runtime: float | None = (
+        None  # seconds after its first replica was bound at which it is ended; None: never
+    )
     placement: Placement = Placement.BIN_PACK
     topology: Topology = field(default_factory=Topology)
     node_selector: Selector = field(default_factory=Selector)

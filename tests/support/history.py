@@ -175,6 +175,7 @@ class History:
             memory_bytes=pick([1, 5, 12, 20, 40, 60]) * GIB,
             sharing=Sharing.SHARED if shared else Sharing.EXCLUSIVE,
             min_runtime=pick([0.0, 0.0, 60.0, 600.0]),
+            max_runtime=pick([None, None, 300.0, 3000.0]),  # nobody ends it then: an estimate that is wrong
         )
         if self._chance(0.2):
             builder.of_pods(pick([2, 2, 3]))

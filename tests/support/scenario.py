@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmos_operator.scheduler.fragmentation.prices import DeviceKind, Prices
-    from llmos_operator.scheduler.plan import Plan
+    from llmos_operator.scheduler.plan import Plan, Reservation
     from llmos_operator.state.snapshot import Snapshot
 
 SHAPES = {"small": builders.SMALL_MODEL, "large": builders.LARGE_MODEL}
@@ -79,6 +79,7 @@ def load(path: Path) -> Scenario:
         "about",
         "source",
         "policy",
+        "finished",
         "priorities",
         "queues",
         "namespaces",
@@ -109,6 +110,9 @@ def load(path: Path) -> Scenario:
         _run(cluster, {key: value for key, value in one.items() if key != "lost_for"})
     for one in data.get("pending", []):
         cluster.add(_workload(one))
+    for queue, seconds in data.get("finished", {}).items():
+        for number, one in enumerate(seconds):
+            cluster.add(_finished(f"{queue}-{number}", queue, one))
     policy = _policy(data.get("policy", {}))
     prices = _prices(cluster, data["mix"]) if "mix" in data else None
     return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}), lost_for, prices)
@@ -253,6 +257,8 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "context": lambda v: {"max_model_len": v},
     "seqs": lambda v: {"max_num_seqs": v},
     "kind": lambda v: {"kind": WorkloadKind(v)},
+    "min_runtime": lambda v: {"min_runtime": float(v)},
+    "max_runtime": lambda v: {"max_runtime": float(v)},
     "node_selector": lambda v: {"node_selector": _selector(v)},
     "tolerations": lambda v: {"tolerations": tuple(Toleration(**t) for t in v)},
     "product": lambda v: {"selector": DeviceSelector(tuple(v))},
@@ -289,6 +295,12 @@ def _workload(data: dict[str, Any]) -> WorkloadBuilder:
             max_quality_loss_milli=data.get("max_loss"),
         )
     return builder
+
+
+def _finished(name: str, queue: str, seconds: float) -> WorkloadBuilder:
+    """Return training work on one device that a queue has finished."""
+    past = a_workload(name).in_queue(queue)
+    return past.with_(kind=WorkloadKind.FINE_TUNE, finished=True, gpu_seconds=int(seconds))
 
 
 def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
@@ -344,12 +356,19 @@ def summary(made: Plan) -> dict[str, Any]:
         "position": {
             workload_name(d.workload): d.queue_position for d in made.decisions.values() if d.queue_position
         },
+        "reserve": {workload_name(r.workload): _kept(r, made.now) for r in made.reservations},
         "messages": {workload_name(d.workload): d.message for d in made.decisions.values()},
         "rejected": {
             workload_name(d.workload): {r.reason: r.nodes for r in d.rejected}
             for d in made.decisions.values()
         },
     }
+
+
+def _kept(one: Reservation, now: float) -> str:
+    """Return a reservation in words: "n1 in 630 s"."""
+    when = "some day" if one.start is None else f"in {one.start - now:.0f} s"
+    return f"{' '.join(sorted(one.nodes))} {when}"
 
 
 def assert_rests(cluster: ClusterBuilder, made_for: Callable[[Snapshot], Plan]) -> None:

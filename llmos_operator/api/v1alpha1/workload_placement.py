@@ -12,6 +12,7 @@ from llmos_operator.api.schema import (
     LabelValue,
     ListAtomic,
     ListSet,
+    PositiveDuration,
     PositiveQuantity,
     Quantity,
     Rule,
@@ -185,6 +186,11 @@ class Scheduling(KubeModel):
         le=1000,
         description="Replicas that start together or not at all. More are added as there is room and are given up first. While fewer are "
         "left, the missing ones are placed anew; after the grace (operator setting scheduling.gangGrace) all are given back and wait.",
+    )
+    max_runtime: PositiveDuration | None = Field(
+        default=None,
+        description="Time the workload may run, from the moment its first replica was given a place. Then it has finished: its pods go and "
+        "no new ones come. Work with such an end may use a place that is kept for larger work until then. Without it: no end.",
     )
     placement: Placement = Field(
         default=Placement.BIN_PACK,

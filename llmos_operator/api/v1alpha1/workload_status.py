@@ -93,6 +93,12 @@ class DecisionStatus(KubeModel):
     rejected: Annotated[tuple[RejectedPlace, ...], ListMap(("reason",)), Field(max_length=5)] = Field(
         default=(), description="The five most frequent reasons for which nodes were out."
     )
+    reserved_nodes: Annotated[tuple[Word, ...], ListAtomic(), Field(max_length=64)] = Field(
+        default=(), description="Nodes on which a place is kept for it; the message says what it waits for."
+    )
+    expected_start: Time | None = Field(
+        default=None, description="By when it is expected to start there; absent where nobody knows."
+    )
     time: Time | None = Field(default=None, description="When the decision last changed.")
 
 

@@ -113,6 +113,7 @@ def _scheduling(fields: Fields) -> dict[str, Any]:
         "preemption": fields.choice("preemptionPolicy", PreemptionPolicy, PreemptionPolicy.LOWER_PRIORITY),
         "disruption_order": _order(disruption),
         "min_runtime": disruption.parsed("minRuntime", _seconds, None),
+        "max_runtime": fields.parsed("maxRuntime", _seconds, None),
         "placement": fields.choice("placement", Placement, Placement.BIN_PACK),
         "topology": Topology(topology.text("required"), topology.text("preferred")),
     }

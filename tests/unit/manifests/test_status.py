@@ -211,3 +211,22 @@ def test_a_place_keeps_what_chose_it_when_another_process_writes_the_status() ->
 
 def test_a_decision_says_what_chose_the_node() -> None:
     assert written(seen(decision=decision(scored_by="BestFit")))["decision"]["scoredBy"] == "BestFit"
+
+
+def test_a_kept_place_and_its_time_are_shown() -> None:
+    known = written(seen(decision=decision(reserved=("n1", "n2"), expected_start=NOW + 600)))["decision"]
+    assert known["reservedNodes"] == ["n1", "n2"]
+    assert known["expectedStart"] == "2023-11-14T22:23:20Z"
+    unknown = written(seen(decision=decision(reserved=("n1",))))["decision"]
+    assert "expectedStart" not in unknown
+
+
+def test_what_has_ended_for_good_stays_so_in_the_same_words() -> None:
+    over = Refusal(Reason.DEADLINE_EXCEEDED, "It has run for 1h.")
+    first = written(seen(expired=over, pods=(a_pod_of(WORK, ready=True),)))
+    assert (first["phase"], condition(first, "Finished")["reason"]) == ("Succeeded", "DeadlineExceeded")
+    again = Observed(workload=replace(WORK, finished=True), now=NOW + 500, previous=first)
+    then = written(again)
+    assert condition(then, "Finished") == condition(first, "Finished")
+    assert (then["phase"], condition(then, "Scheduled")["reason"]) == ("Succeeded", "Complete")
+    assert "Finished" not in {one["type"] for one in written(seen())["conditions"]}
