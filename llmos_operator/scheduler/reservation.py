@@ -17,6 +17,7 @@ Nothing is remembered: each plan makes its reservations anew, and while ends hol
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, DeviceSelector, Workload
 
 _REASONS: Final = frozenset({Reason.NO_CAPACITY})
+_TRIES: Final = 4  # searches in vain for each kind of place: behind them nobody is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ class Reservations:
     def __init__(self, attempts: Attempts) -> None:
         self._attempts = attempts
         self._kept: list[Kept] = []
-        self._kinds: dict[tuple[str, DeviceSelector], int] = {}
+        self._kinds: Counter[tuple[str, DeviceSelector]] = Counter()  # places kept
+        self._vain: Counter[tuple[str, DeviceSelector]] = Counter()  # searches without a place
+        self._sought: set[tuple[object, ...]] = set()
         self._open: dict[tuple[int, str], bool] = {}
         self._ends: Ends | None = None
 
@@ -85,15 +89,22 @@ class Reservations:
             return
         kind = (self._tree(pending.queue), pending.workload.selector)
         unit = _unit(pending, result)
-        if not unit or self._kinds.get(kind, 0) >= limits.most:
+        if not unit or self._kinds[kind] >= limits.most or self._vain[kind] >= _TRIES:
             return
         aged = attempts.now - pending.workload.created_at > limits.after
+        workload = pending.workload
+        asked = (shape.number, workload.members, workload.topology, workload.preemption, len(unit))
+        key = (*asked, pending.queue, pending.priority, aged)
+        if key in self._sought or attempts.preemption.out_of_time:
+            return
         with attempts.preemption.searching():
             search = Search(attempts, self.ends, pending, shape, unit)
             place = search.soonest() or (search.gather() if aged else None)
         if place is None or not all(self._leaves(one, claim) for claim in place.claims for one in self._kept):
+            self._vain[kind] += 1
+            self._sought.add(key)
             return
-        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        self._kinds[kind] += 1
         self._keep(pending, place, aged=aged)
         result.reservation = _told(pending, place)
         result.failure = replace(

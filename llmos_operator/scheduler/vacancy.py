@@ -60,6 +60,7 @@ class Search:
         self._unit = unit
         # The smallest size is the first that fits; when the time has come, the best one that fits is taken.
         self._size, self._request = min(shape.options, key=lambda option: option[0].bytes_per_device)
+        self._feasible = attempts.feasibility.acceptable(self._request)
         self._together = gang.concerns(pending.workload)
         self._departures: dict[int, list[tuple[float, Pod]]] = {}
         self._names = attempts.scene.table.names
@@ -99,7 +100,9 @@ class Search:
         """Return (least number missing, domain, its rows with the least missing first, what is missing on each)."""
         found = []
         for domain in self._domains():
-            sizes = {row: int(domain.usable(self._acceptable(row)).sum()) for row in domain.rows}
+            sizes = {
+                row: self._parts * int(domain.usable(self._acceptable(row)).sum()) for row in domain.rows
+            }
             rows = [row for row in domain.rows if sizes[row]]
             missing = {row: self._missing(domain, row) for row in rows}
             rows.sort(key=lambda row: (missing[row], row))
@@ -121,8 +124,13 @@ class Search:
     def _needed(self) -> int:
         return len(self._unit) * self._pending.workload.members
 
+    @property
+    def _parts(self) -> int:
+        """How many pods of the unit may share a device, at most."""
+        return 1 if self._request.whole else self._needed
+
     def _acceptable(self, row: int) -> Bools:
-        acceptable = self._attempts.feasibility.acceptable(self._request)
+        acceptable = self._feasible
         usable = self._attempts.reservations.usable(self._pending, row, acceptable.devices[row])
         if not acceptable.nodes[row]:
             usable = np.zeros_like(usable)
@@ -166,8 +174,7 @@ class Search:
                 times.append(max(known) if len(known) == device.claims and known else NEVER)
             else:
                 times.append(min(known, default=NEVER))
-        times.sort()
-        return times[request.devices - 1 :: request.devices]
+        return sorted(times * self._parts)[request.devices - 1 :: request.devices]
 
     def _departing(self, row: int) -> list[tuple[float, Pod]]:
         """Return the pods of a row that will leave, or yield, in the order of their times."""

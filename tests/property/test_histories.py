@@ -129,7 +129,9 @@ def check_evictions(before: Snapshot, made: Plan, history: History) -> None:
         else:
             assert claim.queue != (claimant.queue or POLICY.default_queue)
         alone = claim.member == 0 and before.workloads[claim.workload].members == 1
-        if claimant.accelerators and not limited and alone:  # CPU, quota and company do not depend on what agents see
+        if (
+            claimant.accelerators and not limited and alone
+        ):  # CPU, quota and company do not depend on what agents see
             assert fresh(before, pod.node, history.now), f"I13: {pod.key} displaced unseen"
         gone.append(pod)
     for budget in before.budgets.values():

@@ -39,7 +39,9 @@ def test_a_large_gang_starts_though_small_work_keeps_coming() -> None:
     waited = timeline.started["default/gang"] - (NOW + 800.0)
     assert waited <= 630.0  # all that ran when it came has an end within ten minutes and the grace
     later = [
-        key for key, at in timeline.started.items() if "small" in key and at > timeline.started["default/gang"]
+        key
+        for key, at in timeline.started.items()
+        if "small" in key and at > timeline.started["default/gang"]
     ]
     assert later, "small work goes on afterwards"
 
