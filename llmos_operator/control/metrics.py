@@ -111,6 +111,12 @@ class OperatorMetrics:
             ["reason", "result"],
             registry=registry,
         )
+        self.shrinks = Counter(
+            "llmos_operator_shrinks_total",
+            "Replicas asked to give up KV cache, by what became of it (asked, yielded, refused, restored).",
+            ["result"],
+            registry=registry,
+        )
         self.waiting_writes = Gauge(
             "llmos_operator_waiting_writes", "Writes waiting or under way.", registry=registry
         )
@@ -181,6 +187,8 @@ class OperatorMetrics:
         for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
             for result in ("accepted", "refused"):
                 self.evictions.labels(reason.value, result)
+        for result in ("asked", "yielded", "refused", "restored"):
+            self.shrinks.labels(result)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
 
