@@ -183,6 +183,10 @@ class SchedulingSettings(_Group):
     """Refuse shared placement on devices without fresh telemetry even before a first sample."""
     min_runtime: Seconds = 120.0
     """Seconds a workload is safe from preemption after its start, unless its spec says otherwise."""
+    shrink_timeout: Seconds = 20.0
+    """Seconds within which a replica that was asked to give up KV cache must be seen to have; else it gets all of it back."""
+    restore_after: Seconds = 60.0
+    """Seconds for which a replica that gave up KV cache does with less at least, before it gets back what is free."""
     gang_start: Seconds = 300.0
     """Seconds within which every container of a replica of several pods must run; else all are given back and tried again."""
     gang_grace: Seconds = 15.0

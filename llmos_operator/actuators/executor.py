@@ -6,7 +6,8 @@ nobody knows (connection lost, timeout), then it stays assumed and the same crea
 two is true. Its name is deterministic, so the repetition finds what the first try made. Repetitions wait longer each time,
 per pod and outside of the write queue's slots: one namespace's broken webhook costs nobody else anything.
 
-The pods of a gang are created all or none (`actuators.gangs`); pods are taken away by `actuators.removals`.
+The pods of a gang are created all or none (`actuators.gangs`); pods are taken away by `actuators.removals`, and asked for
+memory by `actuators.lowering`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.actuators.gangs import Attempts, in_gangs
+from llmos_operator.actuators.lowering import Lowering
 from llmos_operator.actuators.pods import body_of, owned_by
 from llmos_operator.actuators.removals import Removals
 from llmos_operator.actuators.writequeue import Job, Rank, WriteQueue
@@ -23,7 +25,7 @@ from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError, Permanent, Retryable
 from llmos_operator.observability.logging import logger
-from llmos_operator.scheduler.plan import Bind, Evict
+from llmos_operator.scheduler.plan import Bind, Evict, Restore, Shrink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +79,7 @@ class Executor:
         self._doubtful: list[Bind] = []
         self._gangs = Attempts()
         self._removals = Removals(port, store, queue, outcomes, clock, evictions, submit=self._submit)
+        self.lowering = Lowering(port, store, queue, outcomes, clock, submit=self._submit)
 
     def busy(self, workload: str) -> bool:
         """Return whether writes for the workload's pods are waiting or under way."""
@@ -92,6 +95,10 @@ class Executor:
             return self._take_binds([one for one in actions if isinstance(one, Bind)])
         if isinstance(action, Evict):
             return int(self._removals.evict(action))
+        if isinstance(action, Shrink):
+            return int(self.lowering.shrink(action))
+        if isinstance(action, Restore):
+            return int(self.lowering.restore(action))
         log.warning("action is not supported yet, left out", action=type(action).__name__)
         return 0
 
@@ -207,6 +214,7 @@ class Executor:
 
     def resume(self) -> None:
         """Take up what was in doubt when this process had to stop writing."""
+        self.lowering.resume()
         doubtful, self._doubtful = self._doubtful, []
         for bind in doubtful:
             self._submit_doubtful(bind)

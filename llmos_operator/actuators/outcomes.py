@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from llmos_operator.scheduler.plan import Bind, Evict
+    from llmos_operator.scheduler.plan import Bind, Evict, Restore, Shrink
+    from llmos_operator.state.types import Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,22 @@ class Outcomes(Protocol):
 
     def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
         """Say that a disruption budget refused an eviction for now. `retry_at` is monotonic."""
+        ...
+
+    def shrunk(self, shrink: Shrink) -> None:
+        """Say that a replica is asked to come down."""
+        ...
+
+    def yielded(self, pod: Pod) -> None:
+        """Say that a replica was seen to have come down."""
+        ...
+
+    def not_shrunk(self, pod: Pod, why: str) -> None:
+        """Say that a replica did not come down and keeps what it has."""
+        ...
+
+    def restored(self, restore: Restore) -> None:
+        """Say that a replica gets back what it gave up."""
         ...
 
     def retired(self, retire: Retire) -> None:

@@ -111,6 +111,9 @@ class Reason(StrEnum):
     BOUND_POD = "BoundPod"
     PLACE_KEPT = "PlaceKept"
     EVICTED = "Evicted"
+    SHRUNK = "Shrunk"  # it does with a smaller KV cache, to make room
+    RESTORED = "Restored"  # it has got back what it gave up
+    NOT_SHRUNK = "NotShrunk"  # it was asked to come down and did not
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"
     DEVICE_UNHEALTHY = "DeviceUnhealthy"

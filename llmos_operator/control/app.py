@@ -168,6 +168,7 @@ class Operator:
                 ("status", parts.status.run()),
                 ("events", parts.recorder.run()),
                 ("poller", parts.poller.run()),
+                ("yielding", parts.yielding.run()),
                 ("profiles", parts.profiles.run()),
                 ("retention", parts.retention.run()),
                 ("summaries", parts.summaries.run()),

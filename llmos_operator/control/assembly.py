@@ -45,6 +45,7 @@ from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.watching import Watching, wired
+from llmos_operator.control.yielding import Yielding
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.observability.logging import logger
 from llmos_operator.settings import BadSettings
@@ -250,6 +251,15 @@ class Assembly:
         )
         self.hearing = Hearing(self)
         self.poller = Poller(self.client, self.records, self.clock, reported=self.hearing.report)
+        self.yielding = Yielding(
+            self.store,
+            self.records,
+            self.client,
+            self.executor.lowering,
+            self.clock,
+            timeout=self.settings.scheduling.shrink_timeout,
+            may_act=self.leadership.may_act,
+        )
 
     def _recorder(self) -> Callable[[Snapshot, Plan, Prices | None], None] | None:
         scheduling = self.settings.scheduling

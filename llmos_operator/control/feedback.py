@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.events import EventRecorder, EventType
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record, Records
-    from llmos_operator.scheduler.plan import Bind, Decision, Evict
+    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Restore, Shrink
+    from llmos_operator.state.types import Pod
 
 # Reasons a person has to act on: told as a Warning Event, not only in the status.
 _ACTIONABLE = frozenset(
@@ -137,6 +138,46 @@ class Feedback:
             wait = max(0, round(retry_at - self._clock.monotonic()))
             note = f"{evict.pod} cannot be evicted yet, next try in {wait} s: {error}"
             self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=evict.pod)
+
+    def shrunk(self, shrink: Shrink) -> None:
+        """Say that a replica is asked to come down."""
+        self._metrics.shrinks.labels("asked").inc()
+        record = self._current(shrink.victim, shrink.victim_uid)
+        if record is None:
+            return
+        record.preemption = Preemption(
+            by=shrink.preemptor,
+            action="Shrink",
+            reason=shrink.reason,
+            message=shrink.explanation,
+            time=self._clock.now(),
+        )
+        self.tell(record, "Normal", Reason.SHRUNK, f"{shrink.pod}: {shrink.explanation}", key=shrink.pod_uid)
+        self._review(record.key)
+
+    def yielded(self, pod: Pod) -> None:
+        """Say that a replica was seen to have come down."""
+        self._metrics.shrinks.labels("yielded").inc()
+        if pod.claim is not None:
+            self._review(pod.claim.workload)
+
+    def not_shrunk(self, pod: Pod, why: str) -> None:
+        """Say that a replica did not come down and keeps what it has."""
+        self._metrics.shrinks.labels("refused").inc()
+        record = self._current(pod.claim.workload, pod.claim.workload_uid) if pod.claim is not None else None
+        if record is not None:
+            note = f"{pod.key} keeps its KV cache, others make room instead: {why}"
+            self.tell(record, "Warning", Reason.NOT_SHRUNK, note, key=pod.uid)
+            self._review(record.key)
+
+    def restored(self, restore: Restore) -> None:
+        """Say that a replica gets back what it gave up."""
+        self._metrics.shrinks.labels("restored").inc()
+        record = self._current(restore.workload, restore.workload_uid)
+        if record is not None:
+            note = f"{restore.pod}: {restore.explanation}"
+            self.tell(record, "Normal", Reason.RESTORED, note, key=restore.pod_uid)
+            self._review(record.key)
 
     def retired(self, retire: Retire) -> None:
         """Say that the deletion of a pod was accepted."""

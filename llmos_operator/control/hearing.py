@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from llmos_operator.telemetry.ingest import Report
 
 
+def _below(report: RuntimeStatus, claim: Claim) -> bool:
+    """Return whether a runtime does with less than its claim: it was told so by a leader that is gone, or told no more."""
+    limit = report.memory.limit_bytes
+    return report.state is RuntimeState.READY and not claim.lowered and 0 < limit < claim.bytes_per_device
+
+
 class Hearing:
     """Listener to everything that is not the API server."""
 
@@ -51,6 +57,8 @@ class Hearing:
         loaded_before = before is not None and before.state is RuntimeState.READY
         workload = parts.store.workload(record.key)
         pod = parts.store.pod(replica.pod)
+        if pod is not None and pod.claim is not None and _below(report, pod.claim):
+            parts.executor.lowering.raised.add(pod.key)
         if report.state is RuntimeState.READY and not loaded_before and workload and pod and pod.claim:
             self._loaded(workload, pod.claim, replica, report)
 

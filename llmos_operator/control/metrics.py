@@ -111,6 +111,12 @@ class OperatorMetrics:
             ["reason", "result"],
             registry=registry,
         )
+        self.shrinks = Counter(
+            "llmos_operator_shrinks_total",
+            "Replicas asked to give up KV cache, by what became of it (asked, yielded, refused, restored).",
+            ["result"],
+            registry=registry,
+        )
         self.waiting_writes = Gauge(
             "llmos_operator_waiting_writes", "Writes waiting or under way.", registry=registry
         )
@@ -206,6 +212,8 @@ class OperatorMetrics:
                 self.evictions.labels(reason.value, result)
         for start in ("expected", "unknown"):
             self.reservations.labels(start)
+        for result in ("asked", "yielded", "refused", "restored"):
+            self.shrinks.labels(result)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
 

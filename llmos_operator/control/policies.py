@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmos_operator.settings import OperatorSettings
 
 # Steps of the disruption ladder the executor can carry out in this release.
-STEPS = (DisruptionStep.EVICT,)
+STEPS = (DisruptionStep.SHRINK, DisruptionStep.EVICT)
 
 
 def policy_of(settings: OperatorSettings) -> Policy:
@@ -40,7 +40,7 @@ def policy_of(settings: OperatorSettings) -> Policy:
         score=ScoreKind.FRAGMENTATION if scheduling.prices.enabled else ScoreKind.BEST_FIT,
         price_seconds=scheduling.prices.max_age,
         sizing=sizing,
-        preemption=replace(base.preemption, steps=STEPS),
+        preemption=replace(base.preemption, steps=STEPS, restore_after=scheduling.restore_after),
         reservation=replace(
             base.reservation, most=scheduling.reservation.most, after=scheduling.reservation.after
         ),

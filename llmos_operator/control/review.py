@@ -180,7 +180,11 @@ class Reviewer:
                 record.counted.add(failed.event)
                 self._count(record, workload, failed)
         if ruling.recovered and (record.failure is not None or record.preemption is not None):
-            record.failure = record.preemption = None
+            record.failure = None
+            if not any(
+                pod.claim is not None and pod.claim.lowered for pod in self._store.pods_of(record.uid)
+            ):
+                record.preemption = None
             record.permanent = False
             record.counted.clear()
             self._failures.succeed(record.key)

@@ -178,7 +178,7 @@ def _summary(seen: Observed) -> StatusSummary:
     live = seen.live
     products = [seen.products.get(uuid, "?") for pod in live if pod.claim for uuid in pod.claim.devices]
     counts = {name: products.count(name) for name in dict.fromkeys(products)}
-    reserved = max((pod.claim.bytes_per_device for pod in live if pod.claim), default=0)
+    reserved = max((pod.claim.held_bytes for pod in live if pod.claim), default=0)
     return StatusSummary(
         ready=f"{seen.ready_count}/{seen.workload.replicas}",
         priority=str(seen.priority),
@@ -233,7 +233,7 @@ def _placements(seen: Observed) -> tuple[PlacementStatus, ...]:
             pod=pod.name,
             node=pod.node,
             device_uuids=pod.claim.devices,
-            reserved_memory=format_bytes(pod.claim.bytes_per_device or pod.claim.memory_bytes),
+            reserved_memory=format_bytes(pod.claim.held_bytes or pod.claim.memory_bytes),
             score=_score(seen, pod).value,
             scored_by=_score(seen, pod).by,
         )

@@ -248,7 +248,11 @@ def degraded(seen: Observed) -> Verdict:
 def preempted(seen: Observed) -> Verdict:
     """Whether it lost its place and has not got it back."""
     event = seen.preemption
-    if event is None or (seen.workload.replicas and seen.ready_count >= seen.workload.replicas):
+    if (
+        event is None
+        or event.action == "Shrink"
+        or (seen.workload.replicas and seen.ready_count >= seen.workload.replicas)
+    ):
         return Verdict(FALSE, Reason.NOT_PREEMPTED)
     return Verdict(TRUE, event.reason, event.message)
 

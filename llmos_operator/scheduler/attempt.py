@@ -10,7 +10,7 @@ from llmos_operator.scheduler import failure, wording
 from llmos_operator.scheduler.claims import claim_for, profile_of, request_of, sharing_domain, signature
 from llmos_operator.scheduler.gang import Gangs, concerns
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
-from llmos_operator.scheduler.plan import Bind, Evict
+from llmos_operator.scheduler.plan import Bind, Evict, Shrink
 from llmos_operator.scheduler.quota import charge
 from llmos_operator.scheduler.reservation import Reservations
 from llmos_operator.scheduler.room import unobserved
@@ -50,6 +50,7 @@ class Result:
 
     binds: list[Bind] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)
+    shrinks: list[Shrink] = field(default_factory=list)
     waiting: int = 0
     failure: Failure | None = None  # of the last replica that has to wait
     reservation: Reservation | None = None  # the place that is kept for what has to wait
@@ -80,6 +81,7 @@ class Attempts:
         self._shapes: dict[tuple[object, ...], Shape] = {}
         self._numbers: dict[tuple[tuple[Size, Request], ...], int] = {}
         self._spread_to: dict[str, list[str]] = {}  # by workload UID, nodes of replicas this plan has bound
+        self.waiting_domains: set[str] = set()  # sharing domains of which somebody waits in this plan
         self._failed: dict[tuple[object, ...], Failure] = {}
         self.gangs = Gangs(self)
         self.reservations = Reservations(self)
@@ -98,6 +100,8 @@ class Attempts:
                 else:
                     result.failure = self._place_one(pending, shape, ordinal, result)
                 result.waiting += result.failure is not None
+        if result.waiting and shape.options:
+            self.waiting_domains.add(shape.options[0][1].domain)
         self.reservations.consider(pending, shape, result)
         return self._with_former(pending, result)
 
@@ -218,8 +222,10 @@ class Attempts:
         return handicaps
 
     def _wait_for_leaving(self, pending: Pending, shape: Shape, ordinal: int) -> Failure | None:
-        """Hold room that somebody is leaving, if that will do."""
-        if not self.worlds.leaving or not self.worlds.later.tree.fits(pending.queue, pending.least_charge()):
+        """Hold room that somebody is leaving, or is coming down from, if that will do."""
+        if not (self.worlds.leaving or self.worlds.lowering) or not self.worlds.later.tree.fits(
+            pending.queue, pending.least_charge()
+        ):
             return None
         for size, request in shape.options:
             names = sorted(self.worlds.differing)
@@ -228,7 +234,7 @@ class Attempts:
                 names.insert(0, self.scene.table.names[best[0]])
             for name in names:
                 if self._hold(pending, ordinal, size, request, name):
-                    return failure.leaving(self.worlds.leaving, name, size)
+                    return failure.leaving(self.worlds, name, size)
         return None
 
     def _wait_for_measurement(self, pending: Pending, shape: Shape, ordinal: int) -> Failure | None:
@@ -277,6 +283,7 @@ class Attempts:
         proposal = self.preemption.find(pending, shape.options)
         if proposal is None:
             return None
+        result.shrinks += self._shrinks(pending, proposal)
         result.evictions += self.evictions(pending, proposal)
         self._hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
         self.forget_failures()
@@ -295,12 +302,38 @@ class Attempts:
         """Forget on which nodes this plan has bound replicas of a workload since the mark."""
         del self._spread_to.get(pending.workload.uid, [])[mark:]
 
-    def evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
-        """Let the victims of a proposal go and return their evictions."""
+    def _shrinks(self, pending: Pending, proposal: Proposal) -> list[Shrink]:
+        """Let those victims of a proposal come down who need not go, and return their actions."""
         found = []
         for victim in proposal.victims:
+            if not victim.asked_bytes:
+                continue
             reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
-            self.preemption.evicted(victim)
+            self.preemption.displaced(victim)
+            found.append(
+                Shrink(
+                    pod=victim.pod.key,
+                    pod_uid=victim.pod.uid,
+                    node=victim.pod.node,
+                    victim=victim.claim.workload,
+                    victim_uid=victim.claim.workload_uid,
+                    bytes_per_device=victim.asked_bytes,
+                    cost=victim.cost,
+                    reason=reason,
+                    explanation=wording.shrunk(pending, victim, proposal),
+                    preemptor=pending.workload.key,
+                )
+            )
+        return found
+
+    def evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
+        """Let those victims of a proposal go who have to, and return their evictions."""
+        found = []
+        for victim in proposal.victims:
+            if victim.asked_bytes:
+                continue
+            reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
+            self.preemption.displaced(victim)
             found.append(
                 Evict(
                     pod=victim.pod.key,

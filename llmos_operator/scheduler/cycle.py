@@ -1,8 +1,9 @@
 """One scheduling cycle: `plan(snapshot, policy, now, budget) -> Plan`.
 
 Everybody who waits is asked in queue order. For each replica, sizes best first: the first that fits now is bound;
-else, if room is already being made, it waits for that; else others may be displaced for it; else it waits and the
-filters say why. What has been tried in vain once is not tried again for identical work.
+else, if room is already being made, it waits for that; else others may come down or be displaced for it; else it waits
+and the filters say why. What has been tried in vain once is not tried again for identical work. At the end those who came
+down get back what nobody waits for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from llmos_operator.scheduler.preemption import Preemption
 from llmos_operator.scheduler.queueing import lines
 from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.repair import repairs
+from llmos_operator.scheduler.restoring import restores
 from llmos_operator.scheduler.scene import Scene
 from llmos_operator.scheduler.table import CAPACITY, NodeTable
 from llmos_operator.scheduler.world import Worlds
@@ -61,6 +63,8 @@ def plan(
             outcome.interrupt()
             break
         outcome.record(pending, attempts.place(pending))
+    else:
+        outcome.restore(restores(attempts))
     if budget.search_exhausted():
         outcome.interrupt()
     return outcome.plan(waiting)

@@ -155,7 +155,7 @@ class Displacement:
             before = placed
             for proposal in self._proposals(domain, pending, size, request):
                 for victim in proposal.victims:
-                    preemption.evicted(victim)
+                    preemption.displaced(victim)
                 trial.add(Trial([proposal], proposal.rank, proposal.cost))
                 # Victims may have held more than one pod needs, on other nodes too.
                 for node in dict.fromkeys((proposal.node, *(v.pod.node for v in proposal.victims))):

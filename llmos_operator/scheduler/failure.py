@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
+    from llmos_operator.scheduler.world import Worlds
     from llmos_operator.state.types import Pod
 
 _SHOWN_PODS = 3
@@ -44,13 +45,22 @@ def former_pods(pending: Pending) -> Failure:
     return Failure(Reason.PENDING, f"waits until {names} is gone, which holds the replica's name")
 
 
-def leaving(pods: Mapping[str, Pod], node: str, size: Size) -> Failure:
-    """Return the wait for pods that are on their way out."""
-    here = [key for key, pod in pods.items() if pod.node == node] or list(pods)
-    names = ", ".join(sorted(here)[:_SHOWN_PODS])
-    return Failure(
-        Reason.WAITING_FOR_PREEMPTION, f"waits for {names} to leave, then starts on node {node}", size=size
-    )
+def leaving(worlds: Worlds, node: str, size: Size) -> Failure:
+    """Return the wait for pods that are on their way out, or come down."""
+    gone, lower = _on(worlds.leaving, node), _on(worlds.lowering, node)
+    if not gone and not lower:  # what is missing is quota, which others leave elsewhere
+        gone = sorted(worlds.leaving)
+    parts = []
+    if gone:
+        parts.append(f"{', '.join(gone[:_SHOWN_PODS])} to leave")
+    if lower:
+        parts.append(f"{', '.join(lower[:_SHOWN_PODS])} to give up memory")
+    text = f"waits for {' and '.join(parts) or 'room'}, then starts on node {node}"
+    return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=size)
+
+
+def _on(pods: Mapping[str, Pod], node: str) -> list[str]:
+    return sorted(key for key, pod in pods.items() if pod.node == node)
 
 
 def unmeasured(node: str, size: Size) -> Failure:
@@ -64,13 +74,15 @@ def unmeasured(node: str, size: Size) -> Failure:
 
 def displacing(proposal: Proposal) -> Failure:
     """Return the wait for pods that are displaced by this plan."""
-    names = ", ".join(v.pod.key for v in proposal.victims[:_SHOWN_PODS])
-    count = len(proposal.victims)
-    return Failure(
-        Reason.WAITING_FOR_PREEMPTION,
-        f"displaces {count} of lower standing ({names}), then starts on node {proposal.node}",
-        size=proposal.size,
-    )
+    ends = [v.pod.key for v in proposal.victims if not v.asked_bytes]
+    lower = [v.pod.key for v in proposal.victims if v.asked_bytes]
+    parts = []
+    if ends:
+        parts.append(f"displaces {len(ends)} of lower standing ({', '.join(ends[:_SHOWN_PODS])})")
+    if lower:
+        parts.append(f"takes memory of {len(lower)} of lower standing ({', '.join(lower[:_SHOWN_PODS])})")
+    text = f"{' and '.join(parts)}, then starts on node {proposal.node}"
+    return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=proposal.size)
 
 
 def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Failure:

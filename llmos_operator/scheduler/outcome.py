@@ -10,7 +10,7 @@ from llmos_operator.scheduler.plan import Decision, Plan, Wait
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Result
-    from llmos_operator.scheduler.plan import Bind, Evict, Reservation
+    from llmos_operator.scheduler.plan import Bind, Evict, Reservation, Restore, Shrink
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Lines, Pending, Refused
     from llmos_operator.state.snapshot import Snapshot
@@ -20,14 +20,16 @@ _MINUTE: Final = 60.0
 
 
 class Outcome:
-    """What has been decided so far. Evictions come before binds: their room takes longest to appear."""
+    """What has been decided so far. Evictions and shrinks come before binds: their room takes longest to appear."""
 
     def __init__(self, snapshot: Snapshot, policy: Policy, now: float) -> None:
         self._snapshot = snapshot
         self._policy = policy
         self._now = now
         self._evictions: list[Evict] = []
+        self._shrinks: list[Shrink] = []
         self._binds: list[Bind] = []
+        self._restores: list[Restore] = []
         self._waits: list[Wait] = []
         self._decisions: dict[WorkloadKey, Decision] = {}
         self._reservations: list[Reservation] = []
@@ -56,6 +58,7 @@ class Outcome:
     def record(self, pending: Pending, result: Result) -> None:
         """Take what became of a workload in a line."""
         self._evictions += result.evictions
+        self._shrinks += result.shrinks
         self._binds += result.binds
         workload, failure = pending.workload, result.failure
         if result.waiting and failure is not None:
@@ -95,6 +98,10 @@ class Outcome:
                 scored_by=last.scored_by,
             )
 
+    def restore(self, restores: list[Restore]) -> None:
+        """Take what is given back to replicas that came down."""
+        self._restores += restores
+
     def interrupt(self) -> None:
         """Note that the time ran out."""
         self._interrupted = True
@@ -113,7 +120,7 @@ class Outcome:
         return Plan(
             self._snapshot.version,
             self._now,
-            (*self._evictions, *self._binds),
+            (*self._evictions, *self._shrinks, *self._binds, *self._restores),
             tuple(self._waits),
             self._decisions,
             tuple(self._reservations),

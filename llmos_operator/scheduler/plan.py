@@ -55,7 +55,10 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """Lower the memory of a running replica to `bytes_per_device` through the runtime's control API."""
+    """Lower the memory of a running replica to `bytes_per_device` through the runtime's control API.
+
+    Its pod and its weights stay; its KV cache becomes smaller.
+    """
 
     pod: PodKey
     pod_uid: str
@@ -63,8 +66,7 @@ class Shrink:
     victim: WorkloadKey
     victim_uid: str
     bytes_per_device: int
-    kv_tokens: int
-    cost: int
+    cost: int  # expected loss in milliseconds of device time
     reason: Reason
     explanation: str
     preemptor: WorkloadKey = ""
@@ -87,6 +89,20 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """Give a replica that came down what it was bound with, `bytes_per_device`, back: there is room, and nobody waits."""
+
+    pod: PodKey
+    pod_uid: str
+    node: str
+    workload: WorkloadKey
+    workload_uid: str
+    bytes_per_device: int
+    reason: Reason
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """Restart a replica elsewhere: evict `pod`, its place afterwards is `target` (held in the next plans)."""
 
@@ -102,7 +118,7 @@ class Move:
     beneficiary: WorkloadKey = ""
 
 
-Action: TypeAlias = Bind | Evict | Shrink | Sleep | Move
+Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +197,13 @@ class Plan:
     def evictions(self) -> tuple[Evict, ...]:
         """The Evict actions."""
         return tuple(a for a in self.actions if isinstance(a, Evict))
+
+    @property
+    def shrinks(self) -> tuple[Shrink, ...]:
+        """The Shrink actions."""
+        return tuple(a for a in self.actions if isinstance(a, Shrink))
+
+    @property
+    def restores(self) -> tuple[Restore, ...]:
+        """The Restore actions."""
+        return tuple(a for a in self.actions if isinstance(a, Restore))

@@ -46,6 +46,7 @@ class PreemptionLimits:
     states: int = 2000  # victim sets tried on one node before the greedy set is taken
     outage_seconds: float = 60.0  # what it costs to take a workload below its least number of replicas
     searches: int = 200  # claims per cycle for which victims are searched
+    restore_after: float = 60.0  # seconds for which a replica that came down does with less, at least
     stuck_after: float = 30.0  # seconds past its grace after which a terminating pod is not waited for
 
 

@@ -1,15 +1,17 @@
-"""Whom to displace so that a claim fits: the cheapest minimal set, found by trying it out.
+"""Whom to displace so that a claim fits: the mildest, then cheapest minimal set, found by trying it out.
 
 Every set is tried in the later world between checkpoint and rollback, so a proposal is known to work: node, devices,
-host and quota. Preferred is the set whose most important victim ranks lowest (what another queue borrowed before own
-work, then by priority), then the smallest expected loss, then the fewest victims, then the better precision, then the
-first node; of equals, work of the queue that is furthest beyond its share. On one node the search is exact (branch and
-bound from a greedy start: remove until it fits, add back what was not needed) up to `PreemptionLimits.states` sets;
-nodes are tried in the order of a lower bound of their cost, so most of them are never tried.
+host and quota. Preferred is the set whose most important victim ranks lowest (who comes down before who ends, what
+another queue borrowed before own work, then by priority), then the smallest expected loss, then the fewest victims,
+then the better precision, then the first node; of equals, work of the queue that is furthest beyond its share. On one
+node the search is exact (branch and bound from a greedy start: remove until it fits, add back what was not needed) up
+to `PreemptionLimits.states` sets; nodes are tried in the order of a lower bound of their cost, so most of them are
+never tried.
 
 Who may be displaced: in the same queue, strictly lower priority; in another queue, work that is beyond its nominal
 share when the claimant stays within its own (reclaim), or strictly lower priority where no quota applies at all. What
-is inside its nominal share is never taken by another queue.
+is inside its nominal share is never taken by another queue. A victim that comes down makes room on devices, not in a
+quota: what it gave up is given back to it when there is room again. For gangs only endings are tried.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
 
 _OWN: Final = 1 << 34  # added to the priority of work that is not borrowed: it ranks after all that is
+_LOWERED: Final = 1 << 37  # taken off the rank of who comes down: it ranks before everybody who ends
 _REMOTE_VICTIMS: Final = 16  # considered for quota alone, beside those on the node
 
 
@@ -140,10 +143,13 @@ class Preemption:
         self, pending: Pending, options: Sequence[tuple[Size, Request]], within: Domain | None = None
     ) -> Proposal | None:
         """Return the best proposal for one pod in a domain (anywhere without one), None if displacing cannot help."""
-        rights, ranks = self._rights(pending)
+        everybody, ranks = self._rights(pending)
         best: tuple[tuple[int, int, int, int], Proposal] | None = None
         looked_at: list[Bools] = []
         for place, (size, request) in enumerate(options):
+            rights = everybody
+            if request.whole or within is not None:
+                rights = everybody & self.index.ends
             large_enough = self.large_enough(request)
             if best is not None and request.whole and any((large_enough == m).all() for m in looked_at):
                 continue  # the same devices in question as for a better size: nobody cheaper has to go
@@ -163,6 +169,7 @@ class Preemption:
         the greedy set, minimal but not always the cheapest.
         """
         rights, ranks = self._rights(pending)
+        rights = rights & self.index.ends
         for _, row in self._promising(pending, request, rights, ranks, within):
             if self._budget.search_exhausted():
                 return
@@ -178,8 +185,11 @@ class Preemption:
                 return True
         return False
 
-    def evicted(self, victim: Victim) -> None:
-        """Take note that a victim goes: it spends its disruption budgets and is no victim any more."""
+    def displaced(self, victim: Victim) -> None:
+        """Take note that a victim goes or comes down: it spends its disruption budgets and is no such victim any more."""
+        if victim.asked_bytes:
+            self._worlds.lower(victim.pod, victim.asked_bytes)
+            return
         for key in victim.budgets:
             self.index.budgets[key] -= 1
         self._gone.add(victim.replica)
@@ -190,7 +200,7 @@ class Preemption:
         return dict(self.index.budgets), set(self._gone)
 
     def rollback(self, mark: tuple[dict[str, int], set[Replica]]) -> None:
-        """Take back what `evicted` was told since the mark."""
+        """Take back what `displaced` was told since the mark."""
         self.index.budgets, self._gone = dict(mark[0]), set(mark[1])
 
     def _rights(self, pending: Pending) -> tuple[Bools, Ints]:
@@ -206,6 +216,7 @@ class Preemption:
             rights |= of_queue & (lower if rule[1] else True)
             if rule[0] is Reason.RECLAIMED:
                 ranks[of_queue] -= _OWN
+        ranks[~index.ends] -= _LOWERED
         return rights, ranks
 
     def large_enough(self, request: Request) -> Bools:
@@ -239,6 +250,8 @@ class Preemption:
         """Return by what right the claimant may displace the victim as things stand, None without any."""
         if victim.claim.workload_uid == pending.workload.uid or victim.pod.key in self._worlds.leaving:
             return None
+        if victim.asked_bytes and victim.pod.key in self._worlds.lowering:
+            return None
         rule = self._rule(pending, victim.claim.queue)
         if rule is None or (rule[1] and victim.priority >= pending.priority):
             return None
@@ -251,7 +264,8 @@ class Preemption:
         request = _displacing(request)
         table, nodes = self._scene.table, self._feasibility.acceptable(request).nodes
         usable = self._feasibility.parts(request)
-        rank, cost = lower_bounds(table, self.index, rights, ranks, request, usable)
+        roomy = self._feasibility.parts(replace(request, bytes_per_device=0))[1]
+        rank, cost = lower_bounds(table, self.index, rights, ranks, request, usable, roomy)
         for name in self._worlds.differing:
             row = table.row_of[name]
             victims = [(int(ranks[i]), v) for i, v in self._on(row, rights, pending)]
@@ -294,23 +308,23 @@ class Preemption:
             if devices is None:
                 return False
             amount = charge_of(request, devices)
-            borrowed = any(pool.rank(v) < _OWN >> 1 for v in pool.gone)
+            borrowed = any(_borrowed(pool.rank(v), v) for v in pool.gone)
             if borrowed and not later.tree.within_nominal(pending.queue, amount):
                 return False  # what others borrowed is taken back for the queue's own share only
             return later.tree.fits(pending.queue, amount)
 
         victims = [*self._on(row, rights, pending), *self._elsewhere(pending, row, rights, ranks)]
-        rank_of = {victim.pod.key: int(ranks[i]) for i, victim in victims}
+        rank_of = {victim.key: int(ranks[i]) for i, victim in victims}
         of_index = self.index.place_of
 
         def rank(victim: Victim) -> int:
-            known = rank_of.get(victim.pod.key)
-            return known if known is not None else int(ranks[of_index[victim.pod.key]])
+            known = rank_of.get(victim.key)
+            return known if known is not None else int(ranks[of_index[victim.key]])
 
         uids = {v.claim.workload_uid for _, v in victims} if self._gone else set()
         pool = Pool(
             later,
-            sorted((v for _, v in victims), key=lambda v: (rank_of[v.pod.key], *v.order)),
+            sorted((v for _, v in victims), key=lambda v: (rank_of[v.key], *v.order)),
             dict(self.index.budgets),
             rank,
             lambda v: self.right(pending, v) is not None,
@@ -330,7 +344,9 @@ class Preemption:
         if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
             return []
         index = self.index
-        others = ((int(i), index.victims[i]) for i in np.flatnonzero(rights & (index.rows != row)))
+        others = (
+            (int(i), index.victims[i]) for i in np.flatnonzero(rights & index.ends & (index.rows != row))
+        )
         allowed = ((i, v) for i, v in others if self.right(pending, v) is not None)
         return heapq.nsmallest(_REMOTE_VICTIMS, allowed, key=lambda one: (int(ranks[one[0]]), *one[1].order))
 
@@ -344,6 +360,11 @@ def charge_of(request: Request, devices: tuple[DeviceState, ...]) -> Amount:
         for d in devices
     )
     return Amount(milli, request.bytes_per_device * len(devices))
+
+
+def _borrowed(rank: int, victim: Victim) -> bool:
+    """Return whether a victim's rank is that of work beyond its queue's share."""
+    return rank + (_LOWERED if victim.asked_bytes else 0) < _OWN >> 1
 
 
 def _displacing(request: Request) -> Request:

@@ -41,6 +41,7 @@ from llmos_operator.state.types import (
     Namespace,
     Node,
     Pod,
+    PodPhase,
     PriorityClass,
     Profile,
     Queue,
@@ -273,6 +274,11 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
         averages=record.averages,
         standing={(queue, priority): count for queue, priority, count in record.standing},
         terminating=tuple(pods[key] for key in record.terminating),
+        lowered=tuple(
+            pods[key]
+            for key in sorted(pods)
+            if (claim := pods[key].claim) is not None and claim.lowered and pods[key].phase is PodPhase.BOUND
+        ),
     )
 
 

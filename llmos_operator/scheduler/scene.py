@@ -34,6 +34,11 @@ class Scene:
         times = np.fromiter((heard.get(name, NEVER) for name in table.names), np.float64, len(table.names))
         return cls(table, policy, now, times)
 
+    def heard_lately(self, node: str) -> bool:
+        """Return whether what is known of a node's devices is not stale."""
+        row = self.table.row_of.get(node)
+        return row is not None and bool(self.heard[row] >= self.now - self.policy.stale_seconds)
+
 
 class Candidates:
     """Nodes under consideration, narrowed by one filter after another.

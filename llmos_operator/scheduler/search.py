@@ -48,10 +48,11 @@ class Pool:
         """Return who goes with a victim beside those gone already; None if one of them must stay."""
         if not victim.tied:
             return [victim]
-        keys = {one.pod.key for one in gone}
+        keys = {one.pod.key for one in gone if not one.asked_bytes}
         if victim.pod.key in keys:
             return []
-        group = self.company(victim, {*self.before, *(one.replica for one in gone)})
+        lost = {one.replica for one in gone if not one.asked_bytes}
+        group = self.company(victim, {*self.before, *lost})
         return group and [one for one in group if one.pod.key not in keys]
 
     def take(self, victim: Victim) -> bool:
@@ -59,6 +60,8 @@ class Pool:
         group = self._group(victim, self.gone)
         if group is None or not all(self.may_go(one) for one in group):
             return False
+        if victim.asked_bytes and any(one.pod.key == victim.pod.key for one in self.gone):
+            return False  # it has ended already
         for one in group:
             for key in one.budgets:
                 self.budgets[key] -= 1
@@ -66,7 +69,7 @@ class Pool:
             self._refund(group)
             return False
         for one in group:
-            self.world.vacate(one.pod)
+            self.world.displace(one)
         self.gone += group
         self._groups.append(group)
         return True
@@ -124,7 +127,7 @@ def _greedy(pool: Pool) -> tuple[list[Victim] | None, bool]:
     pool.give_back(len(taken))
     if not fits:
         return None, refused
-    for victim in sorted(taken, key=lambda v: (-pool.rank(v), -v.cost, v.pod.key)):
+    for victim in sorted(taken, key=lambda v: (-pool.rank(v), -v.cost, v.key)):
         fewer = [v for v in taken if v is not victim]
         if suffices(pool, fewer):
             taken = fewer

@@ -86,7 +86,7 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
     if shape is None:
         return []
     shards = max(1, workload.accelerators) * workload.stages
-    element = _KV_ELEMENT_BYTES.get(workload.quantization.kv_cache_dtype, 2)
+    element = kv_element_bytes(workload)
     per_token = -(-memory.kv_bytes_per_token(shape, element) // shards)
     full = length + (workload.max_num_seqs - 1) * length // 4 if shape.generative else 0
     budgets = [length if shape.generative else 0]
@@ -107,6 +107,11 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
         wanted = tokens if workload.sharing is Sharing.SHARED else max(tokens, full)
         found.append(Size(name, corrected(estimate, profile, name), length, tokens, wanted, per_token))
     return found
+
+
+def kv_element_bytes(workload: Workload) -> int:
+    """Return the bytes of one element of a workload's KV cache."""
+    return _KV_ELEMENT_BYTES.get(workload.quantization.kv_cache_dtype, 2)
 
 
 def corrected(estimate: int, profile: Profile, name: str) -> int:

@@ -1,7 +1,8 @@
 """Who may be displaced, and what it would cost.
 
-A pod of a replica of several pods goes with all of them (`VictimIndex.company`). The cost of a victim is the device time
-that is lost, in milliseconds of one device:
+A pod may stand here twice, once for each step its disruption order allows: to come down (`shrinking`), and to end. A pod
+of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the device time that
+is lost, in milliseconds of one device:
 
     part of a device x (work since the last checkpoint + reload)      reload = measured load time, else bytes / rate
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from llmos_operator.scheduler.shrinking import may_shrink, shrink_cost, shrunk_bytes
 from llmos_operator.state.labels import matches
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, PodPhase, WorkloadKind
 
@@ -35,7 +37,7 @@ Replica: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A pod that may be displaced by something of higher standing."""
+    """A pod that may be displaced by something of higher standing, and how: it ends, or comes down to `asked_bytes`."""
 
     pod: Pod
     claim: Claim
@@ -45,6 +47,12 @@ class Victim:
     beyond: int  # how far its queue is beyond its nominal share, in thousandths of that share
     budgets: tuple[str, ...]  # disruption budgets that cover it
     tied: bool = False  # others may have to go with it: see `VictimIndex.company`
+    asked_bytes: int = 0  # of each device that it would keep; 0: it ends
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """What tells the entries of one pod apart: the pod, and whether it would end."""
+        return (self.pod.key, not self.asked_bytes)
 
     @property
     def replica(self) -> Replica:
@@ -60,7 +68,8 @@ class Victim:
 class VictimIndex:
     """Everybody who may be displaced at all in one snapshot: as values, and as arrays in the same order.
 
-    `device_rows`, `device_columns` and `device_victims` list every device of every victim, for sums over devices.
+    `device_rows`, `device_columns` and `device_victims` list every device of every victim, for sums over devices. `ends`
+    tells victims that would end from those that would come down, `yields` how many bytes of each device come down.
     """
 
     def __init__(
@@ -86,12 +95,11 @@ class VictimIndex:
         for pods in snapshot.pods_of.values():
             running = _running(pods)
             for pod in pods:
-                victim = self._victim(pod, running)
-                if victim is not None and pod.node in row_of:
-                    found.append(victim)
+                if pod.node in row_of:
+                    found += self._entries(pod, running)
         found.sort(key=lambda v: (row_of[v.pod.node], v.priority, v.order))
         self.victims = found
-        self.place_of = {victim.pod.key: place for place, victim in enumerate(found)}
+        self.place_of = {victim.key: place for place, victim in enumerate(found)}
         self._fill(snapshot, row_of)
 
     def _fill(self, snapshot: Snapshot, row_of: Mapping[str, int]) -> None:
@@ -103,6 +111,9 @@ class VictimIndex:
         self.costs = np.array([v.cost for v in found], np.int64)
         self.parts = np.array([v.cost // max(1, len(v.claim.devices)) for v in found], np.int64)
         self.queues = np.array([numbers[v.claim.queue] for v in found], np.int64)
+        self.ends = np.array([not v.asked_bytes for v in found], np.bool_)
+        kept = [v.asked_bytes or v.claim.held_bytes for v in found]
+        self.yields = np.array([v.claim.held_bytes for v in found], np.int64) - np.array(kept, np.int64)
         places = []
         node, columns = "", {}
         for i, victim in enumerate(found):
@@ -119,13 +130,30 @@ class VictimIndex:
         """Return the indexes of the victims on a row."""
         return range(int(np.searchsorted(self.rows, row)), int(np.searchsorted(self.rows, row, "right")))
 
-    def _victim(self, pod: Pod, running: int) -> Victim | None:
+    def _entries(self, pod: Pod, running: int) -> list[Victim]:
+        """Return a pod as a victim of each step that may be taken."""
         claim = pod.claim
         if claim is None or pod.phase is not PodPhase.BOUND or not pod.uid:
+            return []
+        workload = self._workloads.get(claim.workload_uid)
+        found = [self._shrinking(pod, claim, workload), self._ending(pod, claim, workload, running)]
+        return [one for one in found if one is not None]
+
+    def _shrinking(self, pod: Pod, claim: Claim, workload: Workload | None) -> Victim | None:
+        """Return a pod as one that could come down: nobody is disrupted, so neither budgets nor the least runtime are asked."""
+        if workload is None or not may_shrink(pod, claim, workload, self._policy, self._now):
             return None
+        profile = self._profiles.get((workload.model.uri, workload.model.revision))
+        left = shrunk_bytes(claim, workload, profile, self._policy)
+        if left is None:
+            return None
+        cost = shrink_cost(claim, left, self._policy, self._cost(claim, pod, workload))
+        beyond = self._beyond.get(claim.queue, 0)
+        return Victim(pod, claim, claim.priority, cost, 0, beyond, (), asked_bytes=left)
+
+    def _ending(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
         if self._now - (pod.started_at or claim.bound_at) < claim.min_runtime:
             return None
-        workload = self._workloads.get(claim.workload_uid)
         if workload is not None and DisruptionStep.EVICT not in workload.disruption_order:
             return None
         budgets = self._covering(pod)
@@ -155,7 +183,7 @@ class VictimIndex:
             replica = (workload.uid, pod.claim.ordinal)
             if replica != victim.replica and (not everybody or replica in gone):
                 continue
-            place = self.place_of.get(pod.key)
+            place = self.place_of.get((pod.key, True))
             if place is None:
                 return None
             found.append(self.victims[place])
@@ -207,7 +235,7 @@ def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collectio
     for victim in victims:
         cost += victim.cost
         replica = victim.replica
-        if replica in lost:
+        if victim.asked_bytes or replica in lost:
             continue
         lost.add(replica)
         count[replica[0]] = count.get(replica[0], 0) + 1

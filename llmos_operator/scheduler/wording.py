@@ -90,6 +90,22 @@ def kept(place: Reservation) -> str:
     )
 
 
+def shrunk(pending: Pending, victim: Victim, proposal: Proposal) -> str:
+    """Return why a victim has to come down, and to what."""
+    held, left = human_bytes(victim.claim.held_bytes), human_bytes(victim.asked_bytes)
+    return (
+        f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: the KV cache of "
+        f"priority {victim.priority} comes down to one full context, from {held} to {left} per device; "
+        f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+    )
+
+
+def restored(claim: Claim) -> str:
+    """Return why a replica that came down gets its memory back."""
+    lowered, whole = human_bytes(claim.held_bytes), human_bytes(claim.bytes_per_device)
+    return f"there is room on node {claim.node} again and nobody waits for it: back from {lowered} to {whole} per device"
+
+
 def rejections(found: Iterable[Rejection]) -> str:
     """Return rejections in one line: "3 InsufficientDeviceMemory (short by 1.2 GiB on n3), 1 NodeNotReady"."""
     return ", ".join(f"{r.nodes} {r.reason}" + (f" ({r.nearest})" if r.nearest else "") for r in found)

@@ -1,5 +1,7 @@
 """The cluster as a plan changes it: now, and as it will be when everything on its way out has gone.
 
+What was asked to come down counts with all it had now, and with what it will have left later.
+
 A bind must fit into both worlds: into the present one, because what has not left yet still holds its memory, and into
 the later one, because room that is being made for somebody must not be given away. Waiting for room means being
 placed in the later world only.
@@ -7,13 +9,14 @@ placed in the later world only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.scheduler.quota import Amount, QuotaTree, charge
 from llmos_operator.state.snapshot import View
 
 if TYPE_CHECKING:
+    from llmos_operator.scheduler.victims import Victim
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Pod
@@ -48,6 +51,17 @@ class World:
         if pod.claim is not None:
             self._add(pod.claim.queue, charge(pod.claim), -1)
 
+    def lower(self, pod: Pod, asked_bytes: int) -> None:
+        """Let a pod have come down to `asked_bytes` of each device; its queue is charged as before."""
+        self.view.lower(pod.node, pod.key, asked_bytes)
+
+    def displace(self, victim: Victim) -> None:
+        """Let a victim have made its room: by coming down, or by being gone."""
+        if victim.asked_bytes:
+            self.lower(victim.pod, victim.asked_bytes)
+        else:
+            self.vacate(victim.pod)
+
     def checkpoint(self) -> tuple[int, int]:
         """Return a mark to roll back to."""
         return self.view.checkpoint(), len(self._charges)
@@ -71,6 +85,7 @@ class Mark:
     now: tuple[int, int]
     later: tuple[int, int]
     leaving: dict[str, Pod]
+    lowering: dict[str, Pod]
     differing: set[str]
 
 
@@ -82,6 +97,7 @@ class Worlds:
     later: World
     leaving: dict[str, Pod] = field(default_factory=dict)  # terminating pods that will be gone
     differing: set[str] = field(default_factory=set)
+    lowering: dict[str, Pod] = field(default_factory=dict)  # pods that come down, not seen to have yet
 
     @classmethod
     def of(cls, snapshot: Snapshot, now: float, stuck_after: float) -> Worlds:
@@ -94,6 +110,9 @@ class Worlds:
         )
         for pod in leaving:
             worlds.leave(pod)
+        for pod in snapshot.lowered:
+            if pod.claim is not None and not pod.claim.yielded:
+                worlds.lower(pod, pod.claim.asked_bytes)
         return worlds
 
     def leave(self, pod: Pod) -> None:
@@ -103,6 +122,21 @@ class Worlds:
         self.later.vacate(pod)
         self.leaving[pod.key] = pod
         self.differing.add(pod.node)
+
+    def lower(self, pod: Pod, asked_bytes: int) -> None:
+        """Let a pod have come down in the later world."""
+        self.later.lower(pod, asked_bytes)
+        self.lowering[pod.key] = pod
+        self.differing.add(pod.node)
+
+    def restore(self, pod: Pod, claim: Claim) -> None:
+        """Let a pod that had come down count with all it was bound with, in both worlds."""
+        whole = replace(pod, claim=replace(claim, asked_bytes=0, asked_at=0.0, yielded=False))
+        self.now.view.put(whole)
+        if pod.node in self.differing:
+            self.later.view.put(whole)
+        else:
+            self.later.view.adopt(self.now.node(pod.node))
 
     def bind(self, claim: Claim) -> None:
         """Place a claim in both worlds."""
@@ -119,10 +153,17 @@ class Worlds:
 
     def checkpoint(self) -> Mark:
         """Return a mark to roll both worlds back to."""
-        return Mark(self.now.checkpoint(), self.later.checkpoint(), dict(self.leaving), set(self.differing))
+        return Mark(
+            self.now.checkpoint(),
+            self.later.checkpoint(),
+            dict(self.leaving),
+            dict(self.lowering),
+            set(self.differing),
+        )
 
     def rollback(self, mark: Mark) -> None:
         """Undo everything since the mark, in both worlds."""
         self.now.rollback(mark.now)
         self.later.rollback(mark.later)
-        self.leaving, self.differing = dict(mark.leaving), set(mark.differing)
+        self.leaving, self.lowering = dict(mark.leaving), dict(mark.lowering)
+        self.differing = set(mark.differing)

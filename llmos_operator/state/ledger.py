@@ -140,14 +140,16 @@ class NodeState:
         after = self.without_pod(key)
         if pod is None or pod.claim is None or pod.phase is PodPhase.FINISHED:
             return after
-        held, freed = set(pod.claim.devices), pod.claim.bytes_per_device
-        devices = tuple(
-            replace(d, observed_bytes=max(0, d.observed_bytes - freed))
-            if d.device.uuid in held and d.observed_bytes is not None
-            else d
-            for d in after.devices
-        )
-        return replace(after, devices=devices)
+        return _freed(after, pod.claim, pod.claim.held_bytes)
+
+    def lowered(self, key: PodKey, asked_bytes: int) -> NodeState:
+        """Return the state as it will be when the pod has come down to `asked_bytes` of each device."""
+        pod = self.pods[key]
+        if pod.claim is None:
+            return self
+        freed = pod.claim.held_bytes - asked_bytes
+        claim = replace(pod.claim, asked_bytes=asked_bytes, yielded=True)
+        return _freed(self.with_pod(replace(pod, claim=claim)), claim, freed)
 
     def device(self, uuid: str) -> DeviceState | None:
         """Return the device of that UUID, or None if the node has no such device (any more)."""
@@ -158,6 +160,18 @@ class NodeState:
         return (
             p.claim for p in self.pods.values() if p.claim is not None and p.phase is not PodPhase.FINISHED
         )
+
+
+def _freed(state: NodeState, claim: Claim, freed: int) -> NodeState:
+    """Return a node with so much less seen in use on each device of a claim."""
+    held = set(claim.devices)
+    devices = tuple(
+        replace(d, observed_bytes=max(0, d.observed_bytes - freed))
+        if d.device.uuid in held and d.observed_bytes is not None
+        else d
+        for d in state.devices
+    )
+    return replace(state, devices=devices)
 
 
 def whole_gpus(pod: Pod) -> int:
@@ -223,7 +237,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         exclusive = state.exclusive and (not whole or _held_whole(state.device.uuid, pods))
     return DeviceState(
         state.device,
-        state.reserved_bytes + sign * claim.bytes_per_device,
+        state.reserved_bytes + sign * claim.held_bytes,
         state.compute_milli + sign * claim.compute_milli,
         state.claims + sign,
         exclusive,

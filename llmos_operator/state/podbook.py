@@ -58,7 +58,7 @@ class PodBook(NodeBook):
             if pod.phase is PodPhase.ASSUMED and pod.claim is not None
         }
         self._nominated = dict(snapshot.nominated)
-        self._tally.restore(snapshot.charged, snapshot.standing, snapshot.terminating)
+        self._tally.restore(snapshot.charged, snapshot.standing, snapshot.terminating, snapshot.lowered)
 
     def pod(self, key: PodKey) -> Pod | None:
         """Return a pod by key, assumed ones included."""
@@ -72,8 +72,11 @@ class PodBook(NodeBook):
         self._assumed.pop(pod.key, None)
         known = self._pods.get(pod.key)
         if known is not None and known.claim is not None and known.uid == pod.uid:
-            # What a pod holds is fixed when it is created; its annotation may be edited by anybody who may edit the pod.
-            pod = replace(pod, claim=known.claim, labels=pod.labels or known.labels)
+            # What a pod holds is fixed when it is created, and lowered by us alone; its annotation may be edited by anybody
+            # who may edit the pod.
+            pod = replace(
+                pod, claim=known.claim, labels=pod.labels or known.labels, firm_until=known.firm_until
+            )
         if pod.claim is None and (not pod.node or pod.phase is PodPhase.FINISHED):
             if known is not None:
                 self._drop_pod(pod.key)
@@ -161,6 +164,56 @@ class PodBook(NodeBook):
         phase = PodPhase.ASSUMED if key in self._assumed else PodPhase.BOUND
         self._put_pod(replace(pod, phase=phase, deletion_at=0.0))
         return True
+
+    def ask_to_lower(
+        self,
+        key: PodKey,
+        uid: str,
+        asked_bytes: int,
+        now: float,
+        preemptor: WorkloadKey = "",
+        until: float = 0.0,
+    ) -> Claim | None:
+        """Ask a running pod to come down to `asked_bytes` of each device; return its claim as it is to be written down.
+
+        It counts with all it was bound with until :meth:`note_yielded`. The workload it makes room for is nominated until
+        `until`, as by :meth:`assume_evicted`. None: it is not there (any more), or was asked before.
+        """
+        pod = self._pods.get(key)
+        if pod is None or pod.uid != uid or pod.claim is None or pod.phase is not PodPhase.BOUND:
+            return None
+        if pod.claim.lowered or not 0 < asked_bytes < pod.claim.bytes_per_device:
+            return None
+        if preemptor:
+            self._nominated[preemptor] = max(until, self._nominated.get(preemptor, 0.0))
+        claim = replace(pod.claim, asked_bytes=asked_bytes, asked_at=now, yielded=False)
+        self._put_pod(replace(pod, claim=claim))
+        return claim
+
+    def note_yielded(self, key: PodKey, uid: str) -> Claim | None:
+        """Count a pod with what it was asked to come down to, because it was seen to have; return its claim if that is news."""
+        pod = self._pods.get(key)
+        if pod is None or pod.uid != uid or pod.claim is None or not pod.claim.lowered or pod.claim.yielded:
+            return None
+        claim = replace(pod.claim, yielded=True)
+        self._put_pod(replace(pod, claim=claim))
+        return claim
+
+    def restore_memory(self, key: PodKey, uid: str, firm_until: float = 0.0) -> Claim | None:
+        """Give a pod back all it was bound with; return its claim as it is to be written down, None if nothing was taken.
+
+        `firm_until` is when it may be asked again, where it did not come down.
+        """
+        pod = self._pods.get(key)
+        if pod is None or pod.uid != uid or pod.claim is None or not pod.claim.lowered:
+            return None
+        claim = replace(pod.claim, asked_bytes=0, asked_at=0.0, yielded=False)
+        self._put_pod(replace(pod, claim=claim, firm_until=max(firm_until, pod.firm_until)))
+        return claim
+
+    def lowered(self) -> tuple[Pod, ...]:
+        """Return the running pods that were asked to do with less memory."""
+        return tuple(self._tally.lowered.values())
 
     def pods_of(self, workload_uid: str) -> tuple[Pod, ...]:
         """Return the pods of a workload by UID, in order of ordinal and member."""

@@ -61,6 +61,7 @@ class Snapshot:
     )  # queue with a half-life -> its decayed use, as `charged`
     standing: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (queue, priority) -> claims
     terminating: tuple[Pod, ...] = ()  # pods with claims on their way out
+    lowered: tuple[Pod, ...] = ()  # running pods that were asked to do with less memory, by key
 
     @property
     def synced(self) -> bool:
@@ -178,6 +179,10 @@ class View:
     def vacate(self, node: str, pod: PodKey) -> None:
         """Stop counting a pod and what it was observed to use: the node as it will be once the pod has gone."""
         self._set(self._nodes[node].vacated(pod))
+
+    def lower(self, node: str, pod: PodKey, asked_bytes: int) -> None:
+        """Count a pod as it will be once it has come down to `asked_bytes` of each of its devices."""
+        self._set(self._nodes[node].lowered(pod, asked_bytes))
 
     def adopt(self, state: NodeState) -> None:
         """Take a node's state as another view has it."""

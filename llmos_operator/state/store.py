@@ -110,6 +110,7 @@ class Store(PodBook):
             charged=dict(self._tally.charged),
             standing=dict(self._tally.standing),
             terminating=tuple(self._tally.terminating.values()),
+            lowered=tuple(sorted(self._tally.lowered.values(), key=lambda pod: pod.key)),
         )
 
     def advance(self, now: float) -> None:

@@ -13,33 +13,42 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """What is charged to each queue, who stands how high, and who is on the way out. Finished pods do not count."""
+    """What is charged to each queue, who stands how high, who is on the way out and who was asked to come down.
+
+    Finished pods do not count.
+    """
 
     def __init__(self) -> None:
         self.charged: dict[str, tuple[int, int]] = {}  # queue -> (thousandths of devices, bytes)
         self.standing: dict[tuple[str, int], int] = {}  # (queue, priority) -> claims
         self.terminating: dict[PodKey, Pod] = {}
+        self.lowered: dict[PodKey, Pod] = {}
 
     def restore(
         self,
         charged: Mapping[str, tuple[int, int]],
         standing: Mapping[tuple[str, int], int],
         terminating: Iterable[Pod],
+        lowered: Iterable[Pod],
     ) -> None:
         """Take sums as they were."""
         self.charged, self.standing = dict(charged), dict(standing)
         self.terminating = {pod.key: pod for pod in terminating}
+        self.lowered = {pod.key: pod for pod in lowered}
 
     def add(self, pod: Pod) -> None:
         """Count a pod."""
         self._count(pod, 1)
         if pod.claim is not None and pod.phase is PodPhase.TERMINATING:
             self.terminating[pod.key] = pod
+        if pod.claim is not None and pod.claim.lowered and pod.phase is PodPhase.BOUND:
+            self.lowered[pod.key] = pod
 
     def remove(self, pod: Pod) -> None:
         """Stop counting a pod, given as it was added."""
         self._count(pod, -1)
         self.terminating.pop(pod.key, None)
+        self.lowered.pop(pod.key, None)
 
     def _count(self, pod: Pod, sign: int) -> None:
         claim = pod.claim

@@ -196,6 +196,19 @@ class Claim:
     bound_at: float = 0.0  # epoch seconds of the decision
     min_runtime: float = 0.0  # seconds during which it must not be disrupted
     member: int = 0  # rank of the pod among those of its replica
+    asked_bytes: int = 0  # of each device, that it was asked to come down to; 0: it was not asked
+    asked_at: float = 0.0  # epoch seconds of that
+    yielded: bool = False  # it was seen to have come down
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of each device that counts as its own: all it was bound with until it was seen to have come down."""
+        return self.asked_bytes if self.yielded and self.asked_bytes else self.bytes_per_device
+
+    @property
+    def lowered(self) -> bool:
+        """Whether it was asked to do with less than it was bound with."""
+        return self.asked_bytes > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +231,7 @@ class Pod:
     spec_hash: str = ""  # annotation llmos.dev/spec-hash
     failed: bool = False  # phase Failed (FINISHED pods only)
     problem: str = ""  # why its claim annotation was not believed
+    firm_until: float = 0.0  # epoch seconds before which it is not asked (again) to come down: it did not
 
     @property
     def namespace(self) -> str:

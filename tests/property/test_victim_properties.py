@@ -73,7 +73,7 @@ def works(attempts: Attempts, pending: Pending, name: str, chosen: list[Victim])
             spent[key] -= 1
             allowed = allowed and spent[key] >= 0
         allowed = allowed and attempts.preemption.right(pending, victim) is not None
-        later.vacate(victim.pod)
+        later.displace(victim)
     result = allowed and fits_on(attempts, pending, name)
     later.rollback(mark)
     return result

@@ -30,7 +30,7 @@ def check(expected: dict[str, Any], got: dict[str, Any], when: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_the_plan_is_the_expected_one(path: Path) -> None:
     scenario = load(path)
-    expected = {"evict": [], "bind": [], "wait": {}} | scenario.expect
+    expected = {"evict": [], "shrink": [], "bind": [], "wait": {}} | scenario.expect
     given_back = sorted(expected.pop("retire", []))
     assert retired(scenario) == given_back, "pods given back"
     first = plan_of(scenario)
@@ -40,17 +40,20 @@ def test_the_plan_is_the_expected_one(path: Path) -> None:
     carry_out(scenario.cluster, first)
     second = plan_of(scenario)
     if scenario.then:
-        check({"evict": []} | scenario.then, summary(second), "second plan")
+        check({"evict": [], "shrink": []} | scenario.then, summary(second), "second plan")
 
     evicted = [e.pod_uid for e in (*first.evictions, *second.evictions)]
+    shrunk = [s.pod_uid for s in (*first.shrinks, *second.shrinks)]
     for _ in range(MOST_CYCLES):
         if not second.actions:
             break
         carry_out(scenario.cluster, second)
         second = plan_of(scenario)
         evicted += [e.pod_uid for e in second.evictions]
+        shrunk += [s.pod_uid for s in second.shrinks]
     assert not second.actions, "the cluster does not come to rest"
     assert len(evicted) == len(set(evicted)), "a pod was evicted twice"
+    assert len(shrunk) == len(set(shrunk)), "a pod was asked twice for the same memory"
 
 
 def test_there_are_scenarios() -> None:

@@ -17,10 +17,10 @@ from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Change, Mirror
 from llmos_operator.cluster.port import PODS, SERVICES
 from llmos_operator.cluster.retry import ONCE, Retrier
-from llmos_operator.scheduler.plan import Bind, Evict, Plan
+from llmos_operator.scheduler.plan import Bind, Evict, Plan, Restore, Shrink
 from llmos_operator.state import convert
 from llmos_operator.state.store import Store
-from llmos_operator.state.types import GpuNode, Node
+from llmos_operator.state.types import GpuNode, Node, Pod
 from tests.support.builders import a_node
 from tests.support.replicas import SETTINGS, a_claim_of, a_work
 
@@ -57,6 +57,19 @@ class Heard:
         self.said.append(f"refused {evict.pod}")
         self.errors.append(error)
         self.retry_at = retry_at
+
+    def shrunk(self, shrink: Shrink) -> None:
+        self.said.append(f"shrunk {shrink.pod}")
+
+    def yielded(self, pod: Pod) -> None:
+        self.said.append(f"yielded {pod.key}")
+
+    def not_shrunk(self, pod: Pod, why: str) -> None:
+        assert why
+        self.said.append(f"not shrunk {pod.key}")
+
+    def restored(self, restore: Restore) -> None:
+        self.said.append(f"restored {restore.pod}")
 
     def retired(self, retire: Retire) -> None:
         self.said.append(f"retired {retire.pod}")

@@ -9,12 +9,15 @@ import yaml
 
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.control import gangs, reconcile
+from llmos_operator.scheduler.claims import profile_of
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.filters.device_kind import product_matches
 from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.fragmentation.shapes import ANY, FULL, Shape
 from llmos_operator.scheduler.policy import Policy, PreemptionLimits, ScoreKind, SizingPolicy
 from llmos_operator.scheduler.shares import kinds_of, stock_of
+from llmos_operator.scheduler.shrinking import shrunk_bytes
+from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.types import (
     DeviceSelector,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.fragmentation.prices import DeviceKind, Prices
     from llmos_operator.scheduler.plan import Plan, Reservation
     from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.types import Workload
 
 SHAPES = {"small": builders.SMALL_MODEL, "large": builders.LARGE_MODEL}
 MOST_CYCLES = 6
@@ -309,12 +313,14 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
     places = data.pop("on")
     ran = data.pop("ran", NOW - LONG_AGO)
     terminating = data.pop("terminating", None)  # seconds since its grace ended; negative: still to go
-    labels = data.pop("labels", {})
+    labels, ready = data.pop("labels", {}), data.pop("ready", True)
+    lowered = data.pop("lowered", None)  # seconds since it was asked to come down, which it has
     least_runtime = float(data.pop("min_runtime", 0.0))
     host = {"cpu_milli": parse_milli(str(data["cpu"]))} if "cpu" in data else {}
     members = data.get("copies", 1) * data.get("stages", 1)
     data["replicas"] = data.get("replicas", -(-len(places) // members))
     builder = _workload(data)
+    sized = _sized(cluster, builder.value)
     for number, place in enumerate(places):
         if place.get("lost"):
             continue
@@ -327,11 +333,41 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
             member=number % members,
             min_runtime=least_runtime,
             **host,
+            **sized,
         )
-        changes: dict[str, Any] = {"started_at": NOW - ran, "labels": {**pod.labels, **labels}}
+        changes: dict[str, Any] = {
+            "started_at": NOW - ran,
+            "labels": {**pod.labels, **labels},
+            "ready": ready,
+        }
         if terminating is not None:
             changes |= {"phase": PodPhase.TERMINATING, "deletion_at": NOW - terminating}
         cluster.store.apply_pod(replace(pod, **changes))
+        if lowered is not None:
+            _come_down(cluster, builder.value, pod, NOW - lowered)
+
+
+def _come_down(cluster: ClusterBuilder, workload: Workload, pod: Pod, at: float) -> None:
+    assert pod.claim is not None
+    profile = profile_of(cluster.snapshot(), workload)
+    left = shrunk_bytes(pod.claim, workload, profile, Policy())
+    assert left is not None, f"{workload.name} cannot come down"
+    cluster.store.ask_to_lower(pod.key, pod.uid, left, at)
+    cluster.store.note_yielded(pod.key, pod.uid)
+
+
+def _sized(cluster: ClusterBuilder, workload: Workload) -> dict[str, Any]:
+    """Return what the claims of a workload hold whose size comes from its model: the best there is."""
+    if workload.memory_bytes is not None:
+        return {}
+    snapshot = cluster.snapshot()
+    best = sizes(workload, profile_of(snapshot, workload), Policy()).sizes[0]
+    return {
+        "memory": str(best.bytes_per_device),
+        "format": best.format,
+        "max_model_len": best.max_model_len,
+        "kv_tokens": best.kv_tokens,
+    }
 
 
 def workload_name(key: str) -> str:
@@ -343,6 +379,9 @@ def summary(made: Plan) -> dict[str, Any]:
     """Return a plan in the words of `expect`."""
     return {
         "evict": sorted(workload_name(e.victim) for e in made.evictions),
+        "shrink": sorted(workload_name(s.victim) for s in made.shrinks),
+        "restore": sorted(workload_name(r.workload) for r in made.restores),
+        "left": {workload_name(s.victim): s.bytes_per_device for s in made.shrinks},
         "bind": sorted(f"{workload_name(b.claim.workload)} on {b.claim.node}" for b in made.binds),
         "wait": {workload_name(w.workload): str(w.reason) for w in made.waits},
         "format": {workload_name(b.claim.workload): b.claim.format for b in made.binds},
@@ -386,7 +425,14 @@ def assert_rests(cluster: ClusterBuilder, made_for: Callable[[Snapshot], Plan]) 
 
 
 def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
-    """Let evicted pods be gone and bound ones run, as an executor and kubelets would in time."""
+    """Let evicted pods be gone, those who come down have done so and bound ones run, as happens in time."""
+    for shrink in made.shrinks:
+        cluster.store.ask_to_lower(
+            shrink.pod, shrink.pod_uid, shrink.bytes_per_device, made.now, shrink.preemptor, made.now
+        )
+        cluster.store.note_yielded(shrink.pod, shrink.pod_uid)
+    for restore in made.restores:
+        cluster.store.restore_memory(restore.pod, restore.pod_uid)
     for eviction in made.evictions:
         cluster.store.assume_evicted(eviction.pod, made.now, eviction.preemptor)
         cluster.store.delete_pod(eviction.pod, eviction.pod_uid)

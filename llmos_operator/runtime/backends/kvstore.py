@@ -66,6 +66,11 @@ class KvStore:
             self._rows = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
         self._by_layer = self._rows.unbind(0)
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether what a slot no longer holds is the machine's again; rows on a GPU are there as long as the store is."""
+        return self._map is not None
+
     def layer(self, index: int) -> Tensor:
         """Return one layer as [slot * slot_tokens, 2, kv_heads, head_dim]."""
         return self._by_layer[index]

@@ -131,6 +131,7 @@ class Engine:
                 self._send(EmbedResult(message.request_id, error="no model is loaded"))
             case SetBudget(memory_bytes) if self._serving is not None:
                 self._serving.set_budget(memory_bytes)
+                self._next_beat = 0.0  # who asked waits to see it
             case _:
                 pass  # cancel of a request that is over, or a budget before a load: nothing to do
 

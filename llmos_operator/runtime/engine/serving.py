@@ -22,7 +22,7 @@ from llmos_operator.runtime.ipc.messages import (
     Timing,
 )
 from llmos_operator.runtime.kvcache import KvCache
-from llmos_operator.runtime.loader.pipeline import Loaded, plan_of
+from llmos_operator.runtime.loader.pipeline import Loaded, plan_of, trim_memory
 
 if TYPE_CHECKING:
     from llmos_operator.clock import Clock
@@ -276,23 +276,27 @@ class Serving:
     # ------------------------------------------------------------ memory and counters
 
     def set_budget(self, memory_bytes: int) -> None:
-        """Fit the KV cache into a new memory limit; what no longer fits is preempted, and ended where it never will."""
+        """Fit the KV cache into a new memory limit: what no longer fits is computed again later.
+
+        A limit that cannot be kept is refused, and the former one stays: who asked sees it in the memory that is reported.
+        """
         loaded = self._loaded
-        loaded.meter.limit_bytes = memory_bytes
-        try:
-            loaded.plan = plan_of(loaded.load, loaded.meter, loaded.shape, memory_bytes)
-            blocks = loaded.plan.blocks
-        except Permanent as error:
-            log.warning(
-                "the budget is below what the model needs; the KV cache keeps its least size",
-                detail=str(error),
-            )
-            blocks = min(self._cache.total_blocks, 16)
         causal = loaded.built.causal
+        try:
+            plan = plan_of(loaded.load, loaded.meter, loaded.shape, memory_bytes)
+        except Permanent as error:
+            log.warning("the budget is below what the model needs and is refused", detail=str(error))
+            self.memory()
+            return
+        if causal is not None and plan.blocks < self._cache.total_blocks and not causal.store.gives_back:
+            log.warning("the KV cache of this device cannot become smaller; the budget is refused")
+            return
+        loaded.plan, loaded.meter.limit_bytes = plan, memory_bytes
         if causal is not None:
-            self._batcher.shrink(blocks)
+            self._batcher.shrink(plan.blocks)
             causal.store.release(self._cache.take_released())
-        self._info = dataclasses.replace(self._info, kv_blocks=blocks)
+            trim_memory()
+        self._info = dataclasses.replace(self._info, kv_blocks=plan.blocks)
         self.memory()
 
     def sleep(self) -> None:

@@ -86,6 +86,8 @@ def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
     held = changes.get("devices", claim.devices)
     if held and limit.isdigit() and min(int(limit), _MOST) != claim.bytes_per_device:
         changes["bytes_per_device"] = min(int(limit), _MOST)
+    if claim.lowered and claim.asked_bytes >= changes.get("bytes_per_device", claim.bytes_per_device):
+        changes |= {"asked_bytes": 0, "asked_at": 0.0, "yielded": False}
     if not changes:
         return claim, ""
     wrong = ", ".join(sorted(changes))
@@ -183,9 +185,18 @@ def claim_json(claim: Claim) -> str:
             "chargedBytes": claim.charged_bytes,
             "boundAtMilli": round(claim.bound_at * _MILLISECONDS),
             "minRuntimeMilli": round(claim.min_runtime * _MILLISECONDS),
+            **(_lowered_json(claim) if claim.lowered else {}),
         },
         separators=(",", ":"),
     )
+
+
+def _lowered_json(claim: Claim) -> dict[str, Any]:
+    return {
+        "askedBytes": claim.asked_bytes,
+        "askedAtMilli": round(claim.asked_at * _MILLISECONDS),
+        **({"yielded": True} if claim.yielded else {}),
+    }
 
 
 def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[int, int] = (0, 0)) -> Claim:
@@ -226,6 +237,9 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         charged_bytes=fields.number("chargedBytes", most=_MOST),
         bound_at=fields.number("boundAtMilli", most=_MOST) / _MILLISECONDS,
         min_runtime=fields.number("minRuntimeMilli", most=_MOST) / _MILLISECONDS,
+        asked_bytes=fields.number("askedBytes", most=_MOST),
+        asked_at=fields.number("askedAtMilli", most=_MOST) / _MILLISECONDS,
+        yielded=fields.flag("yielded"),
     )
 
 

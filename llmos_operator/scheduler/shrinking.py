@@ -1,0 +1,69 @@
+"""How far a running replica can come down without ending: to the KV cache of one full context.
+
+    left = bound - (KV tokens held - tokens of one context) x bytes of a token, at least what a fresh start would reserve
+
+Only where that is known and of use: an inference workload on shared devices whose size came from its model's profile. A
+device that is held as a whole gives nothing to others however little of it is used, and `resources.memory` is what
+the workload asks for at least. Nobody is ended and nothing is loaded again; what may be lost is keys and values of
+requests in flight, which are computed anew:
+
+    loss = part of a device x bytes given up / rate at which bytes are loaded          never above the loss of ending it
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.runtime import memory
+from llmos_operator.scheduler.sizing import corrected, kv_element_bytes
+from llmos_operator.state.types import FULL_MILLI, DisruptionStep, Sharing, WorkloadKind
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.state.types import Claim, Pod, Profile, Workload
+
+_MILLISECONDS = 1000
+
+
+def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: float) -> bool:
+    """Return whether a replica may be asked for memory at all: it serves, was not asked before, and did not just refuse."""
+    return (
+        DisruptionStep.SHRINK in workload.disruption_order
+        and DisruptionStep.SHRINK in policy.preemption.steps
+        and workload.kind is WorkloadKind.INFERENCE
+        and workload.members == 1
+        and claim.sharing is Sharing.SHARED
+        and bool(claim.devices)
+        and pod.ready
+        and not claim.lowered
+        and now >= pod.firm_until
+    )
+
+
+def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, policy: Policy) -> int | None:
+    """Return what a replica could come down to, in bytes of each device; None if it cannot give up anything."""
+    if workload.memory_bytes is not None or profile is None or profile.shape is None:
+        return None
+    spare = claim.kv_tokens - claim.max_model_len
+    if not profile.shape.generative or claim.max_model_len <= 0 or spare <= 0:
+        return None
+    sizes = {
+        "max_model_len": claim.max_model_len,
+        "max_num_seqs": workload.max_num_seqs,
+        "base_bytes": profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes,
+        "shards": max(1, workload.accelerators),
+        "kv_bytes_per_element": kv_element_bytes(workload),
+    }
+    held = memory.estimate(profile.shape, claim.format, kv_tokens=claim.kv_tokens, **sizes)
+    least = memory.estimate(profile.shape, claim.format, kv_tokens=claim.max_model_len, **sizes)
+    left = claim.bytes_per_device - (held.kv_bytes - least.kv_bytes)
+    left = max(left, corrected(least.total_bytes, profile, claim.format))
+    return left if left < claim.bytes_per_device else None
+
+
+def shrink_cost(claim: Claim, left: int, policy: Policy, eviction: int) -> int:
+    """Return the expected loss of a shrink in milliseconds of one device; `eviction` is that of ending the replica."""
+    given_up = (claim.bytes_per_device - left) * len(claim.devices)
+    seconds = given_up / policy.load_bytes_per_second
+    parts = claim.gpu_milli or FULL_MILLI
+    return min(eviction, max(1, round(seconds * _MILLISECONDS) * parts // FULL_MILLI))
