@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size, Sizes
+    from llmos_operator.scheduler.victims import Replica
     from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Profile, Workload
@@ -329,10 +330,12 @@ class Attempts:
     def evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
         """Let those victims of a proposal go who have to, and return their evictions."""
         found = []
+        reasons: dict[Replica, Reason] = {}  # its members go by the right that the first of them went by
         for victim in proposal.victims:
             if victim.asked_bytes:
                 continue
-            reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
+            reason = reasons.get(victim.replica) or self.preemption.right(pending, victim) or Reason.PREEMPTED
+            reasons[victim.replica] = reason
             self.preemption.displaced(victim)
             found.append(
                 Evict(

@@ -15,7 +15,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.control import gangs, reconcile
 from llmos_operator.errors import Conflict
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.plan import Bind, Evict
+from llmos_operator.scheduler.plan import Bind, Evict, Restore, Shrink
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.telemetry import Reading
@@ -117,6 +117,10 @@ class History:
                     self.happened.append(f"create of {action.claim.pod} refused")
                     continue
                 self._bind(action)
+            elif isinstance(action, Shrink):
+                self._shrink(action)
+            elif isinstance(action, Restore):
+                self.store.restore_memory(action.pod, action.pod_uid)
             else:
                 raise TypeError(f"nobody carries out {action!r}")
 
@@ -333,6 +337,16 @@ class History:
             return
         self.evictions.append((self.now, action))
         self._leaving[action.pod] = self.now if action.force else self.now + self.random.choice([1, 10, 40])
+
+    def _shrink(self, action: Shrink) -> None:
+        asked = (action.pod, action.pod_uid, action.bytes_per_device, self.now, action.preemptor, self.now + 30)
+        if self.store.ask_to_lower(*asked) is None:
+            return
+        if self._chance(0.2):
+            self.store.restore_memory(action.pod, action.pod_uid, firm_until=self.now + 600)
+            self.happened.append(f"{action.pod} does not come down")
+        else:
+            self.store.note_yielded(action.pod, action.pod_uid)
 
     def _leave(self, pod: Pod) -> None:
         if pod.phase is PodPhase.FINISHED:
