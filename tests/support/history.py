@@ -339,7 +339,14 @@ class History:
         self._leaving[action.pod] = self.now if action.force else self.now + self.random.choice([1, 10, 40])
 
     def _shrink(self, action: Shrink) -> None:
-        asked = (action.pod, action.pod_uid, action.bytes_per_device, self.now, action.preemptor, self.now + 30)
+        asked = (
+            action.pod,
+            action.pod_uid,
+            action.bytes_per_device,
+            self.now,
+            action.preemptor,
+            self.now + 30,
+        )
         if self.store.ask_to_lower(*asked) is None:
             return
         if self._chance(0.2):
