@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OUTCOMES = {
     "Starts": "would start now",
-    "StartsAfterEviction": "would start once others have gone",
+    "StartsAfterEviction": "would start once others have made room",
     "StartsInPart": "would start in part",
     "Waits": "would wait",
     "NothingToPlace": "has nothing to place",

@@ -24,7 +24,7 @@ from llmos_operator.state.types import AUTO, PreemptionPolicy, Quantization, Qua
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Attempts
-    from llmos_operator.scheduler.plan import Decision, Evict, Plan, Rejection
+    from llmos_operator.scheduler.plan import Decision, Evict, Plan, Rejection, Shrink
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
@@ -62,7 +62,7 @@ class Explanation:
     replicas_placed: int
     options: tuple[SizeOption, ...] = ()  # precisions, best first
     rejected: tuple[Rejection, ...] = ()
-    victims: tuple[Evict, ...] = ()  # who would have to go for it to start now
+    victims: tuple[Evict | Shrink, ...] = ()  # who would have to go, or give up memory, for it to start now
     would_help: tuple[str, ...] = ()  # changes that would make it start
     expected_start: float | None = None  # epoch seconds; None: not known
 
@@ -85,7 +85,7 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKe
     return Explanation(
         workload=workload,
         reason=decision.reason if decision is not None else _resting(wanted),
-        message=decision.message if decision is not None else "every replica has its place",
+        message=decision.message if decision is not None else _place(snapshot, wanted),
         queue=queue,
         queue_position=decision.queue_position if decision is not None else None,
         order=_order(made, pending, now),
@@ -94,9 +94,24 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKe
         replicas_placed=wanted.replicas - pending.replicas,
         options=_options(attempts, wanted),
         rejected=decision.rejected if decision is not None else (),
-        victims=tuple(e for e in made.evictions if e.preemptor == workload),
+        victims=tuple(e for e in made.displacements if e.preemptor == workload),
         would_help=_would_help(attempts, pending, decision) if waits and decision is not None else (),
         expected_start=_expected_start(attempts, decision),
+    )
+
+
+def _place(snapshot: Snapshot, workload: Workload) -> str:
+    """Return what is to be said of a workload of which nothing waits."""
+    claims = [pod.claim for pod in snapshot.lowered if pod.claim and pod.claim.workload_uid == workload.uid]
+    lowered = [
+        f"{claim.pod} with {human_bytes(claim.asked_bytes)} of {human_bytes(claim.bytes_per_device)} per device"
+        for claim in claims
+    ]
+    if not lowered:
+        return "every replica has its place"
+    return (
+        f"every replica has its place; to make room for others goes on {', '.join(lowered)}, until its devices have "
+        "room again and nobody waits for it"
     )
 
 
@@ -194,10 +209,9 @@ def _higher(attempts: Attempts, pending: Pending) -> list[str]:
         return []
     highest = max(v.priority for v in proposal.victims)
     names = ", ".join(v.claim.workload for v in proposal.victims[:_SHOWN_VICTIMS])
+    how = "displaces" if any(not v.asked_bytes for v in proposal.victims) else "takes memory of"
     loss = proposal.cost / _MILLISECONDS
-    return [
-        f"a priority above {highest}: displaces {names} on node {proposal.node} at a loss of {loss:.0f} s"
-    ]
+    return [f"a priority above {highest}: {how} {names} on node {proposal.node} at a loss of {loss:.0f} s"]
 
 
 def _expected_start(attempts: Attempts, decision: Decision | None) -> float | None:

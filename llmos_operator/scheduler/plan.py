@@ -204,6 +204,11 @@ class Plan:
         return tuple(a for a in self.actions if isinstance(a, Shrink))
 
     @property
+    def displacements(self) -> tuple[Evict | Shrink, ...]:
+        """The Evict and Shrink actions."""
+        return tuple(a for a in self.actions if isinstance(a, Evict | Shrink))
+
+    @property
     def restores(self) -> tuple[Restore, ...]:
         """The Restore actions."""
         return tuple(a for a in self.actions if isinstance(a, Restore))

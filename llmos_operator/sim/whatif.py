@@ -1,7 +1,7 @@
 """What would happen if work were submitted now: `forecast(store, policy, now, asked) -> Forecast`.
 
 The operator's `plan` is asked cycle after cycle on a private store. Between two cycles everybody does what was decided:
-binds hold their claims, victims end their grace and leave, and agents see the memory they leave behind as free. It ends
+binds hold their claims, victims end their grace and leave or come down, and agents see the memory they leave behind as free. It ends
 when nothing more happens. Nobody else arrives meanwhile, and nobody finishes.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.explain import explain
+from llmos_operator.scheduler.plan import Shrink
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import PodPhase
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Bind, Decision, Evict, Plan
     from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.store import Store
     from llmos_operator.state.telemetry import Observation
     from llmos_operator.state.types import Pod, PodKey, WorkloadKey
 
+YIELD_SECONDS: Final = 1.0  # a runtime comes down within a second or two
 _MOST_CYCLES: Final = 8  # a claimant binds in the second, its victims in the third
 
 
@@ -52,7 +56,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """A running replica that would have to go, and what becomes of it."""
+    """A running replica that would have to go or to give up memory, and what becomes of it."""
 
     workload: WorkloadKey
     pod: PodKey
@@ -61,7 +65,9 @@ class Displaced:
     cost_milliseconds: int  # of device time
     preemptor: WorkloadKey
     explanation: str
-    afterwards: str  # "starts again on node n2 at int8", "waits: NoCapacity ..."
+    afterwards: (
+        str  # "starts again on node n2 at int8", "waits: NoCapacity ...", "goes on with 1.2 GiB per device"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ def forecast(
     return Forecast(
         now,
         answers,
-        tuple(_displaced(evict, cycles, at) for at, cycle in enumerate(cycles) for evict in cycle.evictions),
+        tuple(_displaced(one, cycles, at) for at, cycle in enumerate(cycles) for one in cycle.displacements),
         _delayed(before, cycles[0], set(asked)) if before is not None else (),
         tuple(cycles),
     )
@@ -132,7 +138,8 @@ def unfold(store: Store, policy: Policy, now: float, prices: Prices | None = Non
         made = plan(store.snapshot(), policy, now, prices=prices)
         cycles.append(made)
         carry_out(store, made)
-        if not made.actions and not _leaving(store.snapshot(), policy, now):
+        snapshot = store.snapshot()
+        if not made.actions and not _leaving(snapshot, policy, now) and not _lowering(snapshot):
             break
         now = _settle(store, policy, now)
     return cycles
@@ -145,6 +152,17 @@ def carry_out(store: Store, made: Plan) -> None:
         if pod is not None:
             ends = made.now + (0 if evict.force else pod.grace_seconds)
             store.assume_evicted(evict.pod, ends, evict.preemptor)
+    for shrink in made.shrinks:
+        store.ask_to_lower(
+            shrink.pod,
+            shrink.pod_uid,
+            shrink.bytes_per_device,
+            made.now,
+            shrink.preemptor,
+            made.now + YIELD_SECONDS,
+        )
+    for restore in made.restores:
+        store.restore_memory(restore.pod, restore.pod_uid)
     for bind in made.binds:
         store.assume(bind.claim)
         running = replace(assumed_pod(bind.claim), uid=f"simulated {bind.claim.pod}", phase=PodPhase.BOUND)
@@ -158,6 +176,11 @@ def _settle(store: Store, policy: Policy, now: float) -> float:
     later = max([now, *(pod.deletion_at for pod in leaving)])
     for pod in leaving:
         vacate(store, pod.key, later)
+    lowering = _lowering(snapshot)
+    if lowering:
+        later = max(later, now + YIELD_SECONDS)
+    for pod in lowering:
+        come_down(store, pod, later)
     for node, heard in snapshot.heard.items():
         if now - heard <= policy.stale_seconds:
             store.observe(node, (), later)
@@ -169,6 +192,21 @@ def _leaving(snapshot: Snapshot, policy: Policy, now: float) -> list[Pod]:
     return [p for p in snapshot.terminating if p.deletion_at + policy.preemption.stuck_after >= now]
 
 
+def _lowering(snapshot: Snapshot) -> list[Pod]:
+    """Return the pods that come down and were not seen to have yet."""
+    return [pod for pod in snapshot.lowered if pod.claim is not None and not pod.claim.yielded]
+
+
+def come_down(store: Store, pod: Pod, now: float) -> None:
+    """Let a pod have come down to what it was asked for, and be seen to."""
+    state = store.node(pod.node)
+    if state is None or pod.claim is None:
+        return
+    left = state.lowered(pod.key, pod.claim.asked_bytes)
+    store.note_yielded(pod.key, pod.uid)
+    _observe(store, left, now)
+
+
 def vacate(store: Store, key: PodKey, now: float) -> None:
     """Take a pod away, and with it what it was seen to use on its devices."""
     pod = store.pod(key)
@@ -176,16 +214,22 @@ def vacate(store: Store, key: PodKey, now: float) -> None:
     if pod is None or state is None:
         return
     left = state.vacated(key)
-    heard = store.snapshot().heard.get(pod.node)
     store.delete_pod(key)
-    if heard is None or pod.claim is None:
+    if pod.claim is not None:
+        _observe(store, left, now)
+
+
+def _observe(store: Store, left: NodeState, now: float) -> None:
+    """Let the agent of a node report what its devices are left with, if it reports at all."""
+    heard = store.snapshot().heard.get(left.name)
+    if heard is None:
         return
     readings = [
         Reading(d.uuid, d.observed_bytes, d.device.memory_bytes, *_verdict(left.observed, d.uuid))
         for d in left.devices
     ]
     for _ in range(2):  # a fall is believed when it is seen twice
-        store.observe(pod.node, readings, max(heard, now))
+        store.observe(left.name, readings, max(heard, now))
 
 
 def _verdict(observed: Mapping[str, Observation], uuid: str) -> tuple[Verdict, str]:
@@ -227,7 +271,7 @@ def _outcome(placed: tuple[Placed, ...], waiting: int) -> str:
     return "StartsAfterEviction" if any(one.after > 0 for one in placed) else "Starts"
 
 
-def _displaced(evict: Evict, cycles: list[Plan], at: int) -> Displaced:
+def _displaced(evict: Evict | Shrink, cycles: list[Plan], at: int) -> Displaced:
     return Displaced(
         evict.victim,
         evict.pod,
@@ -236,7 +280,9 @@ def _displaced(evict: Evict, cycles: list[Plan], at: int) -> Displaced:
         evict.cost,
         evict.preemptor,
         evict.explanation,
-        _afterwards(evict.victim, cycles[at + 1 :]),
+        f"goes on with {human_bytes(evict.bytes_per_device)} per device"
+        if isinstance(evict, Shrink)
+        else _afterwards(evict.victim, cycles[at + 1 :]),
     )
 
 

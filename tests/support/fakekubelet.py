@@ -47,6 +47,7 @@ class Script:
     oom_killed: bool = False
     waiting: tuple[str, str] | None = None  # reason and message the container waits for
     ends_after: float = 0.0  # seconds between deletion and the pod's end
+    stubborn: bool = False  # the runtime takes no new memory budget
 
 
 @dataclass(slots=True)
@@ -91,6 +92,10 @@ class FakeKubelet:
     def report(self, pod_uid: str, status: RuntimeStatus) -> None:
         """Let a pod's runtime report ``status`` from now on."""
         self._lives[pod_uid].status = status
+
+    def reported(self, pod_uid: str) -> RuntimeStatus:
+        """Return what a pod's runtime reports."""
+        return self._lives[pod_uid].status
 
     def _take(self, change: Change, pod: dict[str, Any]) -> None:
         uid = pod["metadata"]["uid"]
@@ -148,7 +153,12 @@ class FakeKubelet:
             model=ModelInfo(
                 name="m", digest="sha256:" + "0" * 64, revision="r", format=env.get("LLMOS_FORMAT", "")
             ),
-            memory=MemoryReport(predicted_bytes=limit, measured_bytes=limit // 2, peak_bytes=limit // 2),
+            memory=MemoryReport(
+                predicted_bytes=limit,
+                measured_bytes=limit // 2,
+                peak_bytes=limit // 2,
+                limit_bytes=limit,
+            ),
         )
         await self._patch(life, "Running", running, ready=True)
 
@@ -156,8 +166,17 @@ class FakeKubelet:
         async def answer(_: web.Request) -> web.Response:
             return web.json_response(life.status.model_dump(mode="json", by_alias=True))
 
+        async def budget(request: web.Request) -> web.Response:
+            asked = int((await request.json())["memoryBytes"])
+            if not life.script.stubborn:
+                used = min(life.status.memory.measured_bytes, asked)
+                memory = life.status.memory.model_copy(update={"limit_bytes": asked, "measured_bytes": used})
+                life.status = life.status.model_copy(update={"memory": memory})
+            return web.json_response({}, status=202)
+
         app = web.Application()
         app.router.add_get("/control/v1/status", answer)
+        app.router.add_post("/control/v1/budget", budget)
         life.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await life.runner.setup()
         await web.TCPSite(life.runner, life.address, 8001).start()

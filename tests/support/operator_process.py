@@ -180,6 +180,19 @@ class Bench:
     async def delete(self, name: str) -> None:
         await self.port.delete(ports.MODEL_WORKLOADS, name, namespace=self.namespace)
 
+    async def remove(self, pod: Json) -> None:
+        """Delete a pod without grace."""
+        meta = pod["metadata"]
+        await self.port.delete(
+            ports.PODS, meta["name"], namespace=meta["namespace"], uid=meta["uid"], grace_seconds=0
+        )
+
+    async def priorities(self, **values: int) -> None:
+        """Make PriorityClasses."""
+        for name, value in values.items():
+            body = {"metadata": {"name": name}, "value": value}
+            await self.port.apply(ports.PRIORITY_CLASSES, body, manager="test")
+
     async def workload(self, name: str) -> Json:
         return await self.port.get(ports.MODEL_WORKLOADS, name, namespace=self.namespace)
 
@@ -257,6 +270,10 @@ class FakeAgent:
         self.token = await agent_token(self._bench.port, self._node)
         self._task = asyncio.create_task(self._run())
         await self._bench.until(self._heard, f"telemetry of {self._node} is taken")
+
+    def report_to(self, operator: OperatorProcess) -> None:
+        """Report to another operator from now on."""
+        self._operator = operator
 
     async def _heard(self) -> bool:
         return 204 in self.statuses

@@ -5,11 +5,21 @@ from pathlib import Path
 import pytest
 
 from llmos_operator.scheduler.cycle import plan
+from llmos_operator.scheduler.explain import explain
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.sim.whatif import Forecast, forecast
 from llmos_operator.state.store import Store
 from tests.support import scenario as scenarios
-from tests.support.builders import NOW, ClusterBuilder, WorkloadBuilder, a_cluster, a_node, a_workload
+from tests.support.builders import (
+    LARGE_MODEL,
+    NOW,
+    ClusterBuilder,
+    WorkloadBuilder,
+    a_cluster,
+    a_node,
+    a_profile,
+    a_workload,
+)
 
 POLICY = Policy()
 SCENARIOS = Path(__file__).parents[2] / "scenarios" / "llmos"
@@ -104,3 +114,31 @@ def test_a_pod_stuck_beyond_its_grace_is_not_counted_on() -> None:
     cluster.store.delete_workload("default/stuck")
     told = submitting(cluster, a_workload("new"))
     assert [one.outcome for one in told.answers] == ["Waits"]
+
+
+def test_a_shrink_is_forecast_with_what_is_left_and_when_the_claimant_starts() -> None:
+    model = "hf://org/large"
+    cluster = a_cluster(a_profile(model, LARGE_MODEL), a_node("n1").with_gpus(1, "A100-48G", "48Gi"))
+    cluster.with_priorities(low=1, high=3)
+    chat = a_workload("chat").shared().priority("low").serving(model).at("Fixed", "bf16")
+    chat.with_(memory_bytes=None, max_model_len=32768, max_num_seqs=8)
+    held = {"format": "bf16", "max_model_len": 32768, "kv_tokens": 65536}
+    cluster.running(chat, "n1", (0,), memory="24Gi", **held)
+    cluster.running(a_workload("other").shared().priority("low").needing("12Gi"), "n1", (0,))
+    cluster.add(a_workload("urgent").shared().priority("high").needing("14Gi"))
+    told = forecast(Store.of(cluster.snapshot()), Policy(), NOW, ["default/urgent"])
+    asked = explain(cluster.snapshot(), Policy(), NOW, "default/urgent").victims
+    assert [one.victim for one in asked] == ["default/chat"]
+    (answer,), (lowered,) = told.answers, told.displaced
+    assert answer.outcome == "StartsAfterEviction"
+    assert answer.placed[0].after > 0
+    assert (lowered.workload, lowered.preemptor) == ("default/chat", "default/urgent")
+    assert lowered.afterwards.startswith("goes on with ")
+    assert len(told.cycles) <= 4
+
+
+def test_who_does_with_less_is_explained() -> None:
+    cluster = scenarios.load(SCENARIOS / "shrink-given-back-not-at-once.yaml").cluster
+    message = explain(cluster.snapshot(), POLICY, NOW, "default/a").message
+    assert "goes on default/a-" in message
+    assert "with 19.4 GiB of 23.4 GiB per device" in message

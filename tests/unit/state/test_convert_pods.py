@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -198,3 +199,22 @@ def test_a_claim_that_agrees_with_the_environment_is_no_problem():
     assert pod.problem == ""
     assert pod.claim is not None
     assert pod.claim.devices == CLAIM.devices
+
+
+def test_a_lowered_claim_reads_back_as_it_was_written():
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    lowered = replace(CLAIM, asked_bytes=100, asked_at=1_700_000_000.5, yielded=True)
+    pod = convert.pod(a_pod(convert.claim_json(lowered), containers=a_runtime(**env)))
+    assert pod.problem == ""
+    assert pod.claim is not None
+    assert (pod.claim.asked_bytes, pod.claim.asked_at, pod.claim.yielded) == (100, 1_700_000_000.5, True)
+    assert (pod.claim.bytes_per_device, pod.claim.held_bytes) == (123, 100)
+
+
+def test_a_claim_is_never_lowered_to_more_than_the_pod_was_created_with():
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    raised = replace(CLAIM, asked_bytes=1 << 40, yielded=True)
+    pod = convert.pod(a_pod(convert.claim_json(raised), containers=a_runtime(**env)))
+    assert pod.claim is not None
+    assert pod.claim.held_bytes == 123
+    assert "asked_bytes" in pod.problem
