@@ -219,11 +219,12 @@ class Serving:
     def _count(self, plan: StepPlan, outputs: list[RequestOutput], seconds: float) -> None:
         counts = self._counts
         decoded = sum(len(output.tokens) for output in outputs)
+        ended = sum(output.stop_token is not None for output in outputs)  # generated, too, as the usage says
         drafts = sum(work.drafts for work in plan.works)
         self._counts = dataclasses.replace(
             counts,
             finished=counts.finished + sum(bool(output.finish_reason) for output in outputs),
-            generation_tokens=counts.generation_tokens + decoded,
+            generation_tokens=counts.generation_tokens + decoded + ended,
             draft_tokens=counts.draft_tokens + drafts,
             accepted_tokens=counts.accepted_tokens + (decoded - 1 if drafts else 0),
             steps=counts.steps + 1,
