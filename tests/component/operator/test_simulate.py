@@ -131,6 +131,12 @@ async def measured(bench: Bench, *nodes: str) -> web.AppRunner:
     return runner
 
 
+async def inspected(bench: Bench) -> bool:
+    """Return whether the size of every model is known: without it a workload waits."""
+    profiles = await collect(bench.port, ports.MODEL_PROFILES)
+    return bool(profiles) and all((one.get("status") or {}).get("shape") for one in profiles)
+
+
 def wrote(bench: Bench) -> list[str]:
     """Return the command's requests that were not reads; dry runs are not writes."""
     return [
@@ -160,6 +166,7 @@ async def test_what_was_simulated_is_what_happens_and_nothing_was_written(bench:
     bench.operator()
     await bench.apply("first", uri, resources={"memory": "600Mi"})
     await bench.until_phase("first", "Running")
+    await bench.until(lambda: inspected(bench), "the model's size is known")
     file = a_file(
         bench.folder,
         a_workload("one", uri, replicas=2),
@@ -207,7 +214,7 @@ async def test_victims_and_the_place_they_leave_are_foretold(bench: Bench) -> No
     assert answer["outcome"] == "StartsAfterEviction"
     assert victim["afterwards"].startswith("waits: NoCapacity")
     assert "team/background" in text
-    assert "would start once others have gone" in text
+    assert "would start once others have made room" in text
     bench.plane.kubectl("apply", "-n", bench.namespace, "-f", str(file))
     await bench.until_phase("urgent", "Running")
     assert await placements(bench, "urgent") == told(answer)

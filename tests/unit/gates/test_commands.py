@@ -32,6 +32,8 @@ TARGETS = {
     "component",
     "e2e",
     "bench",
+    "bench-e2e",
+    "stress",
     "clean",
     "distclean",
 }
