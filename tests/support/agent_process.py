@@ -166,7 +166,7 @@ class AgentBench:
         health = (await self.devices()).get(uuid, {}).get("health") or {}
         return health.get("verdict", ""), health.get("reason", "")
 
-    async def until(self, condition: Callable[[], Any], what: str, seconds: float = 30.0) -> float:
+    async def until(self, condition: Callable[[], Any], what: str, seconds: float = 90.0) -> float:
         """Wait until ``condition`` (plain or async) holds; return how long it took in seconds."""
         started = time.monotonic()
         while True:

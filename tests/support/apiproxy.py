@@ -160,7 +160,7 @@ class ApiProxy:
         return event["type"] != "BOOKMARK" and self.swallow(event["type"], event["object"])
 
 
-async def until_asked(proxy: ApiProxy, condition: Callable[[Seen], bool], seconds: float = 10.0) -> None:
+async def until_asked(proxy: ApiProxy, condition: Callable[[Seen], bool], seconds: float = 90.0) -> None:
     """Wait until a request that satisfies ``condition`` has come through."""
     async with asyncio.timeout(seconds):
         while not any(condition(seen) for seen in proxy.requests):

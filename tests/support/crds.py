@@ -16,7 +16,7 @@ CRDS = REPOSITORY / "crds"
 _DONE: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
 
 
-def install_crds(plane: ControlPlane, timeout: float = 30.0) -> None:
+def install_crds(plane: ControlPlane, timeout: float = 90.0) -> None:
     """Apply ``crds/`` and wait until every kind is served, discovered and documented.
 
     The three come one after the other: requests are answered before discovery names the kinds, and `kubectl explain`

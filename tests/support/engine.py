@@ -330,11 +330,11 @@ async def running_runtime(
         finally:
             stop.set()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait_for(running, 20)
+                await asyncio.wait_for(running, 60)
             await engine.close()
 
 
-async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 90.0) -> None:
     """Wait until ``holds()``; fail after ``seconds``."""
     async with asyncio.timeout(seconds):
         while not holds():

@@ -140,7 +140,7 @@ class Bench:
         return self.executor.carry_out(Plan(version=1, now=self.clock.now(), actions=actions))
 
     async def idle(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await self.queue.idle()
 
     def pods_created(self) -> int:

@@ -112,7 +112,7 @@ class ScriptedReplica:
             web.Server(self._serve, handler_cancellation=True, access_log=None), shutdown_timeout=0.1
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, self.port).start()
+        await web.TCPSite(self._runner, self.host, self.port, backlog=1024).start()
         self.port = int(self._runner.addresses[0][1])
         return self
 
@@ -255,7 +255,7 @@ async def running_gateway(
             yield bench
         finally:
             stop.set()
-            await asyncio.wait_for(running, 20)
+            await asyncio.wait_for(running, 60)
             for replica in bench.replicas:
                 await replica.stop()
             await until(lambda: not _own_tasks())
@@ -270,7 +270,7 @@ def _own_tasks() -> list[str]:
     ]
 
 
-async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 90.0) -> None:
     """Wait until ``holds()``; fail after ``seconds``."""
     async with asyncio.timeout(seconds):
         while not holds():

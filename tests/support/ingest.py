@@ -52,7 +52,7 @@ class IngestEndpoint:
             self.reports.append(report)
         return web.Response(status=200)
 
-    async def until(self, count: int, seconds: float = 20.0) -> None:
+    async def until(self, count: int, seconds: float = 90.0) -> None:
         """Wait until ``count`` reports were taken."""
         async with asyncio.timeout(seconds):
             while len(self.reports) < count:

@@ -201,7 +201,7 @@ class Bench:
         selector = f"llmos.dev/workload={name}" if name else ""
         return await collect(self.port, ports.PODS, self.namespace, label_selector=selector)
 
-    async def until(self, condition: Callable[[], Awaitable[Any]], what: str, seconds: float = 30.0) -> Any:
+    async def until(self, condition: Callable[[], Awaitable[Any]], what: str, seconds: float = 90.0) -> Any:
         """Return the first true result of ``condition``; fails naming ``what``, with the operators' last words."""
         deadline, trouble = time.monotonic() + seconds, ""
         while True:
@@ -216,7 +216,7 @@ class Bench:
                 raise AssertionError(f"not within {seconds:.0f} s: {what}{trouble}\n{words}")
             await asyncio.sleep(0.05)
 
-    async def until_phase(self, name: str, phase: str, seconds: float = 30.0) -> Json:
+    async def until_phase(self, name: str, phase: str, seconds: float = 90.0) -> Json:
         seen: list[str] = []
 
         async def reached() -> Json | None:
@@ -241,7 +241,7 @@ class Bench:
             raise AssertionError(f"{name} was last {seen}; {details}; {error}") from None
 
     async def until_condition(
-        self, name: str, kind: str, status: str, reason: str = "", seconds: float = 30.0
+        self, name: str, kind: str, status: str, reason: str = "", seconds: float = 90.0
     ) -> Json:
         async def reached() -> Json | None:
             found = condition_of(await self.workload(name), kind)

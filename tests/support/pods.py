@@ -92,7 +92,7 @@ class PodClient:
         """Whether there is a pod of this name."""
         return bool(self.kubectl("get", "pod", name, "--ignore-not-found", "-o", "name"))
 
-    def wait(self, name: str, check: Callable[[Json], Any], timeout: float = 30.0) -> Json:
+    def wait(self, name: str, check: Callable[[Json], Any], timeout: float = 90.0) -> Json:
         """Poll until ``check(pod)`` is true and return the pod."""
         deadline = time.monotonic() + timeout
         while True:
@@ -106,15 +106,15 @@ class PodClient:
             # kubectl has half of the time at most.
             time.sleep(min(1.0, max(0.1, time.monotonic() - began)))
 
-    def wait_phase(self, name: str, phase: str, timeout: float = 30.0) -> Json:
+    def wait_phase(self, name: str, phase: str, timeout: float = 90.0) -> Json:
         """Wait for a phase."""
         return self.wait(name, lambda pod: pod["status"].get("phase") == phase, timeout)
 
-    def wait_ready(self, name: str, timeout: float = 30.0) -> Json:
+    def wait_ready(self, name: str, timeout: float = 90.0) -> Json:
         """Wait for the condition Ready."""
         return self.wait(name, lambda pod: condition(pod, "Ready").get("status") == "True", timeout)
 
-    def wait_gone(self, name: str, timeout: float = 30.0) -> float:
+    def wait_gone(self, name: str, timeout: float = 90.0) -> float:
         """Wait until the pod's object is gone; return how many seconds that took."""
         began = time.monotonic()
         while self.exists(name):
@@ -155,7 +155,7 @@ class PodClient:
             if event["involvedObject"].get("name") == name and event["reason"] == reason
         ]
 
-    def wait_event(self, name: str, reason: str, timeout: float = 20.0) -> str:
+    def wait_event(self, name: str, reason: str, timeout: float = 90.0) -> str:
         """Wait for an event and return its message."""
         deadline = time.monotonic() + timeout
         while not (messages := self.events(name, reason)):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def eventually(check: Callable[[], T], what: str = "the condition", timeout: float = 20.0) -> T:
+def eventually(check: Callable[[], T], what: str = "the condition", timeout: float = 90.0) -> T:
     """Return the first true value of ``check()``; fail naming ``what`` when there is none in ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while True:

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.backends.causal import StepResult
     from llmos_operator.runtime.batching import StepPlan
     from llmos_operator.runtime.ipc.messages import Embed, Submit, TokenLogprob
+    from llmos_operator.runtime.loader.memory import KvPlan
 
 log = logger(__name__)
 
 MEMORY_SECONDS = 10.0  # measuring walks page tables: too dear for every heartbeat
 _MOST_FAILURES = 3  # steps in a row that may fail before the engine gives up and is restarted
 _DRAFT_TOKENS = 4
+_CORRECTIONS = 3  # times a new limit is measured, and the cache cut by what is beyond it
 
 
 class Serving:
@@ -281,10 +283,9 @@ class Serving:
 
         A limit that cannot be kept is refused, and the former one stays: who asked sees it in the memory that is reported.
         """
-        loaded = self._loaded
-        causal = loaded.built.causal
+        causal = self._loaded.built.causal
         try:
-            plan = plan_of(loaded.load, loaded.meter, loaded.shape, memory_bytes)
+            plan = self._plan(memory_bytes)
         except Permanent as error:
             log.warning("the budget is below what the model needs and is refused", detail=str(error))
             self.memory()
@@ -292,13 +293,46 @@ class Serving:
         if causal is not None and plan.blocks < self._cache.total_blocks and not causal.store.gives_back:
             log.warning("the KV cache of this device cannot become smaller; the budget is refused")
             return
-        loaded.plan, loaded.meter.limit_bytes = plan, memory_bytes
-        if causal is not None:
+        self._loaded.meter.limit_bytes = memory_bytes
+        self._resize(plan)
+        self._keep_to(memory_bytes)
+        self.memory()
+
+    def _plan(self, memory_bytes: int) -> KvPlan:
+        """Return the plan under a limit. Raises Permanent if the cache would not hold one sequence of full length."""
+        loaded = self._loaded
+        plan = plan_of(loaded.load, loaded.meter, loaded.shape, memory_bytes)
+        if plan.max_model_len < self._info.max_model_len:
+            raise Permanent(
+                f"{memory_bytes >> 20} MiB hold {plan.max_model_len} tokens, one context of {self._info.max_model_len} must fit",
+                reason="OutOfMemory",
+            )
+        return plan
+
+    def _resize(self, plan: KvPlan) -> None:
+        """Give the KV cache the blocks of ``plan``."""
+        self._loaded.plan = plan
+        if (causal := self._loaded.built.causal) is not None:
             self._batcher.shrink(plan.blocks)
             causal.store.release(self._cache.take_released())
             trim_memory()
         self._info = dataclasses.replace(self._info, kv_blocks=plan.blocks)
-        self.memory()
+
+    def _keep_to(self, memory_bytes: int) -> None:
+        """Let the KV cache make up for what is in use beyond the limit, as far as it can."""
+        causal = self._loaded.built.causal
+        if causal is None or not causal.store.gives_back:
+            return
+        target = memory_bytes
+        for _ in range(_CORRECTIONS):
+            over = self._loaded.meter.measure() - memory_bytes
+            if over <= 0:
+                return
+            target -= over
+            try:
+                self._resize(self._plan(target))
+            except Permanent:
+                return
 
     def sleep(self) -> None:
         """Drop the KV cache; requests must have been aborted."""

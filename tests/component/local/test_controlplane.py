@@ -77,7 +77,7 @@ def _names(plane: ControlPlane, kind: str, namespace: str) -> list[str]:
     return [item["metadata"]["name"] for item in listing["items"]]
 
 
-def _eventually(check, timeout: float = 20.0) -> None:
+def _eventually(check, timeout: float = 90.0) -> None:
     deadline = time.monotonic() + timeout
     while not check():
         assert time.monotonic() < deadline, "not in time"

@@ -35,7 +35,7 @@ def assert_no_device_is_shared(found: dict[str, tuple[str, tuple[str, ...]]]) ->
     assert len(devices) == len(set(devices)), found
 
 
-async def until_running(made: Bench, names: list[str], seconds: float = 30.0) -> None:
+async def until_running(made: Bench, names: list[str], seconds: float = 90.0) -> None:
     for name in names:
         await made.until_phase(name, "Running", seconds)
 

@@ -97,6 +97,7 @@ def test_each_format_knows_the_capital_of_france_and_what_it_cost(
         assert dict(again.info.stage_seconds)["Quantizing"] < stages["Quantizing"]
 
 
+@pytest.mark.timeout(700)
 def test_memory_is_what_was_predicted(chat_model, tmp_path):
     # A cache of its own: pages of a converted file that another engine has mapped, too, would count by half.
     command = [
@@ -108,7 +109,7 @@ def test_memory_is_what_was_predicted(chat_model, tmp_path):
         "bf16",
         "int4",
     ]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     for fmt, memory in json.loads(done.stdout.splitlines()[-1]).items():
         assert memory["peak_bytes"] <= memory["limit_bytes"], fmt
         # The KV cache is nearly full, so what was predicted should have come true (135 M parameters: 8 %).

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-DEADLINE = 20.0
+DEADLINE = 90.0
 
 
 @pytest.fixture

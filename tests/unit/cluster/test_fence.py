@@ -94,7 +94,7 @@ async def test_a_write_in_flight_is_cut_off_before_a_takeover(verb: str) -> None
         leader = Leader()
         await leader.lease.acquire()
         write = asyncio.ensure_future(WRITES[verb](FencedPort(server.port, leader.lease.writes.writing)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await server.taken.wait()
             leader.clock.advance(CUT)
             assert leader.clock.monotonic() < leader.lease._held_until + 2  # nobody may take it yet
@@ -149,7 +149,7 @@ async def test_a_lost_lease_cuts_writes_off_at_once() -> None:
     await leader.cluster.replace(LEASES, {**found, "spec": spec}, namespace="ns")
     with pytest.raises(LeaseLost):
         await leader.lease._attempt(holding=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(Ambiguous):
             await flying
 

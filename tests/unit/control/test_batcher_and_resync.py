@@ -20,18 +20,15 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_single_event_is_not_kept_waiting() -> None:
-    batcher = Batcher(quiet=0.2, longest=1.0)
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+    batcher = Batcher(quiet=600, longest=600)
     batcher.trigger()
-    assert await batcher.wait(5)
-    assert loop.time() - started < 0.1
+    assert await batcher.wait(60)
 
 
 async def test_events_that_keep_coming_are_gathered_until_they_pause() -> None:
-    batcher = Batcher(quiet=0.05, longest=5.0)
+    batcher = Batcher(quiet=0.5, longest=60)
     batcher.trigger()
-    assert await batcher.wait(1)
+    assert await batcher.wait(60)
 
     async def rain() -> None:
         for _ in range(5):
@@ -39,15 +36,15 @@ async def test_events_that_keep_coming_are_gathered_until_they_pause() -> None:
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(rain())
-    assert await batcher.wait(1)
+    assert await batcher.wait(60)
     assert task.done()
     assert not await batcher.wait(0.01)
 
 
 async def test_events_that_never_pause_are_cut_off() -> None:
-    batcher = Batcher(quiet=0.1, longest=0.3)
+    batcher = Batcher(quiet=5.0, longest=0.3)
     batcher.trigger()
-    assert await batcher.wait(1)
+    assert await batcher.wait(60)
 
     async def storm() -> None:
         while True:
@@ -58,8 +55,9 @@ async def test_events_that_never_pause_are_cut_off() -> None:
     try:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        assert await batcher.wait(5)
-        assert 0.2 < loop.time() - started < 1.0
+        assert await batcher.wait(60)
+        assert loop.time() - started > 0.2
+        assert not task.done()
     finally:
         task.cancel()
 

@@ -49,7 +49,7 @@ async def test_what_is_remembered_of_a_model_goes_with_its_last_workload() -> No
     used.update(models)
     for model in models:
         profiles.want(*model)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(profiles._refused) < len(models):
             await asyncio.sleep(0)
     await asyncio.sleep(0)

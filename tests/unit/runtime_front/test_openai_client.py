@@ -172,4 +172,4 @@ async def test_closing_a_stream_stops_the_engine(tmp_path: Path) -> None:
         engine.step(2)
         stream = await asked
         await stream.close()
-        await until(lambda: len(engine.cancelled) == 1, seconds=1.0)
+        await until(lambda: len(engine.cancelled) == 1)

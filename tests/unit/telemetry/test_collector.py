@@ -100,7 +100,7 @@ class Bench:
     def _wake(self) -> None:
         self.woken += 1
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, what

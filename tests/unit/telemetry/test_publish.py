@@ -40,7 +40,7 @@ def metrics() -> AgentMetrics:
     return AgentMetrics(CollectorRegistry())
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

@@ -52,7 +52,7 @@ async def listed(server: Server, kind: port.Kind, **selection: Any) -> tuple[lis
 
 async def next_event(events: AsyncIterator[port.WatchEvent]) -> port.WatchEvent:
     while True:
-        event = await asyncio.wait_for(anext(events), 15)
+        event = await asyncio.wait_for(anext(events), 60)
         if event.type != "BOOKMARK":
             return event
 
