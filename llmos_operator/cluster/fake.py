@@ -93,7 +93,7 @@ class FakeCluster:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        limit: int = 500,
+        limit: int = 250,
         metadata_only: bool = False,
     ) -> AsyncIterator[port.Page]:
         """See the port."""

@@ -107,7 +107,7 @@ class ClusterPort(Protocol):
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        limit: int = 500,
+        limit: int = 250,
         metadata_only: bool = False,
     ) -> AsyncIterator[Page]:
         """Yield the objects of ``kind`` page by page. Raises `Expired` when a slow reader lost its place.

@@ -128,7 +128,7 @@ class Transport:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        limit: int = 500,
+        limit: int = 250,
         metadata_only: bool = False,
     ) -> AsyncIterator[port.Page]:
         """See the port."""

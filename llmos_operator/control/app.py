@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from llmos_operator.cluster.credentials import BadCredentials
@@ -196,9 +197,10 @@ class Operator:
             metrics.synced.set(parts.leadership.may_act())
             metrics.waiting_writes.set(len(parts.queue))
             metrics.fenced.set(parts.queue.refused)
+            phases = Counter(str(record.status.get("phase") or "New") for record in parts.records)
             metrics.workloads.clear()
-            for record in parts.records:
-                metrics.workloads.labels(str(record.status.get("phase") or "New")).inc()
+            for phase, count in phases.items():
+                metrics.workloads.labels(phase).set(count)
             await asyncio.sleep(1.0)
 
     async def _standing(self) -> None:
