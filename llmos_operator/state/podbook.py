@@ -92,6 +92,10 @@ class PodBook(NodeBook):
         if known == pod:
             return False
         self._put_pod(pod)
+        if known is None and pod.phase is PodPhase.TERMINATING and pod.claim is not None and pod.claim.target:
+            # A former leader moves it: what only that one remembered follows from what it has written down.
+            self._nominate(pod.claim.target.beneficiary, pod.deletion_at)
+            self._nominate(pod.claim.workload, pod.deletion_at)
         return True
 
     def delete_pod(self, key: PodKey, uid: str = "") -> bool:
@@ -163,10 +167,14 @@ class PodBook(NodeBook):
         if claim is not None and claim.target != target:
             claim = replace(claim, target=target)
         self._put_pod(replace(pod, claim=claim, phase=PodPhase.TERMINATING, deletion_at=grace_ends))
-        for workload in (preemptor, claim.workload if claim is not None and target is not None else ""):
-            if workload:
-                self._nominated[workload] = max(ends, self._nominated.get(workload, 0.0))
+        self._nominate(preemptor, ends)
+        if claim is not None and target is not None:
+            self._nominate(claim.workload, ends)
         return True
+
+    def _nominate(self, workload: WorkloadKey, until: float) -> None:
+        if workload:
+            self._nominated[workload] = max(until, self._nominated.get(workload, 0.0))
 
     def forget_eviction(self, key: PodKey) -> bool:
         """Take back `assume_evicted` because the API refused (for example a disruption budget)."""
@@ -206,8 +214,7 @@ class PodBook(NodeBook):
             return None
         if pod.claim.lowered or not 0 < asked_bytes < pod.claim.bytes_per_device:
             return None
-        if preemptor:
-            self._nominated[preemptor] = max(until, self._nominated.get(preemptor, 0.0))
+        self._nominate(preemptor, until)
         claim = replace(pod.claim, asked_bytes=asked_bytes, asked_at=now, yielded=False)
         self._put_pod(replace(pod, claim=claim))
         return claim
