@@ -112,9 +112,7 @@ class Removals:
             return False
         freed_at = now + pod.grace_seconds
         target = move.place(now, freed_at)
-        if not self._store.assume_evicted(
-            move.pod, now + _UNSEEN_GRACE, move.beneficiary, freed_at, target
-        ):
+        if not self._store.assume_evicted(move.pod, now + _UNSEEN_GRACE, move.beneficiary, freed_at, target):
             return False
         self._submit(
             Rank.EVICT,
@@ -138,9 +136,7 @@ class Removals:
             after = error.after if isinstance(error, Retryable) else 0.0
             retry_at = self._evictions.fail(move.pod_uid, self._clock.monotonic(), after=after)
             self._store.forget_eviction(move.pod)
-            self._submit(
-                Rank.EVICT, f"stay {move.pod}", move.workload, lambda: self._stay(move)
-            )
+            self._submit(Rank.EVICT, f"stay {move.pod}", move.workload, lambda: self._stay(move))
             self._outcomes.move_refused(move, error, retry_at)
             return
         self._evictions.succeed(move.pod_uid)

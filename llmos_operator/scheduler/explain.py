@@ -181,7 +181,9 @@ def _moves(attempts: Attempts, pending: Pending) -> list[str]:
     found = consolidation.search(pending, shape, unit, sys.maxsize, attempts.policy.consolidation.replicas)
     if found is None:
         return []
-    shown = ", ".join(f"{mover.pod.key} to node {claim.node}" for mover, claim in found.moves[:_SHOWN_VICTIMS])
+    shown = ", ".join(
+        f"{mover.pod.key} to node {claim.node}" for mover, claim in found.moves[:_SHOWN_VICTIMS]
+    )
     left, worth = consolidation.left(), consolidation.worth(pending, shape, unit)
     if left < len(found.moves):
         why = f"{max(0, left)} moves are left of this hour's scheduling.migrationBudget"

@@ -71,8 +71,8 @@ class ConsolidationPolicy:
     cool_down: float = 3600.0  # seconds after a move in which a replica is not moved again
     replicas: int = 8  # moved for one claimant at most
     nodes: int = 64  # looked at for one claimant, cheapest first
-    sets: int = 4000  # of replicas of one node that are looked at
-    tries: int = 2000  # places tried in one plan
+    sets: int = 20_000  # of replicas that are looked at in one plan
+    tries: int = 2000  # places for them that are tried in one plan
     searches: int = 8  # claimants of one plan for whom others might be moved
 
 

@@ -46,6 +46,17 @@ class Mover:
         return self.victim.pod
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One pod of a claimant, at one size."""
+
+    pending: Pending
+    ordinal: int
+    member: int
+    size: Size
+    request: Request
+
+
 class Relocations:
     """Places in both worlds of one plan. Whatever is placed here is undone by the caller's rollback."""
 
@@ -64,7 +75,11 @@ class Relocations:
         if workload.suspended or workload.finished or workload.deleting or concerns(workload):
             return None
         queue = workload.queue or policy.default_queue
-        if claim.lowered or queue != claim.queue or attempts.now - claim.moved_at < policy.consolidation.cool_down:
+        if (
+            claim.lowered
+            or queue != claim.queue
+            or attempts.now - claim.moved_at < policy.consolidation.cool_down
+        ):
             return None
         if queueing.refusal(snapshot, policy, attempts.now, attempts.worlds.now.tree, workload) is not None:
             return None
@@ -80,16 +95,16 @@ class Relocations:
         self._attempts.worlds.later.vacate(mover.pod)
         self._attempts.worlds.now.vacate(mover.pod)
 
-    def hold(
-        self, pending: Pending, ordinal: int, member: int, size: Size, request: Request, spot: Spot
-    ) -> Claim | None:
-        """Hold a place for one pod of a claimant on a row in the later world; None if it does not fit there."""
+    def hold(self, wanted: Wanted, spot: Spot) -> Claim | None:
+        """Hold a place for a claimant's pod on a row in the later world; None if it does not fit there."""
         attempts = self._attempts
-        if not attempts.feasibility.acceptable(displacing(request)).nodes[spot.row]:
+        if not attempts.feasibility.acceptable(displacing(wanted.request)).nodes[spot.row]:
             return None
         later = attempts.worlds.later
         state = later.node(attempts.scene.table.names[spot.row])
-        claim = attempts.gangs.claim(pending, ordinal, member, size, request, spot, state)
+        claim = attempts.gangs.claim(
+            wanted.pending, wanted.ordinal, wanted.member, wanted.size, wanted.request, spot, state
+        )
         if claim is None or not later.tree.fits(claim.queue, charge(claim)):
             return None
         attempts.worlds.hold(claim)
@@ -101,9 +116,7 @@ class Relocations:
         mark = worlds.checkpoint()
         self._steps = 0
         # Who needs most has the fewest places to choose from.
-        order = sorted(
-            movers, key=lambda m: (-m.request.devices, -m.request.bytes_per_device, m.pod.key)
-        )
+        order = sorted(movers, key=lambda m: (-m.request.devices, -m.request.bytes_per_device, m.pod.key))
         found: list[tuple[Mover, Claim]] = []
         complete = self._descend(order, found)
         worlds.rollback(mark)

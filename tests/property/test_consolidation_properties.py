@@ -44,7 +44,9 @@ def scattered(draw: st.DrawFn) -> tuple[ClusterBuilder, Workload]:
         builder, count = sized(draw, builder)
         name = f"n{draw(st.integers(0, nodes - 1))}"
         states = cluster.snapshot().nodes[name].devices
-        indexes = [d.device.index for d in states if can_hold(builder.value, d.claims, d.exclusive, d.reserved_bytes)]
+        indexes = [
+            d.device.index for d in states if can_hold(builder.value, d.claims, d.exclusive, d.reserved_bytes)
+        ]
         if len(indexes) >= count:
             first = draw(st.integers(0, len(indexes) - count))
             cluster.running(builder, name, tuple(indexes[first : first + count]))
@@ -65,7 +67,9 @@ def sized(draw: st.DrawFn, builder: WorkloadBuilder) -> tuple[WorkloadBuilder, i
     count = 1 if shared else draw(st.integers(1, 2))
     memory = draw(st.sampled_from([10, 20, 30, 40, 60])) * GIB
     builder.gpus(count).with_(
-        memory_bytes=memory, sharing=Sharing.SHARED if shared else Sharing.EXCLUSIVE, min_replicas=0
+        memory_bytes=memory,
+        sharing=Sharing.SHARED if shared else Sharing.EXCLUSIVE,
+        min_replicas=draw(st.integers(0, 1)),  # without a replica to spare a move is an outage, too
     )
     return builder, count
 

@@ -158,7 +158,9 @@ def check_moves(before: Snapshot, made: Plan, history: History) -> None:
         assert before.workloads[claim.workload].members == 1
         assert (move.target.format, move.target.max_model_len) == (claim.format, claim.max_model_len)
         assert fresh(before, pod.node, history.now), f"I13: {pod.key} moved unseen"
-        assert not claim.devices or fresh(before, move.target.node, history.now), f"I13: {pod.key} moves to the unseen"
+        assert not claim.devices or fresh(before, move.target.node, history.now), (
+            f"I13: {pod.key} moves to the unseen"
+        )
         nodes[pod.node] = nodes[pod.node].without_pod(pod.key)
         gone.append(pod)
     for budget in before.budgets.values():

@@ -73,7 +73,9 @@ LEADERS = pytest.mark.parametrize(
 
 
 @LEADERS
-def test_while_the_pod_leaves_nobody_gets_its_target_or_the_room_it_makes(leader: Callable[[ClusterBuilder], ClusterBuilder]) -> None:
+def test_while_the_pod_leaves_nobody_gets_its_target_or_the_room_it_makes(
+    leader: Callable[[ClusterBuilder], ClusterBuilder],
+) -> None:
     cluster = scattered()
     move = begun(cluster)
     assert move.target.node == "n2"
@@ -88,7 +90,9 @@ def test_while_the_pod_leaves_nobody_gets_its_target_or_the_room_it_makes(leader
 
 
 @LEADERS
-def test_when_it_is_gone_both_start_where_the_plan_said(leader: Callable[[ClusterBuilder], ClusterBuilder]) -> None:
+def test_when_it_is_gone_both_start_where_the_plan_said(
+    leader: Callable[[ClusterBuilder], ClusterBuilder],
+) -> None:
     cluster = scattered()
     move = begun(cluster)
     cluster = leader(cluster)
@@ -143,7 +147,9 @@ def test_a_move_begun_for_one_is_not_taken_up_by_another_eviction() -> None:
     pod = cluster.store.pod(move.pod)
     assert pod is not None
     cluster.store.forget_eviction(move.pod)
-    stale = replace(pod, phase=pod.phase.BOUND)  # as another leader reads it: the target is still written on the pod
+    stale = replace(
+        pod, phase=pod.phase.BOUND
+    )  # as another leader reads it: the target is still written on the pod
     restarted = after_restart(cluster)
     restarted.store.apply_pod(stale)
     restarted.store.assume_evicted(move.pod, NOW + 30, "default/two")

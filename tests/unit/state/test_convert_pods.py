@@ -222,7 +222,9 @@ def test_a_claim_is_never_lowered_to_more_than_the_pod_was_created_with():
 
 def test_where_a_replica_goes_and_when_it_came_read_back_as_they_were_written():
     env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
-    target = Target("n2", ("GPU-c", "GPU-d"), "int8", 4096, 8192, 1_700_000_000.5, 1_700_000_330.5, "team/big")
+    target = Target(
+        "n2", ("GPU-c", "GPU-d"), "int8", 4096, 8192, 1_700_000_000.5, 1_700_000_330.5, "team/big"
+    )
     moving = replace(CLAIM, moved_at=1_600_000_000.25, target=target)
     pod = convert.pod(a_pod(convert.claim_json(moving), containers=a_runtime(**env)))
     assert pod.problem == ""
