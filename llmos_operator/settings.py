@@ -203,6 +203,8 @@ class SchedulingSettings(_Group):
     """Prices for placement."""
     reservation: ReservationSettings = ReservationSettings()
     """Places that are kept for large work."""
+    migration_budget: float = Field(default=0.01, ge=0, le=1)
+    """Part of all placed pods that may be moved within an hour so that others can start, at least one; 0 moves nobody."""
 
 
 class OperatorSettings(ProcessSettings):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.events import EventRecorder, EventType
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record, Records
-    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Restore, Shrink
+    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Move, Restore, Shrink
     from llmos_operator.state.types import Pod
 
 # Reasons a person has to act on: told as a Warning Event, not only in the status.
@@ -138,6 +138,30 @@ class Feedback:
             wait = max(0, round(retry_at - self._clock.monotonic()))
             note = f"{evict.pod} cannot be evicted yet, next try in {wait} s: {error}"
             self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=evict.pod)
+
+    def moved(self, move: Move) -> None:
+        """Say that a replica goes to another place."""
+        self._metrics.moves.labels("accepted").inc()
+        record = self._current(move.workload, move.workload_uid)
+        if record is not None:
+            record.preemption = Preemption(
+                by=move.beneficiary,
+                action="Move",
+                reason=move.reason,
+                message=move.explanation,
+                time=self._clock.now(),
+            )
+            self.tell(record, "Normal", Reason.MOVED, f"{move.pod}: {move.explanation}", key=move.pod_uid)
+            self._review(record.key)
+
+    def move_refused(self, move: Move, error: Exception, retry_at: float) -> None:
+        """Say that a replica that was to be moved stays for now."""
+        self._metrics.moves.labels("refused").inc()
+        record = self._records.get(move.beneficiary)
+        if record is not None:
+            wait = max(0, round(retry_at - self._clock.monotonic()))
+            note = f"{move.pod} cannot be moved yet, next try in {wait} s: {error}"
+            self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=move.pod)
 
     def shrunk(self, shrink: Shrink) -> None:
         """Say that a replica is asked to come down."""

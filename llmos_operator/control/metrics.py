@@ -117,6 +117,12 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+        self.moves = Counter(
+            "llmos_operator_moves_total",
+            "Replicas started again elsewhere so that others could start, by result of the eviction (accepted, refused).",
+            ["result"],
+            registry=registry,
+        )
         self.waiting_writes = Gauge(
             "llmos_operator_waiting_writes", "Writes waiting or under way.", registry=registry
         )
@@ -214,6 +220,8 @@ class OperatorMetrics:
             self.reservations.labels(start)
         for result in ("asked", "yielded", "refused", "restored"):
             self.shrinks.labels(result)
+        for result in ("accepted", "refused"):
+            self.moves.labels(result)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
 

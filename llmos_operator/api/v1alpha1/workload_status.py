@@ -108,7 +108,7 @@ class PreemptionStatus(KubeModel):
     by: Word = Field(
         default="", description="Workload that took them, as namespace/name, where the reader may see it."
     )
-    action: Amount = Field(default="", description="Shrink, Sleep, Checkpoint or Evict.")
+    action: Amount = Field(default="", description="Shrink, Sleep, Checkpoint, Move or Evict.")
     time: Time | None = Field(default=None, description="When.")
 
 
