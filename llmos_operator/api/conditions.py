@@ -86,6 +86,10 @@ class Reason(StrEnum):
     SUCCEEDED = "Succeeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"  # it has run for as long as spec.scheduling.maxRuntime says
     FAILED = "Failed"
+    DATA_NOT_FOUND = "DataNotFound"  # the input of a run is not there
+    INVALID_DATA = "InvalidData"  # the input of a run cannot be used
+    OUTPUT_NOT_WRITABLE = "OutputNotWritable"
+    STOPPED = "Stopped"  # a run was told to stop and saved what it had done
     POD_NOT_CREATED = "PodNotCreated"
     # Degraded
     QUANTIZATION_DOWNGRADED = "QuantizationDowngraded"

@@ -176,6 +176,8 @@ class Workload:
     host_memory_bytes: int = 0  # same
     expected_seconds: float | None = None  # expected service time, where known
     checkpoint_seconds: float | None = None  # FineTune: time between checkpoints
+    backoff_limit: int = 3  # FineTune, Batch: failures of the program that are followed by a new try
+    completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
     gpu_seconds: int = 0  # status.usage: service received so far, seconds times devices; Inference: 0
     template_hash: str = ""  # changes when a pod would have to be rebuilt
     spec: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # raw, for manifests

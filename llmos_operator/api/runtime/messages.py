@@ -102,6 +102,17 @@ class ModelInfo(Wire):
     )
 
 
+class WorkProgress(Wire):
+    """How far work that ends has come: a FineTune in steps, a Batch in requests."""
+
+    unit: Word = ""  # "steps" | "requests"
+    done: Count = 0
+    total: Count = 0  # 0: not known yet
+    failed: Count = 0  # of `done`: requests that got an error instead of an answer
+    saved: Count = 0  # of `done`: what would not be done again after a restart
+    saved_age_seconds: Seconds | None = None  # since progress was last saved; None: never
+
+
 class RuntimeStatus(Wire):
     """Answer of `GET /control/v1/status`."""
 
@@ -113,6 +124,7 @@ class RuntimeStatus(Wire):
     failure: Failure | None = None
     load_seconds: dict[Word, Annotated[float, Field(ge=0, le=1e9)]] = {}  # by stage name, of the last load
     load_path: Word = ""  # cold | warm | hot
+    progress: WorkProgress | None = None  # None: serving
 
 
 class DrainRequest(Wire):

@@ -65,7 +65,7 @@ def download(load: Load, stages: Stages) -> Resolved:
     return Resolved(folder, "", web.fetched)
 
 
-class _SameHost(urllib.request.HTTPRedirectHandler):
+class SameHost(urllib.request.HTTPRedirectHandler):
     """Follows redirects over HTTPS only, without the token when the host changes."""
 
     def redirect_request(
@@ -94,7 +94,7 @@ class _Web:
     def __init__(self, load: Load, stages: Stages) -> None:
         self._load = load
         self._stages = stages
-        self._opener = urllib.request.build_opener(_SameHost)
+        self._opener = urllib.request.build_opener(SameHost)
         self.fetched = 0
         self._total = 0
 
@@ -119,7 +119,7 @@ class _Web:
                 return False
             raise _translated(error, url) from error
         except OSError as error:
-            raise Retryable(f"downloading {_shown(url)} failed: {error}", after=5.0) from error
+            raise Retryable(f"downloading {shown(url)} failed: {error}", after=5.0) from error
         shutil.move(partial, target)
         return True
 
@@ -141,13 +141,13 @@ class _Web:
 
 def _translated(error: urllib.error.HTTPError, url: str) -> Permanent | Retryable:
     if error.code in (401, 403):
-        return Permanent(f"{_shown(url)}: access denied ({error.code})", reason="AccessDenied")
+        return Permanent(f"{shown(url)}: access denied ({error.code})", reason="AccessDenied")
     if error.code in (404, 410):
-        return Permanent(f"{_shown(url)}: not found", reason="ModelNotFound")
-    return Retryable(f"{_shown(url)}: the server answered {error.code}", after=5.0)
+        return Permanent(f"{shown(url)}: not found", reason="ModelNotFound")
+    return Retryable(f"{shown(url)}: the server answered {error.code}", after=5.0)
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """Return a URL without query and user, which may hold credentials."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}{parts.path}"

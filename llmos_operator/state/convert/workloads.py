@@ -52,6 +52,9 @@ _REBUILDING = (
 _HASH_LENGTH = 10
 _MOST_DIGITS = 18
 _MOST_COPIES = 256
+_MOST_TRIES = 100
+# Fields of batch and fineTune that the operator acts on: a change of them must not replace a pod that works.
+OPERATORS_OWN = frozenset({"backoffLimit", "completionWindow"})
 
 
 def workload(obj: Mapping[str, Any]) -> Workload:
@@ -82,6 +85,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         tolerations=tolerations(pod_spec),
         checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
         gpu_seconds=used,
+        **_run(spec, kind),
         cpu_milli=cpu,
         host_memory_bytes=memory,
         template_hash=template_hash(spec.data),
@@ -90,6 +94,17 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         **_scheduling(spec.child("scheduling")),
         **_replicas(spec, spec.child("scheduling").number("minReplicas", 1, least=1)),
     )
+
+
+def _run(spec: Fields, kind: WorkloadKind) -> dict[str, Any]:
+    """Return what the operator itself heeds of work that ends."""
+    if kind is WorkloadKind.INFERENCE:
+        return {}
+    block = spec.child("batch" if kind is WorkloadKind.BATCH else "fineTune")
+    return {
+        "backoff_limit": block.number("backoffLimit", 3, most=_MOST_TRIES),
+        "completion_window": block.parsed("completionWindow", _seconds, None),
+    }
 
 
 def _resources(spec: Fields) -> dict[str, Any]:
@@ -126,6 +141,9 @@ def template_hash(spec: Mapping[str, Any]) -> str:
     if isinstance(split, Mapping) and split.get("pods") == 1:
         # Younger than the hash: its default must not replace the pods of everybody who never set it.
         kept["parallelism"] = {name: value for name, value in split.items() if name != "pods"}
+    for name in ("batch", "fineTune"):
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = {key: value for key, value in kept[name].items() if key not in OPERATORS_OWN}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
 

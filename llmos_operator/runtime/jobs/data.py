@@ -1,0 +1,154 @@
+"""Data URIs as local files: reading input, writing output so that it is there whole or not at all.
+
+`pvc://claim/path` is a file below the folder the pod's claims are mounted in, `https://` input is fetched into a scratch
+folder first, `file://` is what it says where the cluster's administrator allows it.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.data import READABLE, VOLUMES_ROOT, WRITABLE, DataUri, parse
+from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.runtime.loader.https import SameHost, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from http.client import HTTPResponse
+    from typing import IO
+
+_TIMEOUT_SECONDS: Final = 60
+_CHUNK: Final = 1 << 20
+_TEMPORARY: Final = ".llmos-partial"  # ending of a file that is being written
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Where the URIs of one run lead."""
+
+    scratch: Path  # for input that is fetched; contents may vanish with the pod
+    volumes: Path = Path(VOLUMES_ROOT)
+    allow_file: bool = False
+
+    def readable(self, uri: str, field: str) -> Path:
+        """Return an existing file or folder with the data of ``uri``; ``field`` is its name for messages.
+
+        Raises Permanent (DataNotFound, UnsupportedScheme, SourceNotAllowed, AccessDenied) or Retryable for a network
+        that fails for now.
+        """
+        parts = self._parts(uri, field, READABLE)
+        if parts.scheme == "https":
+            return self._fetched(uri, parts, field)
+        path = self._local(parts, uri, field)
+        if not path.exists():
+            raise Permanent(
+                f"{field}: {uri}: no such file or folder; check claim and path", reason=Reason.DATA_NOT_FOUND
+            )
+        return path
+
+    def writable(self, uri: str, field: str) -> Path:
+        """Return the path ``uri`` is written to, its parent folder made. It may exist already.
+
+        Raises Permanent (OutputNotWritable, UnsupportedScheme, SourceNotAllowed).
+        """
+        path = self._local(self._parts(uri, field, WRITABLE), uri, field)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Permanent(
+                f"{field}: {uri}: cannot be written: {error.strerror}; check that the claim is mounted for writing",
+                reason=Reason.OUTPUT_NOT_WRITABLE,
+            ) from error
+        return path
+
+    def _parts(self, uri: str, field: str, known: tuple[str, ...]) -> DataUri:
+        try:
+            parts = parse(uri)
+        except ValueError as error:
+            raise Permanent(f"{field}: {error}", reason=Reason.INVALID_SPEC) from error
+        if parts.scheme not in known:
+            works = ", ".join(f"{one}://" for one in known)
+            raise Permanent(
+                f"{field}: {parts.scheme}:// is not supported; use {works}", reason=Reason.UNSUPPORTED_SCHEME
+            )
+        if parts.scheme == "file" and not self.allow_file:
+            raise Permanent(
+                f"{field}: {uri}: file:// is not allowed here; use pvc://claim/path",
+                reason=Reason.SOURCE_NOT_ALLOWED,
+            )
+        return parts
+
+    def _local(self, parts: DataUri, uri: str, field: str) -> Path:
+        path = unquote(parts.path)
+        if parts.scheme == "file":
+            return Path(path)
+        root = (self.volumes / parts.host).resolve()
+        joined = (root / path.lstrip("/")).resolve()
+        if not joined.is_relative_to(root):  # a link in the volume, or an encoded ".."
+            raise Permanent(f"{field}: {uri}: leaves its volume", reason=Reason.SOURCE_NOT_ALLOWED)
+        return joined
+
+    def _fetched(self, uri: str, parts: DataUri, field: str) -> Path:
+        target = self.scratch / "input" / (Path(unquote(parts.path)).name or "data")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        opener = urllib.request.build_opener(SameHost)
+        try:
+            with opener.open(uri, timeout=_TIMEOUT_SECONDS) as answer, replacing(target) as file:
+                _copy(answer, file)
+        except urllib.error.HTTPError as error:
+            raise _translated(error, uri, field) from error
+        except OSError as error:
+            raise Retryable(f"{field}: reading {shown(uri)} failed: {error}", after=5.0) from error
+        return target
+
+
+def _copy(answer: HTTPResponse, file: IO[bytes]) -> None:
+    expected, got = int(answer.headers.get("Content-Length") or 0), 0
+    while chunk := answer.read(_CHUNK):
+        file.write(chunk)
+        got += len(chunk)
+    if got < expected:
+        raise OSError(f"the connection ended after {got} of {expected} bytes")
+
+
+def _translated(error: urllib.error.HTTPError, uri: str, field: str) -> Permanent | Retryable:
+    if error.code in (401, 403):
+        return Permanent(f"{field}: {shown(uri)}: access denied ({error.code})", reason=Reason.ACCESS_DENIED)
+    if error.code in (404, 410):
+        return Permanent(f"{field}: {shown(uri)}: not found", reason=Reason.DATA_NOT_FOUND)
+    return Retryable(f"{field}: {shown(uri)}: the server answered {error.code}", after=5.0)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of ``path``, durably, when the block ends well, and vanishes if it raises."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        put_in_place(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished file (or folder, where ``path`` does not exist) and make the rename durable."""
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError:  # some network file systems refuse it for folders; the rename itself is still atomic
+        pass
+    finally:
+        os.close(folder)
