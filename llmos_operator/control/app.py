@@ -207,7 +207,11 @@ class Operator:
         standing = Standing(parts.metrics, overuse_percent=parts.policy.overuse_percent)
         while True:
             if parts.leadership.may_act():
-                standing.show(parts.store.snapshot(), parts.clock.now(), parts.clock.monotonic())
+                snapshot, now = parts.store.snapshot(), parts.clock.now()
+                standing.show(snapshot, now)
+                parts.accounts.charge(snapshot, now, parts.clock.monotonic())
+                for key in parts.accounts.due():
+                    parts.status.mark(key)
             await asyncio.sleep(STANDING_SECONDS)
 
     async def _wind_down(self) -> None:

@@ -25,6 +25,7 @@ from llmos_operator.cluster.fence import FencedPort
 from llmos_operator.cluster.lease import LeaderLease, holder_identity
 from llmos_operator.cluster.mirror import Change
 from llmos_operator.cluster.retry import ONCE, Retrier
+from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.batcher import Batcher
 from llmos_operator.control.demand import DemandBook
 from llmos_operator.control.feedback import Feedback
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record
     from llmos_operator.scheduler.fragmentation.prices import Prices
-    from llmos_operator.scheduler.plan import Plan
+    from llmos_operator.scheduler.plan import Evict, Plan
     from llmos_operator.settings import OperatorSettings
     from llmos_operator.state.snapshot import Snapshot
 
@@ -84,6 +85,7 @@ class Assembly:
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
         self.store, self.records, self.demand = Store(), Records(), DemandBook()
+        self.accounts = Accounts(metrics, self.records)
         scheduling = settings.scheduling
         self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
         self.heartbeat = Heartbeat(LOOP_LIMIT)
@@ -124,7 +126,13 @@ class Assembly:
         self.queue = WriteQueue(self.settings.scheduling.writes, self.leadership.may_write)
         self.recorder = EventRecorder(self.port, self.clock, instance=self.settings.identity)
         self.feedback = Feedback(
-            self.records, self.recorder, self.metrics, self.clock, self.failures, review=self.review
+            self.records,
+            self.recorder,
+            self.metrics,
+            self.clock,
+            self.failures,
+            review=self.review,
+            evicted=self._evicted,
         )
         self.tokens = ControlTokens(_master_key(self.settings.master_key_file))
         self.summaries = Summaries(
@@ -173,7 +181,9 @@ class Assembly:
             creations=KeyedBackoff(_CREATE, self.rng),
             is_simulated=self._is_simulated,
         )
-        observer = Observer(self.store, self.records, self.policy, self.clock, self.settings.url_template)
+        observer = Observer(
+            self.store, self.records, self.accounts, self.policy, self.clock, self.settings.url_template
+        )
         self.status = StatusWriter(
             port=self.port,
             queue=self.queue,
@@ -286,6 +296,16 @@ class Assembly:
     def review(self, key: str) -> None:
         """Look at a workload again: first at its pods, then at its status, which tells what the first look found."""
         self.loop.review(key)
+
+    def _evicted(self, evict: Evict) -> None:
+        """Put what an eviction throws away into the books."""
+        pod, workload = self.store.pod(evict.pod), self.store.workload(evict.victim)
+        if pod is None or pod.uid != evict.pod_uid or pod.claim is None:
+            return
+        state = self.store.node(pod.node)
+        device = state.device(pod.claim.devices[0]) if state is not None and pod.claim.devices else None
+        product = device.device.product if device is not None else ""
+        self.accounts.evicted(pod, workload, product, self.clock.now())
 
     def _in_motion(self, key: str) -> bool:
         """Return whether a status written now would be out of date at once: writes, or the first decision, are due."""

@@ -115,9 +115,12 @@ class PreemptionStatus(KubeModel):
 class UsageStatus(KubeModel):
     """What the workload has used since it was created."""
 
-    gpu_seconds: Count = Field(default=0, description="Seconds times devices.")
+    gpu_seconds: Count = Field(
+        default=0, description="Devices held, times seconds; of a shared device the part that is held."
+    )
     energy_joules: Count = Field(default=0, description="Energy of its devices while they were its own.")
     tokens: Count = Field(default=0, description="Tokens read and generated.")
+    time: Time | None = Field(default=None, description="Up to when it is counted.")
 
 
 class FailureStatus(KubeModel):

@@ -14,7 +14,7 @@ from llmos_operator.api.runtime.messages import (
     RuntimeStatus,
 )
 from llmos_operator.manifests import status as manifest
-from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score
+from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score, Usage
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
 from llmos_operator.state.types import Hold, PodPhase
@@ -230,3 +230,25 @@ def test_what_has_ended_for_good_stays_so_in_the_same_words() -> None:
     assert condition(then, "Finished") == condition(first, "Finished")
     assert (then["phase"], condition(then, "Scheduled")["reason"]) == ("Succeeded", "Complete")
     assert "Finished" not in {one["type"] for one in written(seen())["conditions"]}
+
+
+def test_usage_goes_along_with_what_is_written_anyway_and_never_back() -> None:
+    running = seen(pods=(a_pod_of(WORK, ready=True),), usage=Usage(120, 5, 7, NOW - 120, NOW))
+    first = written(running)
+    assert first["usage"] == {
+        "gpuSeconds": 120,
+        "energyJoules": 5,
+        "tokens": 7,
+        "time": "2023-11-14T22:13:20Z",
+    }
+    less = replace(running, previous=first, usage=Usage(3, 0, 0, NOW, NOW + 9), pods=(), now=NOW + 9)
+    assert written(less)["usage"] == first["usage"]
+
+
+def test_usage_alone_is_written_every_ten_minutes_only() -> None:
+    running = seen(pods=(a_pod_of(WORK, ready=True),), usage=Usage(120, 5, 7, NOW - 120, NOW))
+    first = written(running)
+    for seconds, urgency in ((60, Urgency.NONE), (manifest.USAGE_SECONDS, Urgency.LATER)):
+        grown = Usage(200, 5, 7, NOW - 120, NOW + seconds)
+        later = replace(running, previous=first, usage=grown, now=NOW + seconds)
+        assert manifest.urgency(first, manifest.build(later)) is urgency
