@@ -111,8 +111,8 @@ def command(
     *devices, tokens, operators = answers
     if not operators and not any(answers):
         raise CommandFailed(
-            f"{address} has no series of the operator: does it scrape it? The chart's monitoring.enabled makes the "
-            "monitors; docs/reference/metrics.md says where metrics are"
+            f"{address} has no series of the operator: does it scrape it? The chart's metrics.serviceMonitor.enabled makes "
+            "it; docs/reference/metrics.md says where metrics are"
         )
     found = table(by, since, dict(zip(_DEVICES, devices, strict=True)), tokens, rates)
     if as_json or output is Output.JSON:

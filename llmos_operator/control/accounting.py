@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Records
+    from llmos_operator.scheduler.plan import Evict
     from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.store import Store
     from llmos_operator.state.telemetry import Reading
-    from llmos_operator.state.types import Claim, Pod, Workload
+    from llmos_operator.state.types import Claim, Pod
 
 KEPT_SECONDS = 600.0  # a workload's counters outlive it, so that Prometheus reads their last values
 # A serving replica without a request counts as idle whatever its device does for others: this long after its last token.
@@ -166,17 +168,20 @@ class Accounts:
                 found.append((written, record.key))
         return [key for _, key in sorted(found)[:MARKS]]
 
-    def evicted(self, pod: Pod, workload: Workload | None, product: str, now: float) -> None:
+    def evicted(self, evict: Evict, store: Store, now: float) -> None:
         """Count what an accepted eviction throws away: the load of a server, all that a job has done in this pod."""
-        claim = pod.claim
-        if claim is None or not claim.devices:
+        pod, workload = store.pod(evict.pod), store.workload(evict.victim)
+        claim = pod.claim if pod is not None and pod.uid == evict.pod_uid else None
+        if pod is None or claim is None or not claim.devices:
             return
+        state = store.node(pod.node)
+        device = state.device(claim.devices[0]) if state is not None else None
         held = max(0.0, now - (claim.bound_at or now))
         report = self._records.report(pod.uid)
         serves = workload is None or workload.kind is WorkloadKind.INFERENCE
         if serves and report is not None and report.state in _SERVING:
             held = min(held, sum(report.load_seconds.values()))
-        owner = (*_owner(claim), product or _UNKNOWN)
+        owner = (*_owner(claim), device.device.product if device is not None else _UNKNOWN)
         self._metrics.gpu_lost_seconds.labels(*owner).inc(held * claim.gpu_milli / FULL_MILLI)
         if self._charged_at is not None:
             self._held_at[owner] = self._charged_at

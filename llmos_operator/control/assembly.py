@@ -27,6 +27,7 @@ from llmos_operator.cluster.mirror import Change
 from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.batcher import Batcher
+from llmos_operator.control.console.server import ConsoleServer, console_host
 from llmos_operator.control.demand import DemandBook
 from llmos_operator.control.feedback import Feedback
 from llmos_operator.control.hearing import Hearing
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record
     from llmos_operator.scheduler.fragmentation.prices import Prices
-    from llmos_operator.scheduler.plan import Evict, Plan
+    from llmos_operator.scheduler.plan import Plan
     from llmos_operator.settings import OperatorSettings
     from llmos_operator.state.snapshot import Snapshot
 
@@ -132,7 +133,7 @@ class Assembly:
             self.clock,
             self.failures,
             review=self.review,
-            evicted=self._evicted,
+            evicted=lambda evict: self.accounts.evicted(evict, self.store, self.clock.now()),
         )
         self.tokens = ControlTokens(_master_key(self.settings.master_key_file))
         self.summaries = Summaries(
@@ -290,22 +291,16 @@ class Assembly:
             on_telemetry=self.hearing.telemetry,
             on_demand=self.hearing.demand,
         )
+        self.console_host = console_host(settings.console.host, settings.host)
+        self.console = ConsoleServer(
+            self.store, self.records, self.accounts, self.clock, leading=self.leadership.may_write
+        )
 
     # -- what parts tell each other ------------------------------------------------------------------------
 
     def review(self, key: str) -> None:
         """Look at a workload again: first at its pods, then at its status, which tells what the first look found."""
         self.loop.review(key)
-
-    def _evicted(self, evict: Evict) -> None:
-        """Put what an eviction throws away into the books."""
-        pod, workload = self.store.pod(evict.pod), self.store.workload(evict.victim)
-        if pod is None or pod.uid != evict.pod_uid or pod.claim is None:
-            return
-        state = self.store.node(pod.node)
-        device = state.device(pod.claim.devices[0]) if state is not None and pod.claim.devices else None
-        product = device.device.product if device is not None else ""
-        self.accounts.evicted(pod, workload, product, self.clock.now())
 
     def _in_motion(self, key: str) -> bool:
         """Return whether a status written now would be out of date at once: writes, or the first decision, are due."""

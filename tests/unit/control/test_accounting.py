@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import RequestStats, RuntimeState, RuntimeStatus
 from llmos_operator.clock import rfc3339
 from llmos_operator.control.accounting import KEPT_SECONDS, MARKS, Accounts
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Record, Records
 from llmos_operator.manifests.status import USAGE_SECONDS
+from llmos_operator.scheduler.plan import Evict
 from llmos_operator.state.replicas import Replica
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import Pod, Queue, WorkloadKind
@@ -140,11 +142,22 @@ def test_a_pod_bound_after_the_status_counts_from_its_binding() -> None:
 
 def test_an_eviction_loses_the_load_of_a_server_and_the_whole_run_of_a_job() -> None:
     books, pod = one_gpu(bound_at=NOW - 500)
-    workload = books.cluster.store.workload("default/chat")
-    books.says(pod, 1, 1).at(0).accounts.evicted(pod, workload, PRODUCT, NOW)
+    store = books.cluster.store
+    evict = Evict(
+        victim="default/chat",
+        victim_uid=pod.claim.workload_uid,
+        pod=pod.key,
+        pod_uid=pod.uid,
+        node="n1",
+        preemptor="default/other",
+        reason=Reason.PREEMPTED,
+        cost=0,
+        explanation="",
+    )
+    books.says(pod, 1, 1).at(0).accounts.evicted(evict, store, NOW)
     assert books("gpu_lost_seconds", "chat") == pytest.approx(20)
-    job = a_workload("chat").with_(kind=WorkloadKind.FINE_TUNE).value
-    books.accounts.evicted(pod, job, PRODUCT, NOW)
+    store.apply_workload(a_workload("chat").with_(kind=WorkloadKind.FINE_TUNE).value)
+    books.accounts.evicted(evict, store, NOW)
     assert books("gpu_lost_seconds", "chat") == pytest.approx(20 + 500)
 
 
