@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llmos_operator.cli.app import main
 
 if TYPE_CHECKING:
     from llmos_operator.local.controlplane import ControlPlane
@@ -44,6 +48,15 @@ class Llmos:
 
     def scoped(self, *arguments: str, expect: int = 0) -> str:
         return self(*arguments, "-n", self.namespace, expect=expect)
+
+    def inside(self, *arguments: str, expect: int = 0) -> str:
+        """Run in this process, where starting one is no part of what is tested: ten times as fast."""
+        out, err = io.StringIO(), io.StringIO()
+        where = ("-n", self.namespace, "--kubeconfig", str(self.plane.kubeconfig))
+        with redirect_stdout(out), redirect_stderr(err):
+            status = main([*arguments, *where])
+        assert status == expect, out.getvalue() + err.getvalue()
+        return out.getvalue() if expect == 0 else err.getvalue()
 
     def create(self, name: str, status: dict[str, Any] | None = None, **spec: Any) -> None:
         item = {

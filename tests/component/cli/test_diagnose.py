@@ -83,7 +83,7 @@ def a_pod(llmos: Llmos, workload: str, node: str = "", **container: Any) -> None
 
 def verdict(llmos: Llmos, workload: str) -> dict[str, Any]:
     lease(llmos)
-    found: dict[str, Any] = json.loads(llmos.scoped("diagnose", f"mw/{workload}", "--json"))
+    found: dict[str, Any] = json.loads(llmos.inside("diagnose", f"mw/{workload}", "--json"))
     return found
 
 
@@ -103,7 +103,7 @@ def test_an_image_that_cannot_be_pulled(llmos: Llmos) -> None:
     found = verdict(llmos, "chat")
     assert found["verdict"]["cause"] == "ImageMissing"
     assert found["verdict"]["evidence"][0]["about"] == "chat-0/runtime"
-    text = llmos.scoped("diagnose", "chat")
+    text = llmos.inside("diagnose", "chat")
     assert "ImageMissing: The image of a container cannot be pulled." in text
     assert "Back-off pulling acme/engine:9" in text
     assert "what to do:" in text
@@ -172,8 +172,8 @@ def test_without_a_leader_that_is_the_verdict(llmos: Llmos) -> None:
     llmos.create("chat")
     lease(llmos)
     llmos.plane.kubectl("delete", *LEASE)
-    assert json.loads(llmos.scoped("diagnose", "chat", "--json"))["verdict"]["cause"] == "NoLeader"
+    assert json.loads(llmos.inside("diagnose", "chat", "--json"))["verdict"]["cause"] == "NoLeader"
 
 
 def test_a_workload_that_does_not_exist_has_no_diagnosis(llmos: Llmos) -> None:
-    assert "there is no workload" in llmos.scoped("diagnose", "nobody", expect=5)
+    assert "there is no workload" in llmos.inside("diagnose", "nobody", expect=5)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from llmos_operator.cli.app import main
 from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Records
@@ -26,25 +24,29 @@ from tests.support.prometheus import Prometheus, promtool, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.component
 
-ROOT = Path(__file__).parents[3]
 MINUTES = 180
 
 
-def run(*arguments: str, expect: int = 0, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "llmos_operator", "usage", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}, **env},
-        timeout=90,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout if expect == 0 else done.stderr
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `llmos usage` in this process; return what it printed, on standard error if it had to fail."""
+    monkeypatch.delenv("LLMOS_PROMETHEUS", raising=False)
+    monkeypatch.delenv("LLMOS_PROMETHEUS_TOKEN", raising=False)
+
+    def call(*arguments: str, expect: int = 0) -> str:
+        status = main(["usage", *arguments])
+        out, err = capsys.readouterr()
+        assert status == expect, out + err
+        return err if expect else out
+
+    return call
 
 
 def _history(until: float) -> str:
@@ -86,8 +88,11 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         yield found
 
 
-def test_usage_by_queue_is_what_the_books_counted(prometheus: Prometheus) -> None:
-    text = run("--by", "queue", "--since", "2h", "--output", "json", LLMOS_PROMETHEUS=prometheus.url)
+def test_usage_by_queue_is_what_the_books_counted(
+    run: Run, prometheus: Prometheus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_PROMETHEUS", prometheus.url)
+    text = run("--by", "queue", "--since", "2h", "--output", "json")
     research, default = json.loads(text)["rows"]
     assert (research["name"], default["name"]) == ("research", "default")
     # Scraped once a minute: the ends of the range are good to a minute of each device.
@@ -99,7 +104,7 @@ def test_usage_by_queue_is_what_the_books_counted(prometheus: Prometheus) -> Non
     assert research["cost"] is None
 
 
-def test_the_table_adds_up_and_prices_what_has_a_rate(prometheus: Prometheus) -> None:
+def test_the_table_adds_up_and_prices_what_has_a_rate(run: Run, prometheus: Prometheus) -> None:
     text = run("--by", "workload", "--since", "1h", "--rate", "A100=2.5", "--prometheus", prometheus.url)
     lines = [line.split() for line in text.splitlines()]
     assert [line[0] for line in lines[1:4]] == ["default/train", "default/chat", "total"]
@@ -109,22 +114,22 @@ def test_the_table_adds_up_and_prices_what_has_a_rate(prometheus: Prometheus) ->
     assert "no rate was given for L4-24G" in text
 
 
-def test_a_namespace_without_work_has_had_nothing(prometheus: Prometheus) -> None:
+def test_a_namespace_without_work_has_had_nothing(run: Run, prometheus: Prometheus) -> None:
     assert "nothing was held in the last 7d" in run("-n", "elsewhere", "--prometheus", prometheus.url)
 
 
-def test_without_a_prometheus_it_says_how_to_name_one() -> None:
+def test_without_a_prometheus_it_says_how_to_name_one(run: Run) -> None:
     assert "port-forward" in run(expect=2)
     nowhere = f"http://127.0.0.1:{free_port()}"
     assert f"no Prometheus answers at {nowhere}" in run("--prometheus", nowhere, expect=3)
 
 
-def test_a_prometheus_that_does_not_scrape_the_operator_is_told(tmp_path: Path) -> None:
+def test_a_prometheus_that_does_not_scrape_the_operator_is_told(run: Run, tmp_path: Path) -> None:
     with running(tmp_path, {"groups": []}) as empty:
         assert "does it scrape it" in run("--prometheus", empty.url, expect=1)
 
 
-def test_what_is_no_prometheus_is_told_by_what_it_answers() -> None:
+def test_what_is_no_prometheus_is_told_by_what_it_answers(run: Run) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -138,5 +143,5 @@ def test_what_is_no_prometheus_is_told_by_what_it_answers() -> None:
     "arguments",
     [("--since", "7"), ("--since", "1h]"), ("--rate", "A100"), ("-n", 'a"}'), ("--prometheus", "x")],
 )
-def test_bad_options_are_told_before_anything_is_asked(arguments: tuple[str, str]) -> None:
+def test_bad_options_are_told_before_anything_is_asked(run: Run, arguments: tuple[str, str]) -> None:
     assert arguments[1] in run(*arguments, expect=2)
