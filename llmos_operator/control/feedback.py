@@ -55,13 +55,16 @@ class Feedback:
         failures: KeyedBackoff[str],
         *,
         review: Callable[[str], None],
+        evicted: Callable[[Evict], None],
     ) -> None:
+        """`review` looks at a workload again; `evicted` is told each accepted eviction, while its pod is still known."""
         self._records = records
         self._recorder = recorder
         self._metrics = metrics
         self._clock = clock
         self._failures = failures
         self._review = review
+        self._evicted = evicted
 
     def tell(self, record: Record, kind: EventType, reason: Reason, note: str, *, key: str = "") -> None:
         """Record an Event on a workload."""
@@ -117,6 +120,7 @@ class Feedback:
     def evicted(self, evict: Evict) -> None:
         """Say that an eviction was accepted."""
         self._metrics.evictions.labels(evict.reason.value, "accepted").inc()
+        self._evicted(evict)
         record = self._current(evict.victim, evict.victim_uid)
         if record is None:
             return

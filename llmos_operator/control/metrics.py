@@ -182,10 +182,41 @@ class OperatorMetrics:
             ["node"],
             registry=registry,
         )
+        holder = ["namespace", "workload", "queue", "product"]
         self.gpu_seconds = Counter(
             "llmos_operator_gpu_seconds_total",
             "Devices held, times seconds; a shared device counts by the part that is held, as quota does.",
-            ["namespace", "workload", "queue"],
+            holder,
+            registry=registry,
+        )
+        self.gpu_busy_seconds = Counter(
+            "llmos_operator_gpu_busy_seconds_total",
+            "Of the devices held, times seconds: those in which the device worked, as far as it tells.",
+            holder,
+            registry=registry,
+        )
+        self.gpu_idle_seconds = Counter(
+            "llmos_operator_gpu_idle_seconds_total",
+            "Of the devices held, times seconds: those in which the device did nothing, or a server had no request.",
+            holder,
+            registry=registry,
+        )
+        self.gpu_lost_seconds = Counter(
+            "llmos_operator_gpu_lost_seconds_total",
+            "Devices times seconds that evictions threw away: the load of a server, all that a job had done in its pod.",
+            holder,
+            registry=registry,
+        )
+        self.energy = Counter(
+            "llmos_operator_energy_joules_total",
+            "Energy of the devices held, as far as they tell; of a shared device the part that is held.",
+            holder,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "llmos_operator_tokens_total",
+            "Tokens as the runtimes count them, by kind (prompt, generation).",
+            ["namespace", "workload", "queue", "kind"],
             registry=registry,
         )
         self.inspections = Counter(

@@ -64,7 +64,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
     pod_spec = spec.child("podTemplate").child("spec")
     cpu, memory, _ = requests(pod_spec)
     kind = spec.choice("type", WorkloadKind, WorkloadKind.INFERENCE)
-    used = status.child("usage").number("gpuSeconds") if kind is not WorkloadKind.INFERENCE else 0
+    used = status.child("run").number("deviceSeconds") if kind is not WorkloadKind.INFERENCE else 0
     return Workload(
         key=f"{meta.required('namespace')}/{meta.required('name')}",
         uid=meta.required("uid"),
