@@ -66,9 +66,9 @@ class Learner:
         """Keep only each layer's input for the way back and compute the rest again (arXiv:1604.06174), or all of it."""
         if on:
             options: dict[str, Any] = {"use_reentrant": False}
-            self.model.gradient_checkpointing_enable(options)  # type: ignore[operator]
+            self.model.activation_checkpointing_enable(options)  # type: ignore[operator]
         else:
-            self.model.gradient_checkpointing_disable()  # type: ignore[operator]
+            self.model.activation_checkpointing_disable()  # type: ignore[operator]
 
     def summed_loss(self, samples: Sequence[Sample]) -> Tensor:
         """Return the summed loss of the samples' learned tokens, in nats."""

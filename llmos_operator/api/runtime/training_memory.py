@@ -109,8 +109,9 @@ def kept_bytes(shape: ModelShape, size: TrainingSize) -> int:
     """Return what is kept for the way back: of each layer all, or with recompute its input alone and all of one."""
     element = 4 if size.format == "fp32" else 2
     q, h, inner = shape.heads * shape.head_dim, shape.hidden, shape.intermediate
-    # Norms keep their input as float32 and give their output to the projections; attention keeps query, key and value
-    # (repeated for each head), its output, and that once more in rows; the gated MLP keeps four of its width.
-    layer = 2 * (4 + element) * h + 5 * element * q + 4 * element * inner + 28 * size.rank
+    # Norms keep their input as float32 and give their output to the projections; attention keeps query, key, value
+    # and its output; the gated MLP keeps four of its width. Adapters keep their low-rank rows, and nothing wide.
+    kv = shape.kv_heads * shape.head_dim
+    layer = 2 * (4 + element) * h + 2 * element * (q + kv) + 4 * element * inner + 28 * size.rank
     kept = shape.layers * element * h + layer if size.recompute else shape.layers * layer
     return size.part_tokens * kept
