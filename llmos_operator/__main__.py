@@ -19,6 +19,7 @@ PROCESSES: dict[str, tuple[str, str]] = {
     "agent": ("llmos_operator.telemetry.agent", "agent"),
     "runtime": ("llmos_operator.runtime.server", "runtime"),
     "tune": ("llmos_operator.tuning.program", "runtime"),
+    "batch": ("llmos_operator.runtime.jobs.batch.program", "runtime"),
     "gateway": ("llmos_operator.gateway.app", "gateway"),
 }
 CLI = ("llmos_operator.cli.app", "cli")

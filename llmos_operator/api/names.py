@@ -79,7 +79,9 @@ ENV_CACHE_DIR = "LLMOS_CACHE_DIR"
 ENV_GRACE_SECONDS = "LLMOS_GRACE_SECONDS"  # terminationGracePeriodSeconds of the pod
 ENV_JOB = "LLMOS_JOB"  # JSON of spec.batch or spec.fineTune, for the programs that run them
 ENV_VOLUMES_ROOT = "LLMOS_VOLUMES_ROOT"  # folder the claims of data URIs are mounted in; see api.runtime.data
-ENV_TERMINATION_LOG = "LLMOS_TERMINATION_LOG"  # file of the termination message, where it is not the kubelet's default
+ENV_TERMINATION_LOG = (
+    "LLMOS_TERMINATION_LOG"  # file of the termination message, where it is not the kubelet's default
+)
 ENV_DEVICES = "NVIDIA_VISIBLE_DEVICES"  # comma separated device UUIDs; "void" for CPU only
 ENV_POD_UID = "POD_UID"
 ENV_POD_NAME = "POD_NAME"

@@ -14,6 +14,7 @@ from llmos_operator.api.conditions import Reason
 from llmos_operator.cluster import port
 from llmos_operator.cluster.mirror import Change
 from llmos_operator.control.history import PERMANENT_REASONS, failure_of, preemption_of
+from llmos_operator.control.jobs import tries_of
 from llmos_operator.control.records import Record
 from llmos_operator.errors import Permanent
 from llmos_operator.manifests.observed import Refusal
@@ -202,6 +203,7 @@ class Intake:
             record = Record(key, uid, generation, self._now(), stub)
             record.failure = failure_of(status, generation)
             record.permanent = record.failure is not None and record.failure.reason in PERMANENT_REASONS
+            record.tries = tries_of(status)
             record.preemption = preemption_of(status)
             self._records.put(record)
         elif record.generation != generation:

@@ -15,9 +15,9 @@ from llmos_operator.actuators.outcomes import Retire
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime.uris import carries_credentials
-from llmos_operator.control import gangs
-from llmos_operator.manifests.observed import Failure, Refusal
-from llmos_operator.state.types import Hold, Pod, PodPhase, Workload, WorkloadKind
+from llmos_operator.control import gangs, jobs
+from llmos_operator.manifests.observed import Failure, Refusal, Tries
+from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +60,9 @@ class Ruling:
     failed: tuple[FailedReplica, ...] = ()
     trouble: Refusal | None = None
     recovered: bool = False  # all wanted replicas serve: failures are over
+    running: bool = False  # a pod of work that ends is at work again: the preemption is over
+    ended: Refusal | None = None  # work that ends has ended for good
+    tries: Tries = field(default_factory=Tries)  # failures of work that ends, with those seen now
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,69 @@ class Situation:
     reports: Mapping[str, RuntimeStatus] = field(default_factory=dict)  # by pod UID
     overdue: frozenset[int] = frozenset()  # `gangs.gaps` that have lasted for longer than their grace
     limits: gangs.GangLimits = field(default_factory=gangs.GangLimits)
+    tries: Tries = field(default_factory=Tries)  # of work that ends: counted by this process
+    written: Tries = field(default_factory=Tries)  # as the status in the API says
 
 
 def rule(seen: Situation) -> Ruling:
     """Return what to do about the workload."""
+    return _rule_serving(seen) if not jobs.is_job(seen.workload) else _rule_job(seen)
+
+
+def _rule_job(seen: Situation) -> Ruling:
+    """Return what to do about work that ends; `control.jobs` tells the story."""
+    workload, tries = seen.workload, seen.tries
+    pods = [pod for pod in seen.pods if pod.claim is not None]
+    live = [pod for pod in pods if pod.phase is PodPhase.BOUND]
+    retire = _unwanted(seen, live)
+    if not retire:
+        retire = _outdated(seen, live)
+    failed: list[FailedReplica] = []
+    ended: Refusal | None = None
+    for pod in pods:
+        if pod.phase is not PodPhase.FINISHED:
+            continue
+        replica = seen.replicas.get(pod.key)
+        if jobs.succeeded(pod):
+            ended = jobs.success(workload, replica)
+        elif replica is None or workload.finished:
+            continue  # its container's status is not known yet; or it is kept for its log
+        elif jobs.disrupted(replica):
+            _, message = jobs.told(replica)
+            retire.append(_retire(workload, pod, Reason.NODE_LOST, f"It was ended from outside: {message}"))
+        else:
+            one = _failed_run(seen, pod, replica)
+            if pod.uid != tries.last_pod:
+                tries = Tries(tries.failures + 1, pod.uid)
+            failed.append(one)
+            ended = ended or jobs.given_up(workload, tries, one.failure.message, permanent=one.permanent)
+            # The count is written before the pod goes: a successor that finds the pod knows whether it was counted.
+            if ended is None and seen.written == tries:
+                retire.append(_retire(workload, pod, one.failure.reason, one.failure.message))
+    return Ruling(
+        retire=tuple(retire),
+        failed=tuple(failed),
+        trouble=_trouble(seen),
+        running=any(pod.ready for pod in live),
+        ended=ended,
+        tries=tries,
+    )
+
+
+def _failed_run(seen: Situation, pod: Pod, replica: Replica) -> FailedReplica:
+    """Return the failure of a program that was to end well."""
+    end = replica.latest_exit
+    code = end.exit_code if end is not None else None
+    if end is not None and end.reason == OOM_KILLED:
+        failure = _failure(seen, Reason.OUT_OF_MEMORY, _oom_message(pod), code)
+        return FailedReplica(pod.uid, failure, shortage=_shortage(seen.workload, pod))
+    reason, message = jobs.told(replica)
+    failure = _failure(seen, reason, message, code)
+    shortage = _shortage(seen.workload, pod) if reason == Reason.OUT_OF_MEMORY else None
+    return FailedReplica(pod.uid, failure, permanent=jobs.hopeless(replica), shortage=shortage)
+
+
+def _rule_serving(seen: Situation) -> Ruling:
     live = [pod for pod in seen.pods if pod.claim is not None and pod.phase is PodPhase.BOUND]
     finished = [pod for pod in seen.pods if pod.claim is not None and pod.phase is PodPhase.FINISHED]
     failed = {pod.key: one for pod in (*live, *finished) if (one := _failed(seen, pod)) is not None}
@@ -258,6 +320,9 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
             "spec.model.uri: carries a user or password; put the token into a Secret and name it in "
             "spec.model.secretRef.",
         )
+    unfit = jobs.refusal(workload, allow_file=allow_file, allowed_hosts=allowed_hosts)
+    if unfit is not None:
+        return unfit
     scheme, _, rest = workload.model.uri.partition("://")
     if scheme not in SERVED_SCHEMES:
         return Refusal(
@@ -282,11 +347,6 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
 
 def unsupported(workload: Workload) -> str:
     """Return why this release cannot run the workload, "" if it can."""
-    if workload.kind is not WorkloadKind.INFERENCE:
-        return (
-            f"Type {workload.kind} is accepted, but this release has no engine for it: it will not be started. "
-            "Use type Inference."
-        )
     if workload.members > 1 and workload.engine == "builtin":
         return (
             f"A replica of {workload.members} pods (spec.parallelism) needs an engine that runs over several pods; engine builtin "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmos_operator.manifests.observed import Scaling
+from llmos_operator.manifests.observed import Scaling, Tries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,7 +39,8 @@ class Record:
     failure: Failure | None = None
     permanent: bool = False  # the failure cannot heal without a change of the spec
     preemption: Preemption | None = None
-    expired: Refusal | None = None  # it has run for as long as it may, since this process saw that
+    ended: Refusal | None = None  # its work has ended, or its time is over, since this process saw that
+    tries: Tries = field(default_factory=Tries)  # of work that ends: failures counted
     scaling: Scaling = field(default_factory=Scaling)
     scores: dict[str, Score] = field(default_factory=dict)
     estimated_bytes: int = 0

@@ -6,16 +6,17 @@ look compares what is wanted with what is there, so a lost event costs time and 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import gangs, lifetime, reconcile
+from llmos_operator.control import gangs, jobs, lifetime, reconcile
 from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
 from llmos_operator.observability.logging import logger
-from llmos_operator.state.types import WorkloadKind
+from llmos_operator.state.types import Hold, WorkloadKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from llmos_operator.actuators.writequeue import WriteQueue
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.backoff import KeyedBackoff
+    from llmos_operator.cluster.events import EventType
     from llmos_operator.control.demand import DemandBook
     from llmos_operator.control.feedback import Feedback
     from llmos_operator.control.gangs import GangLimits
@@ -117,9 +119,12 @@ class Reviewer:
                 reports=self._records.reports_of(record.uid),
                 overdue=self._overdue(record, workload),
                 limits=self._gangs,
+                tries=record.tries,
+                written=jobs.tries_of(record.status),
             )
         )
-        self._end(record, workload, now)
+        record.tries = ruling.tries
+        self._end(record, workload, ruling, now)
         self._take_failures(record, workload, ruling)
         record.trouble = ruling.trouble or self._service_trouble(record)
         self._hold(record, workload)
@@ -160,17 +165,27 @@ class Reviewer:
             self._look_again(record.key, now + max(1.0, late - self._clock.now()))
         return frozenset(gap for gap, since in record.gaps.items() if since + limits.grace <= now)
 
-    def _end(self, record: Record, workload: Workload, now: float) -> None:
-        """Say that the workload has finished when its time is over. Its pods go once the API shows that it is said."""
+    def _end(self, record: Record, workload: Workload, ruling: Ruling, now: float) -> None:
+        """Say that the workload has finished: its work has ended, or its time is over.
+
+        Pods that still run go once the API shows that it is said.
+        """
+        if workload.finished or record.ended is not None:
+            return
+        if ruling.ended is not None:
+            record.ended = ruling.ended
+            kind: EventType = "Normal" if ruling.ended.reason is Reason.SUCCEEDED else "Warning"
+            self._feedback.tell(record, kind, ruling.ended.reason, ruling.ended.message)
+            return
         due = lifetime.over_at(workload, self._store.pods_of(record.uid))
-        if due is None or workload.finished:
+        if due is None:
             return
         if due > now:
             # By the wall clock, which may be set: look again at least once an hour.
             self._look_again(record.key, self._clock.monotonic() + min(due - now, 3600.0))
-        elif record.expired is None:
-            record.expired = lifetime.verdict(workload)
-            self._feedback.tell(record, "Normal", Reason.DEADLINE_EXCEEDED, record.expired.message)
+        else:
+            record.ended = lifetime.verdict(workload, now)
+            self._feedback.tell(record, "Normal", Reason.DEADLINE_EXCEEDED, record.ended.message)
 
     # -- failures -------------------------------------------------------------------------------------------
 
@@ -179,6 +194,8 @@ class Reviewer:
             if failed.event not in record.counted:
                 record.counted.add(failed.event)
                 self._count(record, workload, failed)
+        if ruling.running:
+            record.preemption = None
         if ruling.recovered and (record.failure is not None or record.preemption is not None):
             record.failure = None
             if not any(
@@ -224,7 +241,7 @@ class Reviewer:
         blocked = reconcile.refusal(
             workload, allow_file=self._sources.allow_file, allowed_hosts=self._sources.allowed_hosts
         )
-        if blocked is None and workload.kind is WorkloadKind.INFERENCE:
+        if blocked is None and not workload.finished:
             blocked = self._inspection(workload)
         record.uninspectable = blocked
         now, retry_at = self._clock.monotonic(), self._failures.ready_at(record.key)
@@ -232,9 +249,11 @@ class Reviewer:
             workload,
             blocked,
             record.failure,
-            permanent=record.permanent,
+            permanent=record.permanent and not jobs.is_job(workload),  # such work has finished then
             backing_off=retry_at > now,
         )
+        if record.ended is not None:
+            hold = Hold(Reason.COMPLETE, record.ended.message, math.inf, workload.generation)
         self._store.set_hold(record.key, hold)
         if hold is not None and retry_at > now:
             self._look_again(record.key, retry_at)

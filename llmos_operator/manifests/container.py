@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
-from llmos_operator.manifests import gang
-from llmos_operator.state.types import Sharing
+from llmos_operator.manifests import gang, jobs
+from llmos_operator.state.types import Sharing, WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.manifests.settings import PodSettings
@@ -49,17 +49,19 @@ def runtime_container(
         "name": NAME,
         "image": engine.get("image") or settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": [*_command(engine), *engine.get("args", ())],
+        "args": [*_command(workload, engine), *engine.get("args", ())],
         "env": environment(workload, claim, settings, simulated=simulated),
         "ports": [
             {"name": "http", "containerPort": port, "protocol": "TCP"},
             {"name": "control", "containerPort": names.PORT_CONTROL, "protocol": "TCP"},
         ],
-        **_probes(port, claim, settings),
+        **_probes(workload, port, claim, settings),
+        **_last_words(workload),
         "resources": _resources(claim, requests),
         "volumeMounts": [
             {"name": "llmos-cache", "mountPath": CACHE_DIR},
             {"name": "llmos-tmp", "mountPath": TMP_DIR},
+            *jobs.mounts(workload),
         ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -72,18 +74,25 @@ def runtime_container(
     }
 
 
-def _command(engine: Json) -> list[str]:
+def _last_words(workload: Workload) -> Json:
+    """Return what makes the kubelet keep the end of the log of work that failed without a message of its own."""
+    serves = workload.kind is WorkloadKind.INFERENCE
+    return {} if serves else {"terminationMessagePolicy": "FallbackToLogsOnError"}
+
+
+def _command(workload: Workload, engine: Json) -> list[str]:
     """Return the first arguments: the operator's own image holds several programs, a custom one is what it is."""
-    return [] if engine.get("name") == "custom" else ["runtime"]
+    return [] if engine.get("name") == "custom" else [jobs.PROGRAMS[workload.kind]]
 
 
-def _probes(port: int, claim: Claim, settings: PodSettings) -> Json:
-    """Return the probes of a container that serves; members of a gang beside its leader serve nobody."""
+def _probes(workload: Workload, port: int, claim: Claim, settings: PodSettings) -> Json:
+    """Return the probes of a container; members of a gang beside its leader answer nobody, work that ends is never "ready"."""
     if claim.member != gang.LEADER:
         return {}
+    ready = {"readinessProbe": _probe("/readyz", port, failures=2)}
     return {
         "startupProbe": _probe("/startupz", port, failures=max(1, int(settings.startup_seconds))),
-        "readinessProbe": _probe("/readyz", port, failures=2),
+        **(ready if workload.kind is WorkloadKind.INFERENCE else {}),
         "livenessProbe": _probe("/livez", port, failures=3, period=10, timeout=5),
     }
 
@@ -123,6 +132,8 @@ def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simu
         # As many compute threads as CPUs were requested: more would only wait for one another.
         "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
+    if workload.kind is not WorkloadKind.INFERENCE:
+        plain[names.ENV_JOB] = jobs.block_json(workload)
     if settings.hub_endpoint:
         plain["HF_ENDPOINT"] = settings.hub_endpoint
     # Pods of one machine share its loopback in the local cluster, so each binds its own address there. Elsewhere the

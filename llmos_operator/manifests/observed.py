@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.state.types import PodPhase
+from llmos_operator.state.types import PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +53,14 @@ class Preemption:
 
 
 @dataclass(frozen=True, slots=True)
+class Tries:
+    """How often the program of work that ends has failed, and the pod (its UID) whose failure was counted last."""
+
+    failures: int = 0
+    last_pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """How good a replica's place was when it was chosen; only comparable where the same score chose it."""
 
@@ -84,7 +92,8 @@ class Observed:
     hold: Hold | None = None
     failure: Failure | None = None
     preemption: Preemption | None = None
-    expired: Refusal | None = None  # it has run for as long as it may
+    ended: Refusal | None = None  # its work has ended, or its time is over
+    tries: Tries = field(default_factory=Tries)
     scaling: Scaling = field(default_factory=Scaling)
     degraded: Refusal | None = None  # a device's or telemetry's trouble
     scores: Mapping[str, Score] = field(default_factory=dict)  # by pod key
@@ -97,9 +106,14 @@ class Observed:
     selector: str = ""
 
     @property
+    def serves(self) -> bool:
+        """Whether it is to serve; False for work that ends."""
+        return self.workload.kind is WorkloadKind.INFERENCE
+
+    @property
     def finished(self) -> bool:
         """Whether it has ended for good."""
-        return self.workload.finished or self.expired is not None
+        return self.workload.finished or self.ended is not None
 
     def report_of(self, pod: Pod) -> RuntimeStatus | None:
         """Return the runtime's last report of a pod."""

@@ -10,13 +10,14 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
-from llmos_operator.manifests import gang, template
+from llmos_operator.manifests import gang, jobs, template
 from llmos_operator.manifests.container import (
     grace_seconds,
     runtime_container,
     serving_port,
 )
 from llmos_operator.state.convert import claim_json
+from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.manifests.settings import PodSettings
@@ -92,7 +93,8 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
         **kept,
         **gang.place_in_gang(workload, claim),
         "nodeName": claim.node,
-        "restartPolicy": "Always",
+        # Work that ends is tried again by the operator, which counts failures, not by the kubelet, which would not.
+        "restartPolicy": "Always" if workload.kind is WorkloadKind.INFERENCE else "Never",
         "terminationGracePeriodSeconds": grace_seconds(workload),
         "serviceAccountName": settings.service_account,
         "automountServiceAccountToken": False,
@@ -104,7 +106,7 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
             "fsGroup": settings.run_as_user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumes": [*kept.get("volumes", ()), *_volumes(settings)],
+        "volumes": [*kept.get("volumes", ()), *_volumes(settings), *jobs.volumes(workload)],
         **_containers(runtime, user, serving_port(workload), gang.environment(workload, claim)),
     }
     if workload.priority_class:

@@ -22,10 +22,12 @@ from llmos_operator.api.v1alpha1.workload_status import (
     PlacementStatus,
     PreemptionStatus,
     RejectedPlace,
+    RunStatus,
     StatusSummary,
 )
 from llmos_operator.clock import rfc3339
 from llmos_operator.manifests.observed import Score
+from llmos_operator.manifests.running import run_of, service
 from llmos_operator.manifests.verdicts import Verdict, furthest_behind, phase, verdicts
 
 if TYPE_CHECKING:
@@ -57,21 +59,23 @@ class Urgency(IntEnum):
 def build(seen: Observed) -> ModelWorkloadStatus:
     """Return the status. `seen.previous` supplies transition times."""
     previous = ModelWorkloadStatus.model_validate(seen.previous)
+    run = run_of(seen, previous.run)
     return ModelWorkloadStatus(
         observed_generation=seen.workload.generation,
         phase=phase(seen),
-        summary=_summary(seen),
+        summary=_summary(seen, run),
         replicas=seen.live_count,
-        ready_replicas=seen.ready_count,
+        ready_replicas=seen.ready_count if seen.serves else 0,
         selector=seen.selector,
-        url=seen.url,
+        url=seen.url if seen.serves else "",
         model=_model(seen, previous.model),
         load=_load(furthest_behind(seen)),
         placements=_placements(seen),
         decision=_decision(seen, previous.decision),
         queue_position=seen.decision.queue_position if seen.decision is not None else None,
         last_preemption=_preemption(seen) or previous.last_preemption,
-        usage=previous.usage,
+        usage=previous.usage if seen.serves else service(seen, previous.usage),
+        run=run if run != RunStatus() and not seen.serves else None,
         failure=_failure(seen),
         conditions=merge_conditions(
             previous.conditions, verdicts(seen), now=seen.now, generation=seen.workload.generation
@@ -142,6 +146,7 @@ def _core(status: ModelWorkloadStatus) -> object:
         (status.observed_generation, status.phase, status.replicas, status.ready_replicas, status.url),
         (status.placements, status.failure, status.last_preemption, quantization, decision),
         conditions,
+        status.run and (status.run.failures, status.run.completion_time, status.run.total),
     )
 
 
@@ -174,19 +179,23 @@ def _progress(status: ModelWorkloadStatus) -> object:
     return status.load, stages, model and (model.observed_memory, model.digest, model.sleep_state)
 
 
-def _summary(seen: Observed) -> StatusSummary:
+def _summary(seen: Observed, run: RunStatus) -> StatusSummary:
     live = seen.live
     products = [seen.products.get(uuid, "?") for pod in live if pod.claim for uuid in pod.claim.devices]
     counts = {name: products.count(name) for name in dict.fromkeys(products)}
     reserved = max((pod.claim.held_bytes for pod in live if pod.claim), default=0)
     return StatusSummary(
-        ready=f"{seen.ready_count}/{seen.workload.replicas}",
+        ready=f"{seen.ready_count}/{seen.workload.replicas}" if seen.serves else _done(run),
         priority=str(seen.priority),
         queue=seen.queue,
         nodes=",".join(sorted({pod.node for pod in live}))[:1024],
         devices=",".join(f"{count}x{name}" for name, count in counts.items())[:1024],
         memory=_rounded(reserved),
     )
+
+
+def _done(run: RunStatus) -> str:
+    return f"{run.done}/{run.total}" if run.total else ""
 
 
 def _rounded(count: int) -> str:

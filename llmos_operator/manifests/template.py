@@ -34,6 +34,7 @@ _NEVER = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 _FORBIDDEN_ENV = ("LD_", "NVIDIA_", "CUDA_VISIBLE", "PYTHONPATH", "PYTHONHOME")
 _SAFE_CAPABILITIES = {"NET_BIND_SERVICE"}
 _OWN_NAMES = {"llmos-cache", "llmos-tmp"}
+_OWN_PREFIX = "llmos-data-"  # volumes of the claims that data URIs name
 
 
 def kept_pod_spec(spec: Mapping[str, Any]) -> Json:
@@ -68,7 +69,7 @@ def _check_volume(volume: Mapping[str, Any], path: str) -> None:
         raise _refused(
             f"{path}.hostPath", "reaches into the node; use a claim, an emptyDir or spec.model.cacheRef"
         )
-    if volume.get("name") in _OWN_NAMES:
+    if volume.get("name") in _OWN_NAMES or str(volume.get("name", "")).startswith(_OWN_PREFIX):
         raise _refused(f"{path}.name", f"{volume['name']} is the runtime's own volume; choose another name")
     for source in (volume.get("projected") or {}).get("sources") or ():
         if "serviceAccountToken" in source:

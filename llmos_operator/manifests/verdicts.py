@@ -13,7 +13,6 @@ from llmos_operator.api.conditions import Condition, Reason
 from llmos_operator.api.meta import ConditionStatus
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
@@ -47,35 +46,24 @@ class Verdict:
 
 def verdicts(seen: Observed) -> dict[Condition, Verdict]:
     """Return the verdict of every condition that says something of this workload."""
-    found = {
+    found: dict[Condition, Verdict | None] = {
         Condition.ACCEPTED: accepted(seen),
         Condition.QUOTA_RESERVED: quota_reserved(seen),
         Condition.SCHEDULED: scheduled(seen),
         Condition.MODEL_CACHED: model_cached(seen),
         Condition.MODEL_LOADED: model_loaded(seen),
-        Condition.AVAILABLE: available(seen),
-        Condition.READY: ready(seen),
+        # Work that ends serves nobody: whether it goes on is told by Progressing, how it ended by Finished.
+        Condition.AVAILABLE: available(seen) if seen.serves else None,
+        Condition.READY: ready(seen) if seen.serves else None,
         Condition.PROGRESSING: progressing(seen),
         Condition.DEGRADED: degraded(seen),
         Condition.PREEMPTED: preempted(seen),
         Condition.SUSPENDED: suspended(seen),
-        Condition.ASLEEP: asleep(seen),
-        Condition.SCALING_ACTIVE: scaling_active(seen),
+        Condition.ASLEEP: asleep(seen) if seen.serves else None,
+        Condition.SCALING_ACTIVE: scaling_active(seen) if seen.serves else None,
         Condition.FINISHED: finished(seen),
     }
     return {kind: verdict for kind, verdict in found.items() if verdict is not None}
-
-
-def unsupported(seen: Observed) -> Verdict | None:
-    """Return why this type of work cannot run yet, None if it can."""
-    if seen.workload.kind is WorkloadKind.INFERENCE:
-        return None
-    return Verdict(
-        FALSE,
-        Reason.UNSUPPORTED,
-        f"Type {seen.workload.kind} is accepted, but this release has no engine for it: it will not be started. "
-        "Use type Inference, or upgrade the operator when the release notes announce it.",
-    )
 
 
 def idle_reason(seen: Observed) -> tuple[Reason, str] | None:
@@ -116,9 +104,7 @@ def quota_reserved(seen: Observed) -> Verdict:
 def scheduled(seen: Observed) -> Verdict:
     """Whether every wanted replica has a node and devices."""
     wanted = seen.workload.replicas
-    idle, missing = idle_reason(seen), unsupported(seen)
-    if missing is not None:
-        return missing
+    idle = idle_reason(seen)
     if idle is not None:
         return Verdict(FALSE, *idle)
     placed = seen.live_count
@@ -231,11 +217,25 @@ def progressing(seen: Observed) -> Verdict:
         return Verdict(FALSE, Reason.COMPLETE, "No replica is wanted and none exists.")
     wanted = seen.workload.replicas
     pods = wanted * seen.workload.members
+    if not seen.serves:
+        return _running(seen)
     if len(seen.current) == len(seen.pods) == pods and seen.ready_count >= wanted:
         return Verdict(FALSE, Reason.COMPLETE, "All replicas run the current spec.")
     return Verdict(
         TRUE, Reason.PROGRESSING, f"{seen.current_count} of {wanted} replicas exist with the current spec."
     )
+
+
+def _running(seen: Observed) -> Verdict:
+    """Whether work that ends is on its way to its end."""
+    if seen.finished:
+        return Verdict(FALSE, Reason.COMPLETE, "It has finished.")
+    if not seen.live:
+        return Verdict(FALSE, Reason.PENDING, "It waits for a place.")
+    report = next(iter(_reports(seen)), None)
+    if report is not None and report.progress is not None and report.progress.total:
+        return Verdict(TRUE, Reason.PROGRESSING, f"It works on its {report.progress.unit or 'data'}.")
+    return Verdict(TRUE, Reason.PROGRESSING, "It has a place and starts.")
 
 
 def degraded(seen: Observed) -> Verdict:
@@ -278,8 +278,8 @@ def scaling_active(seen: Observed) -> Verdict:
 
 def finished(seen: Observed) -> Verdict | None:
     """Whether it has ended for good; None while it has not. Once said it stays said, in the same words."""
-    if seen.expired is not None:
-        return Verdict(TRUE, seen.expired.reason, seen.expired.message)
+    if seen.ended is not None:
+        return Verdict(TRUE, seen.ended.reason, seen.ended.message)
     if not seen.workload.finished:
         return None
     said = [one for one in seen.previous.get("conditions") or () if one.get("type") == Condition.FINISHED]
@@ -292,7 +292,10 @@ def phase(seen: Observed) -> str:
     """Return the summary word for `kubectl get`."""
     wanted, serving = seen.workload.replicas, seen.ready_count
     failed = seen.refusal is not None or (seen.failure is not None and seen.hold is not None)
+    end = finished(seen)
+    ended_badly = end is not None and not seen.serves and end.reason != Reason.SUCCEEDED
     words = (
+        (ended_badly, "Failed"),
         (seen.finished, "Succeeded"),
         (seen.workload.suspended, "Suspended"),
         (failed and not serving, "Failed"),

@@ -23,6 +23,9 @@ from llmos_operator.runtime.answers import ApiError, unavailable
 from llmos_operator.runtime.ipc import Load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmos_operator.api.runtime.messages import WorkProgress
     from llmos_operator.clock import Clock
     from llmos_operator.runtime.admission import Admission
     from llmos_operator.runtime.drain import Drain
@@ -56,6 +59,7 @@ class ModelHost:
         self._clock = clock
         self._unreadable: Failure | None = None  # the engine loaded it, the front cannot use it
         self.last_request_at: float | None = None  # monotonic seconds
+        self.progress: Callable[[], WorkProgress] | None = None  # of a batch that runs through this model
 
     def load_order(self) -> Load:
         """Return what the engine is told to load."""
@@ -201,6 +205,7 @@ class ModelHost:
             failure=self.failure(),
             load_seconds=dict(told.stage_seconds) if told else {},
             load_path=status.info.load_path if status.info else "",
+            progress=self.progress() if self.progress is not None else None,
         )
 
     def _model(self, status: EngineStatus) -> ModelInfo:

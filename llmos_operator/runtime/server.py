@@ -78,7 +78,7 @@ class Runtime:
         self._beat = Heartbeat(STALLED_SECONDS, clock.monotonic)
         app = build(ServingApi(self.host, kitchen, self.registry, clock, self._beat.check))
         paths = {getattr(route, "path", "") for route in app.routes}
-        self._serving = Shell(
+        self.serving = Shell(
             app,
             gate=Gate(settings.api_keys, open_without=True),
             drain=self.drain,
@@ -95,7 +95,7 @@ class Runtime:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set, then drain and close. Raises OSError if a port is taken."""
         servers = [
-            self._listen(self._serving, self.settings.port),
+            self._listen(self.serving, self.settings.port),
             self._listen(self._control, self.settings.control_port),
         ]
         (self.port, self.control_port) = (number for _, number in servers)

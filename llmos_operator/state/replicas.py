@@ -38,6 +38,7 @@ class Replica:
     last: Exit | None = None  # how it ended before its last start
     failure: str = ""  # status.reason of a Failed pod: Evicted, UnexpectedAdmissionError, …
     failure_message: str = ""
+    disrupted: bool = False  # condition DisruptionTarget: it is being ended from outside
 
     @property
     def latest_exit(self) -> Exit | None:

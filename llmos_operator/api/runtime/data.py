@@ -13,7 +13,11 @@ from typing import Final
 from llmos_operator.api.runtime.uris import carries_credentials
 
 VOLUMES_ROOT: Final = "/llmos/volumes"
-READABLE: Final = ("pvc", "file", "https")  # schemes data is read from; the API knows more, which wait to be built
+READABLE: Final = (
+    "pvc",
+    "file",
+    "https",
+)  # schemes data is read from; the API knows more, which wait to be built
 WRITABLE: Final = ("pvc", "file")
 
 # A PersistentVolumeClaim's name: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/ (DNS subdomain).
@@ -54,7 +58,9 @@ def refusal(uri: str, *, write: bool, allow_file: bool, allowed_hosts: tuple[str
     except ValueError as error:
         return f"{error}."
     if parts.scheme not in known:
-        doing, works = ("written to", "pvc://claim/path") if write else ("read from", "pvc://claim/path or https://…")
+        doing, works = (
+            ("written to", "pvc://claim/path") if write else ("read from", "pvc://claim/path or https://…")
+        )
         return f"{uri}: data cannot be {doing} {parts.scheme}:// by this release; use {works}."
     if parts.scheme == "file" and not allow_file:
         return f"{uri}: file:// is not allowed in this cluster; use pvc://claim/path, or ask an administrator to set sources.allowFile."

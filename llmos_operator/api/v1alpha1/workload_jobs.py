@@ -8,6 +8,11 @@ from llmos_operator.api.schema import KubeModel, PositiveDuration, Rule
 from llmos_operator.api.v1alpha1.workload_model import DataUri, OutputUri
 from llmos_operator.api.v1alpha1.workload_training import LoraSettings, Training
 
+_BACKOFF = (
+    "Failures of the program that are followed by a new try; one more, and the run has failed. Preemptions, evictions and lost nodes "
+    "do not count, and a failure that a new try cannot heal, like input that is not there, ends the run at once."
+)
+
 
 class FineTuneMethod(StrEnum):
     """Ways to train."""
@@ -21,14 +26,18 @@ class DataSource(KubeModel):
     """Data to read."""
 
     uri: DataUri = Field(
-        description="Where the data is. Schemes: hf, s3, gs, pvc (pvc://claim/path), https, file."
+        description="Where the data is: pvc://claim/path (a claim of this namespace), https, and file, the last two where the operator's "
+        "settings allow it. hf, s3 and gs are reserved: this release does not read them."
     )
 
 
 class DataSink(KubeModel):
     """Place to write to."""
 
-    uri: OutputUri = Field(description="Where to write. Schemes: s3, gs, pvc (pvc://claim/path), file.")
+    uri: OutputUri = Field(
+        description="Where to write: pvc://claim/path (a claim of this namespace), and file where the operator's settings allow it. s3 "
+        "and gs are reserved: this release does not write to them."
+    )
 
 
 class Checkpoint(KubeModel):
@@ -37,7 +46,7 @@ class Checkpoint(KubeModel):
     every: PositiveDuration = Field(
         default="5m", description="Time between checkpoints; what a preemption can lose at most."
     )
-    uri: OutputUri = Field(description="Where checkpoints are written. Schemes: s3, gs, pvc, file.")
+    uri: OutputUri = Field(description="Where checkpoints are written, as output.uri.")
 
 
 class FineTune(KubeModel):
@@ -78,6 +87,7 @@ class FineTune(KubeModel):
         default_factory=LoraSettings, description="The adapter of the methods lora and qlora."
     )
     training: Training = Field(default_factory=Training, description="How long and how fast it learns.")
+    backoff_limit: int = Field(default=3, ge=0, le=100, description=_BACKOFF)
 
 
 class Batch(KubeModel):
@@ -96,8 +106,8 @@ class Batch(KubeModel):
     input: DataSource = Field(description="JSON lines of requests in the OpenAI batch format.")
     output: DataSink = Field(description="Where results are written, one line a request.")
     completion_window: PositiveDuration = Field(
-        default="24h", description="Time within which the run is to end; it orders batch work in the queue."
+        default="24h",
+        description="Time from the creation of the workload within which the run is to end, waiting included. Then it has failed with "
+        "reason DeadlineExceeded, and what was answered so far stays beside the output.",
     )
-    backoff_limit: int = Field(
-        default=3, ge=0, le=100, description="Failures of a pod after which the run has failed."
-    )
+    backoff_limit: int = Field(default=3, ge=0, le=100, description=_BACKOFF)

@@ -17,7 +17,10 @@ Replicas = Annotated[int, Field(ge=0, le=INT32_MAX)]
 class StatusSummary(KubeModel):
     """One line for people and for the columns of `kubectl get`. Nothing branches on it."""
 
-    ready: Amount = Field(default="", description='Ready and wanted replicas, like "2/2".')
+    ready: Amount = Field(
+        default="",
+        description='Ready and wanted replicas, like "2/2"; of FineTune and Batch what is done of the run, like "120/500".',
+    )
     priority: Amount = Field(default="", description="Priority the workload is queued with.")
     queue: Word = Field(default="", description="WorkloadQueue the workload is in.")
     nodes: Text = Field(default="", description="Nodes of the replicas.")
@@ -116,8 +119,30 @@ class UsageStatus(KubeModel):
     """What the workload has used since it was created."""
 
     gpu_seconds: Count = Field(default=0, description="Seconds times devices.")
+    counted_pod: Word = Field(default="", description="UID of the pod that was counted last.")
+    counted_until: Time | None = Field(default=None, description="Until when that pod is counted.")
     energy_joules: Count = Field(default=0, description="Energy of its devices while they were its own.")
     tokens: Count = Field(default=0, description="Tokens read and generated.")
+
+
+class RunStatus(KubeModel):
+    """How work that ends comes along. FineTune and Batch only."""
+
+    start_time: Time | None = Field(default=None, description="When its first pod was given a place.")
+    completion_time: Time | None = Field(default=None, description="When it finished, well or badly.")
+    unit: Amount = Field(default="", description="What is counted: requests or steps.")
+    done: Count = Field(default=0, description="How many of them are done.")
+    total: Count = Field(default=0, description="How many there are; 0 until that is known.")
+    failed: Count = Field(
+        default=0, description="Of those done: requests that got an error instead of an answer."
+    )
+    failures: Replicas = Field(
+        default=0, description="How often the program has failed; preemptions and lost nodes do not count."
+    )
+    last_failed_pod: Word = Field(
+        default="",
+        description="UID of the pod whose failure was counted last, so that none is counted twice.",
+    )
 
 
 class FailureStatus(KubeModel):
@@ -166,6 +191,9 @@ class ModelWorkloadStatus(KubeModel):
     )
     usage: UsageStatus | None = Field(
         default=None, description="What the workload has used since it was created."
+    )
+    run: RunStatus | None = Field(
+        default=None, description="How work that ends comes along. FineTune and Batch only."
     )
     failure: FailureStatus | None = Field(default=None, description="The last failure of a replica.")
     conditions: Conditions = Field(

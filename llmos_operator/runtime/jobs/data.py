@@ -22,6 +22,7 @@ from llmos_operator.runtime.loader.https import SameHost, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from http.client import HTTPResponse
     from typing import IO
 
 _TIMEOUT_SECONDS: Final = 60
@@ -100,21 +101,22 @@ class Data:
         target.parent.mkdir(parents=True, exist_ok=True)
         opener = urllib.request.build_opener(SameHost)
         try:
-            with (
-                opener.open(uri, timeout=_TIMEOUT_SECONDS) as answer,
-                replacing(target) as file,
-            ):
-                expected, got = int(answer.headers.get("Content-Length") or 0), 0
-                while chunk := answer.read(_CHUNK):
-                    file.write(chunk)
-                    got += len(chunk)
-                if got < expected:
-                    raise OSError(f"the connection ended after {got} of {expected} bytes")
+            with opener.open(uri, timeout=_TIMEOUT_SECONDS) as answer, replacing(target) as file:
+                _copy(answer, file)
         except urllib.error.HTTPError as error:
             raise _translated(error, uri, field) from error
         except OSError as error:
             raise Retryable(f"{field}: reading {shown(uri)} failed: {error}", after=5.0) from error
         return target
+
+
+def _copy(answer: HTTPResponse, file: IO[bytes]) -> None:
+    expected, got = int(answer.headers.get("Content-Length") or 0), 0
+    while chunk := answer.read(_CHUNK):
+        file.write(chunk)
+        got += len(chunk)
+    if got < expected:
+        raise OSError(f"the connection ended after {got} of {expected} bytes")
 
 
 def _translated(error: urllib.error.HTTPError, uri: str, field: str) -> Permanent | Retryable:

@@ -10,10 +10,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.runtime.endings import FAILED_FOR_GOOD, STOPPED, format_line
+from llmos_operator.api.runtime.endings import FAILED_FOR_GOOD, STOPPED, format_message
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
+    from llmos_operator.api.runtime.messages import WorkProgress
     from llmos_operator.runtime.jobs.settings import JobSettings
 
 log = logger(__name__)
@@ -28,13 +29,20 @@ class Ending(IntEnum):
     STOPPED = STOPPED  # SIGTERM; what was done is saved
 
 
-def tell(settings: JobSettings, ending: Ending, reason: str, message: str) -> int:
-    """Write the termination message and return the exit code. A message that cannot be written is logged instead."""
-    line = format_line(reason, message)
+def tell(
+    settings: JobSettings, ending: Ending, reason: str, message: str, progress: WorkProgress | None = None
+) -> int:
+    """Write the termination message and return the exit code. A message that cannot be written is logged instead.
+
+    ``reason`` is one of `api.conditions.Reason`; ``progress`` is how far the run came at last.
+    """
+    line = format_message(reason, message, progress)
     try:
         Path(settings.termination_log).write_text(line, encoding="utf-8")
-    except OSError as error:  # outside a pod there is no such file, and inside it must not hide why the run failed
+    except (
+        OSError
+    ) as error:  # outside a pod there is no such file, and inside it must not hide why the run failed
         log.debug("no termination message", path=settings.termination_log, error=error)
     shown = log.info if ending in (Ending.DONE, Ending.STOPPED) else log.error
-    shown("run ended", ending=ending.name, reason=reason, message=message)
+    shown("run ended", ending=ending.name, reason=reason, why=message)
     return int(ending)

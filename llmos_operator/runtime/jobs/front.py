@@ -74,8 +74,8 @@ class JobFront:
         )
         listeners: list[socket.socket] = []
         try:
-            for port in (self._settings.port, self._settings.control_port):
-                listeners.append(_listen(self._settings.host, port))
+            listeners.append(_listen(self._settings.host, self._settings.port))
+            listeners.append(_listen(self._settings.host, self._settings.control_port))
         except OSError:
             for one in listeners:
                 one.close()

@@ -34,7 +34,9 @@ class JobSettings:
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         if not isinstance(value, str) or not value:
-            raise BadEnvironment(f"{names.ENV_JOB}: {'.'.join(path)} = {value!r} must be a text that is not empty")
+            raise BadEnvironment(
+                f"{names.ENV_JOB}: {'.'.join(path)} = {value!r} must be a text that is not empty"
+            )
         return value
 
 
@@ -52,7 +54,9 @@ def job_from_environment(environ: Mapping[str, str] | None = None) -> JobSetting
     except ValueError as error:
         raise BadEnvironment(f"{names.ENV_JOB} is not JSON: {error}") from error
     if not isinstance(block, dict):
-        raise BadEnvironment(f"{names.ENV_JOB} is not set to a JSON object; it describes the run, like spec.batch")
+        raise BadEnvironment(
+            f"{names.ENV_JOB} is not set to a JSON object; it describes the run, like spec.batch"
+        )
     return JobSettings(
         runtime=replace(runtime, api_keys=(secrets.token_urlsafe(32),)),
         block=block,

@@ -45,6 +45,7 @@ def replica(obj: Mapping[str, Any]) -> Replica | None:
         last=_exit(container.child("lastState").child("terminated")),
         failure=status.text("reason"),
         failure_message=status.text("message"),
+        disrupted=condition_true(status, "DisruptionTarget"),
     )
 
 

@@ -54,6 +54,9 @@ _HASH_LENGTH = 10
 _MOST_DIGITS = 18
 _MOST_COPIES = 256
 _METHODS = ("lora", "qlora", "full")
+_MOST_TRIES = 100
+# Fields of batch and fineTune that the operator acts on: a change of them must not replace a pod that works.
+OPERATORS_OWN = frozenset({"backoffLimit", "completionWindow"})
 
 
 def workload(obj: Mapping[str, Any]) -> Workload:
@@ -85,6 +88,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
         training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
         gpu_seconds=used,
+        **_run(spec, kind),
         cpu_milli=cpu,
         host_memory_bytes=memory,
         template_hash=template_hash(spec.data),
@@ -107,6 +111,17 @@ def _training(fields: Fields) -> TrainingSpec:
         batch_size=training.number("batchSize", 8, least=1, most=4096),
         max_length=training.number("maxLength", 1024, least=16, most=1 << 20),
     )
+
+
+def _run(spec: Fields, kind: WorkloadKind) -> dict[str, Any]:
+    """Return what the operator itself heeds of work that ends."""
+    if kind is WorkloadKind.INFERENCE:
+        return {}
+    block = spec.child("batch" if kind is WorkloadKind.BATCH else "fineTune")
+    return {
+        "backoff_limit": block.number("backoffLimit", 3, most=_MOST_TRIES),
+        "completion_window": block.parsed("completionWindow", _seconds, None),
+    }
 
 
 def _resources(spec: Fields) -> dict[str, Any]:
@@ -143,6 +158,9 @@ def template_hash(spec: Mapping[str, Any]) -> str:
     if isinstance(split, Mapping) and split.get("pods") == 1:
         # Younger than the hash: its default must not replace the pods of everybody who never set it.
         kept["parallelism"] = {name: value for name, value in split.items() if name != "pods"}
+    for name in ("batch", "fineTune"):
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = {key: value for key, value in kept[name].items() if key not in OPERATORS_OWN}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
 

@@ -73,18 +73,11 @@ async def test_work_this_release_cannot_run_says_so(bench: Bench) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1")
     bench.operator()
-    await bench.apply(
-        "tune",
-        uri,
-        type="FineTune",
-        fineTune={"dataset": {"uri": "s3://b/d"}, "output": {"uri": "pvc://p/o"}},
-    )
     await bench.apply("vllm", uri, engine={"name": "vllm"})
-    for name in ("tune", "vllm"):
-        scheduled = await bench.until_condition(name, "Scheduled", "False", "Unsupported")
-        assert "release" in scheduled["message"]
-        assert condition_of(await bench.workload(name), "Accepted")["status"] == "True"
-        assert await bench.pods(name) == []
+    scheduled = await bench.until_condition("vllm", "Scheduled", "False", "Unsupported")
+    assert "release" in scheduled["message"]
+    assert condition_of(await bench.workload("vllm"), "Accepted")["status"] == "True"
+    assert await bench.pods("vllm") == []
 
 
 async def test_a_queue_that_does_not_exist_is_named(bench: Bench) -> None:

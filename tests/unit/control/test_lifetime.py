@@ -34,7 +34,7 @@ def test_without_a_limit_or_without_a_place_there_is_no_end() -> None:
 
 
 def test_the_verdict_says_how_long_it_ran_and_what_to_do() -> None:
-    told = lifetime.verdict(WORK)
+    told = lifetime.verdict(WORK, NOW)
     assert told.reason is Reason.DEADLINE_EXCEEDED
     assert "1h30m" in told.message
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -268,3 +269,38 @@ def test_a_member_is_read_back_from_the_pod_exactly() -> None:
     pod = build(work, claim)
     pod["metadata"]["uid"] = "p"
     assert convert.pod(pod).claim == claim
+
+
+def test_work_that_ends_runs_its_program_once_with_its_data() -> None:
+    work = a_work(
+        type="Batch",
+        batch={
+            "input": {"uri": "pvc://questions/in.jsonl"},
+            "output": {"uri": "pvc://answers/out.jsonl"},
+            "completionWindow": "24h",
+            "backoffLimit": 3,
+        },
+    )
+    pod = build(work)
+    (container,) = pod["spec"]["containers"]
+    assert (pod["spec"]["restartPolicy"], container["args"]) == ("Never", ["batch"])
+    assert "readinessProbe" not in container
+    assert {"startupProbe", "livenessProbe"} <= container.keys()
+    assert json.loads(env_of(pod)["LLMOS_JOB"]) == {
+        "input": {"uri": "pvc://questions/in.jsonl"},
+        "output": {"uri": "pvc://answers/out.jsonl"},
+    }
+    claims = {
+        one["name"]: one["persistentVolumeClaim"]["claimName"]
+        for one in pod["spec"]["volumes"]
+        if "persistentVolumeClaim" in one
+    }
+    mounted = {
+        claims[one["name"]]: (one["mountPath"], one.get("readOnly", False))
+        for one in container["volumeMounts"]
+        if one["name"] in claims
+    }
+    assert mounted == {
+        "questions": ("/llmos/volumes/questions", True),
+        "answers": ("/llmos/volumes/answers", False),
+    }

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import Failure as RuntimeFailure
 from llmos_operator.api.runtime.messages import (
@@ -12,13 +14,15 @@ from llmos_operator.api.runtime.messages import (
     ModelInfo,
     RuntimeState,
     RuntimeStatus,
+    WorkProgress,
 )
 from llmos_operator.manifests import status as manifest
-from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score
+from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score, Tries
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
+from llmos_operator.state.replicas import Exit, Replica
 from llmos_operator.state.types import Hold, PodPhase
-from tests.support.replicas import NOW, a_pod_of, a_work
+from tests.support.replicas import NOW, a_claim_of, a_pod_of, a_work
 
 WORK = a_work()
 READY = RuntimeStatus(state=RuntimeState.READY, model=ModelInfo(digest="sha256:1", revision="abc"))
@@ -152,10 +156,93 @@ def test_phases_say_what_a_person_would() -> None:
         assert written(observed)["phase"] == phase
 
 
-def test_work_without_an_engine_says_so() -> None:
-    tune = a_work(type="FineTune", fineTune={"dataset": {"uri": "s3://b/d"}, "output": {"uri": "pvc://p/o"}})
-    scheduled = condition(written(replace(seen(), workload=tune)), "Scheduled")
-    assert (scheduled["status"], scheduled["reason"]) == ("False", "Unsupported")
+BATCH = a_work(type="Batch", batch={"input": {"uri": "pvc://p/i"}, "output": {"uri": "pvc://p/o"}})
+RUNNING = RuntimeStatus(
+    state=RuntimeState.READY, progress=WorkProgress(unit="requests", done=120, total=500, failed=2)
+)
+
+
+def running(**changes: Any) -> Observed:
+    pod = a_pod_of(BATCH, ready=True)
+    return replace(Observed(BATCH, NOW, pods=(pod,), reports={pod.uid: RUNNING}), **changes)
+
+
+def test_work_that_ends_shows_its_progress_and_is_never_ready() -> None:
+    status = written(running())
+    assert status["summary"]["ready"] == "120/500"
+    assert status["run"] == {
+        "startTime": "2023-11-14T22:13:20Z",
+        "unit": "requests",
+        "done": 120,
+        "total": 500,
+        "failed": 2,
+    }
+    assert (status["phase"], status["readyReplicas"], status.get("url")) == ("Running", 0, None)
+    assert not {"Ready", "Available", "ScalingActive", "Asleep", "Finished"} & {
+        one["type"] for one in status["conditions"]
+    }
+    assert condition(status, "Progressing")["status"] == "True"
+
+
+def test_progress_is_kept_while_the_pod_has_not_been_asked_anew() -> None:
+    first = written(running())
+    assert written(running(previous=first, reports={}))["run"] == first["run"]
+    begun = RuntimeStatus(state=RuntimeState.STARTING, progress=WorkProgress(unit="requests"))
+    again = written(running(previous=first, reports={"pod-0": begun}))
+    assert again["summary"]["ready"] == "120/500"
+
+
+@pytest.mark.parametrize(
+    ("reason", "phase"),
+    [(Reason.SUCCEEDED, "Succeeded"), (Reason.FAILED, "Failed"), (Reason.DEADLINE_EXCEEDED, "Failed")],
+)
+def test_how_work_ended_is_told_for_good(reason: Reason, phase: str) -> None:
+    pod = replace(a_pod_of(BATCH), phase=PodPhase.FINISHED)
+    said = 'Succeeded: All done.\n{"unit":"requests","done":500,"total":500,"failed":3}'
+    replica = Replica(pod.key, pod.uid, BATCH.uid, ended=Exit("Completed", 0, said, NOW + 40))
+    over = Refusal(reason, "It is over.")
+    first = written(
+        running(
+            pods=(pod,),
+            replicas={pod.key: replica},
+            reports={},
+            ended=over,
+            now=NOW + 60,
+            tries=Tries(2, "x"),
+        )
+    )
+    assert (first["phase"], first["summary"]["ready"]) == (phase, "500/500")
+    assert (condition(first, "Finished")["status"], condition(first, "Finished")["reason"]) == (
+        "True",
+        reason,
+    )
+    assert first["run"]["completionTime"] == "2023-11-14T22:14:00Z"
+    assert (first["run"]["failures"], first["run"]["failed"]) == (2, 3)
+    later = Observed(replace(BATCH, finished=True), NOW + 900, previous=first, tries=Tries(2, "x"))
+    then = written(later)
+    assert (then["phase"], then["run"], condition(then, "Finished")) == (
+        phase,
+        first["run"],
+        condition(first, "Finished"),
+    )
+
+
+def test_service_is_counted_once_however_often_it_is_looked_at() -> None:
+    status: dict[str, Any] = {}
+    for at in (10, 11, 69, 71, 140, 141):
+        status = written(running(now=NOW + at, previous=status))
+    assert status["usage"]["gpuSeconds"] == 140
+    leaving = replace(a_pod_of(BATCH), phase=PodPhase.TERMINATING, deletion_at=NOW + 200)
+    status = written(running(now=NOW + 151, previous=status, pods=(leaving,)))
+    assert status["usage"]["gpuSeconds"] == 151
+    second = replace(a_pod_of(BATCH, ready=True), uid="second", claim=a_claim_of(BATCH, bound_at=NOW + 500))
+    status = written(running(now=NOW + 530, previous=status, pods=(second,), reports={}))
+    assert status["usage"]["gpuSeconds"] == 181
+    done = replace(second, phase=PodPhase.FINISHED)
+    end = Replica(done.key, done.uid, BATCH.uid, ended=Exit("Completed", 0, "", NOW + 545))
+    for at in (550, 900):
+        status = written(running(now=NOW + at, previous=status, pods=(done,), replicas={done.key: end}))
+    assert status["usage"]["gpuSeconds"] == 196
 
 
 def test_preempted_holds_until_it_serves_again() -> None:
@@ -223,7 +310,7 @@ def test_a_kept_place_and_its_time_are_shown() -> None:
 
 def test_what_has_ended_for_good_stays_so_in_the_same_words() -> None:
     over = Refusal(Reason.DEADLINE_EXCEEDED, "It has run for 1h.")
-    first = written(seen(expired=over, pods=(a_pod_of(WORK, ready=True),)))
+    first = written(seen(ended=over, pods=(a_pod_of(WORK, ready=True),)))
     assert (first["phase"], condition(first, "Finished")["reason"]) == ("Succeeded", "DeadlineExceeded")
     again = Observed(workload=replace(WORK, finished=True), now=NOW + 500, previous=first)
     then = written(again)

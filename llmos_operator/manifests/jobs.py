@@ -1,0 +1,75 @@
+"""What the pod of a FineTune or Batch has beside that of a served model: its program, its block of the spec, its volumes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api.runtime import data
+from llmos_operator.state.convert.workloads import OPERATORS_OWN
+from llmos_operator.state.types import WorkloadKind
+
+if TYPE_CHECKING:
+    from llmos_operator.state.types import Workload
+
+Json = dict[str, Any]
+
+PROGRAMS = {WorkloadKind.INFERENCE: "runtime", WorkloadKind.BATCH: "batch", WorkloadKind.FINE_TUNE: "tune"}
+_BLOCKS = {WorkloadKind.BATCH: "batch", WorkloadKind.FINE_TUNE: "fineTune"}
+# Fields of the blocks that name data, and whether it is written.
+_DATA = (("input", False), ("dataset", False), ("validation", False), ("output", True), ("checkpoint", True))
+
+
+def block(workload: Workload) -> Json:
+    """Return what the program is told of its run: the block of the spec, without what is the operator's business."""
+    given = workload.spec.get(_BLOCKS.get(workload.kind, "")) or {}
+    return {name: value for name, value in given.items() if name not in OPERATORS_OWN}
+
+
+def block_json(workload: Workload) -> str:
+    """Return :func:`block` as the program reads it from its environment."""
+    return json.dumps(block(workload), sort_keys=True, separators=(",", ":"))
+
+
+def uris(workload: Workload) -> tuple[tuple[str, str, bool], ...]:
+    """Return (path of the field, URI, whether it is written) of all data the workload names."""
+    name = _BLOCKS.get(workload.kind, "")
+    found, given = [], block(workload)
+    for field, write in _DATA:
+        one = given.get(field)
+        if isinstance(one, dict) and one.get("uri"):
+            found.append((f"spec.{name}.{field}.uri", str(one["uri"]), write))
+    return tuple(found)
+
+
+def volumes(workload: Workload) -> list[Json]:
+    """Return the volumes of the claims the workload's data is on."""
+    return [
+        {"name": _name(index), "persistentVolumeClaim": {"claimName": claim}}
+        for index, claim in enumerate(_claims(workload))
+    ]
+
+
+def mounts(workload: Workload) -> list[Json]:
+    """Return where those claims are mounted; read-only where nothing is written to them."""
+    written = set(_named(workload, writes_only=True))
+    return [
+        {
+            "name": _name(index),
+            "mountPath": f"{data.VOLUMES_ROOT}/{claim}",
+            **({} if claim in written else {"readOnly": True}),
+        }
+        for index, claim in enumerate(_claims(workload))
+    ]
+
+
+def _name(index: int) -> str:
+    return f"llmos-data-{index}"
+
+
+def _claims(workload: Workload) -> tuple[str, ...]:
+    return _named(workload, writes_only=False)
+
+
+def _named(workload: Workload, *, writes_only: bool) -> tuple[str, ...]:
+    return data.claims(tuple(uri for _, uri, write in uris(workload) if write or not writes_only))

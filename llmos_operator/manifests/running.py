@@ -1,0 +1,97 @@
+"""How work that ends comes along, and what it has received: `status.run` and `status.usage` of FineTune and Batch.
+
+Both go on from the status as it stands in the API, so that a restarted operator neither forgets nor counts twice: what
+a pod has received is counted up to a moment that stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from llmos_operator.api.runtime.endings import parse_progress
+from llmos_operator.api.v1alpha1.workload_status import RunStatus, UsageStatus
+from llmos_operator.clock import parse_rfc3339, rfc3339
+from llmos_operator.state.types import PodPhase
+
+if TYPE_CHECKING:
+    from llmos_operator.api.runtime.messages import WorkProgress
+    from llmos_operator.manifests.observed import Observed
+    from llmos_operator.state.types import Claim, Pod
+
+# Seconds after which what a pod received is counted again: its status need not be written more often for this.
+COUNTED_EVERY: Final = 60.0
+_NOT_YET: Final = math.inf
+_LEAVING_EVERY: Final = 10.0  # of a pod that is on its way out: it is gone soon, and then nobody can tell
+
+
+def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
+    """Return how the run comes along. What only its pod knows is kept from ``former`` until that has been asked."""
+    before = former if former is not None else RunStatus()
+    told = _progress(seen)
+    ended = rfc3339(_end(seen)) if seen.finished else None
+    first = min((pod.claim.bound_at for pod in seen.pods if pod.claim is not None), default=None)
+    return RunStatus(
+        start_time=before.start_time or (rfc3339(first) if first else None),
+        completion_time=before.completion_time or ended,
+        unit=told.unit[:32] if told is not None else before.unit,
+        done=told.done if told is not None else before.done,
+        total=told.total if told is not None else before.total,
+        failed=told.failed if told is not None else before.failed,
+        failures=seen.tries.failures,
+        last_failed_pod=seen.tries.last_pod,
+    )
+
+
+def service(seen: Observed, former: UsageStatus | None) -> UsageStatus | None:
+    """Return what the run has received so far: the time its pods had their devices, from bind to end. Without devices: nothing.
+
+    It moves once a minute while a pod runs and at once when one ends or leaves, and stands still otherwise.
+    """
+    usage = former if former is not None else UsageStatus()
+    for pod in seen.pods:
+        if pod.claim is not None and pod.claim.devices and pod.uid:
+            usage = _counted(seen, pod, pod.claim, usage)
+    return usage if usage != UsageStatus() else former
+
+
+def _counted(seen: Observed, pod: Pod, claim: Claim, usage: UsageStatus) -> UsageStatus:
+    known = pod.uid == usage.counted_pod and usage.counted_until is not None
+    since = parse_rfc3339(str(usage.counted_until)) if known else claim.bound_at
+    ended = _ended_at(seen, pod)
+    until = min(seen.now, ended)
+    step = COUNTED_EVERY if pod.phase is PodPhase.BOUND else _LEAVING_EVERY
+    unknown = pod.phase is PodPhase.FINISHED and ended == _NOT_YET  # the kubelet never said when
+    whole = int(until) - int(since)  # as the API keeps times; the rest is counted next time
+    if unknown or whole <= 0 or (known and ended == _NOT_YET and whole < step):
+        return usage
+    return UsageStatus(
+        gpu_seconds=usage.gpu_seconds + whole * len(claim.devices),
+        energy_joules=usage.energy_joules,
+        tokens=usage.tokens,
+        counted_pod=pod.uid,
+        counted_until=rfc3339(int(until)),
+    )
+
+
+def _ended_at(seen: Observed, pod: Pod) -> float:
+    replica = seen.replicas.get(pod.key)
+    end = replica.ended if replica is not None else None
+    return end.finished_at if end is not None and end.finished_at else _NOT_YET
+
+
+def _end(seen: Observed) -> float:
+    """Return when a finished run ended: when its program did, else now."""
+    ends = [at for pod in seen.pods if (at := _ended_at(seen, pod)) <= seen.now]
+    return max(ends, default=seen.now)
+
+
+def _progress(seen: Observed) -> WorkProgress | None:
+    """Return what the youngest pod that says anything says: with its last words, or when it was asked."""
+    for pod in sorted(seen.pods, key=lambda one: one.claim.bound_at if one.claim else 0.0, reverse=True):
+        replica, report = seen.replicas.get(pod.key), seen.report_of(pod)
+        last = parse_progress(replica.ended.message) if replica is not None and replica.ended else None
+        told = last or (report.progress if report is not None else None)
+        if told is not None and (told.total or told.done):  # a program that just began has not looked yet
+            return told
+    return None
