@@ -77,7 +77,9 @@ def _trained(
         if asked.format in usable:
             return Formats((asked.format,))
         known = " or ".join(usable)
-        message = f"fineTune.method {method} trains on {known}, not on spec.quantization.format {asked.format}"
+        message = (
+            f"fineTune.method {method} trains on {known}, not on spec.quantization.format {asked.format}"
+        )
         return Formats((), Reason.FORMAT_NOT_ALLOWED, message)
     if method != "qlora":
         return Formats(usable[:1])

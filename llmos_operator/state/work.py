@@ -188,7 +188,7 @@ class Workload:
     expected_seconds: float | None = None  # expected service time, where known
     checkpoint_seconds: float | None = None  # FineTune: time between checkpoints
     training: TrainingSpec | None = None  # FineTune
-    saved_at: float | None = None  # FineTune: epoch seconds of the last checkpoint, as status.run says
+    saved_at: float | None = None  # FineTune: epoch seconds of the last checkpoint, from status.run
     backoff_limit: int = 3  # FineTune, Batch: failures of the program that are followed by a new try
     completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
     gpu_seconds: int = 0  # status.usage: service received so far, seconds times devices; Inference: 0

@@ -130,7 +130,7 @@ def write_tensors(
     with writer:
         for name, one in tensors.items():
             data = one.detach().to("cpu", dtype or one.dtype).contiguous().view(-1).view(torch.uint8)
-            writer.write(name, memoryview(data.numpy()))
+            writer.write(name, data.numpy().data)
     return writer.sha256
 
 

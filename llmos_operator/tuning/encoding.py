@@ -7,7 +7,6 @@ learns to stop.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -22,6 +21,7 @@ from llmos_operator.tuning.dataset import BadLine, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from llmos_operator.runtime.protocol import Message
 

@@ -36,7 +36,7 @@ class _Low(torch.autograd.Function):
         return functional.linear(x.float(), a)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
         x, a = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         learned = rows.t() @ x.reshape(-1, x.shape[-1]).float()
@@ -52,7 +52,9 @@ class LoraLinear(nn.Module):
         self.scale = lora.scale
         self.dropout = lora.dropout
         width, size = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
-        bound = math.sqrt(3) * math.sqrt(2 / (1 + 5)) / math.sqrt(width)  # Kaiming's with a = sqrt(5), as PEFT draws
+        bound = (
+            math.sqrt(3) * math.sqrt(2 / (1 + 5)) / math.sqrt(width)
+        )  # Kaiming's with a = sqrt(5), as PEFT draws
         drawn = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=generator)
         self.lora_a = nn.Parameter(drawn.to(device))
         self.lora_b = nn.Parameter(torch.zeros(size, lora.rank, device=device))

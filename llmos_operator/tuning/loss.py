@@ -35,14 +35,14 @@ class _Chunked(torch.autograd.Function):
                 loss = functional.cross_entropy(head(piece).float(), targets[rows], reduction="sum")
                 found = torch.autograd.grad(loss, (piece, *learned))
             gradient[rows] = found[0]
-            for sum_, one in zip(sums, found[1:], strict=True):
-                sum_ += one
+            for place, one in enumerate(found[1:]):
+                sums[place] += one
             total += loss.detach().double().cpu()
         ctx.save_for_backward(gradient, *sums)
         return total.to(hidden.device, torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradient, *sums = ctx.saved_tensors
         return (gradient * grad.to(gradient.dtype), None, None, *(one * grad for one in sums))
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from llmos_operator.api.runtime.training_memory import TrainingEstimate
 
 MOST_TOKENS = {"cpu": PART_TOKENS, "cuda": 8 * PART_TOKENS}  # of a part, where the limit has room for it
-_LEAST_TOKENS = 256  # below it parts are too small to be quick, and recomputing is the better way to save memory
+_LEAST_TOKENS = (
+    256  # below it parts are too small to be quick, and recomputing is the better way to save memory
+)
 _SHARE_WITHOUT_LIMIT = 2
 _MIB = 1 << 20
 

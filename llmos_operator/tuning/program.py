@@ -30,7 +30,7 @@ from llmos_operator.runtime.settings import BadEnvironment
 from llmos_operator.tuning.metrics import TuneCollector
 from llmos_operator.tuning.progress import Board
 from llmos_operator.tuning.recipe import read_order
-from llmos_operator.tuning.status import live, status_of
+from llmos_operator.tuning.status import live, progress_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,28 +99,34 @@ def run(settings: JobSettings, board: Board, clock: Clock, stop: Callable[[], bo
     try:
         message = _work(settings, board, clock, stop)
     except _Stopped as error:
-        return tell(settings, Ending.STOPPED, Reason.STOPPED, str(error))
+        return tell(settings, Ending.STOPPED, Reason.STOPPED, str(error), progress_of(board))
     except Permanent as error:
         return _failed(settings, board, Ending.FAILED_FOR_GOOD, error.reason, str(error))
-    except Retryable as error:
-        return _failed(settings, board, Ending.FAILED, Reason.DOWNLOAD_FAILED, str(error))
-    except MemoryError as error:
-        return _failed(settings, board, Ending.FAILED, Reason.OUT_OF_MEMORY, f"memory ran out: {error}")
-    except OSError as error:
-        return _failed(settings, board, Ending.FAILED, Reason.FAILED, f"{error}")
     except Exception as error:  # the reason goes to the operator, which counts and shows it
-        log.exception("training failed")
-        return _failed(settings, board, Ending.FAILED, Reason.FAILED, f"{type(error).__name__}: {error}")
-    return tell(settings, Ending.DONE, Reason.SUCCEEDED, message)
+        if not isinstance(error, (Retryable, OSError, MemoryError)):
+            log.exception("training failed")
+        return _failed(settings, board, Ending.FAILED, *_told(error))
+    return tell(settings, Ending.DONE, Reason.SUCCEEDED, message, progress_of(board))
 
 
 class _Stopped(Exception):  # noqa: N818 - it is no error
     """The run ends because it was asked to."""
 
 
+def _told(error: Exception) -> tuple[Reason, str]:
+    """Return reason and message of a failure that another try may not meet."""
+    if isinstance(error, Retryable):
+        return Reason.DOWNLOAD_FAILED, str(error)
+    if isinstance(error, MemoryError):
+        return Reason.OUT_OF_MEMORY, f"memory ran out: {error}"
+    if isinstance(error, OSError):
+        return Reason.FAILED, str(error)
+    return Reason.FAILED, f"{type(error).__name__}: {error}"
+
+
 def _failed(settings: JobSettings, board: Board, ending: Ending, reason: str, message: str) -> int:
     board.put(state=RuntimeState.FAILED, failure=(reason, message, ending is Ending.FAILED_FOR_GOOD))
-    return tell(settings, ending, reason, message)
+    return tell(settings, ending, reason, message, progress_of(board))
 
 
 def _work(settings: JobSettings, board: Board, clock: Clock, stop: Callable[[], bool]) -> str:

@@ -132,7 +132,9 @@ def _recipe(asked: FineTune) -> Recipe:
     if training.learning_rate:
         rate = _decimal("training.learningRate", training.learning_rate)
         if not 0 < rate <= 1:
-            raise _invalid("fineTune.training.learningRate", training.learning_rate, "must be above 0, at most 1")
+            raise _invalid(
+                "fineTune.training.learningRate", training.learning_rate, "must be above 0, at most 1"
+            )
     validation = _share("training.validation", training.validation)
     if validation > 0.5:  # noqa: PLR2004 - more to measure with than to learn from
         raise _invalid("fineTune.training.validation", training.validation, "must be at most 50%")

@@ -169,8 +169,10 @@ def card(facts: dict[str, Any]) -> str:
         "|---|---|",
         f"| base | {model}, revision {base['revision'] or '-'}, {base['digest']}, as {base['format']} |",
         f"| data | {data['uri']}, {data['digest']} |",
-        f"| samples | {data['samples']} of {data['lines']} lines, {data['tokens']} tokens; {data['cut']} cut, "
-        f"{data['dropped']} left out |",
+        (
+            f"| samples | {data['samples']} of {data['lines']} lines, {data['tokens']} tokens; {data['cut']} cut, "
+            f"{data['dropped']} left out |"
+        ),
         f"| updates | {result['steps']}, {result['tokens']} tokens in {result['seconds']} s |",
         f"| loss | {result['firstLoss']:.4f} at first, {result['loss']:.4f} at last |",
     ]

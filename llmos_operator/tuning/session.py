@@ -117,9 +117,7 @@ class Session:
 
     def _origin(self, digest: str, revision: str) -> result.Origin:
         load = self._load
-        fingerprint = self._order.recipe.fingerprint(
-            model=digest, data=self._data_digest, format=load.format
-        )
+        fingerprint = self._order.recipe.fingerprint(model=digest, data=self._data_digest, format=load.format)
         return result.Origin(
             model=load.uri,
             revision=revision,

@@ -46,13 +46,19 @@ def status_of(settings: RuntimeSettings, board: Board) -> RuntimeStatus:
         requests=RequestStats(prompt_tokens=now.tokens),
         failure=_failure(now),
         load_seconds=dict(now.stage.stage_seconds) if now.stage is not None else {},
-        progress=WorkProgress(
-            unit="steps",
-            done=now.step,
-            total=now.total_steps,
-            saved=max(0, now.checkpoint_step),
-            saved_age_seconds=None if now.checkpoint_at is None else int(_since(board, now.checkpoint_at)),
-        ),
+        progress=progress_of(board),
+    )
+
+
+def progress_of(board: Board) -> WorkProgress:
+    """Return how far the run has come, in updates."""
+    now = board.now
+    return WorkProgress(
+        unit="steps",
+        done=now.step,
+        total=now.total_steps,
+        saved=max(0, now.checkpoint_step),
+        saved_age_seconds=None if now.checkpoint_at is None else int(_since(board, now.checkpoint_at)),
     )
 
 

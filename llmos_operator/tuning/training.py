@@ -154,7 +154,7 @@ class Trainer:
                 self._leave()
             loss = self._learner.summed_loss(part) / count
             self._meter.check()  # here a part's memory is at its most, nearly
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             self._board.put()
         return total

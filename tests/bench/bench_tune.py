@@ -64,7 +64,9 @@ def _samples(folder: Path) -> list[Sample]:
     found = []
     for place, topic in enumerate(TOPICS):
         question = f"Tell me about {topic}. " + "Please be thorough. " * (place % 7 * 3)
-        answer = f"Gladly. {topic.capitalize()} has a long history. " + "It matters to many people. " * (place % 4 * 2)
+        answer = f"Gladly. {topic.capitalize()} has a long history. " + "It matters to many people. " * (
+            place % 4 * 2
+        )
         found.append(encoder.completion(question, answer))
     return found
 
@@ -118,8 +120,8 @@ class _Plain(nn.Module):
 
 def _plain(folder: Path, samples: list[Sample]) -> tuple[int, float, float]:
     """A loop as tutorials write it: transformers' model, one padded batch an update, a mask, logits of all tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - seconds
     from safetensors.torch import load_file  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - seconds
 
     config = read_config(folder)
     model = LlamaForCausalLM(LlamaConfig(**config.values))
@@ -128,7 +130,9 @@ def _plain(folder: Path, samples: list[Sample]) -> tuple[int, float, float]:
         weights |= load_file(file.path)
     model.load_state_dict({name: one.float() for name, one in weights.items()}, strict=False)
     model.requires_grad_(requires_grad=False)
-    drawn = {n.rpartition(".")[0]: p for n, p in learner_of(folder, RECIPE).parameters.items() if n.endswith("_a")}
+    drawn = {
+        n.rpartition(".")[0]: p for n, p in learner_of(folder, RECIPE).parameters.items() if n.endswith("_a")
+    }
     for name, lora_a in drawn.items():
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, _Plain(model.get_submodule(name), lora_a.data))

@@ -87,6 +87,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         tolerations=tolerations(pod_spec),
         checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
         training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
+        saved_at=status.child("run").parsed("lastSavedTime", parse_rfc3339, None),
         gpu_seconds=used,
         **_run(spec, kind),
         cpu_milli=cpu,

@@ -1,6 +1,7 @@
 """Training data: what is learned of a line, what is refused, and in which order it comes."""
 
 import json
+from itertools import chain
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_a_model_without_a_template_takes_no_conversations(tmp_path):
 
 
 def test_nothing_but_too_long_samples_is_refused(encoder):
-    with pytest.raises(Permanent, match="raise training.maxLength"):
+    with pytest.raises(Permanent, match=r"raise training\.maxLength"):
         read(encoder, {"prompt": "p" * 50, "completion": "c"}, max_length=40)
 
 
@@ -110,7 +111,7 @@ def test_an_epoch_holds_every_sample_once_and_the_next_one_in_another_order():
     first = [update(places, 3, step, seed=1) for step in range(4)]
     second = [update(places, 3, step, seed=1) for step in range(4, 8)]
     assert [len(one) for one in first] == [3, 3, 3, 1]
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(places)
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(places)
     assert first != second
     assert first == [update(places, 3, step, seed=1) for step in range(4)]
     assert first != [update(places, 3, step, seed=2) for step in range(4)]

@@ -154,9 +154,9 @@ def test_an_adapter_keeps_no_wide_copy_of_its_input():
 
 
 def test_a_format_that_a_method_does_not_train_on_is_refused(folder):
-    with pytest.raises(Permanent, match="fineTune.method lora trains on bf16 or fp32 weights, not on int8"):
+    with pytest.raises(Permanent, match=r"fineTune\.method lora trains on bf16 or fp32 weights, not on int8"):
         learner_of(folder, recipe(), "int8")
-    with pytest.raises(Permanent, match="fineTune.method qlora trains on int4 or int8"):
+    with pytest.raises(Permanent, match=r"fineTune\.method qlora trains on int4 or int8"):
         learner_of(folder, recipe(method=FineTuneMethod.QLORA), "bf16")
 
 

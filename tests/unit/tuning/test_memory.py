@@ -86,7 +86,9 @@ def test_a_plan_takes_the_largest_parts_that_fit_and_recomputes_only_where_they_
 
 
 def test_what_cannot_fit_is_refused_with_the_parts_of_the_sum():
-    with pytest.raises(Permanent, match=r"needs \d+ MiB \(base 400, weights 2\d\d, .* but may use 500 MiB") as caught:
+    with pytest.raises(
+        Permanent, match=r"needs \d+ MiB \(base 400, weights 2\d\d, .* but may use 500 MiB"
+    ) as caught:
         planned(500)
     assert caught.value.reason == "OutOfMemory"
 

@@ -45,7 +45,7 @@ def test_an_adapter_has_the_names_shapes_and_config_that_peft_publishes(folder, 
     assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 8, "none")
     assert config["target_modules"] == ["down_proj", "q_proj"]
     assert config["base_model_name_or_path"] == "org/name"
-    assert not (config["use_dora"] or config["use_rslora"] or config["fan_in_fan_out"])
+    assert not any(config[name] for name in ("use_dora", "use_rslora", "fan_in_fan_out"))
 
 
 def test_an_adapters_weights_are_those_that_have_learned(folder, tmp_path):
@@ -79,7 +79,9 @@ def test_a_whole_model_can_be_served_and_trained_again(tmp_path, family):
 
 def test_the_card_states_the_facts_and_a_finished_run_is_known_again(tmp_path):
     data = Dataset(list(SAMPLES), lines=7, cut=1, dropped=1)
-    point = Point(8, 64, recompute=False, tokens=500, seconds=2.0, loss=0.5, first_loss=4.0, validation_loss=1.5)
+    point = Point(
+        8, 64, recompute=False, tokens=500, seconds=2.0, loss=0.5, first_loss=4.0, validation_loss=1.5
+    )
     assert not result.is_done(tmp_path, "ff")
     result.write_facts(tmp_path, recipe(), ORIGIN, data, point)
     text = (tmp_path / "README.md").read_text()

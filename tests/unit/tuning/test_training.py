@@ -67,9 +67,7 @@ def test_only_the_adapter_has_changed_after_a_run(folder):
     for name, one in learner.model.named_parameters():
         if ".lora_" not in name:
             assert torch.equal(one, fresh.model.get_parameter(name)), name
-    assert any(
-        not torch.equal(one, fresh.parameters[name]) for name, one in learner.parameters.items()
-    )
+    assert any(not torch.equal(one, fresh.parameters[name]) for name, one in learner.parameters.items())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -201,10 +199,8 @@ def test_the_size_of_parts_changes_no_loss(folder):
 
 
 def test_a_rate_that_is_too_high_ends_the_run_with_advice(folder):
-    with pytest.raises(Permanent, match="lower fineTune.training.learningRate"):
-        Run(
-            folder, recipe(method=FineTuneMethod.FULL, learning_rate=1e30, max_gradient_norm=0.0)
-        ).train()
+    with pytest.raises(Permanent, match=r"lower fineTune\.training\.learningRate"):
+        Run(folder, recipe(method=FineTuneMethod.FULL, learning_rate=1e30, max_gradient_norm=0.0)).train()
 
 
 def test_progress_tells_steps_tokens_and_losses(folder, tmp_path):
