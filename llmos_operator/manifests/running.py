@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Seconds after which what a pod received is counted again: its status need not be written more often for this.
 COUNTED_EVERY: Final = 60.0
 _NOT_YET: Final = math.inf
+_SAVED_PRECISION: Final = 2.0  # seconds
 _LEAVING_EVERY: Final = 10.0  # of a pod that is on its way out: it is gone soon, and then nobody can tell
 
 
@@ -39,11 +40,23 @@ def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
             "done": told.done if told is not None else before.done,
             "total": told.total if told is not None else before.total,
             "failed": told.failed if told is not None else before.failed,
+            "saved": told.saved if told is not None else before.saved,
+            "last_saved_time": _saved_time(seen.now, told, before),
             "failures": seen.tries.failures,
             "last_failed_pod": seen.tries.last_pod,
         }
     )
     return _served(seen, run)
+
+
+def _saved_time(now: float, told: WorkProgress | None, before: RunStatus) -> str | None:
+    """Return when the run last saved. It tells its age in whole seconds, so the time stays where it moves by little."""
+    if told is None or told.saved_age_seconds is None:
+        return before.last_saved_time
+    at = now - told.saved_age_seconds
+    if before.last_saved_time and abs(parse_rfc3339(before.last_saved_time) - at) <= _SAVED_PRECISION:
+        return before.last_saved_time
+    return rfc3339(at)
 
 
 def _served(seen: Observed, run: RunStatus) -> RunStatus:

@@ -137,6 +137,10 @@ class RunStatus(KubeModel):
     failed: Count = Field(
         default=0, description="Of those done: requests that got an error instead of an answer."
     )
+    saved: Count = Field(default=0, description="Of those done: what a preemption does not lose.")
+    last_saved_time: Time | None = Field(
+        default=None, description="When the run last saved what it had done: a checkpoint of a FineTune."
+    )
     failures: Replicas = Field(
         default=0, description="How often the program has failed; preemptions and lost nodes do not count."
     )
