@@ -149,7 +149,8 @@ class RunStatus(KubeModel):
         description="UID of the pod whose failure was counted last, so that none is counted twice.",
     )
     device_seconds: Count = Field(
-        default=0, description="Seconds times devices its pods have had: its turns in the queue are made of them."
+        default=0,
+        description="Seconds times devices its pods have had: its turns in the queue are made of them.",
     )
     counted_pod: Word = Field(default="", description="UID of the pod of which seconds were counted last.")
     counted_until: Time | None = Field(default=None, description="Until when that pod is counted.")
