@@ -121,7 +121,7 @@ def _engine() -> EngineCollector:
         load_path="cold",
     )
     admission: Any = SimpleNamespace(rejected=0, expected_wait=lambda: 0.0)
-    return EngineCollector("model", lambda: EngineStatus(info=info), admission, 1)
+    return EngineCollector("model", lambda: EngineStatus(info=info), admission, 1, lambda: 0.0)
 
 
 def _devices() -> DeviceMetrics:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -268,3 +269,19 @@ def test_a_member_is_read_back_from_the_pod_exactly() -> None:
     pod = build(work, claim)
     pod["metadata"]["uid"] = "p"
     assert convert.pod(pod).claim == claim
+
+
+def test_adapters_and_the_room_for_them_reach_the_runtime() -> None:
+    sources = [
+        {"name": "tone", "uri": "hf://org/tone"},
+        {"name": "law", "uri": "https://h/$(LLMOS_CONTROL_TOKEN)"},
+    ]
+    env = env_of(build(a_work(adapters=sources)))
+    assert json.loads(env[names.ENV_ADAPTERS].replace("$$(", "$(")) == sources
+    assert "$(LLMOS" not in env[names.ENV_ADAPTERS].replace("$$(", ""), (
+        "Kubernetes puts no secret in its place"
+    )
+    assert (env[names.ENV_MAX_ADAPTERS], env[names.ENV_MAX_ADAPTER_RANK]) == ("2", "16")
+    env = env_of(build(a_work(adapterLimits={"maxAdapters": 4, "maxRank": 64})))
+    assert (env[names.ENV_MAX_ADAPTERS], env[names.ENV_MAX_ADAPTER_RANK]) == ("4", "64")
+    assert names.ENV_ADAPTERS not in env_of(build())
