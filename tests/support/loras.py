@@ -87,3 +87,31 @@ def write_adapter(
         layer = merged.get_submodule(name.removeprefix("base_model.model."))
         layer.weight.data += scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
     return merged
+
+
+def write_random_adapter(
+    folder: Path,
+    shapes: dict[str, tuple[int, int]],
+    layers: int,
+    *,
+    rank: int,
+    seed: int,
+    width: float = 0.1,
+    dtype: str = "float32",
+) -> None:
+    """Write an adapter of a Llama whose projections have these ``shapes`` [out, in], without the model at hand."""
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(layers):
+        for target, (size, inputs) in shapes.items():
+            block = "self_attn" if target in TARGETS[:4] else "mlp"
+            name = f"base_model.model.model.layers.{layer}.{block}.{target}"
+            for side, shape in (("A", (rank, inputs)), ("B", (size, rank))):
+                values = width * torch.randn(shape, generator=generator)
+                tensors[f"{name}.lora_{side}.weight"] = values.to(getattr(torch, dtype))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(adapter_config(rank, tuple(shapes))))
+    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
