@@ -19,6 +19,7 @@ from llmos_operator.api.generated import settle
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.gateway.metrics import Metrics as GatewayMetrics
 from llmos_operator.runtime.ipc.client import EngineStatus
+from llmos_operator.runtime.jobs.batch.metrics import BatchMetrics
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
 from llmos_operator.telemetry.collector import Figures
 from llmos_operator.telemetry.figures import DCGM, FIGURES
@@ -79,6 +80,7 @@ def catalogue() -> dict[str, list[Metric]]:
     GatewayMetrics(gateway)
     RequestMetrics(runtime, "model")
     runtime.register(_engine())
+    BatchMetrics(runtime)
     AgentMetrics(agent)
     agent.register(CollectorMetrics(Figures(), lambda: 0))
     agent.register(_devices())

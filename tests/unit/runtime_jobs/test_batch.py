@@ -128,10 +128,11 @@ class Served:
         prompt = (await request.json())["prompt"]
         assert request.headers["authorization"] == "Bearer key"
         self.asked.append(prompt)
+        number = len(self.asked)
         self.together += 1
         self.most = max(self.most, self.together)
         await asyncio.sleep(0)
-        if self.hold is not None and len(self.asked) > 3:
+        if self.hold is not None and number > 3:
             await self.hold.wait()
         self.together -= 1
         status = self.script[prompt].pop(0) if self.script.get(prompt) else 200
@@ -194,8 +195,9 @@ async def test_a_run_that_is_stopped_keeps_its_answers_and_asks_only_the_rest_ag
     served, made = Served(), Made(tmp_path, 8)
     served.hold = asyncio.Event()
     work = asyncio.create_task(made.run.answer_all(served.app, "key", 2))
-    while len(made.results.answered) < 3:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while len(made.results.answered) < 3:
+            await asyncio.sleep(0.001)
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     made.results.close()
