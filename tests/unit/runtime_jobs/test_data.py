@@ -49,10 +49,11 @@ def test_what_cannot_be_read_names_field_value_and_fix(
 
 
 def test_what_the_operator_accepts_is_what_programs_can_use() -> None:
-    allowed = {"allow_file": True, "allowed_hosts": ("h",)}
     for uri, write in (("pvc://c/x", True), ("file:///x", True), ("https://h/x", False)):
-        assert refusal(uri, write=write, **allowed) == ""  # type: ignore[arg-type]
-    assert "cannot be written to https://" in refusal("https://h/x", write=True, **allowed)  # type: ignore[arg-type]
+        assert refusal(uri, write=write, allow_file=True, allowed_hosts=("h",)) is None
+    refused = refusal("https://h/x", write=True, allow_file=True, allowed_hosts=("h",))
+    assert refused is not None
+    assert "cannot be written to https://" in refused[1]
     assert claims(("pvc://a/x", "https://h/x", "pvc://b/y", "pvc://a/z")) == ("a", "b")
 
 
