@@ -20,6 +20,7 @@ from llmos_operator.clock import FakeClock
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.gateway.metrics import Metrics as GatewayMetrics
 from llmos_operator.runtime.ipc.client import EngineStatus
+from llmos_operator.runtime.jobs.batch.metrics import BatchMetrics
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
 from llmos_operator.telemetry.collector import Figures
 from llmos_operator.telemetry.figures import DCGM, FIGURES
@@ -82,8 +83,12 @@ def catalogue() -> dict[str, list[Metric]]:
     GatewayMetrics(gateway)
     RequestMetrics(runtime, "model")
     runtime.register(_engine())
+<<<<<<< HEAD
     told_of_a_run = Report(loss=1.0, validation_loss=1.0, checkpoint_at=1.0)
     tune.register(TuneCollector(Board(FakeClock(), told_of_a_run)))
+=======
+    BatchMetrics(runtime)
+>>>>>>> jobs
     AgentMetrics(agent)
     agent.register(CollectorMetrics(Figures(), lambda: 0))
     agent.register(_devices())

@@ -133,8 +133,7 @@ def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simu
         # As many compute threads as CPUs were requested: more would only wait for one another.
         "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
-    if workload.kind is not WorkloadKind.INFERENCE:
-        plain[names.ENV_JOB] = jobs.block_json(workload)
+    plain |= jobs.environment(workload)
     if settings.hub_endpoint:
         plain["HF_ENDPOINT"] = settings.hub_endpoint
     # Pods of one machine share its loopback in the local cluster, so each binds its own address there. Elsewhere the

@@ -58,6 +58,7 @@ _MOST_DIGITS = 18
 _MOST_COPIES = 256
 _METHODS = ("lora", "qlora", "full")
 _MOST_TRIES = 100
+_BATCH_LOSES = 30.0  # seconds: answers are saved as they come, what is under way is asked again
 # Fields of batch and fineTune that the operator acts on: a change of them must not replace a pod that works.
 OPERATORS_OWN = frozenset({"backoffLimit", "completionWindow"})
 
@@ -89,9 +90,12 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
+<<<<<<< HEAD
         checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
         training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
         saved_at=status.child("run").parsed("lastSavedTime", parse_rfc3339, None),
+=======
+>>>>>>> jobs
         gpu_seconds=used,
         **_run(spec, kind),
         cpu_milli=cpu,
@@ -126,6 +130,9 @@ def _run(spec: Fields, kind: WorkloadKind) -> dict[str, Any]:
     return {
         "backoff_limit": block.number("backoffLimit", 3, most=_MOST_TRIES),
         "completion_window": block.parsed("completionWindow", _seconds, None),
+        "checkpoint_seconds": _BATCH_LOSES
+        if kind is WorkloadKind.BATCH
+        else block.child("checkpoint").parsed("every", _seconds, None),
     }
 
 

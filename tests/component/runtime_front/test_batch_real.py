@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmos_operator.api.runtime.endings import parse_progress, parse_reason
+from llmos_operator.local.kubelet.mounts import MountMap
+from llmos_operator.manifests import pod as manifest
 from tests.support.models import CHAT, packaged
+from tests.support.replicas import SETTINGS, a_claim_of, a_work
 from tests.support.served import MIB, Served
 from tests.support.waiting import eventually
 
@@ -50,44 +53,53 @@ LINES = [
 REQUESTS, BAD = 20, 2
 
 
+def container_of_a_batch() -> dict[str, Any]:
+    """Return the container the operator makes for a Batch without devices."""
+    work = a_work(
+        type="Batch",
+        model={"uri": f"file://{packaged(CHAT)}", "name": "m"},
+        batch={"input": {"uri": "pvc://questions/in.jsonl"}, "output": {"uri": "pvc://answers/out.jsonl"}},
+        resources={"accelerators": 0},
+        context={"maxModelLen": 512, "maxNumSeqs": 1},
+    )
+    claim = a_claim_of(work, devices=(), bytes_per_device=0, memory_bytes=1200 * MIB, max_model_len=512)
+    (container,) = manifest.build(work, claim, SETTINGS, simulated=True)["spec"]["containers"]
+    found: dict[str, Any] = container
+    return found
+
+
 class Program:
     """`llmos batch` as the pod of a workload starts it."""
 
     def __init__(self, folder: Path) -> None:
+        claims = folder / "claims"
         self.log = folder / "termination-log"
         self.log.write_text("")
-        self.output = folder / "claims" / "answers" / "out.jsonl"
-        data = folder / "claims" / "questions"
-        data.mkdir(parents=True, exist_ok=True)
-        (data / "in.jsonl").write_text("\n".join(LINES))
-        job = {
-            "input": {"uri": "pvc://questions/in.jsonl"},
-            "output": {"uri": "pvc://answers/out.jsonl"},
-        }
-        env = {
-            **os.environ,
-            "LLMOS_MODEL_URI": f"file://{packaged(CHAT)}",
-            "LLMOS_MODEL_NAME": "m",
+        self.output = claims / "answers" / "out.jsonl"
+        for name in ("questions", "answers", "cache", "tmp"):
+            (claims / name).mkdir(parents=True, exist_ok=True)
+        (claims / "questions" / "in.jsonl").write_text("\n".join(LINES))
+        container = container_of_a_batch()
+        # As a kubelet that runs processes does it: paths of mounts become folders of the machine.
+        mounts = MountMap(
+            {
+                one["mountPath"]: claims / one["mountPath"].rpartition("/")[2]
+                for one in container["volumeMounts"]
+            }
+            | {"/dev/termination-log": self.log}
+        )
+        told = {one["name"]: mounts.rewrite(one["value"]) for one in container["env"] if "value" in one}
+        own = {
             "LLMOS_ALLOW_FILE": "true",
             "LLMOS_HOST": ADDRESS,
             "LLMOS_PORT": str(PORT),
             "LLMOS_CONTROL_PORT": str(PORT + 1),
             "LLMOS_CONTROL_TOKEN": "t",
-            "LLMOS_CACHE_DIR": str(folder / "cache"),
-            "LLMOS_GRACE_SECONDS": "20",
-            "LLMOS_MAX_NUM_SEQS": "1",
-            "LLMOS_MAX_MODEL_LEN": "512",
-            "LLMOS_MEMORY_LIMIT_BYTES": str(1200 * MIB),
-            "LLMOS_JOB": json.dumps(job),
-            "LLMOS_VOLUMES_ROOT": str(folder / "claims"),
-            "LLMOS_TERMINATION_LOG": str(self.log),
-            "NVIDIA_VISIBLE_DEVICES": "void",
-            "OMP_NUM_THREADS": "1",
         }
+        env = {**os.environ, **told, **own}
+        command = [sys.executable, "-m", "llmos_operator", *container["args"]]
         with (folder / "batch.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "llmos_operator", "batch"], env=env, stderr=log
-            )
+            self.process = subprocess.Popen(command, env=env, stderr=log)
 
     def answered(self) -> int:
         """Return how many whole lines lie beside the output."""

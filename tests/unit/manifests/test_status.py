@@ -227,6 +227,14 @@ def test_how_work_ended_is_told_for_good(reason: Reason, phase: str) -> None:
     )
 
 
+def test_work_that_failed_and_is_tried_again_has_not_failed() -> None:
+    failure = Failure("Failed", "The program ended.", NOW, 1, 1)
+    hold = Hold(Reason.BACK_OFF, "Waiting after a failure.", NOW + 60, 1)
+    waiting = written(running(pods=(), reports={}, failure=failure, hold=hold, tries=Tries(1, "x")))
+    assert (waiting["phase"], waiting["run"]["failures"]) == ("Pending", 1)
+    assert condition(waiting, "Scheduled")["reason"] == "BackOff"
+
+
 def test_service_is_counted_once_however_often_it_is_looked_at() -> None:
     status: dict[str, Any] = {}
     for at in (10, 11, 69, 71, 140, 141):
