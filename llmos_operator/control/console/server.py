@@ -3,7 +3,7 @@
 Who may see it is the cluster's to say: it listens on loopback only, so the way to it is `kubectl port-forward` to the
 leader's pod, which needs the right `create` on `pods/portforward` in the operator's namespace. A browser is not that
 user: pages of others must not read it through the forwarded port, so requests have to name a loopback host (against DNS
-rebinding) and must not come from another site, and the page may load nothing but itself. It answers GET alone.
+rebinding), data is for the page itself and no other site, and the page may load nothing but itself. It answers GET alone.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ async def _guard(
 ) -> web.StreamResponse:
     """Refuse requests a page of somebody else may have made; put the headers on every answer."""
     host = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
-    if not loopback(host) or request.headers.get("Sec-Fetch-Site", "") not in _OWN_SITE:
+    # A link of another site may lead to the page, which holds nothing; what it asks for is for itself alone.
+    foreign = request.headers.get("Sec-Fetch-Site", "") not in _OWN_SITE and request.path not in _FILES
+    if foreign or not loopback(host):
         return web.Response(
             status=403, text="the console answers its own page on a loopback address only\n", headers=HEADERS
         )
