@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.control.accounting import Accounts
     from llmos_operator.control.records import Records
+    from llmos_operator.control.remedies import Remedies
     from llmos_operator.state.store import Store
 
 log = logger(__name__)
@@ -81,6 +82,7 @@ class ConsoleServer:
         store: Store,
         records: Records,
         accounts: Accounts,
+        remedies: Remedies,
         clock: Clock,
         *,
         leading: Callable[[], bool],
@@ -89,6 +91,7 @@ class ConsoleServer:
         self._store = store
         self._records = records
         self._accounts = accounts
+        self._remedies = remedies
         self._clock = clock
         self._leading = leading
         self._made_at = float("-inf")  # monotonic
@@ -133,7 +136,11 @@ class ConsoleServer:
             shown: view.Json = {"leading": False}  # a replica that stands by knows nothing
         else:
             found = view.overview(
-                self._store.snapshot(), self._records, self._accounts.busy_percent, self._clock.now()
+                self._store.snapshot(),
+                self._records,
+                self._accounts.busy_percent,
+                self._remedies.proposals,
+                self._clock.now(),
             )
             shown = {"leading": True, **found}
         return json.dumps(shown, separators=(",", ":"), ensure_ascii=False).encode()
