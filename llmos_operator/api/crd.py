@@ -29,7 +29,10 @@ from llmos_operator.api.schema import INT32_MAX, KubeModel, OpenModel, Rule
 __all__ = ["KINDS", "Column", "Kind", "definition", "main", "render", "render_for_chart"]
 
 Schema = dict[str, Any]
-SIZE_LIMIT = 100_000  # bytes of one file; etcd and client-side apply both have limits not far above
+# Bytes of one file. Client-side apply keeps the whole object once more in an annotation, and all annotations together
+# may have 256 KiB (https://kubernetes.io/docs/concepts/overview/working-with-objects/annotations/); half of it leaves
+# room for what a cluster adds.
+SIZE_LIMIT = 128_000
 
 
 def definition(kind: Kind) -> Schema:
