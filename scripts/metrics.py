@@ -83,12 +83,9 @@ def catalogue() -> dict[str, list[Metric]]:
     GatewayMetrics(gateway)
     RequestMetrics(runtime, "model")
     runtime.register(_engine())
-<<<<<<< HEAD
     told_of_a_run = Report(loss=1.0, validation_loss=1.0, checkpoint_at=1.0)
     tune.register(TuneCollector(Board(FakeClock(), told_of_a_run)))
-=======
     BatchMetrics(runtime)
->>>>>>> jobs
     AgentMetrics(agent)
     agent.register(CollectorMetrics(Figures(), lambda: 0))
     agent.register(_devices())

@@ -197,16 +197,12 @@ class Workload:
     cpu_milli: int = 0  # requests of podTemplate's app containers, without the runtime's own
     host_memory_bytes: int = 0  # same
     expected_seconds: float | None = None  # expected service time, where known
-<<<<<<< HEAD
-    checkpoint_seconds: float | None = None  # FineTune: time between checkpoints
+    checkpoint_seconds: float | None = None  # FineTune, Batch: what a preemption can lose at most; None: all
     training: TrainingSpec | None = None  # FineTune
     saved_at: float | None = None  # FineTune: epoch seconds of the last checkpoint, from status.run
-=======
-    checkpoint_seconds: float | None = None  # FineTune, Batch: what a preemption can lose at most; None: all
->>>>>>> jobs
     backoff_limit: int = 3  # FineTune, Batch: failures of the program that are followed by a new try
     completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
-    gpu_seconds: int = 0  # status.usage: service received so far, seconds times devices; Inference: 0
+    gpu_seconds: int = 0  # status.run: service received so far, seconds times devices; Inference: 0
     template_hash: str = ""  # changes when a pod would have to be rebuilt
     spec: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # raw, for manifests
 

@@ -90,12 +90,8 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
-<<<<<<< HEAD
-        checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
         training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
         saved_at=status.child("run").parsed("lastSavedTime", parse_rfc3339, None),
-=======
->>>>>>> jobs
         gpu_seconds=used,
         **_run(spec, kind),
         cpu_milli=cpu,
