@@ -18,6 +18,7 @@ TARGETS = {
     "venv",
     "binaries",
     "models",
+    "chromium",
     "prometheus",
     "lock",
     "generate",
