@@ -62,7 +62,9 @@ class History:
         self._leaving: dict[str, float] = {}  # pod -> when it is gone
         self._held: dict[str, int] = {}  # device -> bytes in use beyond what pods hold
         self._count = self._pods_made = 0
-        self._alike = self._chance(0.3)  # small work of one standing comes and goes: what is free lies scattered
+        self._alike = self._chance(
+            0.3
+        )  # small work of one standing comes and goes: what is free lies scattered
         for number in range(self.random.randint(2, 3) if self._alike else self.random.randint(1, 3)):
             self._add_node(f"n{number}")
         self._queues()
