@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 PRIORITIES = {"low": 1, "mid": 2, "high": 3}
 QUEUES = ("default", "red", "blue")
-# A tenth an hour instead of a hundredth: clusters are small here, and there is to be something to see.
-POLICY = Policy(consolidation=ConsolidationPolicy(part=0.1, cool_down=600.0))
+# Half of all an hour instead of a hundredth: clusters are small here, and there is to be something to see.
+POLICY = Policy(consolidation=ConsolidationPolicy(part=0.5, cool_down=600.0))
 
 
 class History:
@@ -62,7 +62,10 @@ class History:
         self._leaving: dict[str, float] = {}  # pod -> when it is gone
         self._held: dict[str, int] = {}  # device -> bytes in use beyond what pods hold
         self._count = self._pods_made = 0
-        for number in range(self.random.randint(1, 3)):
+        self._alike = self._chance(
+            0.3
+        )  # small work of one standing comes and goes: what is free lies scattered
+        for number in range(self.random.randint(2, 3) if self._alike else self.random.randint(1, 3)):
             self._add_node(f"n{number}")
         self._queues()
 
@@ -83,7 +86,7 @@ class History:
         """Let one thing happen."""
         happenings: Sequence[tuple[int, Callable[[], str]]] = (
             (12, self._submit),
-            (2, self._delete),
+            (8 if self._alike else 2, self._delete),
             (2, self._finish),
             (2, self._lose_pod),
             (1, self._lose_node),
@@ -185,7 +188,17 @@ class History:
             min_runtime=pick([0.0, 0.0, 60.0, 600.0]),
             max_runtime=pick([None, None, 300.0, 3000.0]),  # nobody ends it then: an estimate that is wrong
         )
-        if self._chance(0.2):
+        if self._alike and self._chance(0.8):
+            builder.in_queue("default").priority("mid").gpus(pick([1, 1, 1, 2, 3])).replicas(1)
+            builder.with_(
+                kind=WorkloadKind.INFERENCE,
+                created_at=self.now - 3600.0,
+                memory_bytes=pick([1, 5, 12]) * GIB,
+                sharing=Sharing.EXCLUSIVE,
+                min_runtime=0.0,
+                max_runtime=None,
+            )
+        elif self._chance(0.2):
             builder.of_pods(pick([2, 2, 3]))
         self.cluster.add(builder)
         return f"submitted {builder.value.key}"
@@ -273,8 +286,9 @@ class History:
         return self.random.random() < part
 
     def _add_node(self, name: str) -> None:
-        node = a_node(name).with_host(cpu=self.random.choice(["2", "64"]), memory="64Gi")
-        count = self.random.randint(0, 4)
+        cpu = "64" if self._alike else self.random.choice(["2", "64"])
+        node = a_node(name).with_host(cpu=cpu, memory="64Gi")
+        count = 4 if self._alike else self.random.randint(0, 4)
         if count:
             node.with_gpus(count, self.random.choice(["A-80G", "L-24G"]))
         self.cluster.add(node)
@@ -288,7 +302,7 @@ class History:
         self._quiet.discard(name)
 
     def _queues(self) -> None:
-        limited = self._chance(0.5)
+        limited = not self._alike and self._chance(0.5)
         parent = "org" if limited and self._chance(0.5) else ""
         for name in QUEUES:
             nominal = self.random.randint(0, 6) * 1000 if limited else None
