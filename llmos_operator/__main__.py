@@ -18,6 +18,7 @@ PROCESSES: dict[str, tuple[str, str]] = {
     "operator": ("llmos_operator.control.app", "operator"),
     "agent": ("llmos_operator.telemetry.agent", "agent"),
     "runtime": ("llmos_operator.runtime.server", "runtime"),
+    "tune": ("llmos_operator.tuning.program", "runtime"),
     "batch": ("llmos_operator.runtime.jobs.batch.program", "runtime"),
     "gateway": ("llmos_operator.gateway.app", "gateway"),
 }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from llmos_operator.api.generated import settle
+from llmos_operator.clock import FakeClock
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.gateway.metrics import Metrics as GatewayMetrics
 from llmos_operator.runtime.ipc.client import EngineStatus
@@ -34,6 +35,8 @@ from llmos_operator.telemetry.metrics import (
 )
 from llmos_operator.telemetry.policy import RULES, Reason
 from llmos_operator.telemetry.sample import DeviceInfo, ProcessUse, Sample
+from llmos_operator.tuning.metrics import TuneCollector
+from llmos_operator.tuning.progress import Board, Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,13 +77,15 @@ class Metric:
 
 
 def catalogue() -> dict[str, list[Metric]]:
-    """Return the metrics by what serves them: operator, gateway, runtime, agent, devices, dcgm."""
-    operator, gateway, runtime, agent = (CollectorRegistry() for _ in range(4))
+    """Return the metrics by what serves them: operator, gateway, runtime, tune, agent, devices, dcgm."""
+    operator, gateway, runtime, tune, agent = (CollectorRegistry() for _ in range(5))
     OperatorMetrics(operator)
     GatewayMetrics(gateway)
     RequestMetrics(runtime, "model")
     runtime.register(_engine())
     BatchMetrics(runtime)
+    told_of_a_run = Report(loss=1.0, validation_loss=1.0, checkpoint_at=1.0)
+    tune.register(TuneCollector(Board(FakeClock(), told_of_a_run)))
     AgentMetrics(agent)
     agent.register(CollectorMetrics(Figures(), lambda: 0))
     agent.register(_devices())
@@ -91,6 +96,7 @@ def catalogue() -> dict[str, list[Metric]]:
         "operator": _read(operator),
         "gateway": _read(gateway),
         "runtime": _read(runtime),
+        "tune": _read(tune),
         "agent": [one for one in told if one.name.startswith("llmos_agent_")],
         "devices": fixed
         + [one for one in told if one.name.startswith("llmos_gpu_") and one.name not in known],
@@ -166,6 +172,9 @@ def page() -> str:
         "## Runtime\n",
         "vLLM's names where it has one, with its bucket edges; `engine` is always 0.\n",
         *_table(found["runtime"]),
+        "## Fine-tuning\n",
+        "By `llmos tune`, in the pods of FineTune workloads.\n",
+        *_table(found["tune"]),
         "## Agent\n",
         *_table(found["agent"]),
         "## Devices, by the agent\n",

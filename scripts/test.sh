@@ -81,7 +81,7 @@ last_line() { # NAME
 # The control plane's binaries and the models are made once per machine, in a cache; what needs neither of them begins
 # beside that. Tests with servers wait a lot, and nobody should wait for them to get the CPU: the others are nice.
 start artifacts nice -n 10 make artifacts
-lane quick 10 tests/unit tests/property tests/scenarios --ignore=tests/unit/runtime_engine
+lane quick 10 tests/unit tests/property tests/scenarios --ignore=tests/unit/runtime_engine --ignore=tests/unit/tuning
 for target in lint types contracts spelling generated; do check "$target"; done
 
 last=(tests/e2e)
@@ -89,7 +89,7 @@ await artifacts
 if ((statuses[artifacts] == 0)); then
   lane operator 0 tests/component/operator
   # Whatever maps torch's libraries is in one lane: the memory a runtime takes is found smaller while others share them.
-  lane models 5 tests/unit/runtime_engine tests/component/runtime_engine tests/component/runtime_front
+  lane models 5 tests/unit/runtime_engine tests/unit/tuning tests/component/runtime_engine tests/component/runtime_front
   lane servers 0 tests/component --ignore=tests/component/operator --ignore-glob='tests/component/runtime_*'
 else
   echo "-- artifacts: FAILED; component and end-to-end tests are left out"

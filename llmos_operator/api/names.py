@@ -56,6 +56,7 @@ PORT_SERVING = 8000  # runtime: OpenAI-style API (spec.serving.port overrides)
 PORT_CONTROL = 8001  # runtime: control API for the operator, bearer token
 PORT_HEALTH = 8080  # operator, agent, gateway: /livez /readyz /metrics
 PORT_INGEST = 8090  # operator: telemetry and demand from agents and gateways, bearer ServiceAccount token
+PORT_CONSOLE = 8086  # operator: the read-only page for people, on loopback only
 PORT_GATEWAY = 8000
 PORT_RENDEZVOUS = 29500  # where the members of a gang meet: the default of torch.distributed
 

@@ -9,6 +9,7 @@ from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.api.v1alpha1.modelprofile import LoadPath, LoadTime
 from llmos_operator.api.v1alpha1.workload_model import WeightFormat
 from llmos_operator.control import reconcile
+from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
@@ -34,6 +35,7 @@ class Hearing:
     def telemetry(self, report: Report) -> None:
         """Take a node's samples; only a crossing or a change of verdict asks for a cycle."""
         parts = self._parts
+        parts.accounts.sampled(report.readings)
         if parts.store.observe(report.node, report.readings, parts.clock.now()):
             parts.batcher.trigger()
 
@@ -65,6 +67,8 @@ class Hearing:
     def _loaded(self, workload: Workload, claim: Claim, replica: Replica, report: RuntimeStatus) -> None:
         """A model became ready: remember how long it took and what it uses."""
         parts = self._parts
+        if workload.kind is WorkloadKind.FINE_TUNE:
+            return  # what training takes says nothing about serving, which profiles are about
         seconds = parts.clock.now() - claim.bound_at
         parts.metrics.ready_seconds.observe(max(0.0, seconds))
         took = sum(report.load_seconds.values())

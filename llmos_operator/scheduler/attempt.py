@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler import failure, wording
 from llmos_operator.scheduler.claims import claim_for, profile_of, request_of, sharing_domain, signature
+from llmos_operator.scheduler.consolidation import Consolidation
 from llmos_operator.scheduler.gang import Gangs, concerns
+from llmos_operator.scheduler.moving import Moving
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
 from llmos_operator.scheduler.plan import Bind, Evict, Shrink
 from llmos_operator.scheduler.quota import charge
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.failure import Failure
     from llmos_operator.scheduler.feasibility import Feasibility
     from llmos_operator.scheduler.placement import Placer
-    from llmos_operator.scheduler.plan import Reservation
+    from llmos_operator.scheduler.plan import Move, Reservation
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.preemption import Preemption, Proposal
     from llmos_operator.scheduler.queueing import Pending
@@ -52,6 +54,7 @@ class Result:
     binds: list[Bind] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)
     shrinks: list[Shrink] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
     waiting: int = 0
     failure: Failure | None = None  # of the last replica that has to wait
     reservation: Reservation | None = None  # the place that is kept for what has to wait
@@ -85,6 +88,8 @@ class Attempts:
         self.waiting_domains: set[str] = set()  # sharing domains of which somebody waits in this plan
         self._failed: dict[tuple[object, ...], Failure] = {}
         self.gangs = Gangs(self)
+        self.moving = Moving(self)
+        self.consolidation = Consolidation(self)
         self.reservations = Reservations(self)
         preemption.usable = self.reservations.usable
 
@@ -106,12 +111,12 @@ class Attempts:
         self.reservations.consider(pending, shape, result)
         return self._with_former(pending, result)
 
-    @staticmethod
-    def _with_former(pending: Pending, result: Result) -> Result:
+    def _with_former(self, pending: Pending, result: Result) -> Result:
         """Add the replicas that wait for their former pods."""
         if pending.blocked:
             result.waiting += pending.held_up
-            result.failure = result.failure or failure.former_pods(pending)
+            moves = self.moving.leaving(pending)
+            result.failure = result.failure or moves or failure.former_pods(pending)
         return result
 
     def shape(self, workload: Workload) -> Shape:
@@ -131,6 +136,12 @@ class Attempts:
         return profile_of(self.snapshot, workload)
 
     def _place_one(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
+        moved = self.moving.start(pending, shape, ordinal)
+        if isinstance(moved, Bind):
+            result.binds.append(moved)
+            return None
+        if moved is not None:
+            return moved
         may_preempt = self.snapshot.may_preempt(pending.workload)
         kept = self.reservations.openness(pending)
         key = (shape.number, pending.queue, pending.priority, may_preempt, kept)
@@ -176,11 +187,27 @@ class Attempts:
             handicaps = {**handicaps, row: INFEASIBLE}
         return None
 
-    def bound(self, pending: Pending, shape: Shape, place: int, claim: Claim, row: int, waste: int) -> Bind:
-        """Count a claim in both worlds and return its bind."""
+    def bound(
+        self,
+        pending: Pending,
+        shape: Shape,
+        place: int,
+        claim: Claim,
+        row: int,
+        waste: int,
+        *,
+        held: bool = False,
+    ) -> Bind:
+        """Count a claim in both worlds and return its bind; one that is `held` counts in the later world already."""
         size, request = shape.options[place]
         candidates, by = self.placer.count(request), self.placer.scored_by(request)
-        self.worlds.bind(claim)
+        target = self.snapshot.targets.get((claim.workload_uid, claim.ordinal))
+        if target is not None:  # wherever it starts now: it has been moved
+            claim = replace(claim, moved_at=target.at)
+        if held:
+            self.worlds.now.place(claim)
+        else:
+            self.worlds.bind(claim)
         if request.placement is Placement.SPREAD:
             self._spread_to.setdefault(claim.workload_uid, []).append(claim.node)
         state = self.worlds.now.node(claim.node)
@@ -280,8 +307,13 @@ class Attempts:
         return True
 
     def _displace(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
-        """Displace others for the claim, and hold the room."""
+        """Displace others for the claim, or move them where that loses no more, and hold the room."""
         proposal = self.preemption.find(pending, shape.options)
+        if proposal is None or any(not victim.asked_bytes for victim in proposal.victims):
+            cost = proposal.cost if proposal is not None else None
+            moves = self.consolidation.move(pending, shape, (ordinal,), result, cost)
+            if moves is not None:
+                return moves
         if proposal is None:
             return None
         result.shrinks += self._shrinks(pending, proposal)

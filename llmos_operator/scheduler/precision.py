@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Profile, Workload
 
 SOURCE_FORMAT: Final = "bf16"
+# What each method of spec.fineTune trains on, the default first.
+TRAINED_ON: Final = {"lora": ("bf16", "fp32"), "qlora": ("int8", "int4"), "full": ("fp32",)}
 
 # Growth of perplexity to expect until a profile has measured it, in thousandths of a percent, for models of a few
 # billion parameters and more: fp8 and int8 with row scales are near lossless (arXiv:2208.07339, 2209.05433), grouped
@@ -44,6 +46,8 @@ def formats(workload: Workload, profile: Profile | None, policy: Policy) -> Form
     """Return the workload's formats: most bits first, then least loss, then the order in which it lists them."""
     asked = workload.quantization
     served = policy.engine_formats.get(workload.engine)
+    if workload.training is not None:
+        return _trained(workload, workload.training.method, profile, served)
     if asked.mode is QuantizationMode.NONE:
         return Formats((SOURCE_FORMAT,))
     if asked.mode is QuantizationMode.FIXED:
@@ -62,6 +66,29 @@ def formats(workload: Workload, profile: Profile | None, policy: Policy) -> Form
         message = f"no allowed format is left: {', '.join(out)}; widen spec.quantization.allowed, minBits or maxQualityLoss"
         return Formats((), Reason.FORMAT_NOT_ALLOWED, message)
     return Formats(tuple(name for *_, name in sorted(kept)))
+
+
+def _trained(
+    workload: Workload, method: str, profile: Profile | None, served: tuple[str, ...] | None
+) -> Formats:
+    """Return the formats a training run may have: its method says which, spec.quantization chooses among them."""
+    asked, usable = workload.quantization, TRAINED_ON[method]
+    if asked.mode is QuantizationMode.FIXED:
+        if asked.format in usable:
+            return Formats((asked.format,))
+        known = " or ".join(usable)
+        message = (
+            f"fineTune.method {method} trains on {known}, not on spec.quantization.format {asked.format}"
+        )
+        return Formats((), Reason.FORMAT_NOT_ALLOWED, message)
+    if method != "qlora":
+        return Formats(usable[:1])
+    out = {name: _out(name, workload, profile, served) for name in usable}
+    kept = tuple(name for name in usable if name in asked.allowed and not out[name])
+    if kept:
+        return Formats(kept)
+    why = ", ".join(f"{name} {out[name] or 'is not in spec.quantization.allowed'}" for name in usable)
+    return Formats((), Reason.FORMAT_NOT_ALLOWED, f"fineTune.method qlora has no format left: {why}")
 
 
 def loss_milli(name: str, profile: Profile | None) -> int:

@@ -2,7 +2,8 @@
 
     bytes = estimate(format, context, KV) + (measured - estimated of the last measured run), at least the OOM floor
 
-The estimate is `api.runtime.memory`, the same formula the runtime predicts with; `resources.memory` replaces it.
+The estimate is `api.runtime.memory`, the same formula the runtime predicts with (of a FineTune `api.runtime.training_memory`,
+as the trainer); `resources.memory` replaces it.
 Formats come best first; within a format the largest context first. KV needs at least one full context; what is beyond
 is granted from what the chosen device has left.
 """
@@ -13,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.runtime import memory
+from llmos_operator.api.runtime import memory, training_memory
 from llmos_operator.scheduler.precision import formats
 from llmos_operator.state.types import AUTO, Sharing
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
-    from llmos_operator.state.types import Profile, Workload
+    from llmos_operator.state.types import Profile, TrainingSpec, Workload
 
 _KV_ELEMENT_BYTES = {"fp8": 1, "int8": 1}
 _FLOOR_SHARE = 8  # after running out of memory ask for an eighth more
@@ -62,6 +63,9 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
         )
     found = []
     for name in allowed.allowed:
+        if workload.training is not None:
+            found += _training(workload.training, profile, policy, name)
+            continue
         for length in _contexts(workload, profile.shape, policy):
             found += _at(workload, profile, policy, name, length)
     return Sizes(tuple(found))
@@ -106,6 +110,26 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
         ).total_bytes
         wanted = tokens if workload.sharing is Sharing.SHARED else max(tokens, full)
         found.append(Size(name, corrected(estimate, profile, name), length, tokens, wanted, per_token))
+    return found
+
+
+def _training(asked: TrainingSpec, profile: Profile, policy: Policy, name: str) -> list[Size]:
+    """Return the sizes of a training run at a format, quickest first.
+
+    Several samples at a time; one at a time; one, and layers computed again on the way back. The trainer makes the same
+    choice under the limit it gets.
+    """
+    shape = profile.shape
+    if shape is None:
+        return []
+    longest = min(asked.max_length, shape.max_positions or asked.max_length)
+    wanted = max(longest, min(asked.batch_size * longest, training_memory.PART_TOKENS))
+    found = []
+    for tokens, recompute in dict.fromkeys([(wanted, False), (longest, False), (longest, True)]):
+        size = training_memory.TrainingSize(name, asked.rank, asked.targets, tokens, recompute)
+        base = profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes
+        estimate = training_memory.estimate_training(shape, size, base_bytes=base)
+        found.append(Size(name, estimate.total_bytes, max_model_len=longest))
     return found
 
 

@@ -198,8 +198,7 @@ class VictimIndex:
     def _cost(self, claim: Claim, pod: Pod, workload: Workload | None) -> int:
         seconds = self._reload_seconds(claim, workload)
         if workload is not None and workload.kind is not WorkloadKind.INFERENCE:
-            ran = max(0.0, self._now - (pod.started_at or claim.bound_at))
-            seconds += min(ran, workload.checkpoint_seconds) if workload.checkpoint_seconds else ran
+            seconds += _unsaved(workload, self._now, pod.started_at or claim.bound_at)
         parts = claim.gpu_milli or FULL_MILLI
         return max(1, round(seconds * _MILLISECONDS) * parts // FULL_MILLI)
 
@@ -214,6 +213,17 @@ class VictimIndex:
             return measured
         held = claim.bytes_per_device * len(claim.devices) or claim.memory_bytes
         return held / self._policy.load_bytes_per_second
+
+
+def _unsaved(workload: Workload, now: float, began: float) -> float:
+    """Return for how many seconds a pod that ``began`` then has worked since its last checkpoint.
+
+    When that was is what the run itself says; until it has said so, it is the time between checkpoints at most.
+    """
+    ran = max(0.0, now - began)
+    if workload.saved_at is not None and workload.saved_at >= began:
+        return min(ran, max(0.0, now - workload.saved_at))
+    return min(ran, workload.checkpoint_seconds) if workload.checkpoint_seconds else ran
 
 
 def _measured_load(profile: Profile | None, fmt: str) -> float | None:

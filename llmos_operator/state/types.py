@@ -32,6 +32,7 @@ from llmos_operator.state.work import (
     Sharing,
     Toleration,
     Topology,
+    TrainingSpec,
     Workload,
     WorkloadKey,
     WorkloadKind,
@@ -72,8 +73,10 @@ __all__ = [
     "Selector",
     "Sharing",
     "Taint",
+    "Target",
     "Toleration",
     "Topology",
+    "TrainingSpec",
     "Verdict",
     "Workload",
     "WorkloadKey",
@@ -167,6 +170,20 @@ class PodPhase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Where a replica that is moved starts again. The place is kept for it until `until`, also while its pod is still leaving."""
+
+    node: str
+    devices: tuple[str, ...]  # UUIDs
+    format: str  # it keeps precision and context
+    max_model_len: int
+    kv_tokens: int
+    at: float  # epoch seconds of the decision
+    until: float  # epoch seconds
+    beneficiary: WorkloadKey  # who starts in its former place
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What one replica of a workload holds: written to the pod as annotation `llmos.dev/claim`, rebuilt from it.
 
@@ -199,6 +216,8 @@ class Claim:
     asked_bytes: int = 0  # of each device, that it was asked to come down to; 0: it was not asked
     asked_at: float = 0.0  # epoch seconds of that
     yielded: bool = False  # it was seen to have come down
+    moved_at: float = 0.0  # epoch seconds at which its replica was moved to this place; 0: it was not
+    target: Target | None = None  # its replica is being moved there
 
     @property
     def held_bytes(self) -> int:

@@ -133,6 +133,17 @@ class Topology:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingSpec:
+    """What decides the memory of a FineTune. Lengths in tokens."""
+
+    method: str  # lora | qlora | full
+    rank: int  # of the adapter; 0: all weights learn
+    targets: tuple[str, ...]  # layers that have an adapter; (): all linear ones
+    batch_size: int
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """An accepted ModelWorkload as the scheduler sees it. `replicas` is what is wanted now."""
 
@@ -176,6 +187,8 @@ class Workload:
     host_memory_bytes: int = 0  # same
     expected_seconds: float | None = None  # expected service time, where known
     checkpoint_seconds: float | None = None  # FineTune, Batch: what a preemption can lose at most; None: all
+    training: TrainingSpec | None = None  # FineTune
+    saved_at: float | None = None  # FineTune, Batch: epoch seconds at which it last saved, from status.run
     backoff_limit: int = 3  # FineTune, Batch: failures of the program that are followed by a new try
     completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
     gpu_seconds: int = 0  # status.usage: service received so far, seconds times devices; Inference: 0

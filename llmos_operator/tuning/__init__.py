@@ -1,5 +1,5 @@
-"""Fine-tuning, batch inference and compression jobs that run inside the runtime image.
+"""Fine-tuning: `llmos tune`, a process that trains once and ends. It runs inside the runtime image.
 
-Owns training loops and their checkpoints.
+Owns datasets, adapters while they learn, the training loop and its checkpoints; weights come through `runtime.loader`.
 Must not know Kubernetes.
 """

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from llmos_operator.api.schema import KubeModel, PositiveDuration, Rule
 from llmos_operator.api.v1alpha1.workload_model import DataUri, OutputUri
+from llmos_operator.api.v1alpha1.workload_training import LoraSettings, Training
 
 _BACKOFF = (
     "Failures of the program that are followed by a new try; one more, and the run has failed. Preemptions, evictions and lost nodes "
@@ -63,16 +64,29 @@ class FineTune(KubeModel):
             "output cannot be changed: create a new workload",
             ".output",
         ),
+        Rule("self.lora == oldSelf.lora", "lora cannot be changed: create a new workload", ".lora"),
+        Rule(
+            "self.training == oldSelf.training",
+            "training cannot be changed: create a new workload",
+            ".training",
+        ),
     )
     method: FineTuneMethod = Field(
         default=FineTuneMethod.LORA,
-        description="lora: train an adapter beside frozen weights. qlora: the same on 4-bit weights. full: train all weights.",
+        description="lora: train an adapter beside frozen weights. qlora: the same on int8 or int4 weights. full: train all "
+        "weights, which takes at least 16 bytes of memory for each.",
     )
-    dataset: DataSource = Field(description="What to train on: JSON lines with `messages` or `text`.")
+    dataset: DataSource = Field(
+        description="What to train on: JSON lines with `messages`, `prompt` and `completion`, or `text`."
+    )
     output: DataSink = Field(description="Where the result is written.")
     checkpoint: Checkpoint | None = Field(
         default=None, description="How often the run is saved, and where. Empty: a preemption starts it anew."
     )
+    lora: LoraSettings = Field(
+        default_factory=LoraSettings, description="The adapter of the methods lora and qlora."
+    )
+    training: Training = Field(default_factory=Training, description="How long and how fast it learns.")
     backoff_limit: int = Field(default=3, ge=0, le=100, description=_BACKOFF)
 
 

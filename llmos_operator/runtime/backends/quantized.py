@@ -112,7 +112,7 @@ class Int4Linear(QuantizedLinear):
         grid = torch.empty(in_features // GROUP, out_features, 2, dtype=torch.bfloat16, device="meta")
         self.register_buffer("weight", packed)
         self.register_buffer("grid", grid)
-        self._unpackable = out_features % LANES == 0 and lanes_as_expected()
+        self.unpackable = out_features % LANES == 0 and lanes_as_expected()
 
     def packed(self, rows: Tensor) -> Tensor:
         """Return the product by the packed kernel."""
@@ -121,7 +121,7 @@ class Int4Linear(QuantizedLinear):
 
     def unpacked(self, rows: Tensor) -> Tensor:
         """Return the product by way of bf16 weights, where this CPU's packing is known; else by the packed kernel."""
-        if not self._unpackable:
+        if not self.unpackable:
             return self.packed(rows)
         weights = self.dequantized()
         return product(rows, weights.t()) if widens(rows) else rows @ weights

@@ -143,15 +143,20 @@ class StreamWriter:
         path: Path,
         tensors: Iterable[tuple[str, str, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
+        *,
+        alignment: int = ALIGNMENT,
     ) -> None:
-        """`tensors` are (name, dtype, shape); metadata goes into the header."""
+        """`tensors` are (name, dtype, shape); metadata goes into the header.
+
+        With ``alignment`` 1 nothing is filled in: for files that others read by the names of their tensors.
+        """
         self._path = path
         self._partial = path.with_name(path.name + ".partial")
         self._expected: list[tuple[str, int]] = []
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         at = 0
         for name, dtype, shape in tensors:
-            gap = -at % ALIGNMENT
+            gap = -at % alignment
             if gap:
                 header[f"{PADDING}{at}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [at, at + gap]}
                 self._expected.append((PADDING, gap))

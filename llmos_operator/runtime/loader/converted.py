@@ -72,19 +72,21 @@ class Converted:
         )
 
 
-def converted(empty: Empty, load: Load, digest: str, stages: Stages) -> Converted:
-    """Return the weights of a fused ``empty`` model at ``load.format``, converting them if the cache has none.
+def converted(empty: Empty, load: Load, digest: str, stages: Stages, *, variant: str = "") -> Converted:
+    """Return the weights of ``empty`` at ``load.format``, converting them if the cache has none.
+
+    Models that are served are fused before; ``variant`` names the entry of one that is built otherwise.
 
     Raises Permanent(reason=Corrupted) for a bad source, OSError for a full disk.
     """
     from llmos_operator.runtime.formats.grids import packing_name  # noqa: PLC0415 - torch
 
     root = Path(load.cache_dir) if load.cache_dir else Path(tempfile.gettempdir()) / "llmos-cache"
-    folder = root / "quant" / digest.removeprefix("sha256:") / load.format
+    folder = root / "quant" / digest.removeprefix("sha256:") / (load.format + variant)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {"version": VERSION, "format": load.format, "packing": packing_name(), "source": digest}
     stages.enter(RuntimeState.QUANTIZING, sum(entry.nbytes for _, entry in empty.entries.values()))
-    with _locked(folder.with_name(load.format + ".lock")):
+    with _locked(folder.with_name(folder.name + ".lock")):
         found = _usable(folder, wanted)
         if found is not None:
             return Converted(found, folder / _RECORD, fresh=False)

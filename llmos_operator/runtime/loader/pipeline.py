@@ -99,10 +99,10 @@ def load_model(load: Load, stages: Stages) -> Loaded:
     meter = Meter(load.base_pids, limit_bytes=load.memory_limit_bytes)
     meter.base_bytes = meter.measure()
     source = resolve(load, stages)
-    folder = _standard_folder(source, load, stages)
+    folder = standard_folder(source, load, stages)
     config = read_config(folder)
     checkpoint = open_checkpoint(folder)
-    digest = _verify(checkpoint, load, stages)
+    digest = verify(checkpoint, load, stages)
     meter.check("verifying")
 
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
@@ -206,7 +206,7 @@ def plan_of(load: Load, meter: Meter, shape: ModelShape, limit: int | None = Non
     )
 
 
-def _standard_folder(source: Resolved, load: Load, stages: Stages) -> Path:
+def standard_folder(source: Resolved, load: Load, stages: Stages) -> Path:
     """Return a folder with safetensors: the source itself, or the converted copy of a GGUF file."""
     if source.path.is_file():
         if not is_gguf(source.path):
@@ -218,7 +218,8 @@ def _standard_folder(source: Resolved, load: Load, stages: Stages) -> Path:
     return source.path if gguf is None else converted_gguf(gguf, load, stages)
 
 
-def _verify(checkpoint: Checkpoint, load: Load, stages: Stages) -> str:
+def verify(checkpoint: Checkpoint, load: Load, stages: Stages) -> str:
+    """Return the digest of the weights. Raises Permanent(reason=Corrupted) if it is not the one that is demanded."""
     total = sum(file.path.stat().st_size for file in checkpoint.files)
     stages.enter(RuntimeState.VERIFYING, total)
     name = str(checkpoint.folder.resolve()).strip("/").replace("/", "-")[-200:]

@@ -31,6 +31,7 @@ from llmos_operator.state.types import (
     QuantizationMode,
     Sharing,
     Topology,
+    TrainingSpec,
     Workload,
     WorkloadKind,
 )
@@ -52,6 +53,7 @@ _REBUILDING = (
 _HASH_LENGTH = 10
 _MOST_DIGITS = 18
 _MOST_COPIES = 256
+_METHODS = ("lora", "qlora", "full")
 _MOST_TRIES = 100
 _BATCH_LOSES = 30.0  # seconds: answers are saved as they come, what is under way is asked again
 # Fields of batch and fineTune that the operator acts on: a change of them must not replace a pod that works.
@@ -65,7 +67,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
     pod_spec = spec.child("podTemplate").child("spec")
     cpu, memory, _ = requests(pod_spec)
     kind = spec.choice("type", WorkloadKind, WorkloadKind.INFERENCE)
-    used = status.child("usage").number("gpuSeconds") if kind is not WorkloadKind.INFERENCE else 0
+    used = status.child("run").number("deviceSeconds") if kind is not WorkloadKind.INFERENCE else 0
     return Workload(
         key=f"{meta.required('namespace')}/{meta.required('name')}",
         uid=meta.required("uid"),
@@ -84,6 +86,8 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
+        training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
+        saved_at=status.child("run").parsed("lastSavedTime", parse_rfc3339, None),
         gpu_seconds=used,
         **_run(spec, kind),
         cpu_milli=cpu,
@@ -93,6 +97,20 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         **_resources(spec),
         **_scheduling(spec.child("scheduling")),
         **_replicas(spec, spec.child("scheduling").number("minReplicas", 1, least=1)),
+    )
+
+
+def _training(fields: Fields) -> TrainingSpec:
+    method = fields.text("method", "lora")
+    if method not in _METHODS:
+        raise invalid(fields.at("method"), f"{shown(method)} is not one of {', '.join(_METHODS)}")
+    lora, training = fields.child("lora"), fields.child("training")
+    return TrainingSpec(
+        method=method,
+        rank=0 if method == "full" else lora.number("rank", 16, least=1, most=256),
+        targets=lora.texts("targets"),
+        batch_size=training.number("batchSize", 8, least=1, most=4096),
+        max_length=training.number("maxLength", 1024, least=16, most=1 << 20),
     )
 
 

@@ -1,0 +1,198 @@
+"""`llmos tune`: load the model, train, leave the result, and say how it ended.
+
+The training loop has the main thread, where SIGTERM arrives: it is noted, and the run ends after the part it is at,
+with a checkpoint where it has a place for one. A failure's reason goes to the termination message, see `jobs.ending`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.clock import Clock, SystemClock
+from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.observability import logging, metrics
+from llmos_operator.runtime.ipc.messages import Load
+from llmos_operator.runtime.jobs.data import Data
+from llmos_operator.runtime.jobs.ending import Ending, tell
+from llmos_operator.runtime.jobs.front import JobFront
+from llmos_operator.runtime.jobs.settings import JobSettings, job_from_environment
+from llmos_operator.runtime.settings import BadEnvironment
+from llmos_operator.tuning.metrics import TuneCollector
+from llmos_operator.tuning.progress import Board
+from llmos_operator.tuning.recipe import read_order
+from llmos_operator.tuning.status import live, progress_of, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llmos_operator.runtime.settings import RuntimeSettings
+    from llmos_operator.tuning.recipe import Order
+
+log = logging.logger(__name__)
+
+
+class Stop:
+    """Whether the run has been asked to end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        """Return whether it has."""
+        return self.asked
+
+    def ask(self, number: int, _frame: object = None) -> None:
+        """Note a signal."""
+        self.asked = True
+        log.info("asked to end", signal=signal.Signals(number).name)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Local paths of a run's data; ``checkpoint`` None: none are kept."""
+
+    dataset: Path
+    output: Path
+    checkpoint: Path | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train once; return the exit code (see `jobs.ending`)."""
+    parser = argparse.ArgumentParser(
+        prog="llmos tune", description="Fine-tune one model; settings come from the environment."
+    )
+    parser.parse_args(argv)
+    try:
+        settings = job_from_environment()
+    except BadEnvironment as error:
+        sys.stderr.write(f"llmos tune: {error}\n")
+        return int(Ending.FAILED_FOR_GOOD)
+    logging.setup(settings.runtime.log_level, settings.runtime.log_format, process="tune")
+    stop = Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop.ask)
+    clock = SystemClock()
+    board = Board(clock)
+    registry = metrics.new_registry("tune")
+    registry.register(TuneCollector(board))
+    try:
+        with JobFront(
+            settings.runtime, lambda: status_of(settings.runtime, board), registry, lambda: live(board)
+        ):
+            return run(settings, board, clock, stop)
+    except OSError as error:
+        return tell(settings, Ending.FAILED, Reason.FAILED, f"cannot listen: {error}")
+
+
+def run(settings: JobSettings, board: Board, clock: Clock, stop: Callable[[], bool]) -> int:
+    """Do the whole work and tell how it ended; return the exit code."""
+    try:
+        message = _work(settings, board, clock, stop)
+    except _Stopped as error:
+        return tell(settings, Ending.STOPPED, Reason.STOPPED, str(error), progress_of(board))
+    except Permanent as error:
+        return _failed(settings, board, Ending.FAILED_FOR_GOOD, error.reason, str(error))
+    except Exception as error:  # the reason goes to the operator, which counts and shows it
+        if not isinstance(error, (Retryable, OSError, MemoryError)):
+            log.exception("training failed")
+        return _failed(settings, board, Ending.FAILED, *_told(error))
+    return tell(settings, Ending.DONE, Reason.SUCCEEDED, message, progress_of(board))
+
+
+class _Stopped(Exception):  # noqa: N818 - it is no error
+    """The run ends because it was asked to."""
+
+
+def _told(error: Exception) -> tuple[Reason, str]:
+    """Return reason and message of a failure that another try may not meet."""
+    if isinstance(error, Retryable):
+        return Reason.DOWNLOAD_FAILED, str(error)
+    if isinstance(error, MemoryError):
+        return Reason.OUT_OF_MEMORY, f"memory ran out: {error}"
+    if isinstance(error, OSError):
+        return Reason.FAILED, str(error)
+    return Reason.FAILED, f"{type(error).__name__}: {error}"
+
+
+def _failed(settings: JobSettings, board: Board, ending: Ending, reason: str, message: str) -> int:
+    board.put(state=RuntimeState.FAILED, failure=(reason, message, ending is Ending.FAILED_FOR_GOOD))
+    return tell(settings, ending, reason, message, progress_of(board))
+
+
+def _work(settings: JobSettings, board: Board, clock: Clock, stop: Callable[[], bool]) -> str:
+    """Return one line about the finished run."""
+    order = read_order(settings.block)
+    places = _places(settings, order)
+    # torch is not needed to refuse an order.
+    from llmos_operator.tuning.session import Session  # noqa: PLC0415
+    from llmos_operator.tuning.training import Stopped  # noqa: PLC0415
+
+    load = _load_order(settings.runtime, settings.volumes)
+    session = Session(load, order, places.dataset, digest_of(places.dataset), board, clock, stop)
+    try:
+        return session.run(places.output, places.checkpoint)
+    except Stopped as error:
+        saved = board.now.checkpoint_step
+        what = f"saved at update {saved}" if saved >= 0 else "nothing was saved"
+        raise _Stopped(f"stopped at update {board.now.step} of {board.now.total_steps}; {what}") from error
+
+
+def _places(settings: JobSettings, order: Order) -> Places:
+    scratch = Path(tempfile.gettempdir())
+    data = Data(scratch, Path(settings.volumes), settings.runtime.allow_file)
+    output = data.writable(order.output, "fineTune.output.uri")
+    checkpoint = data.writable(order.checkpoint, "fineTune.checkpoint.uri") if order.checkpoint else None
+    try:
+        for folder in (output, *([checkpoint] if checkpoint else [])):
+            folder.mkdir(exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(13, "permission denied", str(folder))
+    except OSError as error:
+        raise Permanent(
+            f"fineTune.output.uri or checkpoint.uri cannot be written: {error}; name a folder on a volume that is "
+            "mounted for writing",
+            reason=Reason.OUTPUT_NOT_WRITABLE,
+        ) from error
+    dataset = data.readable(order.dataset, "fineTune.dataset.uri")
+    if dataset.is_dir():
+        raise Permanent(
+            f"fineTune.dataset.uri: {order.dataset} is a folder; name a file of JSON lines",
+            reason=Reason.INVALID_DATA,
+        )
+    return Places(dataset, output, checkpoint)
+
+
+def _load_order(settings: RuntimeSettings, volumes: str) -> Load:
+    order = Load(
+        uri=settings.model_uri,
+        revision=settings.model_revision,
+        digest=settings.model_digest,
+        format=settings.format,
+        cache_dir=settings.cache_dir,
+        memory_limit_bytes=settings.memory_limit_bytes,
+        allow_file=settings.allow_file,
+        hf_endpoint=settings.hub_endpoint,
+        token=settings.hub_token,
+        device=settings.device,
+    )
+    return replace(order, pvc_root=volumes)
+
+
+def digest_of(path: Path) -> str:
+    """Return "sha256:…" of a file."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
