@@ -82,9 +82,9 @@ class LeaseSettings(_Group):
 
     name: str = names.LEASE_NAME
     """Name of the Lease object."""
-    duration: Seconds = 6.0
+    duration: Seconds = 15.0
     """Seconds after which another replica may take a lease that was not renewed."""
-    renew_deadline: Seconds = 4.0
+    renew_deadline: Seconds = 10.0
     """Seconds without a confirmed renewal after which the leader stops writing; below duration."""
     retry: Seconds = 2.0
     """Seconds between renewals, and between tries of a waiting replica."""

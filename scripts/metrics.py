@@ -83,9 +83,9 @@ def catalogue() -> dict[str, list[Metric]]:
     GatewayMetrics(gateway)
     RequestMetrics(runtime, "model")
     runtime.register(_engine())
-    BatchMetrics(runtime)
     told_of_a_run = Report(loss=1.0, validation_loss=1.0, checkpoint_at=1.0)
     tune.register(TuneCollector(Board(FakeClock(), told_of_a_run)))
+    BatchMetrics(runtime)
     AgentMetrics(agent)
     agent.register(CollectorMetrics(Figures(), lambda: 0))
     agent.register(_devices())
@@ -129,7 +129,7 @@ def _engine() -> EngineCollector:
         load_path="cold",
     )
     admission: Any = SimpleNamespace(rejected=0, expected_wait=lambda: 0.0)
-    return EngineCollector("model", lambda: EngineStatus(info=info), admission, 1)
+    return EngineCollector("model", lambda: EngineStatus(info=info), admission, 1, lambda: 0.0)
 
 
 def _devices() -> DeviceMetrics:

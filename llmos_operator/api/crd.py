@@ -29,7 +29,10 @@ from llmos_operator.api.schema import INT32_MAX, KubeModel, OpenModel, Rule
 __all__ = ["KINDS", "Column", "Kind", "definition", "main", "render", "render_for_chart"]
 
 Schema = dict[str, Any]
-SIZE_LIMIT = 100_000  # bytes of one file; etcd and client-side apply both have limits not far above
+# Bytes of one file. Client-side apply keeps the whole object once more in an annotation, and all annotations together
+# may have 256 KiB (https://kubernetes.io/docs/concepts/overview/working-with-objects/annotations/); half of it leaves
+# room for what a cluster adds.
+SIZE_LIMIT = 128_000
 
 
 def definition(kind: Kind) -> Schema:
@@ -236,7 +239,7 @@ def _paragraph(text: str | None) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists of words on one line."""
+    """Writes what holds no more than words on one line: half of the file would be indentation otherwise."""
 
     def represent_sequence(
         self, tag: str, sequence: Any, flow_style: bool | None = None
@@ -244,6 +247,11 @@ class _Dumper(yaml.SafeDumper):
         """Return the node of a list; words go on one line."""
         words = all(isinstance(item, str) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=True if words else flow_style)
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        """Return the node of a mapping; one of scalars only goes on one line."""
+        scalars = not any(isinstance(value, dict | list | tuple) for value in mapping.values())
+        return super().represent_mapping(tag, mapping, flow_style=True if scalars else flow_style)
 
 
 def render(kind: Kind) -> str:

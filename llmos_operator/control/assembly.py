@@ -43,6 +43,7 @@ from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.control.recorder import CycleRecorder
 from llmos_operator.control.records import Records
+from llmos_operator.control.remedies import Remedies
 from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
@@ -86,7 +87,7 @@ class Assembly:
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
         self.store, self.records, self.demand = Store(), Records(), DemandBook()
-        self.accounts = Accounts(metrics, self.records)
+        self.accounts, self.remedies = Accounts(metrics, self.records), Remedies(metrics)
         scheduling = settings.scheduling
         self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
         self.heartbeat = Heartbeat(LOOP_LIMIT)
@@ -293,7 +294,12 @@ class Assembly:
         )
         self.console_host = console_host(settings.console.host, settings.host)
         self.console = ConsoleServer(
-            self.store, self.records, self.accounts, self.clock, leading=self.leadership.may_write
+            self.store,
+            self.records,
+            self.accounts,
+            self.remedies,
+            self.clock,
+            leading=self.leadership.may_write,
         )
 
     # -- what parts tell each other ------------------------------------------------------------------------

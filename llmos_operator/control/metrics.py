@@ -219,6 +219,12 @@ class OperatorMetrics:
             ["namespace", "workload", "queue", "kind"],
             registry=registry,
         )
+        self.remedies = Gauge(
+            "llmos_operator_remedies",
+            "What the health policy would do now, a dry run: by action and state (advice, allowed, young, breaker).",
+            ["action", "state"],
+            registry=registry,
+        )
         self.inspections = Counter(
             "llmos_operator_inspections_total",
             "Inspections of models by result.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.scheduler import failure, wording
+from llmos_operator.scheduler import failure, steps, wording
 from llmos_operator.scheduler.claims import claim_for, profile_of, request_of, sharing_domain, signature
 from llmos_operator.scheduler.consolidation import Consolidation
 from llmos_operator.scheduler.gang import Gangs, concerns
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.placement import Placer
     from llmos_operator.scheduler.plan import Move, Reservation
     from llmos_operator.scheduler.policy import Policy
-    from llmos_operator.scheduler.preemption import Preemption, Proposal
+    from llmos_operator.scheduler.preemption import Preemption
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size, Sizes
-    from llmos_operator.scheduler.victims import Replica
     from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Profile, Workload
@@ -316,8 +315,8 @@ class Attempts:
                 return moves
         if proposal is None:
             return None
-        result.shrinks += self._shrinks(pending, proposal)
-        result.evictions += self.evictions(pending, proposal)
+        result.shrinks += steps.shrinks(self.preemption, pending, proposal)
+        result.evictions += steps.evictions(self.preemption, pending, proposal)
         self._hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
         self.forget_failures()
         return failure.displacing(proposal)
@@ -334,52 +333,3 @@ class Attempts:
     def spread_back(self, pending: Pending, mark: int) -> None:
         """Forget on which nodes this plan has bound replicas of a workload since the mark."""
         del self._spread_to.get(pending.workload.uid, [])[mark:]
-
-    def _shrinks(self, pending: Pending, proposal: Proposal) -> list[Shrink]:
-        """Let those victims of a proposal come down who need not go, and return their actions."""
-        found = []
-        for victim in proposal.victims:
-            if not victim.asked_bytes:
-                continue
-            reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
-            self.preemption.displaced(victim)
-            found.append(
-                Shrink(
-                    pod=victim.pod.key,
-                    pod_uid=victim.pod.uid,
-                    node=victim.pod.node,
-                    victim=victim.claim.workload,
-                    victim_uid=victim.claim.workload_uid,
-                    bytes_per_device=victim.asked_bytes,
-                    cost=victim.cost,
-                    reason=reason,
-                    explanation=wording.shrunk(pending, victim, proposal),
-                    preemptor=pending.workload.key,
-                )
-            )
-        return found
-
-    def evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
-        """Let those victims of a proposal go who have to, and return their evictions."""
-        found = []
-        reasons: dict[Replica, Reason] = {}  # its members go by the right that the first of them went by
-        for victim in proposal.victims:
-            if victim.asked_bytes:
-                continue
-            reason = reasons.get(victim.replica) or self.preemption.right(pending, victim) or Reason.PREEMPTED
-            reasons[victim.replica] = reason
-            self.preemption.displaced(victim)
-            found.append(
-                Evict(
-                    pod=victim.pod.key,
-                    pod_uid=victim.pod.uid,
-                    node=victim.pod.node,
-                    victim=victim.claim.workload,
-                    victim_uid=victim.claim.workload_uid,
-                    cost=victim.cost,
-                    reason=reason,
-                    explanation=wording.displaced(pending, victim, proposal, reason),
-                    preemptor=pending.workload.key,
-                )
-            )
-        return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from llmos_operator.scheduler import shortage
+from llmos_operator.scheduler import shortage, steps
 from llmos_operator.scheduler.room import room_if_empty, room_later
 from llmos_operator.scheduler.topology import Spot, allot
 from llmos_operator.scheduler.victims import total_cost
@@ -76,7 +76,7 @@ class Displacement:
             return moves
         trial, size, request = best
         for proposal in trial.proposals:
-            result.evictions += attempts.evictions(pending, proposal)
+            result.evictions += steps.evictions(attempts.preemption, pending, proposal)
         nodes = self._gangs.hold(pending, unit, size, request)
         attempts.forget_failures()
         return shortage.displacing(trial.victims, nodes, size)

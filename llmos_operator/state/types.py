@@ -15,6 +15,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state.work import (
     AUTO,
     DEFAULT_ORDER,
+    Adapter,
     DeviceSelector,
     DisruptionStep,
     FormatProfile,
@@ -45,6 +46,7 @@ __all__ = [
     "AUTO",
     "DEFAULT_ORDER",
     "FULL_MILLI",
+    "Adapter",
     "Claim",
     "Device",
     "DeviceSelector",

@@ -15,6 +15,7 @@ from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.console.server import ConsoleServer
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Record, Records
+from llmos_operator.control.remedies import Remedies
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import Kind, Queue
 from tests.support.builders import GIB, NOW, a_cluster, a_node, a_workload, gpu
@@ -63,10 +64,14 @@ async def shown(cluster: ClusterBuilder) -> AsyncIterator[Shown]:
     """Serve a console of a cluster on a free port of loopback."""
     for kind in Kind:
         cluster.store.mark_synced(kind)
-    records, clock = Records(), FakeClock(NOW)
-    accounts = Accounts(OperatorMetrics(CollectorRegistry()), records)
+    records, clock, metrics = Records(), FakeClock(NOW), OperatorMetrics(CollectorRegistry())
+    accounts, remedies = Accounts(metrics, records), Remedies(metrics)
+    for seconds in (0.0, 60.0):
+        remedies.look(cluster.snapshot(), seconds)
     found: list[Shown] = []
-    server = ConsoleServer(cluster.store, records, accounts, clock, leading=lambda: found[0].leading)
+    server = ConsoleServer(
+        cluster.store, records, accounts, remedies, clock, leading=lambda: found[0].leading
+    )
     found.append(Shown(cluster, records, accounts, clock, server))
     await server.start("127.0.0.1", 0)
     try:
@@ -82,7 +87,7 @@ def a_fleet() -> ClusterBuilder:
         nodes += [
             a_node(f"{product.partition('-')[0].lower()}-{i:03}").with_gpus(8, product) for i in range(count)
         ]
-    nodes[3].unhealthy(5, "XID79")
+    nodes[3].unhealthy(5, "FallenOffBus")
     nodes[50].with_device(2, verdict=Verdict.DEGRADED, reason="Throttled")
     nodes[70].not_ready()
     nodes[90].cordoned()

@@ -3,7 +3,7 @@
 Who may see it is the cluster's to say: it listens on loopback only, so the way to it is `kubectl port-forward` to the
 leader's pod, which needs the right `create` on `pods/portforward` in the operator's namespace. A browser is not that
 user: pages of others must not read it through the forwarded port, so requests have to name a loopback host (against DNS
-rebinding) and must not come from another site, and the page may load nothing but itself. It answers GET alone.
+rebinding), data is for the page itself and no other site, and the page may load nothing but itself. It answers GET alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.control.accounting import Accounts
     from llmos_operator.control.records import Records
+    from llmos_operator.control.remedies import Remedies
     from llmos_operator.state.store import Store
 
 log = logger(__name__)
@@ -81,6 +82,7 @@ class ConsoleServer:
         store: Store,
         records: Records,
         accounts: Accounts,
+        remedies: Remedies,
         clock: Clock,
         *,
         leading: Callable[[], bool],
@@ -89,6 +91,7 @@ class ConsoleServer:
         self._store = store
         self._records = records
         self._accounts = accounts
+        self._remedies = remedies
         self._clock = clock
         self._leading = leading
         self._made_at = float("-inf")  # monotonic
@@ -133,7 +136,11 @@ class ConsoleServer:
             shown: view.Json = {"leading": False}  # a replica that stands by knows nothing
         else:
             found = view.overview(
-                self._store.snapshot(), self._records, self._accounts.busy_percent, self._clock.now()
+                self._store.snapshot(),
+                self._records,
+                self._accounts.busy_percent,
+                self._remedies.proposals,
+                self._clock.now(),
             )
             shown = {"leading": True, **found}
         return json.dumps(shown, separators=(",", ":"), ensure_ascii=False).encode()
@@ -151,7 +158,9 @@ async def _guard(
 ) -> web.StreamResponse:
     """Refuse requests a page of somebody else may have made; put the headers on every answer."""
     host = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
-    if not loopback(host) or request.headers.get("Sec-Fetch-Site", "") not in _OWN_SITE:
+    # A link of another site may lead to the page, which holds nothing; what it asks for is for itself alone.
+    foreign = request.headers.get("Sec-Fetch-Site", "") not in _OWN_SITE and request.path not in _FILES
+    if foreign or not loopback(host):
         return web.Response(
             status=403, text="the console answers its own page on a loopback address only\n", headers=HEADERS
         )

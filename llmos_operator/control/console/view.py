@@ -10,22 +10,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator import __version__
 from llmos_operator.api.quantity import parse_milli
+from llmos_operator.control.remedies import state_of
 from llmos_operator.control.summaries import queue_statuses
 from llmos_operator.observability.masking import mask
 from llmos_operator.scheduler.redaction import without_secrets
 from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from llmos_operator.control.records import Record
     from llmos_operator.state.ledger import DeviceState, NodeState
     from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.telemetry.remediation import Proposal
 
     Json = dict[str, Any]
 
 SILENT_SECONDS: Final = 10.0  # without telemetry a node is shown as silent
 WORKLOADS: Final = 2000  # lines of the list; those that wait or fail come first
+REMEDIES: Final = 50
 _MESSAGE: Final = 500
 _MIB: Final = 20  # bits
 _EXCLUSIVE, _FOREIGN = 1, 2  # flags of a device
@@ -36,6 +39,7 @@ def overview(
     snapshot: Snapshot,
     records: Iterable[Record],
     busy: Callable[[str], int | None],
+    remedies: Sequence[Proposal],
     now: float,
 ) -> Json:
     """Return everything the page shows at once. ``busy``: percent of a device by UUID; ``now``: epoch seconds."""
@@ -54,6 +58,7 @@ def overview(
         "products": list(products),
         "tenants": list(tenants),
         "nodes": nodes,
+        "remedies": [_remedy(one) for one in remedies[:REMEDIES]],
         "queues": _queues(snapshot),
         "phases": _phases(found),
         "workloads": rows[:WORKLOADS],
@@ -110,6 +115,16 @@ def _device(one: DeviceState, product: int, busy: int | None, tenants: list[int]
         flags,
         tenants,
     ]
+
+
+def _remedy(one: Proposal) -> Json:
+    return {
+        "node": one.node,
+        "device": one.device,
+        "action": one.action.value,
+        "reason": one.reason,
+        "state": state_of(one),
+    }
 
 
 def _queues(snapshot: Snapshot) -> list[Json]:

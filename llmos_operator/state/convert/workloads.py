@@ -22,6 +22,7 @@ from llmos_operator.state.convert.selectors import map_selector, node_affinity, 
 from llmos_operator.state.types import (
     AUTO,
     DEFAULT_ORDER,
+    Adapter,
     DeviceSelector,
     DisruptionStep,
     Model,
@@ -40,6 +41,7 @@ _DEFAULT_FORMATS = ("bf16", "int8", "int4")
 _REBUILDING = (
     "model",
     "adapters",
+    "adapterLimits",
     "engine",
     "quantization",
     "resources",
@@ -51,6 +53,7 @@ _REBUILDING = (
     "podTemplate",
 )
 _HASH_LENGTH = 10
+_ADAPTER_RANK = 16
 _MOST_DIGITS = 18
 _MOST_COPIES = 256
 _METHODS = ("lora", "qlora", "full")
@@ -83,6 +86,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         quantization=_quantization(spec.child("quantization")),
         max_model_len=_max_model_len(spec.child("context")),
         max_num_seqs=spec.child("context").number("maxNumSeqs", 64, least=1),
+        **_adapters(spec),
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
@@ -153,6 +157,14 @@ def _scheduling(fields: Fields) -> dict[str, Any]:
         "placement": fields.choice("placement", Placement, Placement.BIN_PACK),
         "topology": Topology(topology.text("required"), topology.text("preferred")),
     }
+
+
+def _adapters(spec: Fields) -> dict[str, Any]:
+    found = tuple(Adapter(one.required("name"), one.required("uri")) for one in spec.objects("adapters"))
+    limits = spec.child("adapterLimits")
+    most = max(len(found), limits.number("maxAdapters", 0))
+    rank = limits.number("maxRank", _ADAPTER_RANK, least=1)
+    return {"adapters": found, "max_adapters": most, "adapter_rank": rank if most else 0}
 
 
 def template_hash(spec: Mapping[str, Any]) -> str:

@@ -63,6 +63,8 @@ async def _says_what_the_store_holds(page: Page) -> None:
     for words in ("1000 on 125 nodes", "research", "giant", "LargerThanAnyDevice", HOSTILE):
         assert words in text
     assert SECRET not in await page.ask("document.documentElement.outerHTML")
+    for words in ("h100-003", "FallenOffBus; would be done now"):
+        assert words in await page.ask("document.getElementById('remedies').innerText")
     assert await page.ask("document.images.length") == 0  # a decision's text is text
     assert await page.ask("document.querySelectorAll('.cell.Unhealthy').length") == 1
     assert await page.ask("document.querySelectorAll('.cell.Degraded').length") == 1

@@ -76,7 +76,7 @@ def ready(**more: Any) -> Facts:
 
 
 def on_a_device(verdict: str) -> dict[str, Any]:
-    device = {"uuid": "GPU-1", "product": "A100", "health": {"verdict": verdict, "reason": "Xid79"}}
+    device = {"uuid": "GPU-1", "product": "A100", "health": {"verdict": verdict, "reason": "FallenOffBus"}}
     return {"n1": {"status": {"devices": [device]}}}
 
 

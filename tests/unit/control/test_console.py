@@ -97,13 +97,19 @@ async def test_a_replica_that_stands_by_says_so_and_nothing_else() -> None:
         assert (await _get(fleet, "workload.json?key=default/chat"))[0] == 404
 
 
-@pytest.mark.parametrize(
-    "headers", [{"Host": "rebound.example:8086"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "10.0.0.7"}]
-)
-async def test_pages_of_others_get_nothing(headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("host", ["rebound.example:8086", "10.0.0.7", "127.0.0.1.example.com"])
+async def test_another_host_than_loopback_gets_nothing(host: str) -> None:
     async with shown(a_cluster(a_node("n1").with_gpus(1))) as fleet:
         for path in ("", "state.json"):
-            assert (await _get(fleet, path, **headers))[0] == 403
+            assert (await _get(fleet, path, Host=host))[0] == 403
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_pages_of_others_may_link_to_it_and_read_nothing(site: str) -> None:
+    async with shown(a_cluster(a_node("n1").with_gpus(1))) as fleet:
+        assert (await _get(fleet, "", **{"Sec-Fetch-Site": site}))[0] == 200
+        for path in ("state.json", "workload.json?key=default/chat"):
+            assert (await _get(fleet, path, **{"Sec-Fetch-Site": site}))[0] == 403
 
 
 @pytest.mark.parametrize("host", ["localhost:8086", "127.8.1.2:1", "[::1]:8086", "[::1]"])

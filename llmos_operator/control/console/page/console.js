@@ -160,6 +160,24 @@ function walk(event) {
   next.cell.focus();
 }
 
+const STATES = {
+  advice: "for a person to do",
+  allowed: "would be done now",
+  young: "waits for the verdict to last",
+  breaker: "held back by the circuit breaker",
+};
+function remedies() {
+  $("remedies").hidden = !state.remedies.length;
+  $("remedies").replaceChildren(
+    ...state.remedies.map((one) => {
+      const item = element("li");
+      const where = one.device ? `${one.node}, ${one.device}` : one.node;
+      item.append(element("strong", one.action), ` ${where}: ${one.reason}; ${STATES[one.state]}`);
+      return item;
+    }),
+  );
+}
+
 function queues() {
   const rows = state.queues.map((queue) => {
     const row = element("tr");
@@ -243,6 +261,7 @@ function draw() {
   $("legend").textContent = LEGENDS[mode];
   totals();
   map();
+  remedies();
   queues();
   workloads();
   if (chosen) detail().catch(() => {});
