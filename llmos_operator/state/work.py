@@ -199,7 +199,7 @@ class Workload:
     expected_seconds: float | None = None  # expected service time, where known
     checkpoint_seconds: float | None = None  # FineTune, Batch: what a preemption can lose at most; None: all
     training: TrainingSpec | None = None  # FineTune
-    saved_at: float | None = None  # FineTune: epoch seconds of the last checkpoint, from status.run
+    saved_at: float | None = None  # FineTune, Batch: epoch seconds at which it last saved, from status.run
     backoff_limit: int = 3  # FineTune, Batch: failures of the program that are followed by a new try
     completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
     gpu_seconds: int = 0  # status.run: service received so far, seconds times devices; Inference: 0

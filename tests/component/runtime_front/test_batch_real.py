@@ -22,7 +22,10 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.model
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.timeout(600),
+]  # two programs that load a model, one after the other
 
 SECONDS = 240.0
 ADDRESS = "127.99.8.40"

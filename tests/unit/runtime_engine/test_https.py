@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from llmos_operator.clock import FakeClock
 from llmos_operator.errors import Permanent, Retryable
 from llmos_operator.runtime.ipc.messages import Load
+from llmos_operator.runtime.jobs.data import Data
 from llmos_operator.runtime.loader.https import download
 from llmos_operator.runtime.loader.progress import Stages
 
@@ -178,3 +179,21 @@ def test_errors_show_no_query(site, tmp_path):
     with pytest.raises(Permanent) as caught:
         fetch(site, "/none/m.gguf?signature=abc", cache_dir=str(tmp_path))
     assert "abc" not in str(caught.value)
+
+
+def test_the_input_of_a_run_is_fetched_whole_or_not_at_all(site, tmp_path):
+    site.files["/data/in%20put.jsonl"] = b'{"a": 1}\n' * 9
+    site.cut.add("/data/in%20put.jsonl")
+    data, uri = Data(tmp_path / "scratch"), f"{site.url}/data/in%20put.jsonl"
+    with pytest.raises(Retryable, match=r"batch\.input\.uri: reading .* failed: the connection ended"):
+        data.readable(uri, "batch.input.uri")
+    assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
+    path = data.readable(uri, "batch.input.uri")
+    assert (path.name, path.read_bytes()) == ("in put.jsonl", site.files["/data/in%20put.jsonl"])
+
+
+def test_input_that_is_not_there_is_told_without_its_query(site, tmp_path):
+    with pytest.raises(Permanent) as refused:
+        Data(tmp_path).readable(f"{site.url}/absent?signature=hunter2", "batch.input.uri")
+    assert refused.value.reason == "DataNotFound"
+    assert "hunter2" not in str(refused.value)

@@ -11,6 +11,7 @@ import asyncio
 import logging as stdlib_logging
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -122,9 +123,9 @@ class Batch:
     def _open(self) -> tuple[Scan, Path, Path]:
         settings = self._settings
         runtime = settings.runtime
-        data = Data(
-            Path(runtime.cache_dir or ".") / "data", Path(settings.volumes), allow_file=runtime.allow_file
-        )
+        # Not the cache, which pods of one node may share.
+        scratch = Path(tempfile.gettempdir())
+        data = Data(scratch, Path(settings.volumes), allow_file=runtime.allow_file)
         uri = settings.text("input", "uri")
         path = data.readable(uri, "batch.input.uri")
         output = data.writable(settings.text("output", "uri"), "batch.output.uri")
