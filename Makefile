@@ -40,6 +40,10 @@ models: venv ## The demo's models, converted once into the user's cache
 prometheus: venv ## prometheus and promtool, from PATH or the distribution's package, unpacked into the user's cache
 	@$(PY) -m scripts.prometheus
 
+.PHONY: chromium
+chromium: venv ## A headless Chromium for the console's test, from PATH or the distribution's package, unpacked into the user's cache
+	@$(PY) -m scripts.chromium
+
 .PHONY: artifacts
 artifacts: binaries models
 	@$(MAKE) prometheus || echo "without it the tests of rules and dashboards fail, and only they"

@@ -82,9 +82,9 @@ class LeaseSettings(_Group):
 
     name: str = names.LEASE_NAME
     """Name of the Lease object."""
-    duration: Seconds = 6.0
+    duration: Seconds = 15.0
     """Seconds after which another replica may take a lease that was not renewed."""
-    renew_deadline: Seconds = 4.0
+    renew_deadline: Seconds = 10.0
     """Seconds without a confirmed renewal after which the leader stops writing; below duration."""
     retry: Seconds = 2.0
     """Seconds between renewals, and between tries of a waiting replica."""
@@ -203,6 +203,19 @@ class SchedulingSettings(_Group):
     """Prices for placement."""
     reservation: ReservationSettings = ReservationSettings()
     """Places that are kept for large work."""
+    migration_budget: float = Field(default=0.01, ge=0, le=1)
+    """Part of all placed pods that may be moved within an hour so that others can start, at least one; 0 moves nobody."""
+
+
+class ConsoleSettings(_Group):
+    """The read-only page for people. It has no sign-in: it listens on loopback, and kubectl port-forward leads to it."""
+
+    enabled: bool = False
+    """Whether the page is served."""
+    host: str = ""
+    """Loopback address to listen on; empty takes the process's own where that is loopback, else 127.0.0.1. Others are refused."""
+    port: Port = names.PORT_CONSOLE
+    """Port of the page; 0 picks a free one."""
 
 
 class OperatorSettings(ProcessSettings):
@@ -210,6 +223,8 @@ class OperatorSettings(ProcessSettings):
 
     ingest_port: Port = names.PORT_INGEST
     """Port for telemetry from agents and demand from gateways; 0 picks a free one."""
+    console: ConsoleSettings = ConsoleSettings()
+    """Page for people."""
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     sources: SourceSettings = SourceSettings()

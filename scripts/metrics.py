@@ -20,6 +20,7 @@ from llmos_operator.clock import FakeClock
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.gateway.metrics import Metrics as GatewayMetrics
 from llmos_operator.runtime.ipc.client import EngineStatus
+from llmos_operator.runtime.jobs.batch.metrics import BatchMetrics
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
 from llmos_operator.telemetry.collector import Figures
 from llmos_operator.telemetry.figures import DCGM, FIGURES
@@ -84,6 +85,7 @@ def catalogue() -> dict[str, list[Metric]]:
     runtime.register(_engine())
     told_of_a_run = Report(loss=1.0, validation_loss=1.0, checkpoint_at=1.0)
     tune.register(TuneCollector(Board(FakeClock(), told_of_a_run)))
+    BatchMetrics(runtime)
     AgentMetrics(agent)
     agent.register(CollectorMetrics(Figures(), lambda: 0))
     agent.register(_devices())
@@ -127,7 +129,7 @@ def _engine() -> EngineCollector:
         load_path="cold",
     )
     admission: Any = SimpleNamespace(rejected=0, expected_wait=lambda: 0.0)
-    return EngineCollector("model", lambda: EngineStatus(info=info), admission, 1)
+    return EngineCollector("model", lambda: EngineStatus(info=info), admission, 1, lambda: 0.0)
 
 
 def _devices() -> DeviceMetrics:

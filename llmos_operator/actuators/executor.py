@@ -25,7 +25,7 @@ from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError, Permanent, Retryable
 from llmos_operator.observability.logging import logger
-from llmos_operator.scheduler.plan import Bind, Evict, Restore, Shrink
+from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +95,8 @@ class Executor:
             return self._take_binds([one for one in actions if isinstance(one, Bind)])
         if isinstance(action, Evict):
             return int(self._removals.evict(action))
+        if isinstance(action, Move):
+            return int(self._removals.move(action))
         if isinstance(action, Shrink):
             return int(self.lowering.shrink(action))
         if isinstance(action, Restore):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from llmos_operator.scheduler.plan import Bind, Evict, Restore, Shrink
+    from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink
     from llmos_operator.state.types import Pod
 
 
@@ -45,6 +45,14 @@ class Outcomes(Protocol):
 
     def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
         """Say that a disruption budget refused an eviction for now. `retry_at` is monotonic."""
+        ...
+
+    def moved(self, move: Move) -> None:
+        """Say that the eviction of a replica that starts again elsewhere was accepted."""
+        ...
+
+    def move_refused(self, move: Move, error: Exception, retry_at: float) -> None:
+        """Say that a replica that was to be moved stays for now. `retry_at` is monotonic."""
         ...
 
     def shrunk(self, shrink: Shrink) -> None:

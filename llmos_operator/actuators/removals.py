@@ -1,7 +1,8 @@
-"""Takes pods away: evicts what has to make room, deletes what of our own is not wanted any more.
+"""Takes pods away: evicts what has to make room or moves elsewhere, deletes what of our own is not wanted any more.
 
 Evictions go through the Eviction API with the pod's UID, once per pod: while one is under way the store counts the pod
-as terminating and the planner does not name it again.
+as terminating and the planner does not name it again. Where a replica is moved to is written on its pod before the
+eviction is sent, so that a leader who comes after this one keeps that place, too.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.actuators.writequeue import Rank, WriteQueue
+from llmos_operator.api import names
 from llmos_operator.cluster.failures import Disrupted, NotFound
 from llmos_operator.cluster.port import MODEL_WORKLOADS, PODS
 from llmos_operator.errors import Conflict, LlmosError, Retryable
 from llmos_operator.observability.logging import logger
+from llmos_operator.state.convert.pods import claim_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.cluster.port import ClusterPort
-    from llmos_operator.scheduler.plan import Evict
+    from llmos_operator.scheduler.plan import Evict, Move
     from llmos_operator.state.store import Store
 
 log = logger(__name__)
@@ -98,6 +101,63 @@ class Removals:
         retry_at = self._evictions.fail(evict.pod_uid, self._clock.monotonic(), after=after)
         self._store.forget_eviction(evict.pod)
         self._outcomes.eviction_refused(evict, error, retry_at)
+
+    def move(self, move: Move) -> bool:
+        """Queue the eviction of a replica that starts again elsewhere. Returns False if it is under way or must wait."""
+        now = self._clock.now()
+        if not self._evictions.ready(move.pod_uid, self._clock.monotonic()):
+            return False
+        pod = self._store.pod(move.pod)
+        if pod is None or pod.uid != move.pod_uid:
+            return False
+        freed_at = now + pod.grace_seconds
+        target = move.place(now, freed_at)
+        if not self._store.assume_evicted(move.pod, now + _UNSEEN_GRACE, move.beneficiary, freed_at, target):
+            return False
+        self._submit(
+            Rank.EVICT,
+            f"move {move.pod}",
+            move.workload,
+            lambda: self._move(move),
+            lambda: self._store.forget_eviction(move.pod),
+        )
+        return True
+
+    async def _move(self, move: Move) -> None:
+        namespace, _, name = move.pod.partition("/")
+        try:
+            await self._write_claim(move)
+            await self._port.evict(name, namespace=namespace, uid=move.pod_uid)
+        except (NotFound, Conflict):
+            self._store.forget_eviction(move.pod)  # gone, or another pod by now: the watch tells
+            return
+        except LlmosError as error:
+            log.warning("replica not moved", pod=move.pod, error=error)
+            after = error.after if isinstance(error, Retryable) else 0.0
+            retry_at = self._evictions.fail(move.pod_uid, self._clock.monotonic(), after=after)
+            self._store.forget_eviction(move.pod)
+            self._submit(Rank.EVICT, f"stay {move.pod}", move.workload, lambda: self._stay(move))
+            self._outcomes.move_refused(move, error, retry_at)
+            return
+        self._evictions.succeed(move.pod_uid)
+        self._outcomes.moved(move)
+
+    async def _stay(self, move: Move) -> None:
+        """Take the target off the pod of a replica that was not moved. Left there it is of no use: the pod does not leave."""
+        try:
+            await self._write_claim(move)
+        except LlmosError as error:
+            log.warning("target of a replica that was not moved stays on its pod", pod=move.pod, error=error)
+
+    async def _write_claim(self, move: Move) -> None:
+        """Write down the claim of a pod as it stands by now."""
+        pod = self._store.pod(move.pod)
+        if pod is None or pod.uid != move.pod_uid or pod.claim is None:
+            raise NotFound(f"pod {move.pod} is gone")
+        namespace, _, name = move.pod.partition("/")
+        annotations = {names.ANNOTATION_CLAIM: claim_json(pod.claim)}
+        patch = {"metadata": {"uid": move.pod_uid, "annotations": annotations}}
+        await self._port.merge_patch(PODS, name, patch, namespace=namespace)
 
     def retire(self, retire: Retire) -> bool:
         """Queue the removal of one of our own pods. Returns False if that is under way or must wait."""

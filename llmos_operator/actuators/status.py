@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from llmos_operator.actuators.slices import in_slices
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api import names
 from llmos_operator.cluster.failures import NotFound
@@ -36,8 +37,8 @@ log = logger(__name__)
 # Seconds between writes for changes of that urgency.
 SPACING = {Urgency.NOW: 0.0, Urgency.SOON: 5.0, Urgency.LATER: 30.0}
 BURST = 3.0
-BREATH = 50
 PER_SECOND = 1.0
+BUSY_SECONDS = 0.5  # until a workload that is being changed is looked at again without being marked
 
 
 @dataclass(slots=True)
@@ -103,11 +104,9 @@ class StatusWriter:
         while True:
             await self._sleep()
             now = self._clock.monotonic()
-            for count, key in enumerate([key for key, due in self._due.items() if due <= now], 1):
+            async for key in in_slices([key for key, due in self._due.items() if due <= now]):
                 if key in self._due:
                     self._try(key, now)
-                if count % BREATH == 0:
-                    await asyncio.sleep(0)  # a sweep over thousands must not hold up lease and probes
             await asyncio.sleep(0.01)  # what arrives together is looked at together
 
     async def _sleep(self) -> None:
@@ -134,7 +133,9 @@ class StatusWriter:
 
     def _look(self, key: str, now: float) -> None:
         if self._busy(key) or self._queue.holds(f"status {key}"):
-            self._due[key] = now + 0.1  # the end of its writes marks it again; this is only the net below
+            self._due[key] = (
+                now + BUSY_SECONDS
+            )  # the end of its writes marks it again; this is only the net below
             return
         del self._due[key]
         seen = self._observe(key)

@@ -115,6 +115,7 @@ class Reason(StrEnum):
     BOUND_POD = "BoundPod"
     PLACE_KEPT = "PlaceKept"
     EVICTED = "Evicted"
+    MOVED = "Moved"  # it starts again elsewhere, so that another workload can start
     SHRUNK = "Shrunk"  # it does with a smaller KV cache, to make room
     RESTORED = "Restored"  # it has got back what it gave up
     NOT_SHRUNK = "NotShrunk"  # it was asked to come down and did not

@@ -56,6 +56,7 @@ PORT_SERVING = 8000  # runtime: OpenAI-style API (spec.serving.port overrides)
 PORT_CONTROL = 8001  # runtime: control API for the operator, bearer token
 PORT_HEALTH = 8080  # operator, agent, gateway: /livez /readyz /metrics
 PORT_INGEST = 8090  # operator: telemetry and demand from agents and gateways, bearer ServiceAccount token
+PORT_CONSOLE = 8086  # operator: the read-only page for people, on loopback only
 PORT_GATEWAY = 8000
 PORT_RENDEZVOUS = 29500  # where the members of a gang meet: the default of torch.distributed
 
@@ -69,6 +70,9 @@ ENV_KV_DTYPE = "LLMOS_KV_CACHE_DTYPE"
 ENV_MEMORY_LIMIT = "LLMOS_MEMORY_LIMIT_BYTES"  # reserved per device, in bytes
 ENV_MAX_MODEL_LEN = "LLMOS_MAX_MODEL_LEN"  # tokens; "auto" or a number
 ENV_MAX_NUM_SEQS = "LLMOS_MAX_NUM_SEQS"
+ENV_ADAPTERS = "LLMOS_ADAPTERS"  # JSON: [{"name": …, "uri": …}], LoRA adapters to have from the start
+ENV_MAX_ADAPTERS = "LLMOS_MAX_ADAPTERS"  # adapters that memory is kept for
+ENV_MAX_ADAPTER_RANK = "LLMOS_MAX_ADAPTER_RANK"
 ENV_HOST = "LLMOS_HOST"  # address to bind
 ENV_PORT = "LLMOS_PORT"
 ENV_CONTROL_PORT = "LLMOS_CONTROL_PORT"

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llmos_operator.cli import chat, explain, local, logs, queue, recordings, simulate, status, top, version
+from llmos_operator.cli import (
+    chat,
+    diagnose,
+    explain,
+    local,
+    logs,
+    queue,
+    recordings,
+    simulate,
+    status,
+    top,
+    usage,
+    version,
+)
 from llmos_operator.cli.failures import FAILED, CommandFailed
 from llmos_operator.errors import LlmosError
 
@@ -26,8 +39,10 @@ app = typer.Typer(
 )
 app.command("status")(status.command)
 app.command("top")(top.command)
+app.command("usage")(usage.command)
 app.command("queue")(queue.command)
 app.command("explain")(explain.command)
+app.command("diagnose")(diagnose.command)
 app.command("simulate")(simulate.command)
 app.command("snapshot")(recordings.command)
 app.command("chat")(chat.command)

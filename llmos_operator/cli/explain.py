@@ -101,3 +101,10 @@ def tables(console: Console, found: Explanation) -> None:
         ]
         console.print("\nit could start now by displacing:")
         console.print(render.table(["WORKLOAD", "POD", "NODE", "COST", "WHY"], rows))
+    if found.moves:
+        rows = [
+            [one.workload, one.pod, one.node, one.target.node, f"{one.cost / 1000:.0f} s", one.explanation]
+            for one in found.moves
+        ]
+        console.print("\nit could start now by moving:")
+        console.print(render.table(["WORKLOAD", "POD", "FROM", "TO", "COST", "WHY"], rows))

@@ -93,12 +93,14 @@ class FakeCluster:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        limit: int = 500,
+        limit: int = 250,
+        metadata_only: bool = False,
     ) -> AsyncIterator[port.Page]:
         """See the port."""
         self._enter("list", kind, namespace, "")
+        fields = ("apiVersion", "kind", "metadata")
         found = [
-            copy.deepcopy(body)
+            copy.deepcopy({key: body[key] for key in fields if key in body} if metadata_only else body)
             for _, body in sorted(self._shelves[kind.plural].objects.items())
             if _selected(body, namespace, label_selector, field_selector)
         ]

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from llmos_operator.cluster.port import Json, Kind
 
@@ -103,16 +103,17 @@ class Mirror:
         return True
 
     def replace(self, items: Iterable[Json], version: int) -> int:
-        """Take a complete list made at ``version``. Returns the number of changes it brought.
+        """Take a complete list made at ``version``. Returns the number of changes it brought."""
+        bodies = list(items)
+        changes = sum(self.observe("ADDED", body) for body in bodies)
+        return changes + self.settle({identify(body)[0] for body in bodies}, version)
+
+    def settle(self, listed: Collection[ObjectKey], version: int) -> int:
+        """Close a complete list made at ``version`` whose objects were observed. Returns the number of deletions.
 
         What a watch reported after ``version`` stands; what the list lacks and nothing later brought is deleted.
         """
         changes = 0
-        listed = set()
-        for body in items:
-            key, _, _ = identify(body)
-            listed.add(key)
-            changes += self.observe("ADDED", body)
         for key, known in [(key, known) for key, known in self._known.items() if key not in listed]:
             if known.version <= version:
                 changes += self._delete(key, _tombstone(key, known), version)
@@ -123,6 +124,14 @@ class Mirror:
             self.synced = True
             self._on_synced()
         return changes
+
+    def behind(self, listed: Mapping[ObjectKey, Known]) -> bool:
+        """Return whether a list shows an object, or a version of one, that was not passed on yet."""
+        return any(
+            there.version > self._buried.get(key, -1)
+            and ((here := self._known.get(key)) is None or there.version > here.version)
+            for key, there in listed.items()
+        )
 
     def reset(self) -> None:
         """Forget versions, not objects: the API server's history was replaced and its versions went back."""

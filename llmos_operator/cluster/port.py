@@ -107,9 +107,13 @@ class ClusterPort(Protocol):
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        limit: int = 500,
+        limit: int = 250,
+        metadata_only: bool = False,
     ) -> AsyncIterator[Page]:
-        """Yield the objects of ``kind`` page by page. Raises `Expired` when a slow reader lost its place."""
+        """Yield the objects of ``kind`` page by page. Raises `Expired` when a slow reader lost its place.
+
+        With ``metadata_only`` they have no more than ``apiVersion``, ``kind`` and ``metadata``.
+        """
         ...
 
     def watch(

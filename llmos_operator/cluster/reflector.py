@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.cluster.backoff import Curve
 from llmos_operator.cluster.failures import Expired, Silent
+from llmos_operator.cluster.mirror import Known, identify
 from llmos_operator.errors import LlmosError, Retryable
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from llmos_operator.cluster.mirror import Mirror
-    from llmos_operator.cluster.port import ClusterPort, Json
+    from llmos_operator.cluster.mirror import Mirror, ObjectKey
+    from llmos_operator.cluster.port import ClusterPort, Page
 
 log = logger(__name__)
 
@@ -82,25 +83,54 @@ class Reflector:
             except LlmosError as error:
                 await self._wait(error)
 
-    async def fetch(self) -> tuple[list[Json], int]:
-        """Return a complete fresh list and its version; the mirror is not touched."""
-        items: list[Json] = []
+    async def versions(self) -> tuple[dict[ObjectKey, Known], int]:
+        """Return which objects there are now, and the version of that list; the mirror is told nothing.
+
+        Only metadata is read, page by page: this is asked every half minute, of as many objects as there may be.
+        """
+        before = self.mirror.version
+        listed: dict[ObjectKey, Known] = {}
         version = 0
-        pages = self._port.list_pages(self._kind, label_selector=self._labels, field_selector=self._fields)
-        async for page in pages:
-            items.extend(page.items)
+        async for page in self._pages(metadata_only=True):
             version = int(page.resource_version or 0)
+            for body in page.items:
+                key, uid, at = identify(body)
+                listed[key] = Known(uid, at)
+        self._notice(before, version)
+        return listed, version
+
+    async def refill(self) -> tuple[int, int]:
+        """Pass a complete fresh list on, page by page. Returns the number of changes it brought, and its version."""
+        before = self.mirror.version
+        listed: set[ObjectKey] = set()
+        changes, version = 0, -1
+        async for page in self._pages():
+            if version < 0:
+                version = int(page.resource_version or 0)
+                self._notice(before, version)
+            for body in page.items:
+                listed.add(identify(body)[0])
+                changes += self.mirror.observe("ADDED", body)
+        return changes + self.mirror.settle(listed, version), version
+
+    async def _pages(self, *, metadata_only: bool = False) -> AsyncIterator[Page]:
+        async for page in self._port.list_pages(
+            self._kind,
+            label_selector=self._labels,
+            field_selector=self._fields,
+            metadata_only=metadata_only,
+        ):
+            yield page
             await asyncio.sleep(0)  # a page of big objects takes a while to parse: let probes in between
-        return items, version
+
+    def _notice(self, before: int, version: int) -> None:
+        """A list begun after a version was seen cannot be older, unless the server's history was replaced."""
+        if version < before:
+            log.warning("resource versions went back", kind=self._kind.kind, was=before, now=version)
+            self.mirror.reset()
 
     async def _list_and_follow(self) -> None:
-        items, version = await self.fetch()
-        if version < self.mirror.version:
-            log.warning(
-                "resource versions went back", kind=self._kind.kind, was=self.mirror.version, now=version
-            )
-            self.mirror.reset()
-        self.mirror.replace(items, version)
+        _, version = await self.refill()
         self.lists += 1
         self._recovered()
         await self._follow(str(version))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Observer = Callable[[str, str, int, float], None]
 
 REQUEST_SECONDS = 10.0
+_JSON = "application/json"
+_METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 LIST_SECONDS = 30.0  # a page of 500 pods is 2.5 MB
 # The API server itself tries a conflicting eviction 20 times, 500 to 550 ms apart, before it says so (Kubernetes,
 # pkg/registry/core/pod/storage/eviction.go, EvictionsRetry): its answer may take 10.5 s.
@@ -126,20 +128,28 @@ class Transport:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        limit: int = 500,
+        limit: int = 250,
+        metadata_only: bool = False,
     ) -> AsyncIterator[port.Page]:
         """See the port."""
+        accept = _METADATA if metadata_only else _JSON
         query = _selectors(label_selector, field_selector) | {"limit": str(limit)}
         path = kind.path(namespace)
         while True:
             body = await self.request(
-                "GET", path, query=query, seconds=LIST_SECONDS, verb="list", plural=kind.plural
+                "GET",
+                path,
+                query=query,
+                seconds=LIST_SECONDS,
+                verb="list",
+                plural=kind.plural,
+                accept=accept,
             )
             meta = body.get("metadata") or {}
             items = body.get("items") or []
-            for item in items:  # lists leave these out of their items
-                item.setdefault("kind", kind.kind)
-                item.setdefault("apiVersion", kind.api_version)
+            for item in items:  # lists leave these out of their items, or name the form that was asked for
+                item["kind"] = kind.kind
+                item["apiVersion"] = kind.api_version
             yield port.Page(tuple(items), str(meta.get("resourceVersion", "")))
             if not meta.get("continue"):
                 return
@@ -285,6 +295,7 @@ class Transport:
         seconds: float = REQUEST_SECONDS,
         verb: str = "",
         plural: str = "",
+        accept: str = _JSON,
     ) -> Json:
         """Send one request and return the decoded body. Raises the package's errors only."""
         limit = aiohttp.ClientTimeout(total=seconds)
@@ -292,7 +303,7 @@ class Transport:
         started = time.monotonic()
         status = 0
         try:
-            async with self._send(method, path, query, data, content_type, limit) as response:
+            async with self._send(method, path, query, data, content_type, limit, accept) as response:
                 status = response.status
                 raw = await response.read()
                 if status == HTTPStatus.UNAUTHORIZED:
@@ -337,8 +348,9 @@ class Transport:
         data: bytes | None,
         content_type: str,
         timeout: aiohttp.ClientTimeout,
+        accept: str = _JSON,
     ) -> Any:
-        headers = {"Accept": "application/json", "User-Agent": self._agent}
+        headers = {"Accept": accept, "User-Agent": self._agent}
         if data is not None:
             headers["Content-Type"] = content_type
         token = self.credentials.token()

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from llmos_operator.cluster.credentials import BadCredentials
@@ -89,12 +90,25 @@ async def run(settings: OperatorSettings) -> None:
     try:
         await health.start(settings.host, settings.health_port)
         await parts.ingest.start(settings.host, settings.ingest_port)
+        await _start_console(parts)
         await Operator(parts).run()
     finally:
+        await parts.console.close()
         await parts.ingest.close()
         await health.close()
         for client in (parts.inspector, parts.client, port):
             await client.close()
+
+
+async def _start_console(parts: Assembly) -> None:
+    """Serve the page for people, if they want it. Decisions do not wait for it, nor end for want of its port."""
+    console = parts.settings.console
+    if not console.enabled:
+        return
+    try:
+        await parts.console.start(parts.console_host, console.port)
+    except OSError as error:
+        log.warning("no console", host=parts.console_host, port=console.port, error=error)
 
 
 def _health(parts: Assembly, registry: CollectorRegistry) -> HealthServer:
@@ -196,9 +210,10 @@ class Operator:
             metrics.synced.set(parts.leadership.may_act())
             metrics.waiting_writes.set(len(parts.queue))
             metrics.fenced.set(parts.queue.refused)
+            phases = Counter(str(record.status.get("phase") or "New") for record in parts.records)
             metrics.workloads.clear()
-            for record in parts.records:
-                metrics.workloads.labels(str(record.status.get("phase") or "New")).inc()
+            for phase, count in phases.items():
+                metrics.workloads.labels(phase).set(count)
             await asyncio.sleep(1.0)
 
     async def _standing(self) -> None:
@@ -207,7 +222,12 @@ class Operator:
         standing = Standing(parts.metrics, overuse_percent=parts.policy.overuse_percent)
         while True:
             if parts.leadership.may_act():
-                standing.show(parts.store.snapshot(), parts.clock.now(), parts.clock.monotonic())
+                snapshot, now = parts.store.snapshot(), parts.clock.now()
+                standing.show(snapshot, now)
+                parts.remedies.look(snapshot, parts.clock.monotonic())
+                parts.accounts.charge(snapshot, now, parts.clock.monotonic())
+                for key in parts.accounts.due():
+                    parts.status.mark(key)
             await asyncio.sleep(STANDING_SECONDS)
 
     async def _wind_down(self) -> None:

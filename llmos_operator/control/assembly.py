@@ -25,7 +25,9 @@ from llmos_operator.cluster.fence import FencedPort
 from llmos_operator.cluster.lease import LeaderLease, holder_identity
 from llmos_operator.cluster.mirror import Change
 from llmos_operator.cluster.retry import ONCE, Retrier
+from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.batcher import Batcher
+from llmos_operator.control.console.server import ConsoleServer, console_host
 from llmos_operator.control.demand import DemandBook
 from llmos_operator.control.feedback import Feedback
 from llmos_operator.control.hearing import Hearing
@@ -41,6 +43,7 @@ from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.control.recorder import CycleRecorder
 from llmos_operator.control.records import Records
+from llmos_operator.control.remedies import Remedies
 from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
@@ -84,6 +87,7 @@ class Assembly:
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
         self.store, self.records, self.demand = Store(), Records(), DemandBook()
+        self.accounts, self.remedies = Accounts(metrics, self.records), Remedies(metrics)
         scheduling = settings.scheduling
         self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
         self.heartbeat = Heartbeat(LOOP_LIMIT)
@@ -124,7 +128,13 @@ class Assembly:
         self.queue = WriteQueue(self.settings.scheduling.writes, self.leadership.may_write)
         self.recorder = EventRecorder(self.port, self.clock, instance=self.settings.identity)
         self.feedback = Feedback(
-            self.records, self.recorder, self.metrics, self.clock, self.failures, review=self.review
+            self.records,
+            self.recorder,
+            self.metrics,
+            self.clock,
+            self.failures,
+            review=self.review,
+            evicted=lambda evict: self.accounts.evicted(evict, self.store, self.clock.now()),
         )
         self.tokens = ControlTokens(_master_key(self.settings.master_key_file))
         self.summaries = Summaries(
@@ -173,7 +183,9 @@ class Assembly:
             creations=KeyedBackoff(_CREATE, self.rng),
             is_simulated=self._is_simulated,
         )
-        observer = Observer(self.store, self.records, self.policy, self.clock, self.settings.url_template)
+        observer = Observer(
+            self.store, self.records, self.accounts, self.policy, self.clock, self.settings.url_template
+        )
         self.status = StatusWriter(
             port=self.port,
             queue=self.queue,
@@ -279,6 +291,15 @@ class Assembly:
             leading=self.leadership.may_write,
             on_telemetry=self.hearing.telemetry,
             on_demand=self.hearing.demand,
+        )
+        self.console_host = console_host(settings.console.host, settings.host)
+        self.console = ConsoleServer(
+            self.store,
+            self.records,
+            self.accounts,
+            self.remedies,
+            self.clock,
+            leading=self.leadership.may_write,
         )
 
     # -- what parts tell each other ------------------------------------------------------------------------

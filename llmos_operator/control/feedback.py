@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.events import EventRecorder, EventType
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record, Records
-    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Restore, Shrink
+    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Move, Restore, Shrink
     from llmos_operator.state.types import Pod
 
 # Reasons a person has to act on: told as a Warning Event, not only in the status.
@@ -55,13 +55,16 @@ class Feedback:
         failures: KeyedBackoff[str],
         *,
         review: Callable[[str], None],
+        evicted: Callable[[Evict], None],
     ) -> None:
+        """`review` looks at a workload again; `evicted` is told each accepted eviction, while its pod is still known."""
         self._records = records
         self._recorder = recorder
         self._metrics = metrics
         self._clock = clock
         self._failures = failures
         self._review = review
+        self._evicted = evicted
 
     def tell(self, record: Record, kind: EventType, reason: Reason, note: str, *, key: str = "") -> None:
         """Record an Event on a workload."""
@@ -117,6 +120,7 @@ class Feedback:
     def evicted(self, evict: Evict) -> None:
         """Say that an eviction was accepted."""
         self._metrics.evictions.labels(evict.reason.value, "accepted").inc()
+        self._evicted(evict)
         record = self._current(evict.victim, evict.victim_uid)
         if record is None:
             return
@@ -138,6 +142,30 @@ class Feedback:
             wait = max(0, round(retry_at - self._clock.monotonic()))
             note = f"{evict.pod} cannot be evicted yet, next try in {wait} s: {error}"
             self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=evict.pod)
+
+    def moved(self, move: Move) -> None:
+        """Say that a replica goes to another place."""
+        self._metrics.moves.labels("accepted").inc()
+        record = self._current(move.workload, move.workload_uid)
+        if record is not None:
+            record.preemption = Preemption(
+                by=move.beneficiary,
+                action="Move",
+                reason=move.reason,
+                message=move.explanation,
+                time=self._clock.now(),
+            )
+            self.tell(record, "Normal", Reason.MOVED, f"{move.pod}: {move.explanation}", key=move.pod_uid)
+            self._review(record.key)
+
+    def move_refused(self, move: Move, error: Exception, retry_at: float) -> None:
+        """Say that a replica that was to be moved stays for now."""
+        self._metrics.moves.labels("refused").inc()
+        record = self._records.get(move.beneficiary)
+        if record is not None:
+            wait = max(0, round(retry_at - self._clock.monotonic()))
+            note = f"{move.pod} cannot be moved yet, next try in {wait} s: {error}"
+            self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=move.pod)
 
     def shrunk(self, shrink: Shrink) -> None:
         """Say that a replica is asked to come down."""

@@ -57,6 +57,21 @@ async def _login(**kwargs: Any) -> Any:
     return kopf.login_with_service_account(**kwargs) or kopf.login_via_client(**kwargs)
 
 
+class NothingKept(kopf.DiffBaseStorage):
+    """No handler asks what has changed on an object, so kopf need not copy every object to find out."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return no content, where kopf would copy the object's."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """Return that nothing was stored."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Store nothing."""
+
+
 def settings_of() -> kopf.OperatorSettings:
     """Return kopf's settings: no Events, no peering, no discovery, no traces on objects, short timeouts."""
     settings = kopf.OperatorSettings()
@@ -75,7 +90,7 @@ def settings_of() -> kopf.OperatorSettings:
     # Never written, as there are no stateful handlers; named all the same, so that none could be taken for kopf's.
     settings.persistence.finalizer = f"{names.GROUP}/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+    settings.persistence.diffbase_storage = NothingKept()
     return settings
 
 

@@ -35,6 +35,7 @@ class Hearing:
     def telemetry(self, report: Report) -> None:
         """Take a node's samples; only a crossing or a change of verdict asks for a cycle."""
         parts = self._parts
+        parts.accounts.sampled(report.readings)
         if parts.store.observe(report.node, report.readings, parts.clock.now()):
             parts.batcher.trigger()
 

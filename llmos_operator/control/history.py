@@ -30,7 +30,7 @@ def failure_of(status: Mapping[str, Any], generation: int) -> Failure | None:
     return Failure(
         reason=str(failure.get("reason", "")),
         message=str(failure.get("message", "")),
-        time=_time(failure.get("time")),
+        time=time_of(failure.get("time")),
         exit_code=failure.get("exitCode"),
         generation=generation if status.get("observedGeneration") == generation else 0,
     )
@@ -51,7 +51,7 @@ def preemption_of(status: Mapping[str, Any]) -> Preemption | None:
         action=str(last.get("action", "Evict")),
         reason=reason,
         message=str(entry.get("message", "")),
-        time=_time(last.get("time")),
+        time=time_of(last.get("time")),
     )
 
 
@@ -60,7 +60,8 @@ def _condition(status: Mapping[str, Any], kind: Condition) -> Mapping[str, Any]:
     return next((entry for entry in entries if entry.get("type") == kind.value), {})
 
 
-def _time(text: object) -> float:
+def time_of(text: object) -> float:
+    """Return an API time in epoch seconds, 0.0 for none or one that cannot be read."""
     try:
         return parse_rfc3339(str(text)) if text else 0.0
     except ValueError:

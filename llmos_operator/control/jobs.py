@@ -113,28 +113,36 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
     if not is_job(workload):
         return None
     for at, uri, write in manifest.uris(workload):
-        why = data.refusal(uri, write=write, allow_file=allow_file, allowed_hosts=allowed_hosts)
-        if why:
-            return Refusal(_reason(why), f"{at}: {why}")
+        refused = data.refusal(uri, write=write, allow_file=allow_file, allowed_hosts=allowed_hosts)
+        if refused is not None:
+            return Refusal(refused[0], f"{at}: {refused[1]}")
+    found = _unfit(workload)
+    return Refusal(*found) if found is not None else None
+
+
+def _unfit(workload: Workload) -> tuple[Reason, str] | None:
+    """Return what of the spec is for serving alone, or makes no sense of a run."""
+    given = manifest.block(workload)
+    if given.get("input") is not None and given.get("input") == given.get("output"):
+        return (
+            Reason.INVALID_SPEC,
+            f"spec.batch.output.uri: {given['output'].get('uri')} is the input, which it would replace; name another file.",
+        )
     if workload.replicas > 1:
-        return Refusal(
+        return (
             Reason.INVALID_SPEC,
             f"spec.replicas: {workload.replicas}: a {workload.kind} is one run in one pod; remove it.",
         )
     if workload.members > 1:
-        return Refusal(
+        return (
             Reason.UNSUPPORTED,
             f"spec.parallelism: a {workload.kind} runs in one pod in this release; remove pods and data.",
         )
     template = (workload.spec.get("podTemplate") or {}).get("spec") or {}
     if template.get("containers"):
-        return Refusal(
-            Reason.INVALID_SPEC,
+        text = (
             f"spec.podTemplate.spec.containers: a {workload.kind} ends with its own program, and containers beside it "
-            "would not; remove them, or use initContainers for what has to run before.",
+            "would not; remove them, or use initContainers for what has to run before."
         )
+        return Reason.INVALID_SPEC, text
     return None
-
-
-def _reason(why: str) -> Reason:
-    return Reason.UNSUPPORTED_SCHEME if "by this release" in why else Reason.SOURCE_NOT_ALLOWED

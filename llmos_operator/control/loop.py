@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from llmos_operator.actuators.slices import in_slices
 from llmos_operator.observability.logging import context, logger
 from llmos_operator.scheduler.budget import Budget
 from llmos_operator.scheduler.cycle import plan as make_plan
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 FIRST_SECONDS = 2.0  # for which a new workload's status waits for its first decision
-BREATH = 50
 IDLE_SECONDS = 5.0  # the longest the loop stands still: its heartbeat
 WAITING_SECONDS = (
     5.0  # between plans while workloads wait and nothing changes: time itself may let them start
@@ -129,10 +129,8 @@ class Loop:
         now = self._clock.now()
         self._dirty.update(self._reviewer.due(self._clock.monotonic()))
         dirty, self._dirty = self._dirty, set()
-        for count, key in enumerate(dirty, 1):
+        async for key in in_slices(dirty):
             self._review(key)
-            if count % BREATH == 0:
-                await asyncio.sleep(0)  # a sweep over thousands must not hold up lease and probes
         if not self._worth_planning(self._clock.monotonic()):
             return
         self.cycles += 1

@@ -117,6 +117,12 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+        self.moves = Counter(
+            "llmos_operator_moves_total",
+            "Replicas started again elsewhere so that others could start, by result of the eviction (accepted, refused).",
+            ["result"],
+            registry=registry,
+        )
         self.waiting_writes = Gauge(
             "llmos_operator_waiting_writes", "Writes waiting or under way.", registry=registry
         )
@@ -176,10 +182,47 @@ class OperatorMetrics:
             ["node"],
             registry=registry,
         )
+        holder = ["namespace", "workload", "queue", "product"]
         self.gpu_seconds = Counter(
             "llmos_operator_gpu_seconds_total",
             "Devices held, times seconds; a shared device counts by the part that is held, as quota does.",
-            ["namespace", "workload", "queue"],
+            holder,
+            registry=registry,
+        )
+        self.gpu_busy_seconds = Counter(
+            "llmos_operator_gpu_busy_seconds_total",
+            "Of the devices held, times seconds: those in which the device worked, as far as it tells.",
+            holder,
+            registry=registry,
+        )
+        self.gpu_idle_seconds = Counter(
+            "llmos_operator_gpu_idle_seconds_total",
+            "Of the devices held, times seconds: those in which the device did nothing, or a server had no request.",
+            holder,
+            registry=registry,
+        )
+        self.gpu_lost_seconds = Counter(
+            "llmos_operator_gpu_lost_seconds_total",
+            "Devices times seconds that evictions threw away: the load of a server, all that a job had done in its pod.",
+            holder,
+            registry=registry,
+        )
+        self.energy = Counter(
+            "llmos_operator_energy_joules_total",
+            "Energy of the devices held, as far as they tell; of a shared device the part that is held.",
+            holder,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "llmos_operator_tokens_total",
+            "Tokens as the runtimes count them, by kind (prompt, generation).",
+            ["namespace", "workload", "queue", "kind"],
+            registry=registry,
+        )
+        self.remedies = Gauge(
+            "llmos_operator_remedies",
+            "What the health policy would do now, a dry run: by action and state (advice, allowed, young, breaker).",
+            ["action", "state"],
             registry=registry,
         )
         self.inspections = Counter(
@@ -214,6 +257,8 @@ class OperatorMetrics:
             self.reservations.labels(start)
         for result in ("asked", "yielded", "refused", "restored"):
             self.shrinks.labels(result)
+        for result in ("accepted", "refused"):
+            self.moves.labels(result)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
 

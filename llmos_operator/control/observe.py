@@ -13,6 +13,7 @@ from llmos_operator.manifests.pod import selector
 
 if TYPE_CHECKING:
     from llmos_operator.clock import Clock
+    from llmos_operator.control.accounting import Accounts
     from llmos_operator.control.records import Record, Records
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
@@ -24,10 +25,17 @@ class Observer:
     """Builds :class:`Observed` from the store and the records."""
 
     def __init__(
-        self, store: Store, records: Records, policy: Policy, clock: Clock, url_template: str
+        self,
+        store: Store,
+        records: Records,
+        accounts: Accounts,
+        policy: Policy,
+        clock: Clock,
+        url_template: str,
     ) -> None:
         self._store = store
         self._records = records
+        self._accounts = accounts
         self._policy = policy
         self._clock = clock
         self._url_template = url_template
@@ -59,6 +67,7 @@ class Observer:
             degraded=self._degraded(snapshot, pods),
             scores=record.scores,
             products=_products(snapshot, pods),
+            usage=self._accounts.usage(record.uid),
             estimated_bytes=record.estimated_bytes,
             profile=profile_name(workload.model.uri, workload.model.revision) if workload.model.uri else "",
             priority=snapshot.priority_of(workload),

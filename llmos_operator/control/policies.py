@@ -44,6 +44,7 @@ def policy_of(settings: OperatorSettings) -> Policy:
         reservation=replace(
             base.reservation, most=scheduling.reservation.most, after=scheduling.reservation.after
         ),
+        consolidation=replace(base.consolidation, part=scheduling.migration_budget),
     )
 
 

@@ -316,32 +316,47 @@ def _trouble(seen: Situation) -> Refusal | None:
 
 def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, ...]) -> Refusal | None:
     """Return why the workload cannot be accepted under the operator's settings, None if it can."""
-    if carries_credentials(workload.model.uri):  # stored before the API refused it; said without the URI
+    served = workload.model.name
+    if any(one.name == served for one in workload.adapters):
+        return Refusal(
+            Reason.INVALID_SPEC,
+            f"spec.adapters: {served} is the name of the model itself; name the adapter otherwise.",
+        )
+    sources = [("spec.model.uri", workload.model.uri)]
+    sources += [(f"spec.adapters[{one.name}].uri", one.uri) for one in workload.adapters]
+    found = (
+        _source_refusal(*source, allow_file=allow_file, allowed_hosts=allowed_hosts) for source in sources
+    )
+    unfit = next((one for one in found if one is not None), None)
+    return unfit or jobs.refusal(workload, allow_file=allow_file, allowed_hosts=allowed_hosts)
+
+
+def _source_refusal(
+    field: str, uri: str, *, allow_file: bool, allowed_hosts: tuple[str, ...]
+) -> Refusal | None:
+    if carries_credentials(uri):  # stored before the API refused it; said without the URI
         return Refusal(
             Reason.SOURCE_NOT_ALLOWED,
-            "spec.model.uri: carries a user or password; put the token into a Secret and name it in "
+            f"{field}: carries a user or password; put the token into a Secret and name it in "
             "spec.model.secretRef.",
         )
-    unfit = jobs.refusal(workload, allow_file=allow_file, allowed_hosts=allowed_hosts)
-    if unfit is not None:
-        return unfit
-    scheme, _, rest = workload.model.uri.partition("://")
+    scheme, _, rest = uri.partition("://")
     if scheme not in SERVED_SCHEMES:
         return Refusal(
             Reason.UNSUPPORTED_SCHEME,
-            f"spec.model.uri: {scheme}:// models cannot be loaded by this release; use hf:// or https://.",
+            f"{field}: {scheme}:// models cannot be loaded by this release; use hf:// or https://.",
         )
     if scheme == "file" and not allow_file:
         return Refusal(
             Reason.SOURCE_NOT_ALLOWED,
-            "spec.model.uri: file:// models are not allowed in this cluster; use hf://, or ask an administrator to set "
+            f"{field}: file:// models are not allowed in this cluster; use hf://, or ask an administrator to set "
             "sources.allowFile.",
         )
     host = rest.partition("/")[0].partition(":")[0].lower()
     if scheme == "https" and host not in allowed_hosts:
         return Refusal(
             Reason.SOURCE_NOT_ALLOWED,
-            f"spec.model.uri: host {host} is not an allowed model source; ask an administrator to add it to "
+            f"{field}: host {host} is not an allowed model source; ask an administrator to add it to "
             "sources.allowedHosts.",
         )
     return None

@@ -1,4 +1,4 @@
-"""The net under all watches: every half minute a fresh list is compared with what is known.
+"""The net under all watches: every half minute a fresh list of versions is compared with what is known.
 
 A watch can lose events (a proxy, a bug, an event dropped in kopf). Whatever the list shows and no watch has told within
 a second is repaired, counted, and for a reflector of our own the watch is begun anew. Repair is level-triggered: it
@@ -15,8 +15,9 @@ from llmos_operator.errors import LlmosError
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from llmos_operator.cluster.mirror import Known, ObjectKey
     from llmos_operator.cluster.reflector import Reflector
     from llmos_operator.control.metrics import OperatorMetrics
 
@@ -88,27 +89,31 @@ class Resync:
         """Compare each source. Returns whether all could be listed."""
         lists = []
         for source in due:
-            mirror = source.reflector.mirror
-            before = mirror.version
             try:
-                items, version = await source.reflector.fetch()
-                if version < before:
-                    # A list begun after a version was seen cannot be older: the server's history was replaced.
-                    log.warning("versions went back", kind=mirror.kind.kind, was=before, now=version)
-                    mirror.reset()
-                lists.append((source, items, version))
+                lists.append((source, *await source.reflector.versions()))
             except LlmosError as error:
-                log.warning("resync could not list", kind=source.reflector.mirror.kind.kind, error=error)
+                self._failed(source, error)
         await self._sleep(SETTLE_SECONDS)
-        for source, items, version in lists:
-            self._compare(source, items, version)
+        complete = len(lists) == len(due)
+        for source, listed, version in lists:
+            try:
+                await self._compare(source, listed, version)
+            except LlmosError as error:
+                self._failed(source, error)
+                complete = False
             await asyncio.sleep(0)
-        return len(lists) == len(due)
+        return complete
 
-    def _compare(self, source: Source, items: list[dict[str, object]], version: int) -> None:
+    def _failed(self, source: Source, error: LlmosError) -> None:
+        log.warning("resync could not list", kind=source.reflector.mirror.kind.kind, error=error)
+
+    async def _compare(self, source: Source, listed: Mapping[ObjectKey, Known], version: int) -> None:
         mirror = source.reflector.mirror
         was_synced = mirror.synced
-        repaired = mirror.replace(items, version)
+        if mirror.behind(listed):
+            repaired, _ = await source.reflector.refill()
+        else:
+            repaired = mirror.settle(listed, version)
         if not repaired or not was_synced:
             return
         mirror.repaired += repaired

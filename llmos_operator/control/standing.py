@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api import names
 from llmos_operator.control import gangs
-from llmos_operator.state.types import FULL_MILLI, PodPhase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
 
 SECONDS = 5.0  # between looks
-KEPT_SECONDS = 600.0  # a workload's counter outlives it, so that Prometheus reads its last value
 _PERCENT = 100
-_Owner = tuple[str, str, str]  # namespace, workload, queue
 
 
 class Standing:
@@ -36,15 +31,12 @@ class Standing:
         self._since: dict[str, float] = {}  # workload UID -> when it began to wait
         self._placed: set[str] = set()  # UIDs this process has seen with everything they want
         self._first_seen: dict[str, float] = {}  # node -> when this process first knew it
-        self._shown_at: float | None = None  # monotonic
-        self._last_held: dict[_Owner, float] = {}  # monotonic
 
-    def show(self, snapshot: Snapshot, now: float, monotonic: float) -> None:
-        """Set every figure. ``now`` in epoch seconds; ``monotonic`` measures what passed since the last call."""
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Set every figure. ``now`` in epoch seconds."""
         self._show_waiting(snapshot, now)
         self._show_gangs(snapshot)
         self._show_nodes(snapshot, now)
-        self._count_seconds(snapshot, monotonic)
 
     def _show_waiting(self, snapshot: Snapshot, now: float) -> None:
         """A workload waits from its creation, or from when it lost a place this process has seen it in."""
@@ -90,31 +82,9 @@ class Standing:
                 sum(over > limit for over, limit in zip(excess, limits, strict=True))
             )
 
-    def _count_seconds(self, snapshot: Snapshot, monotonic: float) -> None:
-        """Charge what is held now for the time since the last call; a claim counts as the quota counts it."""
-        passed = 0.0 if self._shown_at is None else monotonic - self._shown_at
-        self._shown_at = monotonic
-        for owner, milli in _held(snapshot):
-            self._metrics.gpu_seconds.labels(*owner).inc(passed * milli / FULL_MILLI)
-            self._last_held[owner] = monotonic
-        for owner in [one for one, at in self._last_held.items() if monotonic - at > KEPT_SECONDS]:
-            if f"{owner[0]}/{owner[1]}" not in snapshot.workloads:
-                del self._last_held[owner]
-                self._metrics.gpu_seconds.remove(*owner)
-
 
 def _excess(device: DeviceState) -> int:
     """Return the bytes in use beyond what is reserved; 0 where the device is held as a whole."""
     if device.observed_bytes is None or device.exclusive or device.foreign:
         return 0
     return max(0, device.observed_bytes - device.reserved_bytes)
-
-
-def _held(snapshot: Snapshot) -> Iterator[tuple[_Owner, int]]:
-    """Yield the owner and the thousandths of devices of every claim."""
-    for state in snapshot.nodes.values():
-        for pod in state.pods.values():
-            if pod.claim is None or not pod.claim.devices or pod.phase is PodPhase.FINISHED:
-                continue
-            namespace, _, name = pod.claim.workload.partition("/")
-            yield (namespace, name, pod.claim.queue or names.DEFAULT_QUEUE), pod.claim.gpu_milli

@@ -116,12 +116,10 @@ class Watching:
     async def _first_list(self, kind: Kind) -> None:
         while not self.mirrors[kind].synced:
             try:
-                items, version = await self._reflectors[kind].fetch()
+                await self._reflectors[kind].refill()
             except LlmosError as error:
                 log.warning("cannot list yet", kind=kind.kind, error=error)
                 await asyncio.sleep(1.0)
-            else:
-                self.mirrors[kind].replace(items, version)
 
     async def _measure(self) -> None:
         while True:

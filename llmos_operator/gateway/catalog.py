@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    Allowed = Callable[["WorkloadKey"], bool]
+
 KNOWN_NAMES_SHOWN = 20
 
 
@@ -60,6 +62,7 @@ class Workload:
     max_in_flight: int = 64  # requests one replica works on at once
     rate: Rate = NO_LIMIT
     created: int = 0  # epoch seconds
+    adapters: tuple[str, ...] = ()  # names of LoRA adapters its replicas serve
 
     @property
     def can_start(self) -> bool:
@@ -95,6 +98,11 @@ class Route(NamedTuple):
     """The workloads that serve a name, all of one namespace; more than one only if they share a served name."""
 
     workloads: tuple[Workload, ...]
+    adapter: str = ""  # the adapter that was asked for; "": the model itself
+
+    def model_of(self, workload: Workload) -> str:
+        """Return the name by which the replicas of ``workload`` know what was asked for."""
+        return self.adapter or workload.served_name
 
     @property
     def lead(self) -> Workload:
@@ -191,17 +199,22 @@ class Catalog:
         """Return where requests for ``model`` go.
 
         ``model`` is `namespace/workload`, `namespace/served-name`, a served name or a workload name, tried in this
-        order. ``namespace`` breaks ties of the short forms. Workloads that ``allowed`` refuses do not exist.
+        order; then an adapter's name, with or without `namespace/`: it can never hide a model. ``namespace`` breaks ties of the short forms. Workloads that ``allowed`` refuses do not exist.
         """
-        candidates = [w for w in self._candidates(model) if allowed is None or allowed(w.key)]
+        candidates, adapter = [w for w in self._candidates(model) if allowed is None or allowed(w.key)], ""
+        if not candidates:
+            adapter = model.rpartition("/")[2]
+            candidates = [w for w in self._with_adapter(model) if allowed is None or allowed(w.key)]
         if namespace:
             candidates = [w for w in candidates if w.key.namespace == namespace] or candidates
         if not candidates:
             return self._unknown(allowed)
         spaces = {w.key.namespace for w in candidates}
         if len(spaces) > 1:
+            if adapter:
+                return Ambiguous(tuple(sorted(f"{space}/{adapter}" for space in spaces)))
             return Ambiguous(tuple(sorted(str(w.key) for w in candidates)))
-        return Route(tuple(sorted(candidates, key=lambda w: w.key)))
+        return Route(tuple(sorted(candidates, key=lambda w: w.key)), adapter)
 
     def public_name(self, workload: Workload, allowed: Callable[[WorkloadKey], bool] | None = None) -> str:
         """Return the shortest name that resolves to ``workload`` alone."""
@@ -221,6 +234,22 @@ class Catalog:
         if served:
             return served
         return [w for w in self._workloads.values() if w.key.name == model] if not slash else []
+
+    def adapter_name(self, workload: Workload, adapter: str, allowed: Allowed | None = None) -> str:
+        """Return the shortest name that asks for an adapter of ``workload``, "" if a model of that name hides it."""
+        for name in (adapter, f"{workload.key.namespace}/{adapter}"):
+            found = self.resolve(name, allowed=allowed)
+            if isinstance(found, Route) and found.adapter and workload in found.workloads:
+                return name
+        return ""
+
+    def _with_adapter(self, model: str) -> list[Workload]:
+        namespace, slash, name = model.rpartition("/")
+        return [
+            w
+            for k, w in self._workloads.items()
+            if name in w.adapters and (not slash or k.namespace == namespace)
+        ]
 
     def _unknown(self, allowed: Callable[[WorkloadKey], bool] | None) -> Unknown:
         visible = [w for w in self._workloads.values() if allowed is None or allowed(w.key)]

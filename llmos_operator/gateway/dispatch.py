@@ -213,7 +213,7 @@ class Dispatcher:
                 f"The workload {route.lead.key} was deleted.",
                 param="model",
             )
-        return Route(workloads)
+        return Route(workloads, route.adapter)
 
     def _latest(self, workload: Workload) -> Workload:
         return self.catalog.current(workload) or workload

@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 def list_models(catalog: Catalog, allowed: Allowed) -> web.Response:
     """Return all models as OpenAI's list object; `llmos` adds what that shape has no place for."""
     visible = sorted((w for w in catalog.workloads() if allowed(w.key)), key=lambda w: w.key)
-    return json_response({"object": "list", "data": [_entry(catalog, w, allowed) for w in visible]})
+    entries = [
+        entry for w in visible for entry in (_entry(catalog, w, allowed), *_adapters(catalog, w, allowed))
+    ]
+    return json_response({"object": "list", "data": entries})
 
 
 def describe_model(catalog: Catalog, route: Route, allowed: Allowed) -> web.Response:
     """Return one model."""
-    return json_response(_entry(catalog, route.lead, allowed))
+    entry = _entry(catalog, route.lead, allowed)
+    if route.adapter:
+        entry |= _adapter(catalog, route.lead, route.adapter, allowed)
+    return json_response(entry)
 
 
 def _entry(catalog: Catalog, workload: Workload, allowed: Allowed) -> dict[str, Any]:
@@ -36,6 +42,18 @@ def _entry(catalog: Catalog, workload: Workload, allowed: Allowed) -> dict[str, 
         "owned_by": workload.key.namespace,
         "llmos": {"workload": str(workload.key), "readyReplicas": ready, "state": _state(workload, ready)},
     }
+
+
+def _adapters(catalog: Catalog, workload: Workload, allowed: Allowed) -> list[dict[str, Any]]:
+    entry = _entry(catalog, workload, allowed)
+    found = [entry | _adapter(catalog, workload, name, allowed) for name in workload.adapters]
+    return [one for one in found if one["id"]]
+
+
+def _adapter(catalog: Catalog, workload: Workload, name: str, allowed: Allowed) -> dict[str, Any]:
+    """Return what differs for an adapter; ``parent`` is its base model, as vLLM lists it."""
+    parent = catalog.public_name(workload, allowed)
+    return {"id": catalog.adapter_name(workload, name, allowed), "parent": parent}
 
 
 def _state(workload: Workload, ready: int) -> str:

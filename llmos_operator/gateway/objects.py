@@ -73,6 +73,7 @@ def workload(obj: Mapping[str, Any]) -> Workload | None:
         eta_seconds=load.parsed("eta", parse_seconds, None) if load.text("eta") else None,
         max_in_flight=spec.child("context").number("maxNumSeqs") or DEFAULT_SEQUENCES,
         rate=Rate(limits.number("requestsPerMinute"), limits.number("tokensPerMinute")),
+        adapters=tuple(one.required("name") for one in spec.objects("adapters")),
         created=int(meta.parsed("creationTimestamp", parse_rfc3339, 0.0)),
     )
 

@@ -120,7 +120,8 @@ class Proxy:
     async def _attempt(self, exchange: Exchange, replica: Replica, workload: Workload) -> web.StreamResponse:
         """Send to one replica. Raises NotSent if another may be tried."""
         asked = exchange.asked
-        body = asked.raw if asked.model == workload.served_name else with_model(asked, workload.served_name)
+        model = exchange.route.model_of(workload)
+        body = asked.raw if asked.model == model else with_model(asked, model)
         sent = self.monotonic()
         self.metrics.overhead.observe(sent - exchange.arrived - exchange.held_seconds)
         try:

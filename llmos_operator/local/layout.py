@@ -56,6 +56,11 @@ class ClusterPaths:
         return self.root / "pods"
 
     @property
+    def claims(self) -> Path:
+        """Contents of PersistentVolumeClaims, by namespace and name; they outlive pods and the cluster's restarts."""
+        return self.root / "claims"
+
+    @property
     def pod_logs(self) -> Path:
         """Container logs, laid out as a node's /var/log/pods."""
         return self.root / "pod-logs"
@@ -91,6 +96,6 @@ class ClusterPaths:
 
     def prepare(self) -> None:
         """Create the directories."""
-        for folder in (self.root, self.pki, self.logs, self.pods, self.pod_logs):
+        for folder in (self.root, self.pki, self.logs, self.pods, self.pod_logs, self.claims):
             folder.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
@@ -132,8 +133,7 @@ def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simu
         # As many compute threads as CPUs were requested: more would only wait for one another.
         "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
-    if workload.kind is not WorkloadKind.INFERENCE:
-        plain[names.ENV_JOB] = jobs.block_json(workload)
+    plain |= jobs.environment(workload)
     if settings.hub_endpoint:
         plain["HF_ENDPOINT"] = settings.hub_endpoint
     # Pods of one machine share its loopback in the local cluster, so each binds its own address there. Elsewhere the
@@ -163,7 +163,20 @@ def _model_environment(workload: Workload, claim: Claim) -> dict[str, str]:
         names.ENV_KV_DTYPE: workload.quantization.kv_cache_dtype,
         names.ENV_MAX_MODEL_LEN: str(length) if length else "auto",
         names.ENV_MAX_NUM_SEQS: str(workload.max_num_seqs),
+        **_adapter_environment(workload),
         names.ENV_APIS: ",".join((workload.spec.get("serving") or {}).get("apis", ())),
+    }
+
+
+def _adapter_environment(workload: Workload) -> dict[str, str]:
+    if not workload.max_adapters:
+        return {}
+    sources = [{"name": one.name, "uri": one.uri} for one in workload.adapters]
+    return {
+        # Kubernetes would put the value of another variable, a secret one too, in the place of $(NAME).
+        names.ENV_ADAPTERS: json.dumps(sources, separators=(",", ":")).replace("$(", "$$("),
+        names.ENV_MAX_ADAPTERS: str(workload.max_adapters),
+        names.ENV_MAX_ADAPTER_RANK: str(workload.adapter_rank),
     }
 
 

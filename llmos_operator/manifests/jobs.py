@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.api import names
 from llmos_operator.api.runtime import data
 from llmos_operator.state.convert.workloads import OPERATORS_OWN
 from llmos_operator.state.types import WorkloadKind
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Workload
 
 Json = dict[str, Any]
+TERMINATION_LOG = "/dev/termination-log"  # the default of terminationMessagePath
 
 PROGRAMS = {WorkloadKind.INFERENCE: "runtime", WorkloadKind.BATCH: "batch", WorkloadKind.FINE_TUNE: "tune"}
 _BLOCKS = {WorkloadKind.BATCH: "batch", WorkloadKind.FINE_TUNE: "fineTune"}
@@ -40,6 +42,17 @@ def uris(workload: Workload) -> tuple[tuple[str, str, bool], ...]:
         if isinstance(one, dict) and one.get("uri"):
             found.append((f"spec.{name}.{field}.uri", str(one["uri"]), write))
     return tuple(found)
+
+
+def environment(workload: Workload) -> dict[str, str]:
+    """Return what the program of a run is told beside what every runtime is; nothing for a workload that serves."""
+    if workload.kind is WorkloadKind.INFERENCE:
+        return {}
+    told = {names.ENV_JOB: block_json(workload), names.ENV_TERMINATION_LOG: TERMINATION_LOG}
+    for claim in _claims(workload)[:1]:
+        # The folder all claims are in, told by way of a mount: a kubelet that runs processes rewrites paths of mounts.
+        told[names.ENV_VOLUMES_ROOT] = f"{data.VOLUMES_ROOT}/{claim}/.."
+    return told
 
 
 def volumes(workload: Workload) -> list[Json]:

@@ -78,6 +78,17 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a workload has had since it was created, as of `time`."""
+
+    gpu_seconds: int = 0
+    energy_joules: int = 0
+    tokens: int = 0
+    since: float = 0.0  # epoch seconds when this process began to count it
+    time: float = 0.0  # epoch seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """One workload as everything known about it says."""
 
@@ -98,6 +109,7 @@ class Observed:
     degraded: Refusal | None = None  # a device's or telemetry's trouble
     scores: Mapping[str, Score] = field(default_factory=dict)  # by pod key
     products: Mapping[str, str] = field(default_factory=dict)  # device UUID -> product
+    usage: Usage | None = None
     estimated_bytes: int = 0
     profile: str = ""
     priority: int = 0

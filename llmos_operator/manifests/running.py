@@ -1,6 +1,6 @@
-"""How work that ends comes along, and what it has received: `status.run` and `status.usage` of FineTune and Batch.
+"""How work that ends comes along, and what it has received: `status.run` of FineTune and Batch.
 
-Both go on from the status as it stands in the API, so that a restarted operator neither forgets nor counts twice: what
+It goes on from the status as it stands in the API, so that a restarted operator neither forgets nor counts twice: what
 a pod has received is counted up to a moment that stands beside it.
 """
 
@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from llmos_operator.api.runtime.endings import parse_progress
-from llmos_operator.api.v1alpha1.workload_status import RunStatus, UsageStatus
+from llmos_operator.api.v1alpha1.workload_status import RunStatus
 from llmos_operator.clock import parse_rfc3339, rfc3339
 from llmos_operator.state.types import PodPhase
 
@@ -32,18 +32,21 @@ def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
     told = _progress(seen)
     ended = rfc3339(_end(seen)) if seen.finished else None
     first = min((pod.claim.bound_at for pod in seen.pods if pod.claim is not None), default=None)
-    return RunStatus(
-        start_time=before.start_time or (rfc3339(first) if first else None),
-        completion_time=before.completion_time or ended,
-        unit=told.unit[:32] if told is not None else before.unit,
-        done=told.done if told is not None else before.done,
-        total=told.total if told is not None else before.total,
-        failed=told.failed if told is not None else before.failed,
-        saved=told.saved if told is not None else before.saved,
-        last_saved_time=_saved_time(seen.now, told, before),
-        failures=seen.tries.failures,
-        last_failed_pod=seen.tries.last_pod,
+    run = before.model_copy(
+        update={
+            "start_time": before.start_time or (rfc3339(first) if first else None),
+            "completion_time": before.completion_time or ended,
+            "unit": told.unit[:32] if told is not None else before.unit,
+            "done": told.done if told is not None else before.done,
+            "total": told.total if told is not None else before.total,
+            "failed": told.failed if told is not None else before.failed,
+            "saved": told.saved if told is not None else before.saved,
+            "last_saved_time": _saved_time(seen.now, told, before),
+            "failures": seen.tries.failures,
+            "last_failed_pod": seen.tries.last_pod,
+        }
     )
+    return _served(seen, run)
 
 
 def _saved_time(now: float, told: WorkProgress | None, before: RunStatus) -> str | None:
@@ -56,34 +59,33 @@ def _saved_time(now: float, told: WorkProgress | None, before: RunStatus) -> str
     return rfc3339(at)
 
 
-def service(seen: Observed, former: UsageStatus | None) -> UsageStatus | None:
-    """Return what the run has received so far: the time its pods had their devices, from bind to end. Without devices: nothing.
+def _served(seen: Observed, run: RunStatus) -> RunStatus:
+    """Count what the run has received so far: the time its pods had their devices, from bind to end. Without devices: nothing.
 
     It moves once a minute while a pod runs and at once when one ends or leaves, and stands still otherwise.
     """
-    usage = former if former is not None else UsageStatus()
     for pod in seen.pods:
         if pod.claim is not None and pod.claim.devices and pod.uid:
-            usage = _counted(seen, pod, pod.claim, usage)
-    return usage if usage != UsageStatus() else former
+            run = _counted(seen, pod, pod.claim, run)
+    return run
 
 
-def _counted(seen: Observed, pod: Pod, claim: Claim, usage: UsageStatus) -> UsageStatus:
-    known = pod.uid == usage.counted_pod and usage.counted_until is not None
-    since = parse_rfc3339(str(usage.counted_until)) if known else claim.bound_at
+def _counted(seen: Observed, pod: Pod, claim: Claim, run: RunStatus) -> RunStatus:
+    known = pod.uid == run.counted_pod and run.counted_until is not None
+    since = parse_rfc3339(str(run.counted_until)) if known else claim.bound_at
     ended = _ended_at(seen, pod)
     until = min(seen.now, ended)
     step = COUNTED_EVERY if pod.phase is PodPhase.BOUND else _LEAVING_EVERY
     unknown = pod.phase is PodPhase.FINISHED and ended == _NOT_YET  # the kubelet never said when
     whole = int(until) - int(since)  # as the API keeps times; the rest is counted next time
     if unknown or whole <= 0 or (known and ended == _NOT_YET and whole < step):
-        return usage
-    return UsageStatus(
-        gpu_seconds=usage.gpu_seconds + whole * len(claim.devices),
-        energy_joules=usage.energy_joules,
-        tokens=usage.tokens,
-        counted_pod=pod.uid,
-        counted_until=rfc3339(int(until)),
+        return run
+    return run.model_copy(
+        update={
+            "device_seconds": run.device_seconds + whole * len(claim.devices),
+            "counted_pod": pod.uid,
+            "counted_until": rfc3339(int(until)),
+        }
     )
 
 

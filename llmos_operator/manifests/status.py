@@ -24,10 +24,11 @@ from llmos_operator.api.v1alpha1.workload_status import (
     RejectedPlace,
     RunStatus,
     StatusSummary,
+    UsageStatus,
 )
-from llmos_operator.clock import rfc3339
+from llmos_operator.clock import parse_rfc3339, rfc3339
 from llmos_operator.manifests.observed import Score
-from llmos_operator.manifests.running import run_of, service
+from llmos_operator.manifests.running import run_of
 from llmos_operator.manifests.verdicts import Verdict, furthest_behind, phase, verdicts
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Pod
 
 Json = dict[str, Any]
+USAGE_SECONDS = 600.0  # between writes for the sake of usage alone
 _REJECTIONS = 5
 _NODES = 64
 _LOADING = frozenset(RuntimeState) - {
@@ -59,8 +61,8 @@ class Urgency(IntEnum):
 def build(seen: Observed) -> ModelWorkloadStatus:
     """Return the status. `seen.previous` supplies transition times."""
     previous = ModelWorkloadStatus.model_validate(seen.previous)
-    run = run_of(seen, previous.run)
-    return ModelWorkloadStatus(
+    run = RunStatus() if seen.serves else run_of(seen, previous.run)
+    status = ModelWorkloadStatus(
         observed_generation=seen.workload.generation,
         phase=phase(seen),
         summary=_summary(seen, run),
@@ -74,13 +76,17 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         decision=_decision(seen, previous.decision),
         queue_position=seen.decision.queue_position if seen.decision is not None else None,
         last_preemption=_preemption(seen) or previous.last_preemption,
-        usage=previous.usage if seen.serves else service(seen, previous.usage),
-        run=run if run != RunStatus() and not seen.serves else None,
+        usage=previous.usage,
+        run=run if run != RunStatus() else None,
         failure=_failure(seen),
         conditions=merge_conditions(
             previous.conditions, verdicts(seen), now=seen.now, generation=seen.workload.generation
         ),
     )
+    usage = _usage(seen, previous.usage)
+    if usage == previous.usage or (status == previous and not _usage_due(seen, previous.usage)):
+        return status
+    return status.model_copy(update={"usage": usage})
 
 
 def to_json(status: ModelWorkloadStatus) -> Json:
@@ -284,6 +290,28 @@ def _rejected(decision: Decision) -> tuple[RejectedPlace, ...]:
         for one in decision.rejected
     }
     return tuple(places.values())[:_REJECTIONS]
+
+
+def _usage(seen: Observed, former: UsageStatus | None) -> UsageStatus | None:
+    """Return what the workload has had; no figure is ever lower than what was said before, and none is said twice."""
+    usage, said = seen.usage, former or UsageStatus()
+    if usage is None:
+        return former
+    found = UsageStatus(
+        gpu_seconds=max(said.gpu_seconds, usage.gpu_seconds),
+        energy_joules=max(said.energy_joules, usage.energy_joules),
+        tokens=max(said.tokens, usage.tokens),
+        time=said.time,
+    )
+    return former if found == said else found.model_copy(update={"time": rfc3339(usage.time)})
+
+
+def _usage_due(seen: Observed, former: UsageStatus | None) -> bool:
+    """Return whether usage is worth a write of its own: it always grows, and every write wakes every watch."""
+    if seen.usage is None:
+        return False
+    since = parse_rfc3339(str(former.time)) if former is not None and former.time else seen.usage.since
+    return seen.now - since >= USAGE_SECONDS
 
 
 def _preemption(seen: Observed) -> PreemptionStatus | None:

@@ -291,7 +291,9 @@ def finished(seen: Observed) -> Verdict | None:
 def phase(seen: Observed) -> str:
     """Return the summary word for `kubectl get`."""
     wanted, serving = seen.workload.replicas, seen.ready_count
-    failed = seen.refusal is not None or (seen.failure is not None and seen.hold is not None)
+    # Work that ends and has failed is tried again: it has failed when it is said to have finished so.
+    held = seen.serves and seen.failure is not None and seen.hold is not None
+    failed = seen.refusal is not None or held
     end = finished(seen)
     ended_badly = end is not None and not seen.serves and end.reason != Reason.SUCCEEDED
     words = (

@@ -141,6 +141,7 @@ class Answer:
                     tenant=self.plan.tenant,
                     deadline_at=deadline,
                     grammar=self.plan.grammar,
+                    adapter=self.model.adapter,
                 )
             )
         return found
@@ -176,6 +177,9 @@ def _failed(output: RequestOutput, grammar_param: str) -> ApiError:
     if output.bad_grammar:
         text = f"Invalid '{grammar_param}': {output.message}."
         return bad_request("invalid_json_schema", text, grammar_param)
+    if output.message.startswith("adapter ") and output.message.endswith(" is not loaded"):
+        # Unloaded while the request was on its way.
+        return ApiError(HTTPStatus.NOT_FOUND, "model_not_found", f"The {output.message}.", param="model")
     if "deadline" in output.message:
         return ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,

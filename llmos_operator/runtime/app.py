@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from llmos_operator import __version__
 from llmos_operator.observability.metrics import render
+from llmos_operator.runtime.adapters_api import LOAD, UNLOAD, LoadLora, UnloadLora
 from llmos_operator.runtime.answers import ApiError, bad_request
 from llmos_operator.runtime.embeddings import embed
 from llmos_operator.runtime.exchange import AnswerReply, error_reply, json_reply, read_body
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from llmos_operator.clock import Clock
+    from llmos_operator.runtime.adapters_api import AdaptersApi
     from llmos_operator.runtime.answering import Kitchen
     from llmos_operator.runtime.host import ModelHost
 
@@ -112,15 +114,15 @@ class ServingApi:
         return json_reply({"prompt": model.vocabulary.decode(body.tokens, skip_special=False)})
 
     async def models(self, _: Request) -> Response:
-        """List the served model."""
-        return json_reply({"object": "list", "data": [self._describe()]})
+        """List the served model and its adapters."""
+        return json_reply({"object": "list", "data": [self._describe(name) for name in self._host.names()]})
 
     async def model(self, request: Request) -> Response:
-        """Describe the served model."""
+        """Describe the served model or one of its adapters."""
         name = str(request.path_params["name"])
-        if name != self._host.settings.model_name:
+        if name not in self._host.names():
             self._host.require(name)
-        return json_reply(self._describe())
+        return json_reply(self._describe(name))
 
     async def livez(self, _: Request) -> Response:
         """200 unless the process should be restarted."""
@@ -148,15 +150,15 @@ class ServingApi:
         """Return the version of this runtime."""
         return json_reply({"version": __version__})
 
-    def _describe(self) -> dict[str, Any]:
-        served = self._host.served
+    def _describe(self, name: str) -> dict[str, Any]:
+        served, base = self._host.served, self._host.settings.model_name
         return {
-            "id": self._host.settings.model_name,
+            "id": name,
             "object": "model",
             "created": served.created if served else int(self._clock.now()),
             "owned_by": "llmos",
-            "root": self._host.settings.model_name,
-            "parent": None,
+            "root": name,
+            "parent": None if name == base else base,
             "max_model_len": served.max_model_len if served else None,
         }
 
@@ -173,7 +175,7 @@ class ServingApi:
             )
 
 
-def build(api: ServingApi) -> FastAPI:
+def build(api: ServingApi, adapters: AdaptersApi | None = None) -> FastAPI:
     """Return the application."""
     app = FastAPI(title="LLMOS runtime", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     bodies: list[tuple[str, Route, type[BaseModel]]] = [
@@ -185,6 +187,8 @@ def build(api: ServingApi) -> FastAPI:
         ("/v1/tokenize", api.tokenize, TokenizeRequest),
         ("/v1/detokenize", api.detokenize, DetokenizeRequest),
     ]
+    if adapters is not None:
+        bodies += [(LOAD, adapters.load, LoadLora), (UNLOAD, adapters.unload, UnloadLora)]
     for path, handler, kind in bodies:
         app.add_api_route(path, handler, methods=["POST"], response_model=None, openapi_extra=_body(kind))
     plain: list[tuple[str, Route]] = [

@@ -1,6 +1,7 @@
 """The control API for the operator, on a port of its own, behind the namespace's token.
 
-`GET /control/v1/status`, `POST /control/v1/drain`, `POST /control/v1/budget`; messages of `api.runtime.messages`.
+`GET /control/v1/status`, `POST /control/v1/drain`, `POST /control/v1/budget`, `POST /control/v1/adapters`,
+`DELETE /control/v1/adapters/NAME`; messages of `api.runtime.messages`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from llmos_operator.api.runtime.messages import BudgetRequest, DrainRequest
+from llmos_operator.api.runtime.messages import AdapterRequest, BudgetRequest, DrainRequest
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.answers import ApiError, from_validation, unavailable
 from llmos_operator.runtime.exchange import error_reply
@@ -50,6 +51,8 @@ class ControlApi:
                 Route("/control/v1/status", self.status, methods=["GET"]),
                 Route("/control/v1/drain", self.drain, methods=["POST"]),
                 Route("/control/v1/budget", self.budget, methods=["POST"]),
+                Route("/control/v1/adapters", self.load_adapter, methods=["POST"]),
+                Route("/control/v1/adapters/{name}", self.unload_adapter, methods=["DELETE"]),
             ],
             exception_handlers={ApiError: _on_api_error},
         )
@@ -79,6 +82,19 @@ class ControlApi:
             raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
         log.info("new memory budget", bytes=order.memory_bytes)
         return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
+
+    async def load_adapter(self, request: Request) -> Response:
+        """Serve an adapter; the answer comes when it is there."""
+        self._gate.check(request.headers.get("authorization", ""))
+        order = await _read(request, AdapterRequest)
+        await self._host.load_adapter(order.name, order.uri, param="uri")
+        return JSONResponse({})
+
+    async def unload_adapter(self, request: Request) -> Response:
+        """Stop serving an adapter; the answer comes when its last request has ended."""
+        self._gate.check(request.headers.get("authorization", ""))
+        await self._host.unload_adapter(str(request.path_params["name"]))
+        return JSONResponse({})
 
 
 async def _read(request: Request, kind: type[B]) -> B:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import (
+    AdapterReport,
     Failure,
     LoadProgress,
     MemoryReport,
@@ -16,10 +18,10 @@ from llmos_operator.api.runtime.messages import (
     RuntimeState,
     RuntimeStatus,
 )
-from llmos_operator.errors import Permanent
+from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime import served as reading
-from llmos_operator.runtime.answers import ApiError, unavailable
+from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
 from llmos_operator.runtime.ipc import Load
 
 if TYPE_CHECKING:
@@ -37,6 +39,12 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 STATS_SECONDS = 0.25
+_NAMES_SHOWN = 20
+_ADAPTER_STATUS: dict[str, HTTPStatus] = {
+    Reason.MODEL_NOT_FOUND: HTTPStatus.NOT_FOUND,
+    Reason.SOURCE_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
+    Reason.LOAD_FAILED: HTTPStatus.SERVICE_UNAVAILABLE,
+}
 _SETTLED = (RuntimeState.READY, RuntimeState.FAILED, RuntimeState.ASLEEP)
 
 
@@ -50,13 +58,16 @@ class ModelHost:
         admission: Admission,
         drain: Drain,
         clock: Clock,
+        swaps: Callable[[str, float], None] = lambda _, __: None,
     ) -> None:
+        """``swaps`` is told of each adapter that came ("load") or went ("unload"), and of the seconds it took."""
         self.settings = settings
         self.engine = engine
         self.served: ServedModel | None = None
         self._admission = admission
         self._drain = drain
         self._clock = clock
+        self._swaps = swaps
         self._unreadable: Failure | None = None  # the engine loaded it, the front cannot use it
         self.last_request_at: float | None = None  # monotonic seconds
         self.progress: Callable[[], WorkProgress] | None = None  # of a batch that runs through this model
@@ -78,6 +89,9 @@ class ModelHost:
             hf_endpoint=settings.hub_endpoint,
             token=settings.hub_token,
             device=settings.device,
+            adapters=settings.adapters,
+            max_adapters=settings.max_adapters,
+            max_adapter_rank=settings.max_adapter_rank,
         )
 
     async def run(self) -> None:
@@ -115,18 +129,52 @@ class ModelHost:
 
     def require(self, model: str) -> ServedModel:
         """Return the model for a request. Raises ApiError: 404 for another model, 503 while it cannot serve."""
-        if model != self.settings.model_name:
+        status = self.engine.status()
+        adapter = "" if model == self.settings.model_name else model
+        if adapter and not self.has_adapter(adapter):
             raise ApiError(
                 HTTPStatus.NOT_FOUND,
                 "model_not_found",
-                f"The model `{model[:200]}` does not exist. Known models: {self.settings.model_name}.",
+                f"The model `{model[:200]}` does not exist. Known models: {', '.join(self.names()[:_NAMES_SHOWN])}.",
                 param="model",
             )
-        status = self.engine.status()
         if status.state is RuntimeState.READY and self.served is not None and self.served.info is status.info:
             self.last_request_at = self._clock.monotonic()
-            return self.served
+            return replace(self.served, name=adapter, adapter=adapter) if adapter else self.served
         raise self._not_ready(status)
+
+    def has_adapter(self, name: str) -> bool:
+        """Return whether ``name`` is an adapter, one that is still loading with the model included."""
+        status = self.engine.status()
+        served = {info.name for info in status.adapters}
+        coming = set() if status.state is RuntimeState.READY else {one.name for one in self.settings.adapters}
+        return name in served | coming
+
+    def names(self) -> list[str]:
+        """Return what requests may ask for: the model, then its adapters."""
+        return [self.settings.model_name, *(info.name for info in self.engine.status().adapters)]
+
+    # ------------------------------------------------------------ adapters
+
+    async def load_adapter(
+        self, name: str, uri: str, *, folders: tuple[str, ...] = (), param: str | None = None
+    ) -> None:
+        """Serve an adapter, from one of ``folders`` if there are any. Raises ApiError naming ``param``."""
+        if name == self.settings.model_name:
+            raise bad_request("invalid_value", f"'{name}' is the name of the base model.", "lora_name")
+        try:
+            result = await self.engine.load_adapter(name, uri, folders)
+        except LlmosError as error:
+            raise _adapter_error(error, param) from error
+        self._swaps("load", result.seconds)
+
+    async def unload_adapter(self, name: str, *, param: str | None = None) -> None:
+        """Stop serving an adapter; return when its last request has ended. Raises ApiError naming ``param``."""
+        try:
+            result = await self.engine.unload_adapter(name)
+        except LlmosError as error:
+            raise _adapter_error(error, param) from error
+        self._swaps("unload", result.seconds)
 
     def _not_ready(self, status: EngineStatus) -> ApiError:
         failure = self.failure()
@@ -206,6 +254,16 @@ class ModelHost:
             load_seconds=dict(told.stage_seconds) if told else {},
             load_path=status.info.load_path if status.info else "",
             progress=self.progress() if self.progress is not None else None,
+            adapters=tuple(
+                AdapterReport(
+                    name=one.name,
+                    uri=one.uri,
+                    digest=one.digest,
+                    rank=one.rank,
+                    weights_bytes=one.weights_bytes,
+                )
+                for one in status.adapters
+            ),
         )
 
     def _model(self, status: EngineStatus) -> ModelInfo:
@@ -221,6 +279,17 @@ class ModelHost:
             max_model_len=info.max_model_len,
             quality_loss_milli=info.quality_loss_milli,
         )
+
+
+def _adapter_error(error: LlmosError, param: str | None) -> ApiError:
+    if isinstance(error, Permanent):
+        status = _ADAPTER_STATUS.get(error.reason, HTTPStatus.BAD_REQUEST)
+        return ApiError(status, f"adapter_{_snake(error.reason)}", f"{error}.", param=param)
+    return unavailable("engine_unavailable", f"{error}.", retry_after=2.0, refused="loading")
+
+
+def _snake(reason: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in reason).lstrip("_")
 
 
 def _load(status: EngineStatus) -> LoadProgress:

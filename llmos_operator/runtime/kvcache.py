@@ -7,7 +7,7 @@ of a prefix, and it is the first thing to go when blocks or slots run short (lea
     used blocks = blocks of live slots + blocks of cached slots <= budget        (check() proves it)
 
 A prefix is found by a chain of digests, one for each full block: equal digests mean equal tokens from the start, so
-equal keys and values. What a slot has computed never changes while it is live, so live slots are sources as well.
+equal keys and values - if the same weights made them: the chain begins with a salt, one for each adapter. What a slot has computed never changes while it is live, so live slots are sources as well.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Admission:
 @dataclass(slots=True)
 class _Slot:
     blocks: int = 0
+    salt: bytes = b""
     digests: list[bytes] = field(
         default_factory=list
     )  # of the full blocks whose keys and values are computed
@@ -76,12 +77,15 @@ class KvCache:
         """Return whether a sequence of ``tokens`` could run if it were alone."""
         return tokens <= self.slot_tokens and blocks_of(tokens) <= self.total_blocks
 
-    def admit(self, tokens: Sequence[int], *, reuse: bool = True) -> Admission | None:
+    def admit(self, tokens: Sequence[int], *, reuse: bool = True, salt: bytes = b"") -> Admission | None:
         """Give a slot with room for ``tokens``, evicting cached slots; None if there is no room.
 
-        At least the last token is never taken from the cache: its logits have to be computed.
+        At least the last token is never taken from the cache: its logits have to be computed. ``salt`` (at most 64
+        bytes) sets apart what equal tokens do not share: the adapter that computes them.
         """
-        source, reused = self._longest_prefix(tokens[:-1]) if reuse and self.prefix_caching else (None, 0)
+        source, reused = (
+            self._longest_prefix(tokens[:-1], salt) if reuse and self.prefix_caching else (None, 0)
+        )
         need = blocks_of(len(tokens))
         whole = self._cached.get(source) if source is not None else None
         if whole is not None and len(whole.digests) * KV_BLOCK_TOKENS == reused:
@@ -90,7 +94,7 @@ class KvCache:
             # Without the source itself there may be room after all, and a take-over needs no second copy of it.
             return self._take_over(source, need, reused) if source in self._cached else None
         slot = self._free_slots.pop()
-        self._live[slot] = _Slot(need)
+        self._live[slot] = _Slot(need, salt)
         self._used += need
         if source is None:
             return Admission(slot)
@@ -115,7 +119,7 @@ class KvCache:
         """Note that keys and values of the first ``count`` of ``tokens`` stand in a live slot."""
         known = len(self._live[slot].digests)
         if self.prefix_caching and count // KV_BLOCK_TOKENS > known:
-            last = self._live[slot].digests[-1] if known else b""
+            last = self._live[slot].digests[-1] if known else self._live[slot].salt
             new = list(_chain(tokens[known * KV_BLOCK_TOKENS : count], last))
             self._register(slot, new)
 
@@ -171,10 +175,10 @@ class KvCache:
     def _holder(self, slot: int) -> _Slot:
         return self._live.get(slot) or self._cached[slot]
 
-    def _longest_prefix(self, tokens: Sequence[int]) -> tuple[int | None, int]:
+    def _longest_prefix(self, tokens: Sequence[int], salt: bytes) -> tuple[int | None, int]:
         self.query_tokens += len(tokens)
         source, blocks = None, 0
-        for digest in _chain(tokens, b""):
+        for digest in _chain(tokens, salt):
             slots = self._index.get(digest)
             if not slots:
                 break

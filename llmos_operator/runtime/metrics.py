@@ -34,6 +34,7 @@ LATENCY: Final = (
 TOKENS: Final = tuple(m * 10**e for e in range(6) for m in (1, 2, 5) if m * 10**e <= 200_000)  # noqa: PLR2004
 CHOICES: Final = (1, 2, 5, 10, 20)
 LOAD: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0)
+SWAP: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _LABELS: Final = ["model_name", "engine"]
 ENGINE: Final = "0"
 
@@ -84,9 +85,20 @@ class RequestMetrics:
         self.disconnects = Counter(
             "llmos_runtime_client_gone_total", "Requests whose client left before the end.", registry=registry
         )
+        self._swaps = Histogram(
+            "llmos_runtime_adapter_swap_seconds",
+            "Time from the order to load or unload an adapter to its effect.",
+            ["action"],
+            buckets=SWAP,
+            registry=registry,
+        )
         self.drain = Histogram(
             "llmos_runtime_drain_seconds", "Time a drain took.", buckets=LATENCY, registry=registry
         )
+
+    def adapter_swapped(self, action: str, seconds: float) -> None:
+        """Count an adapter that came ("load") or went ("unload")."""
+        self._swaps.labels(action).observe(seconds)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
         found = Histogram(f"vllm:{name}", text, _LABELS, buckets=buckets, registry=self._registry)
@@ -101,12 +113,15 @@ class EngineCollector(Collector):
         model: str,
         status: Callable[[], EngineStatus],
         admission: Admission,
-        max_num_seqs: int,
+        max_adapters: int,
+        now: Callable[[], float],
     ) -> None:
+        """``now`` gives epoch seconds."""
         self._labels = [model, ENGINE]
         self._status = status
         self._admission = admission
-        self._max_num_seqs = max_num_seqs
+        self._max_adapters = max_adapters
+        self._now = now
 
     def collect(self) -> Iterator[Metric]:
         """Yield the current values."""
@@ -145,9 +160,16 @@ class EngineCollector(Collector):
 
     def _infos(self, status: EngineStatus) -> Iterator[Metric]:
         info = status.info
-        lora = {"max_lora": "0", "waiting_lora_adapters": "", "running_lora_adapters": ""}
+        use = status.stats.adapters
+        lora = {
+            "max_lora": str(self._max_adapters),
+            "waiting_lora_adapters": ",".join(one.name for one in use if one.waiting),
+            "running_lora_adapters": ",".join(one.name for one in use if one.running),
+        }
         yield _labelled(
-            "vllm:lora_requests_info", "Adapters in use; the value is when that was so.", [(lora, 0.0)]
+            "vllm:lora_requests_info",
+            "Adapters in use; the value is when that was so.",
+            [(lora, self._now())],
         )
         state = [({"state": status.state.value}, 1.0)]
         yield _labelled("llmos_runtime_state", "State of the runtime; 1 for the current one.", state)

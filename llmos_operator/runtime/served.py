@@ -30,6 +30,7 @@ class ServedModel:
     template: chat.ChatTemplate | None
     recommended: dict[str, Any] = field(default_factory=dict)
     created: int = 0  # epoch seconds
+    adapter: str = ""  # "": the base model
 
     @property
     def max_model_len(self) -> int:

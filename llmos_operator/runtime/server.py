@@ -22,6 +22,7 @@ import uvicorn
 from llmos_operator.clock import Clock, SystemClock
 from llmos_operator.observability import logging, metrics
 from llmos_operator.observability.heartbeat import Heartbeat
+from llmos_operator.runtime.adapters_api import AdaptersApi
 from llmos_operator.runtime.admission import Admission
 from llmos_operator.runtime.answering import Kitchen
 from llmos_operator.runtime.app import ServingApi, build
@@ -67,20 +68,26 @@ class Runtime:
         clock = clock or SystemClock()
         self.drain = Drain(clock.monotonic)
         self.admission = Admission(settings.max_num_seqs, settings.max_queue, settings.max_wait_seconds)
-        self.host = ModelHost(settings, engine, self.admission, self.drain, clock)
         counted = RequestMetrics(self.registry, settings.model_name)
+        self.host = ModelHost(
+            settings, engine, self.admission, self.drain, clock, swaps=counted.adapter_swapped
+        )
         self.registry.register(
-            EngineCollector(settings.model_name, engine.status, self.admission, settings.max_num_seqs)
+            EngineCollector(
+                settings.model_name, engine.status, self.admission, settings.max_adapters, clock.now
+            )
         )
         kitchen = Kitchen(
             engine, self.admission, self.drain, counted, clock.monotonic, float(settings.max_wait_seconds)
         )
         self._beat = Heartbeat(STALLED_SECONDS, clock.monotonic)
-        app = build(ServingApi(self.host, kitchen, self.registry, clock, self._beat.check))
+        api = ServingApi(self.host, kitchen, self.registry, clock, self._beat.check)
+        app = build(api, AdaptersApi(self.host))
         paths = {getattr(route, "path", "") for route in app.routes}
         self.serving = Shell(
             app,
             gate=Gate(settings.api_keys, open_without=True),
+            guard=Gate([*settings.api_keys, settings.control_token], open_without=False),
             drain=self.drain,
             max_body=settings.max_body_bytes,
             requests=counted.http,

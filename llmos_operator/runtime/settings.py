@@ -6,12 +6,14 @@ and fix.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmos_operator.api import names
 from llmos_operator.errors import Permanent
+from llmos_operator.runtime.ipc.messages import AdapterSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +54,10 @@ class RuntimeSettings:
     hub_token: str = field(default="", repr=False)
     allow_file: bool = False
     max_body_bytes: int = 8 << 20
+    adapters: tuple[AdapterSource, ...] = ()  # LoRA adapters to have from the start
+    max_adapters: int = 0  # that memory is kept for
+    max_adapter_rank: int = 16
+    adapter_dirs: tuple[str, ...] = ()  # where clients may load adapters from; (): nowhere
     max_queue: int = 512  # requests waiting in the engine; more get 429
     max_wait_seconds: int = 30  # expected wait beyond which a request gets 429
     max_choices: int = 128  # prompts x n of one request
@@ -66,6 +72,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
     if not uri:
         raise BadEnvironment(f"{names.ENV_MODEL_URI} is not set; name the model to serve, like hf://org/name")
     devices = env.text(names.ENV_DEVICES)
+    adapters = env.adapters(names.ENV_ADAPTERS)
     return RuntimeSettings(
         model_uri=uri,
         model_name=env.text(names.ENV_MODEL_NAME) or _name_of(uri),
@@ -91,6 +98,10 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         hub_token=env.text("HF_TOKEN"),
         allow_file=env.flag("LLMOS_ALLOW_FILE"),
         max_body_bytes=env.number("LLMOS_MAX_BODY_BYTES", 8 << 20, least=1024),
+        adapters=adapters,
+        max_adapters=max(len(adapters), env.number(names.ENV_MAX_ADAPTERS, 0)),
+        max_adapter_rank=env.number(names.ENV_MAX_ADAPTER_RANK, 16, least=1),
+        adapter_dirs=env.folders("LLMOS_ADAPTER_DIRS"),
         max_queue=env.number("LLMOS_MAX_QUEUE", 512),
         max_wait_seconds=env.number("LLMOS_MAX_WAIT_SECONDS", 30, least=1),
         max_choices=env.number("LLMOS_MAX_CHOICES", 128, least=1),
@@ -124,6 +135,27 @@ class _Reader:
         """Comma or newline separated, without repetition."""
         parts = (part.strip() for line in self.text(name).splitlines() for part in line.split(","))
         return tuple(dict.fromkeys(part for part in parts if part))
+
+    def folders(self, name: str) -> tuple[str, ...]:
+        found = self.words(name)
+        bad = [one for one in found if not one.startswith("/") or one == "/"]
+        if bad:
+            raise BadEnvironment(f"{name} names {bad[0]!r}; absolute folders below / are expected")
+        return found
+
+    def adapters(self, name: str) -> tuple[AdapterSource, ...]:
+        text = self.text(name)
+        if not text:
+            return ()
+        try:
+            found = tuple(AdapterSource(str(one["name"]), str(one["uri"])) for one in json.loads(text))
+        except (ValueError, TypeError, KeyError):
+            raise BadEnvironment(
+                f'{name} must be a JSON list like [{{"name": "a", "uri": "hf://org/a"}}]'
+            ) from None
+        if len({one.name for one in found}) < len(found):
+            raise BadEnvironment(f"{name} has two adapters of one name")
+        return found
 
     def choices(self, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
         found = self.words(name)

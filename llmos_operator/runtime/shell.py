@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from llmos_operator.observability.logging import logger
+from llmos_operator.runtime.adapters_api import GUARDED
 from llmos_operator.runtime.answers import ApiError
 
 if TYPE_CHECKING:
@@ -38,14 +39,16 @@ class Shell:
         app: ASGIApp,
         *,
         gate: Gate,
+        guard: Gate,
         drain: Drain,
         max_body: int,
         requests: Counter,
         known: Callable[[str], bool],
     ) -> None:
-        """``known`` says whether a path exists: others share one label in the metrics."""
+        """``guard`` is before the routes that change what is served; ``known`` says whether a path exists: others share one label in the metrics."""
         self._app = app
         self._gate = gate
+        self._guard = guard
         self._drain = drain
         self._max_body = max_body
         self._requests = requests
@@ -79,7 +82,8 @@ class Shell:
 
     def _admit(self, path: str, headers: dict[bytes, bytes]) -> None:
         if path not in _OPEN:
-            self._gate.check(headers.get(b"authorization", b"").decode("latin-1"))
+            gate = self._guard if path in GUARDED else self._gate
+            gate.check(headers.get(b"authorization", b"").decode("latin-1"))
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._max_body:
             raise self._too_large()

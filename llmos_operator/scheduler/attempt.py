@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.scheduler import failure, wording
+from llmos_operator.scheduler import failure, steps, wording
 from llmos_operator.scheduler.claims import claim_for, profile_of, request_of, sharing_domain, signature
+from llmos_operator.scheduler.consolidation import Consolidation
 from llmos_operator.scheduler.gang import Gangs, concerns
+from llmos_operator.scheduler.moving import Moving
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
 from llmos_operator.scheduler.plan import Bind, Evict, Shrink
 from llmos_operator.scheduler.quota import charge
@@ -21,14 +23,13 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.failure import Failure
     from llmos_operator.scheduler.feasibility import Feasibility
     from llmos_operator.scheduler.placement import Placer
-    from llmos_operator.scheduler.plan import Reservation
+    from llmos_operator.scheduler.plan import Move, Reservation
     from llmos_operator.scheduler.policy import Policy
-    from llmos_operator.scheduler.preemption import Preemption, Proposal
+    from llmos_operator.scheduler.preemption import Preemption
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size, Sizes
-    from llmos_operator.scheduler.victims import Replica
     from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Profile, Workload
@@ -52,6 +53,7 @@ class Result:
     binds: list[Bind] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)
     shrinks: list[Shrink] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
     waiting: int = 0
     failure: Failure | None = None  # of the last replica that has to wait
     reservation: Reservation | None = None  # the place that is kept for what has to wait
@@ -85,6 +87,8 @@ class Attempts:
         self.waiting_domains: set[str] = set()  # sharing domains of which somebody waits in this plan
         self._failed: dict[tuple[object, ...], Failure] = {}
         self.gangs = Gangs(self)
+        self.moving = Moving(self)
+        self.consolidation = Consolidation(self)
         self.reservations = Reservations(self)
         preemption.usable = self.reservations.usable
 
@@ -106,12 +110,12 @@ class Attempts:
         self.reservations.consider(pending, shape, result)
         return self._with_former(pending, result)
 
-    @staticmethod
-    def _with_former(pending: Pending, result: Result) -> Result:
+    def _with_former(self, pending: Pending, result: Result) -> Result:
         """Add the replicas that wait for their former pods."""
         if pending.blocked:
             result.waiting += pending.held_up
-            result.failure = result.failure or failure.former_pods(pending)
+            moves = self.moving.leaving(pending)
+            result.failure = result.failure or moves or failure.former_pods(pending)
         return result
 
     def shape(self, workload: Workload) -> Shape:
@@ -131,6 +135,12 @@ class Attempts:
         return profile_of(self.snapshot, workload)
 
     def _place_one(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
+        moved = self.moving.start(pending, shape, ordinal)
+        if isinstance(moved, Bind):
+            result.binds.append(moved)
+            return None
+        if moved is not None:
+            return moved
         may_preempt = self.snapshot.may_preempt(pending.workload)
         kept = self.reservations.openness(pending)
         key = (shape.number, pending.queue, pending.priority, may_preempt, kept)
@@ -176,11 +186,27 @@ class Attempts:
             handicaps = {**handicaps, row: INFEASIBLE}
         return None
 
-    def bound(self, pending: Pending, shape: Shape, place: int, claim: Claim, row: int, waste: int) -> Bind:
-        """Count a claim in both worlds and return its bind."""
+    def bound(
+        self,
+        pending: Pending,
+        shape: Shape,
+        place: int,
+        claim: Claim,
+        row: int,
+        waste: int,
+        *,
+        held: bool = False,
+    ) -> Bind:
+        """Count a claim in both worlds and return its bind; one that is `held` counts in the later world already."""
         size, request = shape.options[place]
         candidates, by = self.placer.count(request), self.placer.scored_by(request)
-        self.worlds.bind(claim)
+        target = self.snapshot.targets.get((claim.workload_uid, claim.ordinal))
+        if target is not None:  # wherever it starts now: it has been moved
+            claim = replace(claim, moved_at=target.at)
+        if held:
+            self.worlds.now.place(claim)
+        else:
+            self.worlds.bind(claim)
         if request.placement is Placement.SPREAD:
             self._spread_to.setdefault(claim.workload_uid, []).append(claim.node)
         state = self.worlds.now.node(claim.node)
@@ -280,12 +306,17 @@ class Attempts:
         return True
 
     def _displace(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
-        """Displace others for the claim, and hold the room."""
+        """Displace others for the claim, or move them where that loses no more, and hold the room."""
         proposal = self.preemption.find(pending, shape.options)
+        if proposal is None or any(not victim.asked_bytes for victim in proposal.victims):
+            cost = proposal.cost if proposal is not None else None
+            moves = self.consolidation.move(pending, shape, (ordinal,), result, cost)
+            if moves is not None:
+                return moves
         if proposal is None:
             return None
-        result.shrinks += self._shrinks(pending, proposal)
-        result.evictions += self.evictions(pending, proposal)
+        result.shrinks += steps.shrinks(self.preemption, pending, proposal)
+        result.evictions += steps.evictions(self.preemption, pending, proposal)
         self._hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
         self.forget_failures()
         return failure.displacing(proposal)
@@ -302,52 +333,3 @@ class Attempts:
     def spread_back(self, pending: Pending, mark: int) -> None:
         """Forget on which nodes this plan has bound replicas of a workload since the mark."""
         del self._spread_to.get(pending.workload.uid, [])[mark:]
-
-    def _shrinks(self, pending: Pending, proposal: Proposal) -> list[Shrink]:
-        """Let those victims of a proposal come down who need not go, and return their actions."""
-        found = []
-        for victim in proposal.victims:
-            if not victim.asked_bytes:
-                continue
-            reason = self.preemption.right(pending, victim) or Reason.PREEMPTED
-            self.preemption.displaced(victim)
-            found.append(
-                Shrink(
-                    pod=victim.pod.key,
-                    pod_uid=victim.pod.uid,
-                    node=victim.pod.node,
-                    victim=victim.claim.workload,
-                    victim_uid=victim.claim.workload_uid,
-                    bytes_per_device=victim.asked_bytes,
-                    cost=victim.cost,
-                    reason=reason,
-                    explanation=wording.shrunk(pending, victim, proposal),
-                    preemptor=pending.workload.key,
-                )
-            )
-        return found
-
-    def evictions(self, pending: Pending, proposal: Proposal) -> list[Evict]:
-        """Let those victims of a proposal go who have to, and return their evictions."""
-        found = []
-        reasons: dict[Replica, Reason] = {}  # its members go by the right that the first of them went by
-        for victim in proposal.victims:
-            if victim.asked_bytes:
-                continue
-            reason = reasons.get(victim.replica) or self.preemption.right(pending, victim) or Reason.PREEMPTED
-            reasons[victim.replica] = reason
-            self.preemption.displaced(victim)
-            found.append(
-                Evict(
-                    pod=victim.pod.key,
-                    pod_uid=victim.pod.uid,
-                    node=victim.pod.node,
-                    victim=victim.claim.workload,
-                    victim_uid=victim.claim.workload_uid,
-                    cost=victim.cost,
-                    reason=reason,
-                    explanation=wording.displaced(pending, victim, proposal, reason),
-                    preemptor=pending.workload.key,
-                )
-            )
-        return found

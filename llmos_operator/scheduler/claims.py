@@ -80,6 +80,8 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.compute_milli,
         workload.max_model_len,
         workload.max_num_seqs,
+        workload.max_adapters,
+        workload.adapter_rank,
         workload.placement,
         workload.node_selector,
         workload.node_affinity,

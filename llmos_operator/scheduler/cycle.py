@@ -1,8 +1,8 @@
 """One scheduling cycle: `plan(snapshot, policy, now, budget) -> Plan`.
 
 Everybody who waits is asked in queue order. For each replica, sizes best first: the first that fits now is bound;
-else, if room is already being made, it waits for that; else others may come down or be displaced for it; else it waits
-and the filters say why. What has been tried in vain once is not tried again for identical work. At the end those who came
+else, if room is already being made, it waits for that; else others may come down, move or be displaced for it; else it
+waits and the filters say why. Replicas that are being moved have their places held before anybody is asked. What has been tried in vain once is not tried again for identical work. At the end those who came
 down get back what nobody waits for.
 """
 
@@ -58,6 +58,7 @@ def plan(
         attempts.worlds.leave(snapshot.nodes[one.node].pods[one.pod])
     waiting = lines(snapshot, policy, now, attempts.worlds.now.tree)
     outcome.refuse(waiting.refused)
+    attempts.moving.hold(waiting)
     for pending in waiting.picks(attempts.worlds.now.tree, total_of(attempts.scene.table)):
         if budget.exhausted():
             outcome.interrupt()

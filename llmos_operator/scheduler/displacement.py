@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from llmos_operator.scheduler import shortage
+from llmos_operator.scheduler import shortage, steps
 from llmos_operator.scheduler.room import room_if_empty, room_later
 from llmos_operator.scheduler.topology import Spot, allot
 from llmos_operator.scheduler.victims import total_cost
@@ -65,17 +65,18 @@ class Displacement:
         self._gangs = gangs
 
     def displace(self, pending: Pending, shape: Shape, unit: Sequence[int], result: Result) -> Failure | None:
-        """Displace others for a unit and hold its room; None if that cannot help."""
-        attempts = self._gangs.attempts
-        if not attempts.preemption.begin(pending):
-            return None
-        with attempts.preemption.searching():
-            best = self._best(pending, shape, unit)
-        if best is None:
-            return None
+        """Displace others for a unit, or move them where that loses no more, and hold its room; None if that cannot help."""
+        attempts, best = self._gangs.attempts, None
+        if attempts.preemption.begin(pending):
+            with attempts.preemption.searching():
+                best = self._best(pending, shape, unit)
+        cost = best[0].cost if best is not None else None
+        moves = attempts.consolidation.move(pending, shape, unit, result, cost)
+        if moves is not None or best is None:
+            return moves
         trial, size, request = best
         for proposal in trial.proposals:
-            result.evictions += attempts.evictions(pending, proposal)
+            result.evictions += steps.evictions(attempts.preemption, pending, proposal)
         nodes = self._gangs.hold(pending, unit, size, request)
         attempts.forget_failures()
         return shortage.displacing(trial.victims, nodes, size)

@@ -24,7 +24,7 @@ from llmos_operator.state.types import AUTO, PreemptionPolicy, Quantization, Qua
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Attempts
-    from llmos_operator.scheduler.plan import Decision, Evict, Plan, Rejection, Shrink
+    from llmos_operator.scheduler.plan import Decision, Evict, Move, Plan, Rejection, Shrink
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
@@ -63,6 +63,7 @@ class Explanation:
     options: tuple[SizeOption, ...] = ()  # precisions, best first
     rejected: tuple[Rejection, ...] = ()
     victims: tuple[Evict | Shrink, ...] = ()  # who would have to go, or give up memory, for it to start now
+    moves: tuple[Move, ...] = ()  # who would have to move for it to start
     would_help: tuple[str, ...] = ()  # changes that would make it start
     expected_start: float | None = None  # epoch seconds; None: not known
 
@@ -95,6 +96,7 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKe
         options=_options(attempts, wanted),
         rejected=decision.rejected if decision is not None else (),
         victims=tuple(e for e in made.displacements if e.preemptor == workload),
+        moves=tuple(one for one in made.moves if one.beneficiary == workload),
         would_help=_would_help(attempts, pending, decision) if waits and decision is not None else (),
         expected_start=_expected_start(attempts, decision),
     )
@@ -161,10 +163,35 @@ def _would_help(attempts: Attempts, pending: Pending, decision: Decision) -> tup
         room = attempts.worlds.now.tree.room(pending.queue).gpu_milli
         more = pending.least_start().gpu_milli - room
         return (f"{-(-more // 1000)} more GPUs of quota for queue {pending.queue}",)
-    if decision.reason is not Reason.NO_CAPACITY or concerns(pending.workload):
-        return ()  # what would help one pod need not help all of them
-    found = [*_narrower(attempts, pending.workload), *_shorter(attempts, pending.workload)]
+    if decision.reason is not Reason.NO_CAPACITY:
+        return ()
+    moves = _moves(attempts, pending)
+    if concerns(pending.workload):
+        return tuple(moves)  # what else would help one pod need not help all of them
+    found = [*_narrower(attempts, pending.workload), *_shorter(attempts, pending.workload), *moves]
     return (*found, *_higher(attempts, pending))
+
+
+def _moves(attempts: Attempts, pending: Pending) -> list[str]:
+    """Return who could be moved so that it starts, and why nobody was."""
+    shape, consolidation = attempts.shape(pending.workload), attempts.consolidation
+    unit = pending.ordinals[: pending.core or 1]
+    if not unit or not shape.options or not attempts.policy.preemption.enabled:
+        return []
+    found = consolidation.search(pending, shape, unit, sys.maxsize, attempts.policy.consolidation.replicas)
+    if found is None:
+        return []
+    shown = ", ".join(
+        f"{mover.pod.key} to node {claim.node}" for mover, claim in found.moves[:_SHOWN_VICTIMS]
+    )
+    left, worth = consolidation.left(), consolidation.worth(pending, shape, unit)
+    if left < len(found.moves):
+        why = f"{max(0, left)} moves are left of this hour's scheduling.migrationBudget"
+    elif not attempts.snapshot.may_preempt(pending.workload):
+        why = "its preemptionPolicy is Never"
+    else:
+        why = f"its waiting is worth {worth / _MILLISECONDS:.0f} s so far"
+    return [f"moving {shown} at a loss of {found.cost / _MILLISECONDS:.0f} s of device time; {why}"]
 
 
 def _fits_somewhere(attempts: Attempts, workload: Workload) -> Size | None:

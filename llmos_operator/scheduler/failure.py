@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.plan import Rejection
     from llmos_operator.scheduler.preemption import Proposal
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.relocation import Mover
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.world import Worlds
-    from llmos_operator.state.types import Pod
+    from llmos_operator.state.types import Claim, Pod
 
 _SHOWN_PODS = 3
 
@@ -85,6 +86,14 @@ def displacing(proposal: Proposal) -> Failure:
     return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=proposal.size)
 
 
+def moving(moves: Sequence[tuple[Mover, Claim]], nodes: Sequence[str], size: Size) -> Failure:
+    """Return the wait for replicas that are moved by this plan."""
+    shown = ", ".join(f"{mover.pod.key} to node {claim.node}" for mover, claim in moves[:_SHOWN_PODS])
+    more = f" and {len(moves) - _SHOWN_PODS} more" if len(moves) > _SHOWN_PODS else ""
+    text = f"moves {shown}{more}, then starts on node {', '.join(nodes)}"
+    return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=size)
+
+
 def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Failure:
     """Return why nothing could be done for a replica; amounts are those of the smallest size allowed."""
     size, request = min(options, key=lambda option: option[0].bytes_per_device)
@@ -112,7 +121,7 @@ def quota(
     attempts: Attempts, pending: Pending, size: Size, request: Request, pods: int = 1
 ) -> Failure | None:
     """Return why the queue does not let so many pods start together, None if it does."""
-    worlds, needed = attempts.worlds, _least_milli(attempts, request) * pods
+    worlds, needed = attempts.worlds, least_milli(attempts, request) * pods
     tree = worlds.now.tree
     room, use = tree.room(pending.queue).gpu_milli, tree.use(pending.queue).gpu_milli
     kept = worlds.later.tree.room(pending.queue).gpu_milli
@@ -127,7 +136,7 @@ def quota(
     return Failure(Reason.EXCEEDS_QUOTA, message, size=size)
 
 
-def _least_milli(attempts: Attempts, request: Request) -> int:
+def least_milli(attempts: Attempts, request: Request) -> int:
     """Return the least thousandths of a device the request can be charged."""
     if request.whole or not request.devices:
         return request.devices * FULL_MILLI

@@ -10,7 +10,7 @@ from llmos_operator.scheduler.plan import Decision, Plan, Wait
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Result
-    from llmos_operator.scheduler.plan import Bind, Evict, Reservation, Restore, Shrink
+    from llmos_operator.scheduler.plan import Bind, Evict, Move, Reservation, Restore, Shrink
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Lines, Pending, Refused
     from llmos_operator.state.snapshot import Snapshot
@@ -20,7 +20,7 @@ _MINUTE: Final = 60.0
 
 
 class Outcome:
-    """What has been decided so far. Evictions and shrinks come before binds: their room takes longest to appear."""
+    """What has been decided so far. Evictions, moves and shrinks come before binds: their room takes longest to appear."""
 
     def __init__(self, snapshot: Snapshot, policy: Policy, now: float) -> None:
         self._snapshot = snapshot
@@ -28,6 +28,7 @@ class Outcome:
         self._now = now
         self._evictions: list[Evict] = []
         self._shrinks: list[Shrink] = []
+        self._moves: list[Move] = []
         self._binds: list[Bind] = []
         self._restores: list[Restore] = []
         self._waits: list[Wait] = []
@@ -59,6 +60,7 @@ class Outcome:
         """Take what became of a workload in a line."""
         self._evictions += result.evictions
         self._shrinks += result.shrinks
+        self._moves += result.moves
         self._binds += result.binds
         workload, failure = pending.workload, result.failure
         if result.waiting and failure is not None:
@@ -120,7 +122,7 @@ class Outcome:
         return Plan(
             self._snapshot.version,
             self._now,
-            (*self._evictions, *self._shrinks, *self._binds, *self._restores),
+            (*self._evictions, *self._moves, *self._shrinks, *self._binds, *self._restores),
             tuple(self._waits),
             self._decisions,
             tuple(self._reservations),

@@ -8,13 +8,18 @@ it was made; `version` says on which snapshot it was made.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from llmos_operator.state.types import Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmos_operator.api.conditions import Reason
     from llmos_operator.state.types import Claim, PodKey, Workload, WorkloadKey
+
+KEPT_SECONDS: Final = 300.0  # for which a moved replica's place is kept after its pod should be gone
+_MILLISECONDS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Restart a replica elsewhere: evict `pod`, its place afterwards is `target` (held in the next plans)."""
+    """Restart a replica elsewhere so that `beneficiary` can start: evict `pod`; `target`, its place afterwards, is held until then."""
 
     pod: PodKey
     pod_uid: str
@@ -116,6 +121,20 @@ class Move:
     reason: Reason
     explanation: str
     beneficiary: WorkloadKey = ""
+
+    def place(self, at: float, freed_at: float) -> Target:
+        """Return where the replica goes, as it is kept: moved `at`, its pod gone by `freed_at` (epoch seconds)."""
+        claim = self.target
+        return Target(
+            node=claim.node,
+            devices=claim.devices,
+            format=claim.format,
+            max_model_len=claim.max_model_len,
+            kv_tokens=claim.kv_tokens,
+            at=round(at * _MILLISECONDS) / _MILLISECONDS,
+            until=round((freed_at + KEPT_SECONDS) * _MILLISECONDS) / _MILLISECONDS,
+            beneficiary=self.beneficiary,
+        )
 
 
 Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Move
@@ -207,6 +226,11 @@ class Plan:
     def displacements(self) -> tuple[Evict | Shrink, ...]:
         """The Evict and Shrink actions."""
         return tuple(a for a in self.actions if isinstance(a, Evict | Shrink))
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The Move actions."""
+        return tuple(a for a in self.actions if isinstance(a, Move))
 
     @property
     def restores(self) -> tuple[Restore, ...]:

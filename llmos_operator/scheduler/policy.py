@@ -62,6 +62,20 @@ class ReservationPolicy:
     least_finished: int = 10  # pieces of work a queue must have finished before its durations are known
 
 
+@dataclass(frozen=True, slots=True)
+class ConsolidationPolicy:
+    """Running replicas that are moved so that others can start, and bounds of the search for whom and where to."""
+
+    part: float = 0.01  # of all pods with claims that may be moved within `window`, but at least one; 0: none
+    window: float = 3600.0  # seconds
+    cool_down: float = 3600.0  # seconds after a move in which a replica is not moved again
+    replicas: int = 8  # moved for one claimant at most
+    nodes: int = 64  # looked at for one claimant, cheapest first
+    sets: int = 20_000  # of replicas that are looked at in one plan
+    tries: int = 2000  # places for them that are tried in one plan
+    searches: int = 8  # claimants of one plan for whom others might be moved
+
+
 def _default_service() -> dict[WorkloadKind, float]:
     return {WorkloadKind.INFERENCE: 3600.0, WorkloadKind.FINE_TUNE: 7200.0, WorkloadKind.BATCH: 1800.0}
 
@@ -98,6 +112,7 @@ class Policy:
     sizing: SizingPolicy = field(default_factory=SizingPolicy)
     preemption: PreemptionLimits = field(default_factory=PreemptionLimits)
     reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
+    consolidation: ConsolidationPolicy = field(default_factory=ConsolidationPolicy)
     thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
     score: ScoreKind = ScoreKind.FRAGMENTATION
     price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides

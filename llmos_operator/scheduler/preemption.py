@@ -119,6 +119,11 @@ class Preemption:
         return self._budget.search_exhausted()
 
     @property
+    def gone(self) -> set[Replica]:
+        """Replicas displaced in this plan."""
+        return self._gone
+
+    @property
     def exhausted(self) -> bool:
         """Whether this plan has searched as often as the policy allows."""
         return self._searches >= self._policy.preemption.searches
@@ -222,7 +227,7 @@ class Preemption:
     def large_enough(self, request: Request) -> Bools:
         """Return the devices that could hold the request once they are idle."""
         large: Bools = self._scene.table.fixed[CAPACITY] >= request.bytes_per_device
-        return large & self._feasibility.acceptable(_displacing(request)).devices
+        return large & self._feasibility.acceptable(displacing(request)).devices
 
     def _rule(self, pending: Pending, queue: str) -> tuple[Reason, bool] | None:
         """Return (reason, only lower priorities) by which work of `queue` may be displaced, None if it may not."""
@@ -261,7 +266,7 @@ class Preemption:
         self, pending: Pending, request: Request, rights: Bools, ranks: Ints, within: Domain | None
     ) -> Iterable[tuple[tuple[int, int], int]]:
         """Return (lower bound of (rank, cost), row) of rows worth a search, most promising first."""
-        request = _displacing(request)
+        request = displacing(request)
         table, nodes = self._scene.table, self._feasibility.acceptable(request).nodes
         usable = self._feasibility.parts(request)
         roomy = self._feasibility.parts(replace(request, bytes_per_device=0))[1]
@@ -298,7 +303,7 @@ class Preemption:
         states: int | None = None,
     ) -> Proposal | None:
         later, name = self._worlds.later, self._scene.table.names[row]
-        columns = self.usable(pending, row, self._feasibility.acceptable(_displacing(request)).devices[row])
+        columns = self.usable(pending, row, self._feasibility.acceptable(displacing(request)).devices[row])
         if within is not None:
             columns = within.usable(columns)
         overuse = self._policy.overuse_percent
@@ -367,7 +372,8 @@ def _borrowed(rank: int, victim: Victim) -> bool:
     return rank + (_LOWERED if victim.asked_bytes else 0) < _OWN >> 1
 
 
-def _displacing(request: Request) -> Request:
+def displacing(request: Request) -> Request:
+    """Return the request as one for which others have to leave: it needs fresh telemetry."""
     return replace(request, constraints=replace(request.constraints, displacing=True))
 
 

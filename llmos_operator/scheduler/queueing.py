@@ -123,9 +123,9 @@ def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Li
     for key in snapshot.unsettled:
         workload = snapshot.workloads[key]
         ordinals, blocked = missing(workload, snapshot.pods_of.get(workload.uid, ()))
-        refusal = _refusal(snapshot, policy, now, tree, workload)
-        if refusal is not None:
-            found.refused.append(Refused(workload, len(ordinals) + len(ordinals_of(blocked)), *refusal))
+        why = refusal(snapshot, policy, now, tree, workload)
+        if why is not None:
+            found.refused.append(Refused(workload, len(ordinals) + len(ordinals_of(blocked)), *why))
             continue
         queue = workload.queue or policy.default_queue
         value = snapshot.priority_of(workload) if workload.priority_class else default_priority
@@ -161,9 +161,10 @@ def _default_priority(snapshot: Snapshot) -> int:
     return max((c.value for c in snapshot.priority_classes.values() if c.is_default), default=0)
 
 
-def _refusal(
+def refusal(
     snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree, workload: Workload
 ) -> tuple[Reason, str] | None:
+    """Return why a workload stands in no line, None if it does."""
     hold = snapshot.holds.get(workload.key)
     if hold is not None and hold.generation == workload.generation and now < hold.until:
         return hold.reason, hold.message

@@ -45,6 +45,7 @@ from llmos_operator.state.types import (
     PriorityClass,
     Profile,
     Queue,
+    Target,
     Workload,
 )
 
@@ -110,6 +111,7 @@ class _ClusterRecord(_Part):
     averages: dict[str, tuple[int, int]]
     standing: tuple[tuple[str, int, int], ...]  # queue, priority, claims
     terminating: tuple[str, ...]
+    targets: tuple[tuple[str, int, Target], ...] = ()  # workload UID, ordinal, place
 
 
 class _File(_Part):
@@ -244,6 +246,7 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         averages=dict(snapshot.averages),
         standing=tuple((queue, priority, count) for (queue, priority), count in snapshot.standing.items()),
         terminating=tuple(pod.key for pod in snapshot.terminating),
+        targets=tuple((uid, ordinal, one) for (uid, ordinal), one in snapshot.targets.items()),
     )
 
 
@@ -279,6 +282,10 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
             for key in sorted(pods)
             if (claim := pods[key].claim) is not None and claim.lowered and pods[key].phase is PodPhase.BOUND
         ),
+        moved=tuple(
+            pods[key] for key in sorted(pods) if (claim := pods[key].claim) is not None and claim.moved_at
+        ),
+        targets={(uid, ordinal): one for uid, ordinal, one in record.targets},
     )
 
 

@@ -53,6 +53,8 @@ def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, poli
         "base_bytes": profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes,
         "shards": max(1, workload.accelerators),
         "kv_bytes_per_element": kv_element_bytes(workload),
+        "adapters": workload.max_adapters,
+        "adapter_rank": workload.adapter_rank,
     }
     held = memory.estimate(profile.shape, claim.format, kv_tokens=claim.kv_tokens, **sizes)
     least = memory.estimate(profile.shape, claim.format, kv_tokens=claim.max_model_len, **sizes)

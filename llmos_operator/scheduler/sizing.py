@@ -107,6 +107,8 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
             base_bytes=profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes,
             shards=shards,
             kv_bytes_per_element=element,
+            adapters=workload.max_adapters,
+            adapter_rank=workload.adapter_rank,
         ).total_bytes
         wanted = tokens if workload.sharing is Sharing.SHARED else max(tokens, full)
         found.append(Size(name, corrected(estimate, profile, name), length, tokens, wanted, per_token))

@@ -1,6 +1,6 @@
 """Turns of FineTune and Batch work that waits: the attained-service index, learned from what its queue has finished.
 
-What a workload received before it was stopped is `status.usage.gpuSeconds`; the rest of its time since creation it
+What a workload received before it was stopped is `status.run.deviceSeconds`; the rest of its time since creation it
 has waited. Overdue work goes first, oldest first; other work by the index (`service_index`, `thrift`).
 """
 

@@ -100,6 +100,19 @@ def shrunk(pending: Pending, victim: Victim, proposal: Proposal) -> str:
     )
 
 
+def moved(pending: Pending, victim: Victim, target: Claim) -> str:
+    """Return why a replica is moved, and where to."""
+    whereto = (
+        f"to node {target.node}"
+        if target.node != victim.pod.node
+        else f"to another device of node {target.node}"
+    )
+    return (
+        f"moved from node {victim.pod.node} {whereto} so that {pending.workload.key} (priority {pending.priority}) "
+        f"can start; expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+    )
+
+
 def restored(claim: Claim) -> str:
     """Return why a replica that came down gets its memory back."""
     lowered, whole = human_bytes(claim.held_bytes), human_bytes(claim.bytes_per_device)

@@ -14,7 +14,7 @@ from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.explain import explain
-from llmos_operator.scheduler.plan import Shrink
+from llmos_operator.scheduler.plan import Move, Shrink
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import PodPhase
@@ -56,7 +56,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """A running replica that would have to go or to give up memory, and what becomes of it."""
+    """A running replica that would have to go, to move or to give up memory, and what becomes of it."""
 
     workload: WorkloadKey
     pod: PodKey
@@ -125,7 +125,11 @@ def forecast(
     return Forecast(
         now,
         answers,
-        tuple(_displaced(one, cycles, at) for at, cycle in enumerate(cycles) for one in cycle.displacements),
+        tuple(
+            _displaced(one, cycles, at)
+            for at, cycle in enumerate(cycles)
+            for one in (*cycle.displacements, *cycle.moves)
+        ),
         _delayed(before, cycles[0], set(asked)) if before is not None else (),
         tuple(cycles),
     )
@@ -152,6 +156,11 @@ def carry_out(store: Store, made: Plan) -> None:
         if pod is not None:
             ends = made.now + (0 if evict.force else pod.grace_seconds)
             store.assume_evicted(evict.pod, ends, evict.preemptor)
+    for move in made.moves:
+        pod = store.pod(move.pod)
+        if pod is not None:
+            ends = made.now + pod.grace_seconds
+            store.assume_evicted(move.pod, ends, move.beneficiary, ends, move.place(made.now, ends))
     for shrink in made.shrinks:
         store.ask_to_lower(
             shrink.pod,
@@ -271,7 +280,18 @@ def _outcome(placed: tuple[Placed, ...], waiting: int) -> str:
     return "StartsAfterEviction" if any(one.after > 0 for one in placed) else "Starts"
 
 
-def _displaced(evict: Evict | Shrink, cycles: list[Plan], at: int) -> Displaced:
+def _displaced(evict: Evict | Shrink | Move, cycles: list[Plan], at: int) -> Displaced:
+    if isinstance(evict, Move):
+        return Displaced(
+            evict.workload,
+            evict.pod,
+            evict.node,
+            evict.reason,
+            evict.cost,
+            evict.beneficiary,
+            evict.explanation,
+            _afterwards(evict.workload, cycles[at + 1 :]),
+        )
     return Displaced(
         evict.victim,
         evict.pod,

@@ -1,7 +1,7 @@
 """What finished FineTune and Batch work received: all that is known of how long such work takes.
 
 One entry per workload UID, the newest `KEPT` of a queue. The record is made of what the API shows (condition Finished,
-`status.usage.gpuSeconds`), so after a restart it is made again from the finished workloads that still exist; those
+`status.run.deviceSeconds`), so after a restart it is made again from the finished workloads that still exist; those
 deleted before are forgotten then. Work whose use was never measured teaches nothing: its time since creation would
 count waiting as service.
 """

@@ -23,7 +23,7 @@ from llmos_operator.state.types import Pod, PodPhase
 
 if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, PodKey, WorkloadKey
+    from llmos_operator.state.types import Claim, PodKey, Target, WorkloadKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class PodBook(NodeBook):
         self._assumed: dict[PodKey, Assumption] = {}
         self._evicting: dict[PodKey, float] = {}  # pod -> when its grace ends
         self._nominated: dict[WorkloadKey, float] = {}  # room is being made for them; until when it takes
+        self._targets: dict[tuple[str, int], Target] = {}  # replicas that are moved: workload UID, ordinal
         self._tally = Tally()
 
     def restore_pods(self, snapshot: Snapshot) -> None:
@@ -58,7 +59,10 @@ class PodBook(NodeBook):
             if pod.phase is PodPhase.ASSUMED and pod.claim is not None
         }
         self._nominated = dict(snapshot.nominated)
-        self._tally.restore(snapshot.charged, snapshot.standing, snapshot.terminating, snapshot.lowered)
+        self._targets = dict(snapshot.targets)
+        self._tally.restore(
+            snapshot.charged, snapshot.standing, snapshot.terminating, snapshot.lowered, snapshot.moved
+        )
 
     def pod(self, key: PodKey) -> Pod | None:
         """Return a pod by key, assumed ones included."""
@@ -88,6 +92,10 @@ class PodBook(NodeBook):
         if known == pod:
             return False
         self._put_pod(pod)
+        if known is None and pod.phase is PodPhase.TERMINATING and pod.claim is not None and pod.claim.target:
+            # A former leader moves it: what only that one remembered follows from what it has written down.
+            self._nominate(pod.claim.target.beneficiary, pod.deletion_at)
+            self._nominate(pod.claim.workload, pod.deletion_at)
         return True
 
     def delete_pod(self, key: PodKey, uid: str = "") -> bool:
@@ -136,23 +144,37 @@ class PodBook(NodeBook):
         return tuple(self._assumed.values())
 
     def assume_evicted(
-        self, key: PodKey, grace_ends: float, preemptor: WorkloadKey = "", freed_at: float | None = None
+        self,
+        key: PodKey,
+        grace_ends: float,
+        preemptor: WorkloadKey = "",
+        freed_at: float | None = None,
+        target: Target | None = None,
     ) -> bool:
         """Count a pod as terminating from the moment its eviction is sent, so that it is sent once.
 
         The workload it makes room for is nominated: while it waits it goes before others of its priority, so that
         nobody takes what was freed for it. `freed_at` is when the pod should be gone by its own grace; `grace_ends`, until
         when it counts as ending before the watch shows its deletion, may be much later and stands in where it is absent.
+        With a `target` its replica is moved there; it is nominated, too.
         """
         pod = self._pods.get(key)
         if pod is None or pod.phase in {PodPhase.TERMINATING, PodPhase.FINISHED}:
             return False
         self._evicting[key] = grace_ends
-        if preemptor:
-            ends = grace_ends if freed_at is None else freed_at
-            self._nominated[preemptor] = max(ends, self._nominated.get(preemptor, 0.0))
-        self._put_pod(replace(pod, phase=PodPhase.TERMINATING, deletion_at=grace_ends))
+        ends = grace_ends if freed_at is None else freed_at
+        claim = pod.claim
+        if claim is not None and claim.target != target:
+            claim = replace(claim, target=target)
+        self._put_pod(replace(pod, claim=claim, phase=PodPhase.TERMINATING, deletion_at=grace_ends))
+        self._nominate(preemptor, ends)
+        if claim is not None and target is not None:
+            self._nominate(claim.workload, ends)
         return True
+
+    def _nominate(self, workload: WorkloadKey, until: float) -> None:
+        if workload:
+            self._nominated[workload] = max(until, self._nominated.get(workload, 0.0))
 
     def forget_eviction(self, key: PodKey) -> bool:
         """Take back `assume_evicted` because the API refused (for example a disruption budget)."""
@@ -162,8 +184,16 @@ class PodBook(NodeBook):
         if pod is None or pod.phase is not PodPhase.TERMINATING:
             return False
         phase = PodPhase.ASSUMED if key in self._assumed else PodPhase.BOUND
-        self._put_pod(replace(pod, phase=phase, deletion_at=0.0))
+        claim = pod.claim
+        if claim is not None and claim.target is not None:
+            claim = replace(claim, target=None)
+        self._put_pod(replace(pod, claim=claim, phase=phase, deletion_at=0.0))
         return True
+
+    def expire_targets(self, now: float) -> None:
+        """Forget the places of moved replicas that are not kept any longer at `now` (epoch seconds)."""
+        for replica in [replica for replica, target in self._targets.items() if target.until < now]:
+            del self._targets[replica]
 
     def ask_to_lower(
         self,
@@ -184,8 +214,7 @@ class PodBook(NodeBook):
             return None
         if pod.claim.lowered or not 0 < asked_bytes < pod.claim.bytes_per_device:
             return None
-        if preemptor:
-            self._nominated[preemptor] = max(until, self._nominated.get(preemptor, 0.0))
+        self._nominate(preemptor, until)
         claim = replace(pod.claim, asked_bytes=asked_bytes, asked_at=now, yielded=False)
         self._put_pod(replace(pod, claim=claim))
         return claim
@@ -229,9 +258,18 @@ class PodBook(NodeBook):
             mates = (*self.pods_of(pod.claim.workload_uid), pod)
             self._pods_of[pod.claim.workload_uid] = tuple(sorted(mates, key=_ordinal_order))
             self._pods_changed(pod.claim.workload_uid)
+            self._note_target(pod, pod.claim)
         if pod.node:
             self._set_node(self._state(pod.node).with_pod(pod))
         self._version += 1
+
+    def _note_target(self, pod: Pod, claim: Claim) -> None:
+        """Keep in mind where a replica goes whose pod is leaving, until it has a pod again."""
+        replica = (claim.workload_uid, claim.ordinal)
+        if pod.phase is PodPhase.TERMINATING and claim.target is not None:
+            self._targets[replica] = claim.target
+        elif pod.phase in {PodPhase.ASSUMED, PodPhase.BOUND}:
+            self._targets.pop(replica, None)
 
     def _drop_pod(self, key: PodKey) -> None:
         self._unindex(self._pods.pop(key), moved=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PriorityClass,
         Profile,
         Queue,
+        Target,
         Workload,
         WorkloadKey,
     )
@@ -62,6 +63,10 @@ class Snapshot:
     standing: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (queue, priority) -> claims
     terminating: tuple[Pod, ...] = ()  # pods with claims on their way out
     lowered: tuple[Pod, ...] = ()  # running pods that were asked to do with less memory, by key
+    moved: tuple[Pod, ...] = ()  # pods of replicas that were moved to where they are, by key
+    targets: Mapping[tuple[str, int], Target] = field(
+        default_factory=dict
+    )  # (workload UID, ordinal) -> where a replica goes that is being moved
 
     @property
     def synced(self) -> bool:

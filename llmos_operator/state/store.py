@@ -111,10 +111,13 @@ class Store(PodBook):
             standing=dict(self._tally.standing),
             terminating=tuple(self._tally.terminating.values()),
             lowered=tuple(sorted(self._tally.lowered.values(), key=lambda pod: pod.key)),
+            moved=tuple(sorted(self._tally.moved.values(), key=lambda pod: pod.key)),
+            targets=dict(self._targets),
         )
 
     def advance(self, now: float) -> None:
-        """Move the averages of use to `now` (epoch seconds); no reason to plan anew."""
+        """Move the averages of use to `now` (epoch seconds), forget places kept in vain; no reason to plan anew."""
+        self.expire_targets(now)
         if self.synced():  # before that, what is charged is not all
             claims = (p.claim for pods in self._pods_of.values() for p in pods if p.claim is not None)
             self._averages.advance(now, self._queues, self._tally.charged, claims)

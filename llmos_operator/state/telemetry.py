@@ -40,6 +40,8 @@ class Reading:
     total_bytes: int | None = None
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = ""
+    busy_percent: int | None = None  # of the time since the sample before; of the whole device
+    energy_millijoules: int | None = None  # since the driver was loaded
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state.work import (
     AUTO,
     DEFAULT_ORDER,
+    Adapter,
     DeviceSelector,
     DisruptionStep,
     FormatProfile,
@@ -45,6 +46,7 @@ __all__ = [
     "AUTO",
     "DEFAULT_ORDER",
     "FULL_MILLI",
+    "Adapter",
     "Claim",
     "Device",
     "DeviceSelector",
@@ -73,6 +75,7 @@ __all__ = [
     "Selector",
     "Sharing",
     "Taint",
+    "Target",
     "Toleration",
     "Topology",
     "TrainingSpec",
@@ -169,6 +172,20 @@ class PodPhase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Where a replica that is moved starts again. The place is kept for it until `until`, also while its pod is still leaving."""
+
+    node: str
+    devices: tuple[str, ...]  # UUIDs
+    format: str  # it keeps precision and context
+    max_model_len: int
+    kv_tokens: int
+    at: float  # epoch seconds of the decision
+    until: float  # epoch seconds
+    beneficiary: WorkloadKey  # who starts in its former place
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What one replica of a workload holds: written to the pod as annotation `llmos.dev/claim`, rebuilt from it.
 
@@ -201,6 +218,8 @@ class Claim:
     asked_bytes: int = 0  # of each device, that it was asked to come down to; 0: it was not asked
     asked_at: float = 0.0  # epoch seconds of that
     yielded: bool = False  # it was seen to have come down
+    moved_at: float = 0.0  # epoch seconds at which its replica was moved to this place; 0: it was not
+    target: Target | None = None  # its replica is being moved there
 
     @property
     def held_bytes(self) -> int:

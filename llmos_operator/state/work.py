@@ -125,6 +125,14 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter of `spec.adapters`."""
+
+    name: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """`spec.scheduling.topology`: domain names, "" for none."""
 
@@ -168,6 +176,9 @@ class Workload:
     compute_milli: int | None = None  # Shared: compute of each device; None: the policy's default
     max_model_len: int = AUTO
     max_num_seqs: int = 64
+    adapters: tuple[Adapter, ...] = ()
+    max_adapters: int = 0  # that memory is kept for
+    adapter_rank: int = 0
     replicas: int = 1
     min_replicas: int = 1  # replicas above it are elastic: they are given up first
     together: int = 1  # replicas that start in one plan or not at all, and end together when fewer are left
@@ -186,12 +197,12 @@ class Workload:
     cpu_milli: int = 0  # requests of podTemplate's app containers, without the runtime's own
     host_memory_bytes: int = 0  # same
     expected_seconds: float | None = None  # expected service time, where known
-    checkpoint_seconds: float | None = None  # FineTune: time between checkpoints
+    checkpoint_seconds: float | None = None  # FineTune, Batch: what a preemption can lose at most; None: all
     training: TrainingSpec | None = None  # FineTune
-    saved_at: float | None = None  # FineTune: epoch seconds of the last checkpoint, from status.run
+    saved_at: float | None = None  # FineTune, Batch: epoch seconds at which it last saved, from status.run
     backoff_limit: int = 3  # FineTune, Batch: failures of the program that are followed by a new try
     completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
-    gpu_seconds: int = 0  # status.usage: service received so far, seconds times devices; Inference: 0
+    gpu_seconds: int = 0  # status.run: service received so far, seconds times devices; Inference: 0
     template_hash: str = ""  # changes when a pod would have to be rebuilt
     spec: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # raw, for manifests
 

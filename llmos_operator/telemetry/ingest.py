@@ -149,9 +149,14 @@ class Ingest:
 
 
 def _check(device: DeviceSample) -> None:
-    used, total = device.memory_used_bytes, device.memory_total_bytes
-    for name, value in (("memoryUsedBytes", used), ("memoryTotalBytes", total)):
-        if value is not None and not 0 <= value < 1 << 63:
+    told = (
+        ("memoryUsedBytes", device.memory_used_bytes, 1 << 63),
+        ("memoryTotalBytes", device.memory_total_bytes, 1 << 63),
+        ("energyMillijoules", device.energy_millijoules, 1 << 63),
+        ("utilizationPercent", device.utilization_percent, 101),
+    )
+    for name, value, end in told:
+        if value is not None and not 0 <= value < end:
             raise BadBatch(f"device {device.uuid!r}: {name} = {value} cannot be", reason="ImpossibleValue")
 
 
@@ -162,6 +167,8 @@ def _reading(device: DeviceSample) -> Reading:
         total_bytes=device.memory_total_bytes,
         verdict=device.verdict,
         reason=device.reason,
+        busy_percent=device.utilization_percent,
+        energy_millijoules=device.energy_millijoules,
     )
 
 

@@ -91,6 +91,51 @@ SCHEDULER = Board(
             ),
         ),
         Row(
+            "Use",
+            (
+                Panel(
+                    "Utilisation",
+                    "Of the capacity of all devices: the part that is held, and the part that works.",
+                    "percentunit",
+                    {
+                        "sum(rate(llmos_operator_gpu_seconds_total[$__rate_interval])) / count(llmos_gpu_info)": "held",
+                        "sum(rate(llmos_operator_gpu_busy_seconds_total[$__rate_interval])) / count(llmos_gpu_info)": "busy",
+                    },
+                    maximum=1,
+                ),
+                Panel(
+                    "Held and idle",
+                    "Devices that are held and do nothing, by queue.",
+                    "short",
+                    {
+                        "sum by (queue) (rate(llmos_operator_gpu_idle_seconds_total[$__rate_interval]))": "{{queue}}"
+                    },
+                ),
+                Panel(
+                    "Lost to evictions",
+                    "Devices whose work evictions threw away, by queue.",
+                    "short",
+                    {
+                        "sum by (queue) (rate(llmos_operator_gpu_lost_seconds_total[$__rate_interval]))": "{{queue}}"
+                    },
+                ),
+                Panel(
+                    "Power of work",
+                    "Power of the devices that are held, by queue.",
+                    "watt",
+                    {
+                        "sum by (queue) (rate(llmos_operator_energy_joules_total[$__rate_interval]))": "{{queue}}"
+                    },
+                ),
+                Panel(
+                    "Tokens",
+                    "Tokens read and generated, by queue.",
+                    "ops",
+                    {"sum by (queue) (rate(llmos_operator_tokens_total[$__rate_interval]))": "{{queue}}"},
+                ),
+            ),
+        ),
+        Row(
             "Decisions",
             (
                 Panel(

@@ -22,6 +22,7 @@ from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.table import NodeTable
 from tests.bench.decisions import carry_out, cluster_of, timed
 from tests.bench.load import (
+    MANY_SERVICES,
     RAW,
     TEAM,
     Usage,
@@ -73,7 +74,7 @@ class Filled:
 
 def run() -> list[Table]:
     """Measure everything, one control plane after the other."""
-    with tempfile.TemporaryDirectory() as folder, api_only(Path(folder)) as plane:
+    with tempfile.TemporaryDirectory() as folder, api_only(Path(folder), MANY_SERVICES) as plane:
         install_crds(plane)
         tables = asyncio.run(_ours(plane, Path(folder)))
     peers = []
@@ -81,6 +82,7 @@ def run() -> list[Table]:
         with tempfile.TemporaryDirectory() as folder, with_scheduler(Path(folder), *flags) as plane:
             install_crds(plane)
             peers.append([f"kube-scheduler, {name}", *asyncio.run(_kube_scheduler(plane, Path(folder)))])
+        print(f"   {peers[-1]}", flush=True)
     tables[1] = Table(tables[1].title, tables[1].columns, [*tables[1].rows, *peers], tables[1].note)
     return [*tables, _gang()]
 
@@ -96,17 +98,24 @@ async def _ours(plane: ControlPlane, folder: Path) -> list[Table]:
             watcher = Watcher(port)
             watcher.start()
             try:
-                singles = await _singles(port, process, watcher)
+                singles = _shown(await _singles(port, process, watcher))
                 await _clear(port)
                 async with reporting(port, process, NODES, TELEMETRY_SECONDS), ending(port):
                     filled = await _fill(port, process, watcher)
-                    taken = await _reclaims(port, process, watcher)
+                    costs = _shown(_costs(filled))
+                    taken = _shown(await _reclaims(port, process, watcher))
             finally:
                 await watcher.close()
         raw = await _bare(port)
     finally:
         await port.close()
-    return [singles, _rates(filled, raw, load), taken, _costs(filled)]
+    return [singles, _shown(_rates(filled, raw, load)), taken, costs]
+
+
+def _shown(table: Table) -> Table:
+    """Print a table as soon as it is measured: the whole takes minutes, and a later part may fail."""
+    print(table.markdown(), flush=True)
+    return table
 
 
 @asynccontextmanager

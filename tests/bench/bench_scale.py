@@ -18,7 +18,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmos_operator.cluster import port as ports
 from llmos_operator.cluster.transport import connect
-from tests.bench.load import TEAM, WIDTH, Watcher, each, furnish, metrics, settled, submit, usage
+from tests.bench.load import (
+    MANY_SERVICES,
+    TEAM,
+    WIDTH,
+    Watcher,
+    each,
+    furnish,
+    metrics,
+    settled,
+    submit,
+    usage,
+)
 from tests.bench.report import Table
 from tests.support.cluster import api_only
 from tests.support.crds import install_crds
@@ -37,7 +48,7 @@ Buckets = list[tuple[float, float]]  # upper bound in seconds, cycles up to it
 
 def run() -> list[Table]:
     """Measure on one control plane."""
-    with tempfile.TemporaryDirectory() as folder, api_only(Path(folder)) as plane:
+    with tempfile.TemporaryDirectory() as folder, api_only(Path(folder), MANY_SERVICES) as plane:
         install_crds(plane)
         return asyncio.run(_measure(plane, Path(folder)))
 

@@ -119,3 +119,20 @@ def test_08_the_pods_of_a_gang_meet_and_restart_together(workspace: Workspace) -
 
     workspace.wait("both pods to be new", anew, 120)
     workspace.ready("gang")
+
+
+def test_09_a_batch_answers_its_file_and_ends(workspace: Workspace) -> None:
+    folder = workspace.cluster.paths.claims / "default/questions"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "answers.jsonl").unlink(missing_ok=True)
+    (folder / "requests.jsonl").write_text((EXAMPLES / "09-batch/requests.jsonl").read_text())
+    workspace.apply_file(EXAMPLES / "09-batch/workload.yaml")
+    workspace.wait("the end", lambda: workspace.condition("answers", "Finished") == "True", 240)
+    status = workspace.get("modelworkload", "answers")["status"]
+    assert (status["phase"], status["summary"]["ready"], status["run"]["failed"]) == ("Succeeded", "4/4", 1)
+    lines = (folder / "answers.jsonl").read_text().splitlines()
+    answers = {one["custom_id"]: one for one in map(json.loads, lines)}
+    france = answers["france"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert "Paris" in france
+    assert answers["typo"]["error"]["line"] == 4
+    workspace.kubectl("delete", "pvc", "questions")

@@ -144,6 +144,7 @@ def _use(lab: Workspace, prometheus: Prometheus, spent: list[int]) -> None:
                 "sum(rate(vllm:inter_token_latency_seconds_count[30s]))",
                 "sum(rate(llmos_gateway_tokens_total[30s]))",
                 "sum(rate(llmos_operator_gpu_seconds_total[30s]))",
+                "sum(rate(llmos_operator_tokens_total[30s]))",
                 "sum(llmos_operator_waiting_workloads)",
                 "workload:llmos_gateway_requests:rate5m",
             )

@@ -17,6 +17,7 @@ from llmos_operator.scheduler.plan import Evict
 from llmos_operator.scheduler.quota import Amount, QuotaTree
 from llmos_operator.state import ledger
 from llmos_operator.state.labels import matches
+from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
 from tests.support.history import POLICY, History
 
@@ -74,6 +75,8 @@ def rest(history: History) -> None:
     pods = Counter(e.pod_uid for _, e in history.evictions)
     assert max(pods.values(), default=1) == 1, f"I6: evicted twice: {pods.most_common(1)}"
     assert max(turns.values(), default=1) == 1, f"I6: {turns.most_common(1)}"
+    moved = Counter(m.pod_uid for _, m in history.moves)
+    assert max(moved.values(), default=1) == 1, f"I6: moved twice: {moved.most_common(1)}"
     again = history.plan()
     assert not again.actions, f"I8: a second look acts: {again.actions}"
     check_whole(history.snapshot())
@@ -83,6 +86,7 @@ def check_plan(before: Snapshot, made: Plan, history: History) -> None:
     """Check what a plan says against the snapshot it was made of."""
     check_quota(before, made)
     check_evictions(before, made, history)
+    check_moves(before, made, history)
     for bind in made.binds:
         state = before.nodes[bind.claim.node]
         assert state.node is not None
@@ -137,6 +141,41 @@ def check_evictions(before: Snapshot, made: Plan, history: History) -> None:
     for budget in before.budgets.values():
         covered = [p for p in gone if budget.selector is not None and matches(budget.selector, p.labels)]
         assert len(covered) <= budget.allowed, f"I5: {budget.key} allows {budget.allowed}"
+
+
+def check_moves(before: Snapshot, made: Plan, history: History) -> None:
+    """Who moves stands no higher, is not protected, and everybody has a place afterwards: the claimant and all who move."""
+    pods = {pod.key: pod for found in before.pods_of.values() for pod in found}
+    nodes, gone = dict(before.nodes), []
+    for move in made.moves:
+        pod, claimant = pods[move.pod], before.workloads[move.beneficiary]
+        claim = pod.claim
+        assert claim is not None
+        assert pod.phase is PodPhase.BOUND
+        assert claim.priority <= before.priority_of(claimant), f"{pod.key} stands higher"
+        assert history.now - pod.started_at >= claim.min_runtime, f"{pod.key} is within its minRuntime"
+        assert history.now - claim.moved_at >= POLICY.consolidation.cool_down, f"{pod.key} moves again"
+        assert before.workloads[claim.workload].members == 1
+        assert (move.target.format, move.target.max_model_len) == (claim.format, claim.max_model_len)
+        assert fresh(before, pod.node, history.now), f"I13: {pod.key} moved unseen"
+        assert not claim.devices or fresh(before, move.target.node, history.now), (
+            f"I13: {pod.key} moves to the unseen"
+        )
+        nodes[pod.node] = nodes[pod.node].without_pod(pod.key)
+        gone.append(pod)
+    for budget in before.budgets.values():
+        covered = [p for p in gone if budget.selector is not None and matches(budget.selector, p.labels)]
+        assert len(covered) <= budget.allowed, f"I5: {budget.key} allows {budget.allowed}"
+    for evict in made.evictions:
+        nodes[evict.node] = nodes[evict.node].without_pod(evict.pod)
+    for claim in (*(bind.claim for bind in made.binds), *(move.target for move in made.moves)):
+        assert not ledger.shortfall(nodes[claim.node], claim), f"{claim.pod} has no place: {claim}"
+        nodes[claim.node] = nodes[claim.node].with_pod(assumed_pod(claim))
+    if made.moves:
+        begun = history.now - POLICY.consolidation.window
+        spent = sum(pod.claim is not None and pod.claim.moved_at >= begun for pod in before.moved)
+        most = max(1, int(sum(before.standing.values()) * POLICY.consolidation.part))
+        assert spent + len(made.moves) <= most, "beyond the migration budget"
 
 
 def check_ledger(history: History) -> None:

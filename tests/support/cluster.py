@@ -32,6 +32,7 @@ import os
 import re
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,9 +79,9 @@ def with_scheduler(folder: Path, *flags: str) -> Iterator[ControlPlane]:
 
 
 @contextmanager
-def api_only(folder: Path) -> Iterator[ControlPlane]:
-    """Only etcd and kube-apiserver: ready in about three seconds, no ServiceAccounts needed to create pods."""
-    with control_plane(folder, _API_ONLY) as plane:
+def api_only(folder: Path, *flags: str) -> Iterator[ControlPlane]:
+    """Only etcd and kube-apiserver, the latter with further flags: ready in about three seconds, pods need no ServiceAccount."""
+    with control_plane(folder, replace(_API_ONLY, api_server_flags=flags)) as plane:
         yield plane
 
 

@@ -80,6 +80,9 @@ class ScriptedEngine(Zygote):
     embeds: list[ipc.Embed] = field(default_factory=list)
     budgets: list[int] = field(default_factory=list)
     loads: list[ipc.Load] = field(default_factory=list)
+    adapters: dict[str, ipc.AdapterInfo] = field(default_factory=dict)
+    adapter_orders: list[ipc.LoadAdapter | ipc.UnloadAdapter] = field(default_factory=list)
+    adapter_error: tuple[str, str] = ("", "")  # message and reason: orders are refused with it
     running: dict[str, tuple[ipc.Submit, deque[int], int]] = field(default_factory=dict)
     stats: ipc.Stats = field(default_factory=ipc.Stats)
     _writer: asyncio.StreamWriter | None = None
@@ -127,7 +130,8 @@ class ScriptedEngine(Zygote):
         """Finish the load."""
         for stage in (RuntimeState.DOWNLOADING, RuntimeState.LOADING):
             self.send(ipc.Progress(stage, 10, 100, 5, 18))
-        self.send(ipc.Ready(self.engine_info(), ipc.EngineMemory(predicted_bytes=100, measured_bytes=90)))
+        memory = ipc.EngineMemory(predicted_bytes=100, measured_bytes=90)
+        self.send(ipc.Ready(self.engine_info(), memory, tuple(self.adapters.values())))
         self.send(self.stats)
 
     def engine_info(self) -> ipc.EngineInfo:
@@ -211,7 +215,19 @@ class ScriptedEngine(Zygote):
             case ipc.SetBudget(memory_bytes):
                 self.budgets.append(memory_bytes)
             case _:
-                pass
+                self._change_adapters(message)
+
+    def _change_adapters(self, order: ipc.Message) -> None:
+        if not isinstance(order, ipc.LoadAdapter | ipc.UnloadAdapter):
+            return
+        self.adapter_orders.append(order)
+        message, reason = self.adapter_error
+        if not message and isinstance(order, ipc.LoadAdapter):
+            self.adapters[order.name] = ipc.AdapterInfo(order.name, order.uri, "sha256:" + "cd" * 32, 8, 1000)
+        elif not message:
+            self.adapters.pop(order.name)
+        served = tuple(self.adapters.values())
+        self.send(ipc.AdapterResult(order.request_id, served, message, reason, 0.02))
 
     def _next(self, submit: ipc.Submit, left: deque[int], total: int) -> ipc.RequestOutput:
         now = time.monotonic()

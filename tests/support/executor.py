@@ -17,7 +17,7 @@ from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Change, Mirror
 from llmos_operator.cluster.port import PODS, SERVICES
 from llmos_operator.cluster.retry import ONCE, Retrier
-from llmos_operator.scheduler.plan import Bind, Evict, Plan, Restore, Shrink
+from llmos_operator.scheduler.plan import Bind, Evict, Move, Plan, Restore, Shrink
 from llmos_operator.state import convert
 from llmos_operator.state.store import Store
 from llmos_operator.state.types import GpuNode, Node, Pod
@@ -55,6 +55,14 @@ class Heard:
 
     def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
         self.said.append(f"refused {evict.pod}")
+        self.errors.append(error)
+        self.retry_at = retry_at
+
+    def moved(self, move: Move) -> None:
+        self.said.append(f"moved {move.pod}")
+
+    def move_refused(self, move: Move, error: Exception, retry_at: float) -> None:
+        self.said.append(f"not moved {move.pod}")
         self.errors.append(error)
         self.retry_at = retry_at
 

@@ -21,6 +21,7 @@ from llmos_operator.api.runtime.messages import (
     ModelInfo,
     RuntimeState,
     RuntimeStatus,
+    WorkProgress,
 )
 from llmos_operator.clock import rfc3339
 from llmos_operator.cluster.failures import NotFound
@@ -48,6 +49,8 @@ class Script:
     waiting: tuple[str, str] | None = None  # reason and message the container waits for
     ends_after: float = 0.0  # seconds between deletion and the pod's end
     stubborn: bool = False  # the runtime takes no new memory budget
+    exit: tuple[int, str] | None = None  # code and last words of a program that ends at once
+    progress: WorkProgress | None = None  # what a program that ends reports meanwhile
 
 
 @dataclass(slots=True)
@@ -96,6 +99,10 @@ class FakeKubelet:
     def reported(self, pod_uid: str) -> RuntimeStatus:
         """Return what a pod's runtime reports."""
         return self._lives[pod_uid].status
+
+    async def exit(self, pod_uid: str, code: int, words: str = "") -> None:
+        """Let the program of a pod that works end by itself."""
+        await self._exit(self._lives[pod_uid], code, words)
 
     def _take(self, change: Change, pod: dict[str, Any]) -> None:
         uid = pod["metadata"]["uid"]
@@ -159,8 +166,21 @@ class FakeKubelet:
                 peak_bytes=limit // 2,
                 limit_bytes=limit,
             ),
+            progress=script.progress,
         )
         await self._patch(life, "Running", running, ready=True)
+        if script.exit is not None:
+            await self._exit(life, *script.exit)
+
+    async def _exit(self, life: _Life, code: int, words: str) -> None:
+        """The program ends by itself, as the kubelet tells it of a pod that is not started again."""
+        ended = {
+            "reason": "Error" if code else "Completed",
+            "exitCode": code,
+            "message": words,
+            "finishedAt": rfc3339(time.time()),
+        }
+        await self._patch(life, "Failed" if code else "Succeeded", {"terminated": ended})
 
     async def _listen(self, life: _Life) -> None:
         async def answer(_: web.Request) -> web.Response:

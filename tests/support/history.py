@@ -15,8 +15,8 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.control import gangs, reconcile
 from llmos_operator.errors import Conflict
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.plan import Bind, Evict, Restore, Shrink
-from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink
+from llmos_operator.scheduler.policy import ConsolidationPolicy, Policy
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import (
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 PRIORITIES = {"low": 1, "mid": 2, "high": 3}
 QUEUES = ("default", "red", "blue")
-POLICY = Policy()
+# A tenth an hour instead of a hundredth: clusters are small here, and there is to be something to see.
+POLICY = Policy(consolidation=ConsolidationPolicy(part=0.1, cool_down=600.0))
 
 
 class History:
@@ -53,6 +54,7 @@ class History:
         self.now = NOW
         self.cluster = ClusterBuilder().with_priorities(**PRIORITIES)
         self.evictions: list[tuple[float, Evict]] = []  # sent and accepted
+        self.moves: list[tuple[float, Move]] = []  # the same
         self.happened: list[str] = []
         self.table = NodeTable()
         self._nodes: dict[str, tuple[Node, GpuNode | None]] = {}  # as they are when all is well
@@ -119,6 +121,8 @@ class History:
                 self._bind(action)
             elif isinstance(action, Shrink):
                 self._shrink(action)
+            elif isinstance(action, Move):
+                self._move(action, refused=refuse and self._chance(0.1))
             elif isinstance(action, Restore):
                 self.store.restore_memory(action.pod, action.pod_uid)
             else:
@@ -337,6 +341,18 @@ class History:
             return
         self.evictions.append((self.now, action))
         self._leaving[action.pod] = self.now if action.force else self.now + self.random.choice([1, 10, 40])
+
+    def _move(self, action: Move, *, refused: bool) -> None:
+        ends = self.now + 30
+        place = action.place(self.now, ends)
+        if not self.store.assume_evicted(action.pod, ends, action.beneficiary, ends, place):
+            return
+        if refused:
+            self.store.forget_eviction(action.pod)
+            self.happened.append(f"move of {action.pod} refused")
+            return
+        self.moves.append((self.now, action))
+        self._leaving[action.pod] = self.now + self.random.choice([1, 10, 40])
 
     def _shrink(self, action: Shrink) -> None:
         asked = (

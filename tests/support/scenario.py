@@ -14,7 +14,13 @@ from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.filters.device_kind import product_matches
 from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.fragmentation.shapes import ANY, FULL, Shape
-from llmos_operator.scheduler.policy import Policy, PreemptionLimits, ScoreKind, SizingPolicy
+from llmos_operator.scheduler.policy import (
+    ConsolidationPolicy,
+    Policy,
+    PreemptionLimits,
+    ScoreKind,
+    SizingPolicy,
+)
 from llmos_operator.scheduler.shares import kinds_of, stock_of
 from llmos_operator.scheduler.shrinking import shrunk_bytes
 from llmos_operator.scheduler.sizing import sizes
@@ -152,7 +158,8 @@ def _policy(data: dict[str, Any]) -> Policy:
     if "score" in data:
         data["score"] = ScoreKind(data["score"])
     limits = PreemptionLimits(**data.pop("preemption", {}))
-    return Policy(preemption=limits, **data)
+    moves = ConsolidationPolicy(**data.pop("consolidation", {}))
+    return Policy(preemption=limits, consolidation=moves, **data)
 
 
 def _queue(data: dict[str, Any]) -> Queue:
@@ -316,6 +323,7 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
     labels, ready = data.pop("labels", {}), data.pop("ready", True)
     lowered = data.pop("lowered", None)  # seconds since it was asked to come down, which it has
     least_runtime = float(data.pop("min_runtime", 0.0))
+    moved_at = NOW - data.pop("moved") if "moved" in data else 0.0  # seconds since it was moved there
     host = {"cpu_milli": parse_milli(str(data["cpu"]))} if "cpu" in data else {}
     members = data.get("copies", 1) * data.get("stages", 1)
     data["replicas"] = data.get("replicas", -(-len(places) // members))
@@ -332,6 +340,7 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
             bound_at=NOW - ran,
             member=number % members,
             min_runtime=least_runtime,
+            moved_at=moved_at,
             **host,
             **sized,
         )
@@ -380,6 +389,7 @@ def summary(made: Plan) -> dict[str, Any]:
     return {
         "evict": sorted(workload_name(e.victim) for e in made.evictions),
         "shrink": sorted(workload_name(s.victim) for s in made.shrinks),
+        "move": sorted(f"{workload_name(m.workload)} to {m.target.node}" for m in made.moves),
         "restore": sorted(workload_name(r.workload) for r in made.restores),
         "left": {workload_name(s.victim): s.bytes_per_device for s in made.shrinks},
         "bind": sorted(f"{workload_name(b.claim.workload)} on {b.claim.node}" for b in made.binds),
@@ -436,6 +446,10 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
     for eviction in made.evictions:
         cluster.store.assume_evicted(eviction.pod, made.now, eviction.preemptor)
         cluster.store.delete_pod(eviction.pod, eviction.pod_uid)
+    for move in made.moves:
+        place = move.place(made.now, made.now)
+        cluster.store.assume_evicted(move.pod, made.now, move.beneficiary, made.now, place)
+        cluster.store.delete_pod(move.pod, move.pod_uid)
     for bind in made.binds:
         claim = bind.claim
         cluster.store.assume(claim)

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.uris import carries_credentials
 
 VOLUMES_ROOT: Final = "/llmos/volumes"
@@ -50,26 +51,29 @@ def parse(uri: str) -> DataUri:
     return DataUri(scheme, host.partition(":")[0].lower() if scheme == "https" else host, "/" + path)
 
 
-def refusal(uri: str, *, write: bool, allow_file: bool, allowed_hosts: tuple[str, ...]) -> str:
-    """Return why data cannot be read from (or written to) a URI here and what works instead, "" if it can."""
+def refusal(
+    uri: str, *, write: bool, allow_file: bool, allowed_hosts: tuple[str, ...]
+) -> tuple[Reason, str] | None:
+    """Return why data cannot be read from (or written to) a URI here and what works instead, None if it can."""
     known = WRITABLE if write else READABLE
     try:
         parts = parse(uri)
     except ValueError as error:
-        return f"{error}."
+        return Reason.INVALID_SPEC, f"{error}."
     if parts.scheme not in known:
-        doing, works = (
+        done, works = (
             ("written to", "pvc://claim/path") if write else ("read from", "pvc://claim/path or https://…")
         )
-        return f"{uri}: data cannot be {doing} {parts.scheme}:// by this release; use {works}."
+        text = f"{uri}: data cannot be {done} {parts.scheme}:// by this release; use {works}."
+        return Reason.UNSUPPORTED_SCHEME, text
+    ask = "use pvc://claim/path, or ask an administrator to"
     if parts.scheme == "file" and not allow_file:
-        return f"{uri}: file:// is not allowed in this cluster; use pvc://claim/path, or ask an administrator to set sources.allowFile."
+        text = f"{uri}: file:// is not allowed in this cluster; {ask} set sources.allowFile."
+        return Reason.SOURCE_NOT_ALLOWED, text
     if parts.scheme == "https" and parts.host not in allowed_hosts:
-        return (
-            f"{uri}: host {parts.host} is not an allowed source; use pvc://claim/path, or ask an administrator to add "
-            "it to sources.allowedHosts."
-        )
-    return ""
+        text = f"{uri}: host {parts.host} is not an allowed source; {ask} add it to sources.allowedHosts."
+        return Reason.SOURCE_NOT_ALLOWED, text
+    return None
 
 
 def claims(uris: tuple[str, ...]) -> tuple[str, ...]:

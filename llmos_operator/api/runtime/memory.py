@@ -1,8 +1,8 @@
 """The memory model, shared by the scheduler's sizing and the runtime's own prediction.
 
-    total = R0 + W + KV + A + S        (bytes, per device)
+    total = R0 + W + KV + A + S + L    (bytes, per device)
 
-R0 process base, W weights at a format, KV cache, A activations of one step, S slack. Design: docs/runtime.md.
+R0 process base, W weights at a format, KV cache, A activations of one step, S slack, L room for LoRA adapters. Design: docs/runtime.md.
 """
 
 from __future__ import annotations
@@ -80,11 +80,13 @@ class MemoryEstimate:
     kv_bytes: int
     activation_bytes: int
     slack_bytes: int
+    adapter_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """R0 + W + KV + A + S."""
-        return self.base_bytes + self.weights_bytes + self.kv_bytes + self.activation_bytes + self.slack_bytes
+        """R0 + W + KV + A + S + L."""
+        fixed = self.base_bytes + self.weights_bytes + self.activation_bytes + self.slack_bytes
+        return fixed + self.kv_bytes + self.adapter_bytes
 
 
 def weights_bytes(shape: ModelShape, fmt: str) -> int:
@@ -94,6 +96,17 @@ def weights_bytes(shape: ModelShape, fmt: str) -> int:
     return (
         linear + shape.embedding_parameters * EMBEDDING_BYTES.get(fmt, plain) + shape.other_parameters * plain
     )
+
+
+def adapter_bytes(shape: ModelShape, fmt: str, *, adapters: int, rank: int) -> int:
+    """Return L: so many LoRA adapters of ``rank`` on all seven projections of each layer, at the activations' bytes.
+
+    A layer of [out, in] takes rank x (in + out): query, key, value and output projection, gate, up and down.
+    """
+    heads, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 2 * (shape.hidden + heads) + 2 * (shape.hidden + keys)
+    sides = attention + 3 * (shape.hidden + shape.intermediate)
+    return adapters * rank * shape.layers * sides * (4 if fmt == "fp32" else 2)
 
 
 def kv_bytes_per_token(shape: ModelShape, kv_bytes_per_element: int = 2) -> int:
@@ -113,6 +126,8 @@ def estimate(
     base_bytes: int,
     shards: int = 1,
     kv_bytes_per_element: int = 2,
+    adapters: int = 0,
+    adapter_rank: int = 0,
 ) -> MemoryEstimate:
     """Return the bytes one device needs for a replica split over ``shards`` devices.
 
@@ -129,4 +144,6 @@ def estimate(
         kv_bytes=-(-blocks * KV_BLOCK_TOKENS * kv_bytes_per_token(shape, kv_bytes_per_element) // shards),
         activation_bytes=-(-activation // shards),
         slack_bytes=SLACK_BYTES,
+        # Whole on each device: adapters are small, and how an engine would split them is its own affair.
+        adapter_bytes=adapter_bytes(shape, fmt, adapters=adapters, rank=adapter_rank),
     )

@@ -113,6 +113,16 @@ class WorkProgress(Wire):
     saved_age_seconds: Seconds | None = None  # since progress was last saved; None: never
 
 
+class AdapterReport(Wire):
+    """A LoRA adapter as it is served."""
+
+    name: Word
+    uri: Text = ""
+    digest: Digest = ""
+    rank: Count = 0
+    weights_bytes: Count = 0
+
+
 class RuntimeStatus(Wire):
     """Answer of `GET /control/v1/status`."""
 
@@ -125,12 +135,20 @@ class RuntimeStatus(Wire):
     load_seconds: dict[Word, Annotated[float, Field(ge=0, le=1e9)]] = {}  # by stage name, of the last load
     load_path: Word = ""  # cold | warm | hot
     progress: WorkProgress | None = None  # None: serving
+    adapters: Annotated[tuple[AdapterReport, ...], AfterValidator(lambda many: many[:64])] = ()
 
 
 class DrainRequest(Wire):
     """Body of `POST /control/v1/drain`: stop taking requests, finish those in flight."""
 
     timeout_seconds: int = 60
+
+
+class AdapterRequest(Wire):
+    """Body of `POST /control/v1/adapters`: serve a LoRA adapter as ``name``, from any source a model may come from."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    uri: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class BudgetRequest(Wire):

@@ -9,7 +9,14 @@ from llmos_operator.api.meta import ObjectMeta
 from llmos_operator.api.names import API_VERSION
 from llmos_operator.api.schema import KubeModel, ListMap, Rule
 from llmos_operator.api.v1alpha1.workload_jobs import Batch, FineTune
-from llmos_operator.api.v1alpha1.workload_model import Adapter, Context, Engine, ModelSource, Quantization
+from llmos_operator.api.v1alpha1.workload_model import (
+    Adapter,
+    AdapterLimits,
+    Context,
+    Engine,
+    ModelSource,
+    Quantization,
+)
 from llmos_operator.api.v1alpha1.workload_placement import Parallelism, Resources, Scheduling
 from llmos_operator.api.v1alpha1.workload_pod import PodTemplate
 from llmos_operator.api.v1alpha1.workload_serving import Rollout, Scaling, Serving, Slo
@@ -94,7 +101,13 @@ class ModelWorkloadSpec(KubeModel):
     )
     model: ModelSource = Field(description="Which weights to load and where they come from.")
     adapters: Annotated[tuple[Adapter, ...], ListMap(("name",)), Field(max_length=64)] = Field(
-        default=(), description="LoRA adapters served beside the base model."
+        default=(),
+        description="LoRA adapters (PEFT folders with safetensors) served beside the base model, each under its own name. A "
+        "change replaces the replicas one after the other.",
+    )
+    adapter_limits: AdapterLimits | None = Field(
+        default=None,
+        description="Memory kept for adapters. Without it: room for those of spec.adapters up to rank 16.",
     )
     engine: Engine = Field(default_factory=Engine, description="Which program runs the model.")
     quantization: Quantization = Field(

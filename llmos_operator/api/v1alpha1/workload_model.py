@@ -121,6 +121,21 @@ class Adapter(KubeModel):
     uri: ModelUri = Field(description="Where the adapter comes from; same schemes as model.uri.")
 
 
+class AdapterLimits(KubeModel):
+    """How much memory is kept for LoRA adapters on each device: so many, at most of that rank."""
+
+    max_adapters: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Adapters that fit at once: those of spec.adapters and those loaded while it runs. At least as many as "
+        "spec.adapters has are kept room for.",
+    )
+    max_rank: int = Field(
+        default=16, ge=1, le=512, description="Highest rank of an adapter; one of a higher rank is refused."
+    )
+
+
 class EngineName(StrEnum):
     """Engines that can serve a model."""
 

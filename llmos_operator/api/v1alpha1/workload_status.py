@@ -111,18 +111,19 @@ class PreemptionStatus(KubeModel):
     by: Word = Field(
         default="", description="Workload that took them, as namespace/name, where the reader may see it."
     )
-    action: Amount = Field(default="", description="Shrink, Sleep, Checkpoint or Evict.")
+    action: Amount = Field(default="", description="Shrink, Sleep, Checkpoint, Move or Evict.")
     time: Time | None = Field(default=None, description="When.")
 
 
 class UsageStatus(KubeModel):
     """What the workload has used since it was created."""
 
-    gpu_seconds: Count = Field(default=0, description="Seconds times devices.")
-    counted_pod: Word = Field(default="", description="UID of the pod that was counted last.")
-    counted_until: Time | None = Field(default=None, description="Until when that pod is counted.")
+    gpu_seconds: Count = Field(
+        default=0, description="Devices held, times seconds; of a shared device the part that is held."
+    )
     energy_joules: Count = Field(default=0, description="Energy of its devices while they were its own.")
     tokens: Count = Field(default=0, description="Tokens read and generated.")
+    time: Time | None = Field(default=None, description="Up to when it is counted.")
 
 
 class RunStatus(KubeModel):
@@ -147,6 +148,12 @@ class RunStatus(KubeModel):
         default="",
         description="UID of the pod whose failure was counted last, so that none is counted twice.",
     )
+    device_seconds: Count = Field(
+        default=0,
+        description="Seconds times devices its pods have had: its turns in the queue are made of them.",
+    )
+    counted_pod: Word = Field(default="", description="UID of the pod of which seconds were counted last.")
+    counted_until: Time | None = Field(default=None, description="Until when that pod is counted.")
 
 
 class FailureStatus(KubeModel):

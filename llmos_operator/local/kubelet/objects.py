@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmos_operator.local.kubelet.model import Json
 
 CONFIG_MAPS = Kind("", "v1", "configmaps", "ConfigMap")
+CLAIMS = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 SERVICE_ACCOUNTS = Kind("", "v1", "serviceaccounts", "ServiceAccount")
 _KINDS = {"Secret": port.SECRETS, "ConfigMap": CONFIG_MAPS}
 
@@ -76,6 +77,14 @@ class ObjectSource:
         except NotFound:
             return None
         return decode(kind, body)
+
+    async def has_claim(self, namespace: str, name: str) -> bool:
+        """Return whether a PersistentVolumeClaim exists. Raises `Retryable`."""
+        try:
+            await self._transport.get(CLAIMS, name, namespace=namespace)
+        except NotFound:
+            return False
+        return True
 
     async def token(self, pod: Json, audiences: list[str], seconds: int) -> Token:
         """Return a token of the pod's ServiceAccount, bound to the pod (it names pod and node, and dies with the pod).

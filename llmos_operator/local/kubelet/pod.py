@@ -53,7 +53,9 @@ class PodWorker:
         free_address: Callable[[str], None],
     ) -> None:
         self.context = PodContext(shared=shared, node=node, pod=pod, pod_ip="", changed=self._changed)
-        self.context.volumes = PodVolumes(self.context.folder, self.context, shared.objects, shared.clock)
+        self.context.volumes = PodVolumes(
+            self.context.folder, shared.paths.claims, self.context, shared.objects, shared.clock
+        )
         self.views = views_of(pod["spec"], pod.get("status") or {}, shared.clock.now())
         self._new_address = new_address
         self._free_address = free_address

@@ -28,7 +28,7 @@ _DEFAULT_MODE = 0o644
 _TOKEN_SECONDS = 3600
 _REFRESH_FRACTION = 0.8
 _REFRESHED = ("secret", "configMap", "downwardAPI", "projected")
-SUPPORTED = ("emptyDir", "hostPath", *_REFRESHED)
+SUPPORTED = ("emptyDir", "hostPath", "persistentVolumeClaim", *_REFRESHED)
 _ACCOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 Files = dict[str, tuple[bytes, int]]
@@ -39,6 +39,7 @@ class PodVolumes:
     """Makes and refreshes the volumes of one pod under ``folder``."""
 
     folder: Path
+    claims: Path  # contents of PersistentVolumeClaims: namespace/name
     facts: PodFacts
     objects: ObjectSource
     clock: Clock
@@ -74,12 +75,22 @@ class PodVolumes:
             return _host_path(volume["hostPath"])
         if "emptyDir" in volume:
             return _empty_dir(target)
+        if claim := volume.get("persistentVolumeClaim"):
+            return await self._claim(claim)
         if not any(kind in volume for kind in _REFRESHED):
             kind = next((key for key in volume if key != "name"), "?")
             msg = f'volume "{name}": {kind} volumes are not supported by the local cluster; use one of {", ".join(SUPPORTED)}'
             raise ConfigProblem(msg)
         write_atomically(target, await self._files(volume))
         return target
+
+    async def _claim(self, source: Json) -> Path:
+        """Return the folder of a claim. Nobody provisions volumes here: every claim that exists is one."""
+        namespace, name = self.facts.pod["metadata"]["namespace"], str(source["claimName"])
+        if not await self.objects.has_claim(namespace, name):
+            msg = f'persistentvolumeclaim "{name}" not found'
+            raise ConfigProblem(msg)
+        return _empty_dir(self.claims / namespace / name)
 
     async def _files(self, volume: Json) -> Files:
         if secret := volume.get("secret"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS
 from llmos_operator.errors import Permanent
+from llmos_operator.runtime.backends.adapters import AdapterSet, Place, linear_places
 from llmos_operator.runtime.backends.attention import PackedContext
 from llmos_operator.runtime.backends.causal import CausalModel
 from llmos_operator.runtime.backends.encoder import Encoder, read_pooling
@@ -75,6 +76,8 @@ class Built:
     model: nn.Module
     device: torch.device
     weights_bytes: int
+    places: Mapping[str, Place] = field(default_factory=dict)  # of the linear layers, for adapters
+    dtype: torch.dtype = torch.bfloat16  # of activations
     causal: CausalModel | None = None
     encoder: Encoder | None = None
 
@@ -128,14 +131,15 @@ def load_weights(
     progress: Callable[[int], None],
 ) -> Built:
     """Load the weights of a fused model: from ``converted`` where the format has such a file, else from the source."""
+    dtype = _DTYPES.get(fmt, torch.bfloat16)
+    places = linear_places(empty.model)
     if converted is None:
-        dtype = _DTYPES.get(fmt, torch.bfloat16)
         load_plain(empty.model, empty.names, empty.entries, dtype, device, progress)
     else:
         quantize_modules(empty.model, fmt)
         load_converted(empty.model, converted, device, progress)
     seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
-    return Built(empty.model, device, sum(seen.values()))
+    return Built(empty.model, device, sum(seen.values()), places, dtype)
 
 
 def attach(built: Built, empty: Empty, *, kv_fp32: bool, plan: KvPlan, max_num_seqs: int) -> None:
@@ -152,7 +156,9 @@ def attach_causal(built: Built, empty: Empty, geometry: KvGeometry) -> None:
     store = KvStore(geometry)
     context = PackedContext(store)
     attach_context(empty.model, context)
-    built.causal = CausalModel(empty.model, FAMILIES[empty.config.model_type].backbone, store, context)
+    adapters = AdapterSet(empty.model, built.places, built.dtype, built.device)
+    backbone = FAMILIES[empty.config.model_type].backbone
+    built.causal = CausalModel(empty.model, backbone, store, context, adapters)
 
 
 def attach_encoder(built: Built, empty: Empty) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from llmos_operator.runtime.backends.adapters import AdapterSet
     from llmos_operator.runtime.backends.kvstore import KvStore
     from llmos_operator.runtime.batching import StepPlan, Work
     from llmos_operator.runtime.ipc.messages import TokenLogprob
@@ -34,13 +35,16 @@ class StepResult:
 class CausalModel:
     """A transformers causal model over a KvStore."""
 
-    def __init__(self, model: nn.Module, backbone: str, store: KvStore, context: PackedContext) -> None:
+    def __init__(
+        self, model: nn.Module, backbone: str, store: KvStore, context: PackedContext, adapters: AdapterSet
+    ) -> None:
         self._backbone: nn.Module = model.get_submodule(backbone)
         self._head: nn.Module = model.get_submodule("lm_head")
         self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._device = store.geometry.device
         self._context = context
         self.store = store
+        self.adapters = adapters
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> StepResult:
@@ -68,7 +72,11 @@ class CausalModel:
         """Return the last hidden states [tokens, hidden]."""
         ids = [token for work in works for token in work.tokens]
         positions = [work.start + i for work in works for i in range(len(work.tokens))]
-        return self._run(ids, positions, segments)
+        self.adapters.begin(works)
+        try:
+            return self._run(ids, positions, segments)
+        finally:
+            self.adapters.end()
 
     def _run(self, ids: list[int], positions: list[int], segments: list[Segment]) -> Tensor:
         self._context.begin(segments)

@@ -53,8 +53,22 @@ class Batcher:
         """Sequences without one."""
         return len(self._waiting)
 
-    def add(self, submit: Submit, now: float, form: Form | None = None) -> str:
-        """Queue a request that keeps to ``form``; return "" or why it can never run."""
+    def adapter_use(self) -> dict[str, tuple[int, int]]:
+        """Return (running, waiting) sequences of each adapter in use."""
+        found: dict[str, tuple[int, int]] = {}
+        for sequence in self._by_id.values():
+            name = sequence.submit.adapter
+            if name:
+                running, waiting = found.get(name, (0, 0))
+                runs = sequence.slot is not None
+                found[name] = (running + runs, waiting + (not runs))
+        return found
+
+    def add(self, submit: Submit, now: float, form: Form | None = None, salt: bytes = b"") -> str:
+        """Queue a request that keeps to ``form``; return "" or why it can never run.
+
+        ``salt`` sets its prefixes apart from those of other adapters.
+        """
         if submit.request_id in self._by_id:
             return f"request id {submit.request_id!r} is in use"
         if not submit.prompt:
@@ -62,7 +76,7 @@ class Batcher:
         limit = self.limits.max_tokens
         if len(submit.prompt) >= limit or not self.cache.fits_ever(len(submit.prompt) + 1):
             return f"the prompt has {len(submit.prompt)} tokens; prompt and answer together may have {self._longest()}"
-        sequence = Running(submit, now, self._order, list(submit.prompt), form=form)
+        sequence = Running(submit, now, self._order, list(submit.prompt), form=form, salt=salt)
         self._order += 1
         self._by_id[submit.request_id] = sequence
         self._waiting.append(sequence)
@@ -120,7 +134,9 @@ class Batcher:
             room -= self._add_chunk(admitted, room, prefill)
         # A later admission may have preempted a sequence that had its place already: by slot, the last work counts.
         works = {work.slot: work for work in (*decode, *prefill) if work.sequence.slot == work.slot}
-        return StepPlan(tuple(works.values()), tuple(self._copies), self.cache.take_released())
+        # Rows of one adapter lie side by side: the backend applies each adapter once.
+        ordered = sorted(works.values(), key=lambda work: work.sequence.submit.adapter)
+        return StepPlan(tuple(ordered), tuple(self._copies), self.cache.take_released())
 
     def _decode_work(self, sequence: Running) -> Work | None:
         """Return the next token of a decoding sequence, preempting others (or itself) when the cache is full."""
@@ -163,7 +179,7 @@ class Batcher:
         while True:
             if len(self._running) < self.limits.max_rows:
                 reuse = not best.submit.sampling.prompt_logprobs
-                admission = self.cache.admit(best.tokens, reuse=reuse)
+                admission = self.cache.admit(best.tokens, reuse=reuse, salt=best.salt)
                 if admission is not None:
                     break
             victim = self._victim()

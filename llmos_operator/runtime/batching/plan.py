@@ -47,6 +47,7 @@ class Running:
     accepted: int = 0  # drafts that were right, and the tries
     drafted: int = 0
     form: Form | None = None
+    salt: bytes = b""  # of its prefixes in the cache: the adapter's digest
 
     @property
     def output_length(self) -> int:

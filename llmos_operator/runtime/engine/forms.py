@@ -28,6 +28,11 @@ class Forms:
         """Requests whose grammar is not ready."""
         return len(self._compiling)
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Adapters of those requests."""
+        return frozenset(submit.adapter for submit, _ in self._compiling.values())
+
     def compile(self, submit: Submit) -> str:
         """Begin; return "" or what is wrong with the request."""
         if submit.request_id in self._compiling:

@@ -6,6 +6,7 @@ in poll and wakes once a second for its heartbeat.
 
 from __future__ import annotations
 
+import dataclasses
 import select
 from typing import TYPE_CHECKING
 
@@ -13,15 +14,18 @@ from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.clock import Clock, SystemClock
 from llmos_operator.errors import Permanent, Retryable
 from llmos_operator.observability.logging import logger
+from llmos_operator.runtime.engine.adapters import PAUSE_SECONDS
 from llmos_operator.runtime.engine.serving import Serving
 from llmos_operator.runtime.ipc import codec
 from llmos_operator.runtime.ipc.messages import (
+    AdapterResult,
     Cancel,
     Embed,
     EmbedResult,
     Failed,
     FinishReason,
     Load,
+    LoadAdapter,
     Progress,
     Ready,
     RequestOutput,
@@ -31,6 +35,7 @@ from llmos_operator.runtime.ipc.messages import (
     StepOutput,
     Submit,
     Unload,
+    UnloadAdapter,
     Wake,
 )
 from llmos_operator.runtime.loader.pipeline import load_model, trim_memory
@@ -73,12 +78,16 @@ class Engine:
                     self._send(StepOutput(tuple(outputs)))
                 for result in self._serving.embed_step():
                     self._send(result)
+                for changed in self._serving.turn_adapters():
+                    self._send(changed)
             self._beat()
         return 0
 
     def _receive(self) -> list[Message]:
         busy = self._serving is not None and not self._asleep and self._serving.busy
         wait = 0.0 if busy else max(0.0, self._next_beat - self._clock.monotonic())
+        if self._serving is not None and not self._asleep and self._serving.adapters.pending:
+            wait = min(wait, PAUSE_SECONDS)
         if not self._poll.poll(wait * 1000):
             return []
         data = self._socket.recv(1 << 20)
@@ -129,11 +138,21 @@ class Engine:
                 serving.enqueue_embed(message)
             case Embed():
                 self._send(EmbedResult(message.request_id, error="no model is loaded"))
+            case LoadAdapter() | UnloadAdapter():
+                self._order_adapter(message)
             case SetBudget(memory_bytes) if self._serving is not None:
                 self._serving.set_budget(memory_bytes)
                 self._next_beat = 0.0  # who asked waits to see it
             case _:
                 pass  # cancel of a request that is over, or a budget before a load: nothing to do
+
+    def _order_adapter(self, order: LoadAdapter | UnloadAdapter) -> None:
+        if self._serving is None or self._asleep:
+            self._send(AdapterResult(order.request_id, (), "no model is loaded", "LoadFailed"))
+        elif isinstance(order, LoadAdapter):
+            self._serving.adapters.load(order)
+        else:
+            self._serving.adapters.unload(order)
 
     def _reject(self, request_id: str, problem: str) -> None:
         output = RequestOutput(request_id, finish_reason=FinishReason.ERROR, message=problem)
@@ -146,7 +165,7 @@ class Engine:
         try:
             loaded = load_model(load, stages)
             self._serving = Serving(loaded, self._clock)
-            self._send(Ready(self._serving.info(stages.seconds), loaded.memory()))
+            self._send(Ready(self._serving.info(stages.seconds), loaded.memory(), loaded.adapters))
         except Permanent as error:
             failure = Failed(error.reason, str(error), permanent=True)
         except Retryable as error:
@@ -168,6 +187,8 @@ class Engine:
         self._abort_all("the model goes to sleep")
         self._serving.sleep()
         if level >= _WEIGHTS_TOO:
+            if self._load is not None:
+                self._load = dataclasses.replace(self._load, adapters=self._serving.adapters.sources)
             self._serving = None
         self._asleep = True
         trim_memory()
@@ -180,7 +201,8 @@ class Engine:
         if self._serving is None:
             self._start(self._load)
         else:
-            self._send(Ready(self._serving.info((), load_path="hot"), self._serving.memory()))
+            serving = self._serving
+            self._send(Ready(serving.info((), load_path="hot"), serving.memory(), serving.adapters.infos))
 
     def _abort_all(self, why: str) -> None:
         outputs = self._serving.abort_all(why) if self._serving is not None else []

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.batching import Batcher, BatchLimits, Emitted
+from llmos_operator.runtime.engine.adapters import AdapterShelf
 from llmos_operator.runtime.engine.forms import Forms
 from llmos_operator.runtime.grammar.guide import Guide
 from llmos_operator.runtime.ipc.messages import (
+    AdapterUse,
     EmbedResult,
     EngineInfo,
     EngineMemory,
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.runtime.backends.causal import StepResult
     from llmos_operator.runtime.batching import StepPlan
-    from llmos_operator.runtime.ipc.messages import Embed, Submit, TokenLogprob
+    from llmos_operator.runtime.batching.plan import Form
+    from llmos_operator.runtime.ipc.messages import AdapterResult, Embed, Submit, TokenLogprob
     from llmos_operator.runtime.loader.memory import KvPlan
 
 log = logger(__name__)
@@ -65,6 +68,7 @@ class Serving:
         )
         self._batcher = Batcher(limits, self._cache, self._info.eos_token_ids)
         self._forms = Forms(self._info)
+        self.adapters = AdapterShelf(loaded, clock)
 
     @property
     def busy(self) -> bool:
@@ -91,14 +95,25 @@ class Serving:
         vocabulary = self._info.vocab_size
         if submit.prompt and not (min(submit.prompt) >= 0 and max(submit.prompt) < vocabulary):
             return f"the prompt has a token outside 0..{vocabulary - 1}"
-        if submit.adapter:
+        if self.adapters.salt(submit.adapter) is None:
             return f"adapter {submit.adapter!r} is not loaded"
         if submit.sampling.seed is None:
             drawn = dataclasses.replace(submit.sampling, seed=self._random.getrandbits(63))
             submit = dataclasses.replace(submit, sampling=drawn)
         if submit.grammar:
             return self._forms.compile(submit)
-        return self._batcher.add(submit, self._clock.monotonic())
+        return self._queue(submit)
+
+    def _queue(self, submit: Submit, form: Form | None = None) -> str:
+        return self._batcher.add(
+            submit, self._clock.monotonic(), form, self.adapters.salt(submit.adapter, leaving=True) or b""
+        )
+
+    def turn_adapters(self) -> list[AdapterResult]:
+        """Between two steps: let adapters come and go; return the answers to who ordered it."""
+        if not self.adapters.pending:
+            return []
+        return self.adapters.turn({*self._batcher.adapter_use(), *self._forms.adapters})
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request; False if it is over already."""
@@ -147,7 +162,7 @@ class Serving:
         outputs = []
         busy = bool(self._batcher.running or self._batcher.waiting or self._embeds)
         for submit, form, fault in self._forms.finished(wait=not busy):
-            problem = fault or self._batcher.add(submit, self._clock.monotonic(), form)
+            problem = fault or self._queue(submit, form)
             if problem:
                 outputs.append(_refused(submit.request_id, problem, bad_grammar=bool(fault)))
         return outputs
@@ -355,6 +370,9 @@ class Serving:
             prefix_query_tokens=self._cache.query_tokens,
             prefix_hit_tokens=self._cache.hit_tokens,
             memory=self._memory,
+            adapters=tuple(
+                AdapterUse(name, *use) for name, use in sorted(self._batcher.adapter_use().items())
+            ),
         )
 
 

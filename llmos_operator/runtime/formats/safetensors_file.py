@@ -75,8 +75,8 @@ class SafetensorsFile:
     metadata: Mapping[str, str]
 
 
-def read_header(path: Path) -> SafetensorsFile:
-    """Return the checked header of ``path``. Raises Permanent(reason=Corrupted) saying what is wrong."""
+def read_header(path: Path, *, most: int = MAX_HEADER_BYTES) -> SafetensorsFile:
+    """Return the checked header of ``path``, of at most ``most`` bytes. Raises Permanent(reason=Corrupted) saying what is wrong."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -84,7 +84,7 @@ def read_header(path: Path) -> SafetensorsFile:
             if len(prefix) < _LENGTH.size:
                 raise _corrupt(path, f"{size} bytes are too few for a header")
             (length,) = _LENGTH.unpack(prefix)
-            if length > MAX_HEADER_BYTES or _LENGTH.size + length > size:
+            if length > most or _LENGTH.size + length > size:
                 raise _corrupt(path, f"its header claims {length} bytes, the file has {size}")
             raw = json.loads(file.read(length))
     except (ValueError, RecursionError) as error:

@@ -13,14 +13,18 @@ import dataclasses
 import logging
 import os
 import signal
+import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.clock import Clock, SystemClock
 from llmos_operator.errors import LlmosError, Permanent, Retryable
 from llmos_operator.runtime.ipc import codec
 from llmos_operator.runtime.ipc.messages import (
+    AdapterInfo,
+    AdapterResult,
+    AdapterSource,
     Cancel,
     Embed,
     EmbedResult,
@@ -29,6 +33,7 @@ from llmos_operator.runtime.ipc.messages import (
     Failed,
     FrontMessage,
     Load,
+    LoadAdapter,
     Message,
     Progress,
     Ready,
@@ -39,6 +44,7 @@ from llmos_operator.runtime.ipc.messages import (
     StepOutput,
     Submit,
     Unload,
+    UnloadAdapter,
     Wake,
 )
 from llmos_operator.runtime.ipc.oom import OomCounter
@@ -78,6 +84,7 @@ class EngineStatus:
     restarts: int = 0
     pid: int | None = None
     heartbeat_at: float = 0.0
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 class Generation:
@@ -133,6 +140,7 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._streams: dict[str, asyncio.Queue[RequestOutput | LlmosError]] = {}
         self._embeds: dict[str, asyncio.Future[EmbedResult]] = {}
+        self._orders: dict[str, asyncio.Future[AdapterResult]] = {}
         self._changed = asyncio.Event()
 
     # ------------------------------------------------------------ life
@@ -205,6 +213,30 @@ class EngineClient:
         if self._load is not None:
             self._load = dataclasses.replace(self._load, memory_limit_bytes=memory_bytes)
         self._send(SetBudget(memory_bytes))
+
+    async def load_adapter(self, name: str, uri: str, folders: tuple[str, ...] = ()) -> AdapterResult:
+        """Serve a LoRA adapter as ``name``, from one of ``folders`` if there are any; return when it is there.
+
+        Raises EngineUnavailable, EngineLost or Permanent with the engine's reason.
+        """
+        return await self._order(LoadAdapter(uuid.uuid4().hex, name, uri, folders))
+
+    async def unload_adapter(self, name: str) -> AdapterResult:
+        """Take no more requests for an adapter; return when its last one has ended and it is gone. Raises as above."""
+        return await self._order(UnloadAdapter(uuid.uuid4().hex, name))
+
+    async def _order(self, order: LoadAdapter | UnloadAdapter) -> AdapterResult:
+        self._need_ready()
+        future: asyncio.Future[AdapterResult] = asyncio.get_running_loop().create_future()
+        self._orders[order.request_id] = future
+        try:
+            self._send(order)
+            result = await future
+        finally:
+            self._orders.pop(order.request_id, None)
+        if result.error:
+            raise Permanent(result.error, reason=result.reason)
+        return result
 
     def sleep(self, level: int = 1) -> None:
         """Give memory back, keep the process; status().state becomes Asleep."""
@@ -344,8 +376,13 @@ class EngineClient:
                 self._set(stats=message, memory=message.memory, heartbeat_at=now)
             case Progress():
                 self._set(state=message.stage, progress=message, heartbeat_at=now)
-            case Ready(info, memory):
-                self._set(state=RuntimeState.READY, info=info, memory=memory, failure=None, heartbeat_at=now)
+            case Ready(info, memory, adapters):
+                ready = RuntimeState.READY
+                self._set(
+                    state=ready, info=info, memory=memory, adapters=adapters, failure=None, heartbeat_at=now
+                )
+            case AdapterResult():
+                self._take_adapters(message)
             case EmbedResult():
                 future = self._embeds.get(message.request_id)
                 if future is not None and not future.done():
@@ -353,12 +390,28 @@ class EngineClient:
             case _:
                 raise Permanent(f"the engine sent {type(message).__name__}", reason="Unsupported")
 
+    def _take_adapters(self, result: AdapterResult) -> None:
+        """Note which adapters are served, for who asks and for the next engine if this one ends."""
+        if not result.error:
+            self._set(adapters=result.adapters, heartbeat_at=self._clock.monotonic())
+        if not result.error and self._load is not None:
+            demanded = {(source.name, source.uri) for source in self._load.adapters if source.demanded}
+            kept = tuple(
+                AdapterSource(info.name, info.uri, demanded=(info.name, info.uri) in demanded)
+                for info in result.adapters
+            )
+            self._load = dataclasses.replace(self._load, adapters=kept)
+        order = self._orders.get(result.request_id)
+        if order is not None and not order.done():
+            order.set_result(result)
+
     def _lose_requests(self) -> None:
         lost = EngineLost("the engine ended; send the request again", after=1.0)
         for queue in self._streams.values():
             queue.put_nowait(lost)
         self._streams.clear()
-        for future in self._embeds.values():
+        awaited: list[asyncio.Future[Any]] = [*self._embeds.values(), *self._orders.values()]
+        for future in awaited:
             if not future.done():
                 future.set_exception(lost)
 

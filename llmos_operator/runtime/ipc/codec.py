@@ -41,6 +41,9 @@ _CLASSES: tuple[type[Any], ...] = (
     messages.EmbedResult,
     messages.Stats,
     messages.Failed,
+    messages.LoadAdapter,
+    messages.UnloadAdapter,
+    messages.AdapterResult,
 )
 _TAGS = {cls: tag for tag, cls in enumerate(_CLASSES)}
 _NAMES: dict[type[Any], tuple[str, ...]] = {

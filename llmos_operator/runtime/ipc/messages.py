@@ -1,7 +1,7 @@
 """What front and engine say to each other: frozen values, one class a message.
 
-Front to engine: Load, Submit, Cancel, Embed, SetBudget, Sleep, Wake, Unload, Shutdown.
-Engine to front: Progress, Ready, StepOutput, EmbedResult, Stats, Failed.
+Front to engine: Load, Submit, Cancel, Embed, SetBudget, Sleep, Wake, Unload, Shutdown, LoadAdapter, UnloadAdapter.
+Engine to front: Progress, Ready, StepOutput, EmbedResult, Stats, Failed, AdapterResult.
 
 Units: bytes, seconds, tokens. Times named ``*_at`` are seconds of CLOCK_MONOTONIC, which all processes of one machine
 share. New fields go to the end of a class and carry a default: frames are positional and tolerate a shorter or longer
@@ -54,6 +54,15 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """A LoRA adapter to have from the start. Without ``demanded`` a load goes on when it cannot be had."""
+
+    name: str
+    uri: str
+    demanded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Resolve, verify, convert and load one model. Answered by Progress frames, then Ready or Failed."""
 
@@ -74,6 +83,9 @@ class Load:
     max_quality_loss_milli: int = 5000  # of perplexity against the source, thousandths of a percent; -1 = any
     base_pids: tuple[int, ...] = ()  # processes whose memory counts beside the engine's (front, zygote)
     pvc_root: str = "/mnt/llmos/pvc"  # where claims are mounted: pvc://claim/path is <pvc_root>/claim/path
+    adapters: tuple[AdapterSource, ...] = ()
+    max_adapters: int = 0  # adapters that memory is kept for; 0 = none can be loaded
+    max_adapter_rank: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,24 @@ class Wake:
 @dataclass(frozen=True, slots=True)
 class Unload:
     """Abort what runs and end the engine process, which returns its memory to the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Read a LoRA adapter and serve it under ``name`` from the next step on. Answered by AdapterResult."""
+
+    request_id: str
+    name: str
+    uri: str
+    folders: tuple[str, ...] = ()  # not empty: the files must lie below one of these
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """Take no more requests for an adapter; free it when its last one has ended. Answered by AdapterResult, then."""
+
+    request_id: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +219,34 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """One adapter as it is served."""
+
+    name: str
+    uri: str
+    digest: str  # "sha256:…" over its files
+    rank: int
+    weights_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """Loaded and warm."""
 
     info: EngineInfo
     memory: EngineMemory
+    adapters: tuple[AdapterInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterResult:
+    """An adapter is there, or gone, or why not; ``adapters`` are all that are served now."""
+
+    request_id: str
+    adapters: tuple[AdapterInfo, ...]
+    error: str = ""
+    reason: str = ""  # with an error: one of api.conditions.Reason
+    seconds: float = 0.0  # from the order to its effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +304,15 @@ class EmbedResult:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """Requests of one adapter."""
+
+    name: str
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counters since the engine's start and current gauges; at least once a second, which makes it the heartbeat."""
 
@@ -270,6 +332,7 @@ class Stats:
     steps: int = 0
     step_seconds: float = 0.0  # spent inside steps
     memory: EngineMemory = EngineMemory()
+    adapters: tuple[AdapterUse, ...] = ()  # in use
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +344,18 @@ class Failed:
     permanent: bool = True
 
 
-FrontMessage = Load | Submit | Cancel | Embed | SetBudget | Sleep | Wake | Unload | Shutdown
-EngineMessage = Progress | Ready | StepOutput | EmbedResult | Stats | Failed
+FrontMessage = (
+    Load
+    | Submit
+    | Cancel
+    | Embed
+    | SetBudget
+    | Sleep
+    | Wake
+    | Unload
+    | Shutdown
+    | LoadAdapter
+    | UnloadAdapter
+)
+EngineMessage = Progress | Ready | StepOutput | EmbedResult | Stats | Failed | AdapterResult
 Message = FrontMessage | EngineMessage

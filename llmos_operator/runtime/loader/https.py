@@ -21,6 +21,7 @@ from llmos_operator.runtime.formats.checkpoint import INDEX, SINGLE
 from llmos_operator.runtime.loader.sources import Resolved, begin_download
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from http.client import HTTPMessage
     from typing import IO
 
@@ -39,13 +40,17 @@ _OPTIONAL = (
 )
 
 
-def download(load: Load, stages: Stages) -> Resolved:
-    """Return the local copy of ``load.uri``: a folder, or the GGUF file inside it."""
+def download(load: Load, stages: Stages, files: Sequence[str] = ()) -> Resolved:
+    """Return the local copy of ``load.uri``: a folder, with ``files`` or what a model needs, or the GGUF file inside it."""
     root = Path(load.cache_dir or tempfile.gettempdir()) / "https"
     folder = root / hashlib.sha256(load.uri.encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
     web = _Web(load, stages)
     begin_download(stages, 0)
+    if files:
+        for wanted in files:
+            web.fetch(urljoin(load.uri.rstrip("/") + "/", wanted), folder / wanted)
+        return Resolved(folder, "", web.fetched)
     name = urlsplit(load.uri).path.rpartition("/")[2]
     if name.endswith(".gguf"):
         web.fetch(load.uri, folder / name)

@@ -14,14 +14,16 @@ from llmos_operator.runtime.formats.checkpoint import PICKLE_NAMES
 from llmos_operator.runtime.loader.sources import WANTED_SUFFIXES, Resolved, begin_download
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
 
 _RETRY_SECONDS = 5.0
 
 
-def download(load: Load, stages: Stages) -> Resolved:
-    """Return the snapshot folder of ``hf://org/name`` at ``load.revision``."""
+def download(load: Load, stages: Stages, files: Sequence[str] = ()) -> Resolved:
+    """Return the snapshot folder of ``hf://org/name`` at ``load.revision``, with ``files`` or all that a model needs."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only this source needs it
     from huggingface_hub.errors import (  # noqa: PLC0415
         DryRunError,
@@ -37,7 +39,7 @@ def download(load: Load, stages: Stages) -> Resolved:
         "cache_dir": str(Path(load.cache_dir) / "hub") if load.cache_dir else None,
         "token": load.token or False,
         "endpoint": load.hf_endpoint or None,
-        "allow_patterns": [f"*{suffix}" for suffix in WANTED_SUFFIXES],
+        "allow_patterns": list(files) or [f"*{suffix}" for suffix in WANTED_SUFFIXES],
         "ignore_patterns": ["onnx/*", "openvino/*", "original/*", "*.onnx.json"],
     }
     total = 0

@@ -65,6 +65,8 @@ def plan_kv(
     wanted_len: int,
     max_num_seqs: int,
     kv_element_bytes: int = 2,
+    adapters: int = 0,
+    adapter_rank: int = 0,
 ) -> KvPlan:
     """Return how long sequences may be and how many KV blocks there are.
 
@@ -73,7 +75,13 @@ def plan_kv(
     of the demanded length (or LEAST_TOKENS) does not fit.
     """
     longest = min(wanted_len or shape.max_positions, shape.max_positions)
-    sizes = {"base_bytes": base_bytes, "max_num_seqs": max_num_seqs, "kv_bytes_per_element": kv_element_bytes}
+    sizes = {
+        "base_bytes": base_bytes,
+        "max_num_seqs": max_num_seqs,
+        "kv_bytes_per_element": kv_element_bytes,
+        "adapters": adapters,
+        "adapter_rank": adapter_rank,
+    }
     default = estimate(shape, fmt, max_model_len=longest, **sizes)
     per_token = kv_bytes_per_token(shape, kv_element_bytes)
     limit = limit_bytes or default.total_bytes
@@ -94,10 +102,11 @@ def plan_kv(
 
 
 def _too_large(need: MemoryEstimate, limit: int, tokens: int) -> Permanent:
+    adapters = f", adapters {need.adapter_bytes // _MIB}" if need.adapter_bytes else ""
     parts = (
         f"base {need.base_bytes // _MIB}, weights {need.weights_bytes // _MIB}, "
         f"KV cache of {tokens} tokens {need.kv_bytes // _MIB}, activations {need.activation_bytes // _MIB}, "
-        f"slack {need.slack_bytes // _MIB}"
+        f"slack {need.slack_bytes // _MIB}{adapters}"
     )
     return Permanent(
         f"needs {need.total_bytes // _MIB} MiB ({parts}) but may use {limit // _MIB} MiB: "

@@ -20,7 +20,8 @@ from llmos_operator.runtime.formats.checkpoint import (
     open_checkpoint,
 )
 from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos
-from llmos_operator.runtime.ipc.messages import EngineInfo, EngineMemory
+from llmos_operator.runtime.ipc.messages import AdapterInfo, EngineInfo, EngineMemory
+from llmos_operator.runtime.loader.adapters import load_adapters
 from llmos_operator.runtime.loader.converted import Converted, converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
 from llmos_operator.runtime.loader.memory import KvPlan, machine_available_bytes, plan_kv, resident_bytes
@@ -74,6 +75,7 @@ class Loaded:
     info: EngineInfo
     plan: KvPlan
     meter: Meter
+    adapters: tuple[AdapterInfo, ...] = ()
 
     def memory(self) -> EngineMemory:
         """Return predicted and measured bytes now."""
@@ -120,12 +122,13 @@ def load_model(load: Load, stages: Stages) -> Loaded:
     stages.enter(RuntimeState.WARMING)
     built.warm()
     quality = _settle(made, built, empty.config, checkpoint, load, threads) if made is not None else None
-    trim_memory()
-    meter.check("loading")
-    stages.leave()
     fresh = bool(source.fetched) or (made is not None and made.fresh)
     info = _info(load, source, folder, empty.config, digest, plan, built.device.type, quality, fresh=fresh)
     loaded = Loaded(load, empty.shape, built, info, plan, meter)
+    load_adapters(loaded, stages)
+    trim_memory()
+    meter.check("loading")
+    stages.leave()
     _log_loaded(loaded, stages)
     return loaded
 
@@ -203,6 +206,8 @@ def plan_of(load: Load, meter: Meter, shape: ModelShape, limit: int | None = Non
         wanted_len=load.max_model_len,
         max_num_seqs=load.max_num_seqs,
         kv_element_bytes=4 if "fp32" in (load.kv_dtype, load.format) else 2,
+        adapters=load.max_adapters,
+        adapter_rank=load.max_adapter_rank,
     )
 
 

@@ -12,6 +12,8 @@ from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
 
@@ -29,8 +31,8 @@ class Resolved:
     fetched: int = 0
 
 
-def resolve(load: Load, stages: Stages) -> Resolved:
-    """Return where the model lies, downloading it into the cache if need be.
+def resolve(load: Load, stages: Stages, *, files: Sequence[str] = ()) -> Resolved:
+    """Return where the model lies, downloading it into the cache if need be; ``files`` are all that is wanted of it.
 
     Raises Permanent (ModelNotFound, AccessDenied, UnsupportedScheme, SourceNotAllowed, Corrupted) or Retryable.
     """
@@ -44,11 +46,11 @@ def resolve(load: Load, stages: Stages) -> Resolved:
     if scheme == "hf":
         from llmos_operator.runtime.loader.hub import download  # noqa: PLC0415 - one source, one library
 
-        return download(load, stages)
+        return download(load, stages, files)
     if scheme == "https":
         from llmos_operator.runtime.loader.https import download as fetch  # noqa: PLC0415 - as above
 
-        return fetch(load, stages)
+        return fetch(load, stages, files)
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
         return _local(_below(Path(load.pvc_root) / claim, unquote(path)), load)

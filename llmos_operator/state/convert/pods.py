@@ -19,7 +19,7 @@ from llmos_operator.clock import parse_rfc3339
 from llmos_operator.errors import Permanent
 from llmos_operator.state.convert.fields import Fields, invalid, shown
 from llmos_operator.state.convert.nodes import condition_true
-from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing
+from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -186,6 +186,8 @@ def claim_json(claim: Claim) -> str:
             "boundAtMilli": round(claim.bound_at * _MILLISECONDS),
             "minRuntimeMilli": round(claim.min_runtime * _MILLISECONDS),
             **(_lowered_json(claim) if claim.lowered else {}),
+            **({"movedAtMilli": round(claim.moved_at * _MILLISECONDS)} if claim.moved_at else {}),
+            **({"target": _target_json(claim.target)} if claim.target is not None else {}),
         },
         separators=(",", ":"),
     )
@@ -197,6 +199,32 @@ def _lowered_json(claim: Claim) -> dict[str, Any]:
         "askedAtMilli": round(claim.asked_at * _MILLISECONDS),
         **({"yielded": True} if claim.yielded else {}),
     }
+
+
+def _target_json(target: Target) -> dict[str, Any]:
+    return {
+        "node": target.node,
+        "devices": list(target.devices),
+        "format": target.format,
+        "maxModelLen": target.max_model_len,
+        "kvTokens": target.kv_tokens,
+        "atMilli": round(target.at * _MILLISECONDS),
+        "untilMilli": round(target.until * _MILLISECONDS),
+        "for": target.beneficiary,
+    }
+
+
+def _target_of(fields: Fields) -> Target:
+    return Target(
+        node=fields.required("node"),
+        devices=fields.texts("devices"),
+        format=fields.text("format"),
+        max_model_len=fields.number("maxModelLen", most=_MOST),
+        kv_tokens=fields.number("kvTokens", most=_MOST),
+        at=fields.number("atMilli", most=_MOST) / _MILLISECONDS,
+        until=fields.number("untilMilli", most=_MOST) / _MILLISECONDS,
+        beneficiary=fields.text("for"),
+    )
 
 
 def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[int, int] = (0, 0)) -> Claim:
@@ -240,6 +268,8 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         asked_bytes=fields.number("askedBytes", most=_MOST),
         asked_at=fields.number("askedAtMilli", most=_MOST) / _MILLISECONDS,
         yielded=fields.flag("yielded"),
+        moved_at=fields.number("movedAtMilli", most=_MOST) / _MILLISECONDS,
+        target=_target_of(fields.child("target")) if fields.has("target") else None,
     )
 
 

@@ -22,6 +22,7 @@ from llmos_operator.state.convert.selectors import map_selector, node_affinity, 
 from llmos_operator.state.types import (
     AUTO,
     DEFAULT_ORDER,
+    Adapter,
     DeviceSelector,
     DisruptionStep,
     Model,
@@ -40,6 +41,7 @@ _DEFAULT_FORMATS = ("bf16", "int8", "int4")
 _REBUILDING = (
     "model",
     "adapters",
+    "adapterLimits",
     "engine",
     "quantization",
     "resources",
@@ -51,10 +53,12 @@ _REBUILDING = (
     "podTemplate",
 )
 _HASH_LENGTH = 10
+_ADAPTER_RANK = 16
 _MOST_DIGITS = 18
 _MOST_COPIES = 256
 _METHODS = ("lora", "qlora", "full")
 _MOST_TRIES = 100
+_BATCH_LOSES = 30.0  # seconds: answers are saved as they come, what is under way is asked again
 # Fields of batch and fineTune that the operator acts on: a change of them must not replace a pod that works.
 OPERATORS_OWN = frozenset({"backoffLimit", "completionWindow"})
 
@@ -66,7 +70,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
     pod_spec = spec.child("podTemplate").child("spec")
     cpu, memory, _ = requests(pod_spec)
     kind = spec.choice("type", WorkloadKind, WorkloadKind.INFERENCE)
-    used = status.child("usage").number("gpuSeconds") if kind is not WorkloadKind.INFERENCE else 0
+    used = status.child("run").number("deviceSeconds") if kind is not WorkloadKind.INFERENCE else 0
     return Workload(
         key=f"{meta.required('namespace')}/{meta.required('name')}",
         uid=meta.required("uid"),
@@ -82,10 +86,10 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         quantization=_quantization(spec.child("quantization")),
         max_model_len=_max_model_len(spec.child("context")),
         max_num_seqs=spec.child("context").number("maxNumSeqs", 64, least=1),
+        **_adapters(spec),
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
-        checkpoint_seconds=spec.child("fineTune").child("checkpoint").parsed("every", _seconds, None),
         training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
         saved_at=status.child("run").parsed("lastSavedTime", parse_rfc3339, None),
         gpu_seconds=used,
@@ -122,6 +126,9 @@ def _run(spec: Fields, kind: WorkloadKind) -> dict[str, Any]:
     return {
         "backoff_limit": block.number("backoffLimit", 3, most=_MOST_TRIES),
         "completion_window": block.parsed("completionWindow", _seconds, None),
+        "checkpoint_seconds": _BATCH_LOSES
+        if kind is WorkloadKind.BATCH
+        else block.child("checkpoint").parsed("every", _seconds, None),
     }
 
 
@@ -150,6 +157,14 @@ def _scheduling(fields: Fields) -> dict[str, Any]:
         "placement": fields.choice("placement", Placement, Placement.BIN_PACK),
         "topology": Topology(topology.text("required"), topology.text("preferred")),
     }
+
+
+def _adapters(spec: Fields) -> dict[str, Any]:
+    found = tuple(Adapter(one.required("name"), one.required("uri")) for one in spec.objects("adapters"))
+    limits = spec.child("adapterLimits")
+    most = max(len(found), limits.number("maxAdapters", 0))
+    rank = limits.number("maxRank", _ADAPTER_RANK, least=1)
+    return {"adapters": found, "max_adapters": most, "adapter_rank": rank if most else 0}
 
 
 def template_hash(spec: Mapping[str, Any]) -> str:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.commands import Llmos, condition
 from tests.support.crds import install_crds
 
 if TYPE_CHECKING:
     from llmos_operator.local.controlplane import ControlPlane
 
 pytestmark = pytest.mark.component
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -27,59 +23,9 @@ def plane(api_server: ControlPlane) -> ControlPlane:
     return api_server
 
 
-class Llmos:
-    """Runs `llmos` in one namespace of a cluster."""
-
-    def __init__(self, plane: ControlPlane, namespace: str) -> None:
-        self.plane = plane
-        self.namespace = namespace
-
-    def __call__(self, *arguments: str, expect: int = 0, kubeconfig: str = "") -> str:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "llmos_operator",
-                *arguments,
-                "--kubeconfig",
-                kubeconfig or str(self.plane.kubeconfig),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=ROOT,
-            env={**os.environ, "LLMOS_LOCAL_DIR": "/nonexistent"},
-            timeout=60,
-        )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout if expect == 0 else done.stderr
-
-    def scoped(self, *arguments: str, expect: int = 0) -> str:
-        return self(*arguments, "-n", self.namespace, expect=expect)
-
-    def create(self, name: str, status: dict[str, Any] | None = None, **spec: Any) -> None:
-        item = {
-            "apiVersion": "llmos.dev/v1alpha1",
-            "kind": "ModelWorkload",
-            "metadata": {"name": name},
-            "spec": {"model": {"uri": "hf://a/b"}, **spec},
-        }
-        self.plane.kubectl("create", "-n", self.namespace, "-f", "-", stdin=json.dumps(item))
-        if status is not None:
-            patch = json.dumps({"status": status})
-            self.plane.kubectl(
-                "patch", "mw", name, "-n", self.namespace, "--subresource=status", "--type=merge", "-p", patch
-            )
-
-
 @pytest.fixture
 def llmos(plane: ControlPlane, namespace: str) -> Llmos:
     return Llmos(plane, namespace)
-
-
-def condition(kind: str, value: str, reason: str, message: str = "") -> dict[str, Any]:
-    when = "2026-11-01T00:00:00Z"
-    return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": when}
 
 
 def test_status_lists_workloads_with_what_keeps_them(llmos: Llmos) -> None:

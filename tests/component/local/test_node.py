@@ -169,11 +169,39 @@ def test_an_image_can_be_added_while_the_cluster_runs(local_cluster, pods) -> No
 def test_volumes_that_cannot_be_served_say_so(pods) -> None:
     name = pods.create(
         sh("true", volumeMounts=[{"name": "v", "mountPath": "/v"}]),
-        volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "absent"}}],
+        volumes=[{"name": "v", "nfs": {"server": "files.example.org", "path": "/"}}],
     )
     message = pods.wait_event(name, "FailedMount")
-    assert "persistentVolumeClaim volumes are not supported" in message
-    assert "hostPath" in message
+    assert "nfs volumes are not supported" in message
+    assert "persistentVolumeClaim" in message
+
+
+def test_a_claim_is_a_folder_that_outlives_its_pods(pods, local_cluster) -> None:
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "kept"}}]
+    mounts = [{"name": "v", "mountPath": "/llmos/volumes/kept"}]
+    writer = pods.create(
+        sh('cd "$ROOT" && echo written > kept/file', volumeMounts=mounts)
+        | {"env": [{"name": "ROOT", "value": "/llmos/volumes/kept/.."}]},
+        restartPolicy="Never",
+        volumes=volumes,
+    )
+    assert 'persistentvolumeclaim "kept" not found' in pods.wait_event(writer, "FailedMount")
+    pods.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "kept"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
+        }
+    )
+    pods.wait_phase(writer, "Succeeded", timeout=90)
+    reader = pods.create(
+        sh("cat /llmos/volumes/kept/file", volumeMounts=mounts), restartPolicy="Never", volumes=volumes
+    )
+    pods.wait_phase(reader, "Succeeded", timeout=90)
+    assert pods.logs(reader) == "written\n"
+    (folder,) = local_cluster.paths.claims.glob("*/kept")
+    assert (folder / "file").read_text() == "written\n"
 
 
 def test_a_quiet_pod_causes_no_writes(pods) -> None:

@@ -127,11 +127,11 @@ async def test_versions_that_went_back_are_believed() -> None:
         await until(lambda: set(seen.objects) == {"b"})
 
 
-async def test_fetch_returns_a_list_without_telling_anybody() -> None:
+async def test_versions_are_listed_without_telling_anybody() -> None:
     port, seen = FakeCluster(), Seen()
     await port.create(SERVICES, service("a"), namespace="ns")
     reflector = Reflector(port, Mirror(SERVICES, seen.sink))
-    items, version = await reflector.fetch()
-    assert [item["metadata"]["name"] for item in items] == ["a"]
+    listed, version = await reflector.versions()
+    assert [name for _, name in listed] == ["a"]
     assert version > 0
     assert seen.objects == {}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -15,6 +15,11 @@ from llmos_operator.control.batcher import Batcher
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.resync import Resync, Source
 from llmos_operator.errors import Retryable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from llmos_operator.cluster.port import Page
 
 pytestmark = pytest.mark.anyio
 
@@ -105,7 +110,7 @@ async def test_what_a_watch_lost_is_brought_by_the_resync_and_counted() -> None:
     bench = Bench(port)
     await port.create(SERVICES, service("kept"), namespace="ns")
     await port.create(SERVICES, service("lost"), namespace="ns")
-    bench.mirror.replace(*await bench.reflector.fetch())
+    await bench.reflector.refill()
     await port.delete(SERVICES, "lost", namespace="ns")
     await port.create(SERVICES, service("missed"), namespace="ns")
     bench.told.clear()
@@ -129,11 +134,46 @@ async def test_a_resync_that_finds_nothing_repairs_nothing() -> None:
     port = FakeCluster()
     bench = Bench(port)
     await port.create(SERVICES, service("a"), namespace="ns")
-    bench.mirror.replace(*await bench.reflector.fetch())
+    await bench.reflector.refill()
     bench.told.clear()
     await bench.round()
     assert bench.told == []
     assert bench.mirror.repaired == 0
+
+
+async def test_a_resync_reads_whole_objects_only_to_repair() -> None:
+    port = FakeCluster()
+    bench = Bench(port)
+    await port.create(SERVICES, service("a"), namespace="ns")
+    await bench.reflector.refill()
+    bodies: list[dict[str, Any]] = []
+    list_pages = port.list_pages
+
+    async def noted(*arguments: Any, **options: Any) -> AsyncIterator[Page]:
+        async for page in list_pages(*arguments, **options):
+            bodies.extend(page.items)
+            yield page
+
+    port.list_pages = noted  # type: ignore[method-assign]
+    await bench.round()
+    assert [sorted(body) for body in bodies] == [["apiVersion", "kind", "metadata"]]
+    await port.create(SERVICES, service("missed"), namespace="ns")
+    await bench.round()
+    assert sum("spec" in body for body in bodies) == 2
+
+
+async def test_what_comes_while_a_resync_waits_is_told_once() -> None:
+    port = FakeCluster()
+    bench = Bench(port)
+    await port.create(SERVICES, service("a"), namespace="ns")
+    await bench.reflector.refill()
+    listed, version = await bench.reflector.versions()
+    made = await port.create(SERVICES, service("b"), namespace="ns")
+    bench.mirror.observe("ADDED", made)
+    bench.told.clear()
+    assert not bench.mirror.behind(listed)
+    assert bench.mirror.settle(listed, version) == 0
+    assert bench.told == []
 
 
 async def test_a_resync_that_could_not_list_confirms_nothing() -> None:

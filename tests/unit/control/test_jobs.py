@@ -190,6 +190,10 @@ def test_the_completion_window_counts_from_the_creation_and_without_a_place() ->
         ),
         ({"batch": {**DATA, "input": {"uri": "file:///x"}}}, "sources.allowFile"),
         ({"batch": {**DATA, "input": {"uri": "https://h.example/x"}}}, "sources.allowedHosts"),
+        (
+            {"batch": {**DATA, "output": DATA["input"]}},
+            "spec.batch.output.uri: pvc://data/in.jsonl is the input",
+        ),
         ({"batch": DATA, "replicas": 2}, "spec.replicas: 2"),
         ({"batch": DATA, "parallelism": {"data": 2}}, "spec.parallelism"),
         (
@@ -202,6 +206,14 @@ def test_what_cannot_run_is_refused_with_field_value_and_fix(spec: dict[str, Any
     refused = reconcile.refusal(a_work(type="Batch", **spec), allow_file=False, allowed_hosts=())
     assert refused is not None
     assert named in refused.message
+
+
+def test_an_end_loses_what_is_under_way_and_not_what_is_saved() -> None:
+    assert WORK.checkpoint_seconds == 30.0
+    data = {"dataset": {"uri": "pvc://d/x"}, "output": {"uri": "pvc://d/y"}}
+    tune = a_work(type="FineTune", fineTune={**data, "checkpoint": {"every": "10m"}, "backoffLimit": 7})
+    assert (tune.checkpoint_seconds, tune.backoff_limit) == (600.0, 7)
+    assert a_work(type="FineTune", fineTune=data).checkpoint_seconds is None
 
 
 def test_what_can_run_is_accepted() -> None:

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import Failure as RuntimeFailure
 from llmos_operator.api.runtime.messages import RuntimeState, RuntimeStatus
@@ -197,3 +199,21 @@ def test_pods_without_a_workload_are_orphans_until_proven_otherwise() -> None:
     work = a_work()
     found = reconcile.orphans((a_pod_of(work), a_pod_of(work, 1, phase=PodPhase.TERMINATING)))
     assert [(one.pod_uid, one.orphan) for one in found] == [("pod-0", True)]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ({"name": "tone", "uri": "file:///etc"}, "spec.adapters[tone].uri: file://"),
+        ({"name": "tone", "uri": "https://bad.example/x"}, "host bad.example is not an allowed"),
+        ({"name": "tone", "uri": "s3://b/x"}, "s3:// models cannot be loaded"),
+        ({"name": "chat", "uri": "hf://org/x"}, "the name of the model itself"),
+    ],
+)
+def test_adapters_come_only_from_where_models_may_come_from(adapter: dict[str, str], words: str) -> None:
+    work = a_work(adapters=[adapter])
+    found = reconcile.refusal(work, allow_file=False, allowed_hosts=("good.example",))
+    assert found is not None
+    assert words in found.message
+    fine = a_work(adapters=[{"name": "tone", "uri": "hf://org/tone"}])
+    assert reconcile.refusal(fine, allow_file=False, allowed_hosts=()) is None

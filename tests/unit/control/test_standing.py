@@ -1,4 +1,4 @@
-"""Figures read off the store as a whole: waiting, silence, use without a claim, devices times seconds."""
+"""Figures read off the store as a whole: waiting, silence, use without a claim."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmos_operator.control.metrics import OperatorMetrics
-from llmos_operator.control.standing import KEPT_SECONDS, Standing
+from llmos_operator.control.standing import Standing
 from llmos_operator.state.types import Queue
 from tests.support.builders import GIB, NOW, a_cluster, a_node, a_workload
 
@@ -17,11 +17,9 @@ class Shown:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.standing = Standing(OperatorMetrics(self.registry), overuse_percent=10)
-        self.elapsed = 0.0
 
     def at(self, seconds: float, cluster) -> Shown:
-        self.elapsed = seconds
-        self.standing.show(cluster.snapshot(), NOW + seconds, 50.0 + seconds)
+        self.standing.show(cluster.snapshot(), NOW + seconds)
         return self
 
     def __call__(self, name: str, **labels: str) -> float | None:
@@ -81,15 +79,3 @@ def test_use_beyond_the_ledger_is_told_and_counts_as_overuse_above_the_policys_s
     shown.at(0, cluster)
     assert shown("unreserved_bytes", node="n1") == 24 * GIB
     assert shown("overused_devices", node="n1") == 1  # 4 of 80 GiB are within a tenth
-
-
-def test_held_devices_times_seconds_are_counted_and_outlive_the_workload_for_a_while(shown: Shown):
-    cluster = a_cluster(a_node("n1").with_gpus(4), Queue("research"))
-    pod = cluster.running(a_workload("train").gpus(2).in_queue("research"), "n1", [0, 1])
-    owner = {"namespace": "default", "workload": "train", "queue": "research"}
-    shown.at(0, cluster).at(10, cluster).at(15, cluster)
-    assert shown("gpu_seconds_total", **owner) == pytest.approx(2 * 15)
-    cluster.store.delete_pod(pod.key)
-    cluster.store.delete_workload(pod.claim.workload)
-    assert shown.at(20, cluster)("gpu_seconds_total", **owner) == pytest.approx(2 * 15)
-    assert shown.at(16 + KEPT_SECONDS, cluster)("gpu_seconds_total", **owner) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmos_operator.gateway.catalog import Ambiguous, Catalog, Replica, Route, Unknown, Workload, WorkloadKey
 
 
@@ -125,3 +127,44 @@ def test_a_replica_with_a_new_address_replaces_its_old_self() -> None:
     catalog.put_replica(Replica("r", "w", "a/r", "10.0.0.2", 8000))
     assert [r.host for r in catalog.replicas("w")] == ["10.0.0.2"]
     assert catalog.replica_count() == 1
+
+
+def _with_adapters(workload: Workload, *adapters: str) -> Workload:
+    return replace(workload, adapters=adapters)
+
+
+def test_an_adapter_is_found_by_its_name_with_and_without_the_namespace() -> None:
+    catalog = _catalog(
+        _with_adapters(_workload("a", "chat", "org/Chat"), "tone", "law"), _workload("b", "other")
+    )
+    for name in ("tone", "a/tone"):
+        found = catalog.resolve(name)
+        assert _keys(found) == ["a/chat"]
+        assert isinstance(found, Route)
+        assert found.model_of(found.lead) == "tone"
+    plain = catalog.resolve("org/Chat")
+    assert isinstance(plain, Route)
+    assert plain.model_of(plain.lead) == "org/Chat"
+    assert isinstance(catalog.resolve("b/tone"), Unknown)
+
+
+def test_an_adapter_can_never_hide_a_model() -> None:
+    catalog = _catalog(
+        _with_adapters(_workload("evil", "x"), "chat", "chat-v1"), _workload("a", "chat-v1", "chat")
+    )
+    assert _keys(catalog.resolve("chat")) == ["a/chat-v1"]
+    assert _keys(catalog.resolve("chat-v1")) == ["a/chat-v1"]
+    evil = catalog.find(WorkloadKey("evil", "x"))
+    assert evil is not None
+    assert catalog.adapter_name(evil, "chat") == "evil/chat"
+
+
+def test_an_adapter_of_two_namespaces_is_ambiguous_and_of_one_is_shared() -> None:
+    catalog = _catalog(
+        _with_adapters(_workload("a", "one"), "tone"),
+        _with_adapters(_workload("a", "two"), "tone"),
+        _with_adapters(_workload("b", "one"), "tone"),
+    )
+    assert catalog.resolve("tone") == Ambiguous(("a/tone", "b/tone"))
+    assert _keys(catalog.resolve("tone", namespace="a")) == ["a/one", "a/two"]
+    assert _keys(catalog.resolve("tone", allowed=lambda key: key.namespace == "b")) == ["b/one"]

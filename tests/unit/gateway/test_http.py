@@ -101,6 +101,25 @@ async def test_a_default_namespace_decides_too() -> None:
         assert (await bench.chat("chat"))[2]["X-LLMOS-Workload"] == "blue/chat"
 
 
+async def test_an_adapter_is_listed_with_its_parent_and_its_requests_reach_the_replica_under_its_own_name() -> (
+    None
+):
+    spec = {"adapters": [{"name": "tone", "uri": "hf://org/tone"}]}
+    async with running_gateway() as bench:
+        replica = await bench.add_replica(await bench.add_workload("chat", served="org/chat", spec=spec))
+        async with bench.client.get(f"{bench.url}/v1/models") as answer:
+            listed = (await answer.json())["data"]
+        assert [(one["id"], one.get("parent")) for one in listed] == [
+            ("org/chat", None),
+            ("tone", "org/chat"),
+        ]
+        async with bench.client.get(f"{bench.url}/v1/models/team/tone") as answer:
+            assert (answer.status, (await answer.json())["parent"]) == (200, "org/chat")
+        for name in ("tone", "team/tone"):
+            assert (await bench.chat(name))[2]["X-LLMOS-Workload"] == "team/chat"
+        assert [document["model"] for _, _, _, document in replica.requests] == ["tone", "tone"]
+
+
 async def test_models_are_listed_and_described() -> None:
     async with running_gateway() as bench:
         await bench.add_replica(await bench.add_workload("chat", served="org/chat"))

@@ -304,3 +304,19 @@ def test_work_that_ends_runs_its_program_once_with_its_data() -> None:
         "questions": ("/llmos/volumes/questions", True),
         "answers": ("/llmos/volumes/answers", False),
     }
+
+
+def test_adapters_and_the_room_for_them_reach_the_runtime() -> None:
+    sources = [
+        {"name": "tone", "uri": "hf://org/tone"},
+        {"name": "law", "uri": "https://h/$(LLMOS_CONTROL_TOKEN)"},
+    ]
+    env = env_of(build(a_work(adapters=sources)))
+    assert json.loads(env[names.ENV_ADAPTERS].replace("$$(", "$(")) == sources
+    assert "$(LLMOS" not in env[names.ENV_ADAPTERS].replace("$$(", ""), (
+        "Kubernetes puts no secret in its place"
+    )
+    assert (env[names.ENV_MAX_ADAPTERS], env[names.ENV_MAX_ADAPTER_RANK]) == ("2", "16")
+    env = env_of(build(a_work(adapterLimits={"maxAdapters": 4, "maxRank": 64})))
+    assert (env[names.ENV_MAX_ADAPTERS], env[names.ENV_MAX_ADAPTER_RANK]) == ("4", "64")
+    assert names.ENV_ADAPTERS not in env_of(build())

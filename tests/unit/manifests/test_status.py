@@ -17,7 +17,7 @@ from llmos_operator.api.runtime.messages import (
     WorkProgress,
 )
 from llmos_operator.manifests import status as manifest
-from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score, Tries
+from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score, Tries, Usage
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
 from llmos_operator.state.replicas import Exit, Replica
@@ -227,22 +227,30 @@ def test_how_work_ended_is_told_for_good(reason: Reason, phase: str) -> None:
     )
 
 
+def test_work_that_failed_and_is_tried_again_has_not_failed() -> None:
+    failure = Failure("Failed", "The program ended.", NOW, 1, 1)
+    hold = Hold(Reason.BACK_OFF, "Waiting after a failure.", NOW + 60, 1)
+    waiting = written(running(pods=(), reports={}, failure=failure, hold=hold, tries=Tries(1, "x")))
+    assert (waiting["phase"], waiting["run"]["failures"]) == ("Pending", 1)
+    assert condition(waiting, "Scheduled")["reason"] == "BackOff"
+
+
 def test_service_is_counted_once_however_often_it_is_looked_at() -> None:
     status: dict[str, Any] = {}
     for at in (10, 11, 69, 71, 140, 141):
         status = written(running(now=NOW + at, previous=status))
-    assert status["usage"]["gpuSeconds"] == 140
+    assert status["run"]["deviceSeconds"] == 140
     leaving = replace(a_pod_of(BATCH), phase=PodPhase.TERMINATING, deletion_at=NOW + 200)
     status = written(running(now=NOW + 151, previous=status, pods=(leaving,)))
-    assert status["usage"]["gpuSeconds"] == 151
+    assert status["run"]["deviceSeconds"] == 151
     second = replace(a_pod_of(BATCH, ready=True), uid="second", claim=a_claim_of(BATCH, bound_at=NOW + 500))
     status = written(running(now=NOW + 530, previous=status, pods=(second,), reports={}))
-    assert status["usage"]["gpuSeconds"] == 181
+    assert status["run"]["deviceSeconds"] == 181
     done = replace(second, phase=PodPhase.FINISHED)
     end = Replica(done.key, done.uid, BATCH.uid, ended=Exit("Completed", 0, "", NOW + 545))
     for at in (550, 900):
         status = written(running(now=NOW + at, previous=status, pods=(done,), replicas={done.key: end}))
-    assert status["usage"]["gpuSeconds"] == 196
+    assert status["run"]["deviceSeconds"] == 196
 
 
 def test_preempted_holds_until_it_serves_again() -> None:
@@ -317,3 +325,25 @@ def test_what_has_ended_for_good_stays_so_in_the_same_words() -> None:
     assert condition(then, "Finished") == condition(first, "Finished")
     assert (then["phase"], condition(then, "Scheduled")["reason"]) == ("Succeeded", "Complete")
     assert "Finished" not in {one["type"] for one in written(seen())["conditions"]}
+
+
+def test_usage_goes_along_with_what_is_written_anyway_and_never_back() -> None:
+    running = seen(pods=(a_pod_of(WORK, ready=True),), usage=Usage(120, 5, 7, NOW - 120, NOW))
+    first = written(running)
+    assert first["usage"] == {
+        "gpuSeconds": 120,
+        "energyJoules": 5,
+        "tokens": 7,
+        "time": "2023-11-14T22:13:20Z",
+    }
+    less = replace(running, previous=first, usage=Usage(3, 0, 0, NOW, NOW + 9), pods=(), now=NOW + 9)
+    assert written(less)["usage"] == first["usage"]
+
+
+def test_usage_alone_is_written_every_ten_minutes_only() -> None:
+    running = seen(pods=(a_pod_of(WORK, ready=True),), usage=Usage(120, 5, 7, NOW - 120, NOW))
+    first = written(running)
+    for seconds, urgency in ((60, Urgency.NONE), (manifest.USAGE_SECONDS, Urgency.LATER)):
+        grown = Usage(200, 5, 7, NOW - 120, NOW + seconds)
+        later = replace(running, previous=first, usage=grown, now=NOW + seconds)
+        assert manifest.urgency(first, manifest.build(later)) is urgency

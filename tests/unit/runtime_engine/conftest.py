@@ -39,15 +39,22 @@ class Driver:
         build.attach_causal(self.built, self.empty, geometry)
         self.slots, self.slot_tokens = slots, slot_tokens
 
-    def run(self, prompts, count=20, *, blocks=400, eos=(), sampling=None, **limits):
-        """Return the generated tokens of each prompt and the scheduler that made them."""
+    def run(self, prompts, count=20, *, blocks=400, eos=(), sampling=None, adapters=(), watch=None, **limits):
+        """Return the generated tokens of each prompt and the scheduler that made them.
+
+        ``adapters`` are the names of the prompts' adapters; ``watch`` is called before each step.
+        """
         cache = KvCache(blocks=blocks, slots=self.slots, slot_tokens=self.slot_tokens)
         batcher = Batcher(BatchLimits(max_tokens=self.slot_tokens, **limits), cache, eos)
         outputs = {str(i): [] for i in range(len(prompts))}
         for i, prompt in enumerate(prompts):
             params = sampling or SamplingParams(max_tokens=count, temperature=0, seed=0)
-            assert not batcher.add(Submit(str(i), tuple(prompt), params), 0.0)
+            name = adapters[i] if adapters else ""
+            submit = Submit(str(i), tuple(prompt), params, adapter=name)
+            assert not batcher.add(submit, 0.0, salt=name.encode())
         while batcher.running or batcher.waiting:
+            if watch is not None:
+                watch()
             plan = batcher.plan(0.0)
             result = self.built.causal.execute(plan, tuple(eos))
             for emitted in batcher.commit(plan, result.tokens, 0.0):

@@ -39,6 +39,13 @@ MESSAGES = [
     messages.EmbedResult("e", b"\x00\xff", 2, 3),
     messages.Stats(running=1, memory=messages.EngineMemory(peak_bytes=9)),
     messages.Failed("OutOfMemory", "too large"),
+    messages.Load("hf://a/b", adapters=(messages.AdapterSource("a", "hf://a/c", demanded=False),)),
+    messages.LoadAdapter("r", "a", "/x/a", ("/x", "/y")),
+    messages.UnloadAdapter("r", "a"),
+    messages.AdapterResult(
+        "r", (messages.AdapterInfo("a", "hf://a/c", "sha256:1", 8, 900),), "e", "Corrupted", 0.5
+    ),
+    messages.Stats(adapters=(messages.AdapterUse("a", 1, 2),)),
 ]
 
 
@@ -78,6 +85,7 @@ def test_every_message_class_is_covered_here():
     }
     inner = {messages.SamplingParams, messages.EngineInfo, messages.EngineMemory, messages.RequestOutput}
     inner |= {messages.TokenLogprob, messages.Timing}
+    inner |= {messages.AdapterSource, messages.AdapterInfo, messages.AdapterUse}
     assert {type(message) for message in MESSAGES} == known - inner
 
 

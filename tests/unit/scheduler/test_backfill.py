@@ -9,7 +9,7 @@ import pytest
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.ends import NEVER, Ends
 from llmos_operator.scheduler.explain import explain
-from llmos_operator.scheduler.policy import Policy, ReservationPolicy
+from llmos_operator.scheduler.policy import ConsolidationPolicy, Policy, ReservationPolicy
 from llmos_operator.state.types import WorkloadKind
 from tests.support.builders import NOW, a_cluster, a_node, a_workload
 from tests.support.timeline import Timeline
@@ -82,10 +82,11 @@ def test_a_reservation_moves_when_its_node_dies() -> None:
     cluster.running(late, "n1", [0], bound_at=NOW)
     cluster.running(early, "n2", [0], bound_at=NOW)
     cluster.add(a_workload("big").gpus(2).created(100))
-    (before,) = plan(cluster.snapshot(), Policy(), NOW).reservations
+    unmoved = Policy(consolidation=ConsolidationPolicy(part=0.0))
+    (before,) = plan(cluster.snapshot(), unmoved, NOW).reservations
     assert (before.nodes, before.start) == (("n2",), NOW + 630.0)
     cluster.add(a_node("n2").with_gpus(2).not_ready())
-    (after,) = plan(cluster.snapshot(), Policy(), NOW).reservations
+    (after,) = plan(cluster.snapshot(), unmoved, NOW).reservations
     assert (after.nodes, after.start) == (("n1",), NOW + 7230.0)
 
 

@@ -12,7 +12,7 @@ from llmos_operator.errors import NotSynced
 from llmos_operator.scheduler.budget import Budget
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.explain import explain
-from llmos_operator.scheduler.policy import Policy, PreemptionLimits, SizingPolicy
+from llmos_operator.scheduler.policy import ConsolidationPolicy, Policy, PreemptionLimits, SizingPolicy
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import Hold, PodPhase
@@ -31,6 +31,7 @@ from tests.support.builders import (
 from tests.support.scenario import carry_out
 
 POLICY = Policy()
+UNMOVED = Policy(consolidation=ConsolidationPolicy(part=0.0))
 
 
 class Ticks:
@@ -83,7 +84,7 @@ def full_cluster_with_an_urgent_claim_and_a_small_one() -> ClusterBuilder:
 
 def test_a_search_takes_no_time_from_those_behind_it() -> None:
     cluster = full_cluster_with_an_urgent_claim_and_a_small_one()
-    made = plan(cluster.snapshot(), POLICY, NOW, Budget(Ticks(), deciding=4))
+    made = plan(cluster.snapshot(), POLICY, NOW, Budget(Ticks(), deciding=6))
     assert len(made.evictions) == 1
     assert [bind.claim.workload for bind in made.binds] == ["default/small"]
     assert not made.interrupted
@@ -300,8 +301,9 @@ def test_explain_says_what_would_help() -> None:
     cluster = a_cluster(a_node("n1").with_gpus(1, "A-80G"), a_node("n2").with_gpus(1, "L-12G"))
     cluster.running(a_workload("old"), "n1", [0])
     cluster.add(a_profile("hf://o/l", LARGE_MODEL), a_workload("new").serving("hf://o/l").at("None"))
-    told = explain(cluster.snapshot(), POLICY, NOW, "default/new")
+    told = explain(cluster.snapshot(), UNMOVED, NOW, "default/new")
     assert told.reason is Reason.NO_CAPACITY
+    assert any(change.startswith("moving default/old") for change in told.would_help)
     assert (told.queue_position, told.replicas_wanted, told.replicas_placed) == (1, 1, 0)
     assert [o.format for o in told.options] == ["bf16"]
     assert any(change.startswith("format int8") for change in told.would_help)

@@ -163,3 +163,19 @@ def test_a_training_run_is_sized_as_the_trainer_plans_it_quickest_first() -> Non
     least = training_memory.TrainingSize("bf16", 16, (), 512, recompute=True)
     assert needed[-1] == training_memory.estimate_training(LARGE_MODEL, least, base_bytes=base).total_bytes
     assert {size.kv_tokens for size in found} == {0}
+
+
+def test_room_for_adapters_is_part_of_the_size() -> None:
+    profile = a_profile(URI, SMALL_MODEL)
+    workload = served(max_model_len=1024).at("Fixed", "bf16").value
+    (without,) = sizes(workload, profile, POLICY).sizes
+    (with_room,) = sizes(replace(workload, max_adapters=3, adapter_rank=16), profile, POLICY).sizes
+    room = memory.adapter_bytes(SMALL_MODEL, "bf16", adapters=3, rank=16)
+    assert with_room.bytes_per_device == without.bytes_per_device + room
+    assert room > 0
+
+
+def test_the_room_of_an_adapter_is_that_of_all_seven_projections() -> None:
+    # SmolLM2-135M: rank 8 in float32 is the 9.8 MB that PEFT writes.
+    shape = memory.ModelShape("L", 1, 1, 1, 30, 576, 1536, 9, 3, 64, 49152, 2048)
+    assert memory.adapter_bytes(shape, "fp32", adapters=1, rank=8) == 30 * 8 * 10176 * 4

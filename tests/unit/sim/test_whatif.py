@@ -69,6 +69,18 @@ def test_a_victim_is_named_with_its_cost_and_starts_again_elsewhere() -> None:
     assert victim.afterwards == "starts again on node n2 at bf16"
 
 
+def test_who_would_move_is_named_with_where_it_starts_again() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(2), a_node("n2").with_gpus(2))
+    cluster.running(a_workload("old").needing("4Gi"), "n1", [0])
+    cluster.running(a_workload("other").needing("40Gi"), "n2", [0])
+    cluster.add(a_workload("new").gpus(2).needing("40Gi").created(3600))
+    told = forecast(Store.of(cluster.snapshot()), POLICY, NOW, ["default/new"])
+    (answer,), (moved,) = told.answers, told.displaced
+    assert [(one.node, one.after) for one in answer.placed] == [("n1", 30.0)]  # the grace of who moves
+    assert (moved.workload, moved.node, moved.reason) == ("default/old", "n1", "Moved")
+    assert moved.afterwards == "starts again on node n2 at bf16"
+
+
 def test_a_victim_without_another_place_waits_and_says_why() -> None:
     cluster = a_cluster(a_node("n1").with_gpus(1)).with_priorities(low=1, high=9)
     cluster.running(a_workload("old").priority("low"), "n1", [0])

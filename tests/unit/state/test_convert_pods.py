@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmos_operator.api import names
 from llmos_operator.state import convert
-from llmos_operator.state.types import Claim, PodPhase, Sharing
+from llmos_operator.state.types import Claim, PodPhase, Sharing, Target
 
 CLAIM = Claim(
     workload="team/chat",
@@ -218,3 +218,15 @@ def test_a_claim_is_never_lowered_to_more_than_the_pod_was_created_with():
     assert pod.claim is not None
     assert pod.claim.held_bytes == 123
     assert "asked_bytes" in pod.problem
+
+
+def test_where_a_replica_goes_and_when_it_came_read_back_as_they_were_written():
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    target = Target(
+        "n2", ("GPU-c", "GPU-d"), "int8", 4096, 8192, 1_700_000_000.5, 1_700_000_330.5, "team/big"
+    )
+    moving = replace(CLAIM, moved_at=1_600_000_000.25, target=target)
+    pod = convert.pod(a_pod(convert.claim_json(moving), containers=a_runtime(**env)))
+    assert pod.problem == ""
+    assert pod.claim is not None
+    assert (pod.claim.moved_at, pod.claim.target) == (moving.moved_at, target)

@@ -91,6 +91,24 @@ async def test_a_list_comes_in_pages_of_one_version(server: Server) -> None:
     assert all(item["kind"] == "Service" for page in pages for item in page.items)
 
 
+async def test_a_list_of_metadata_has_versions_and_no_content(server: Server) -> None:
+    made = [
+        await server.port.create(port.SERVICES, service(f"s{index}"), namespace=server.namespace)
+        for index in range(3)
+    ]
+    pages = [
+        page
+        async for page in server.port.list_pages(
+            port.SERVICES, namespace=server.namespace, limit=2, metadata_only=True
+        )
+    ]
+    found = [item for page in pages for item in page.items]
+    assert [sorted(item) for item in found] == [["apiVersion", "kind", "metadata"]] * 3
+    assert {item["kind"] for item in found} == {"Service"}
+    versions = {item["metadata"]["uid"]: item["metadata"]["resourceVersion"] for item in found}
+    assert versions == {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in made}
+
+
 async def test_an_empty_list_has_a_version_to_watch_from(server: Server) -> None:
     found, version = await listed(server, port.SERVICES)
     assert found == []

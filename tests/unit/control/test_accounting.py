@@ -1,0 +1,186 @@
+"""The books: devices times seconds, energy and tokens, by whom; and what a restart keeps of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.messages import RequestStats, RuntimeState, RuntimeStatus
+from llmos_operator.clock import rfc3339
+from llmos_operator.control.accounting import KEPT_SECONDS, MARKS, Accounts
+from llmos_operator.control.metrics import OperatorMetrics
+from llmos_operator.control.records import Record, Records
+from llmos_operator.manifests.status import USAGE_SECONDS
+from llmos_operator.scheduler.plan import Evict
+from llmos_operator.state.replicas import Replica
+from llmos_operator.state.telemetry import Reading
+from llmos_operator.state.types import Pod, Queue, WorkloadKind
+from tests.support.builders import NOW, a_cluster, a_node, a_workload, gpu
+
+PRODUCT = "A100-80G"
+
+
+class Books:
+    """Accounts of one process over a cluster, and the registry they show."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        self.registry = CollectorRegistry()
+        self.records = Records()
+        self.accounts = Accounts(OperatorMetrics(self.registry), self.records)
+
+    def know(self, pod: Pod, **usage: Any) -> Books:
+        workload = self.cluster.store.workload(pod.claim.workload)
+        record = Record(workload.key, workload.uid, 1, 0.0, workload)
+        record.status = {"usage": usage} if usage else {}
+        self.records.put(record)
+        self.records.put_replica(Replica(pod.key, pod.uid, workload.uid))
+        return self
+
+    def says(self, pod: Pod, prompt: int, generation: int, **more: Any) -> Books:
+        stats = RequestStats(prompt_tokens=prompt, generation_tokens=generation, **more)
+        report = RuntimeStatus(state=RuntimeState.READY, requests=stats, load_seconds={"Loading": 20.0})
+        self.records.put_report(pod.uid, report, NOW)
+        return self
+
+    def sampled(self, uuid: str, percent: int | None = None, joules: float | None = None) -> Books:
+        energy = round(joules * 1000) if joules is not None else None
+        self.accounts.sampled([Reading(uuid, busy_percent=percent, energy_millijoules=energy)])
+        return self
+
+    def at(self, seconds: float) -> Books:
+        self.accounts.charge(self.cluster.snapshot(), NOW + seconds, 50.0 + seconds)
+        return self
+
+    def __call__(self, name: str, workload: str, queue: str = "default", **labels: str) -> float | None:
+        if "kind" not in labels:
+            labels.setdefault("product", PRODUCT)
+        found = {"namespace": "default", "workload": workload, "queue": queue, **labels}
+        return self.registry.get_sample_value(f"llmos_operator_{name}_total", found)
+
+
+def one_gpu(name: str = "chat", **claim: Any) -> tuple[Books, Pod]:
+    cluster = a_cluster(a_node("n1").with_gpus(2, PRODUCT), Queue("default"))
+    pod = cluster.running(a_workload(name), "n1", [0], **claim)
+    return Books(cluster).know(pod), pod
+
+
+def test_held_devices_times_seconds_are_counted_and_outlive_the_workload_for_a_while() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(4, PRODUCT), Queue("research"))
+    pod = cluster.running(a_workload("train").gpus(2).in_queue("research"), "n1", [0, 1])
+    books = Books(cluster).know(pod)
+    books.at(0).at(10).at(15)
+    assert books("gpu_seconds", "train", "research") == pytest.approx(2 * 15)
+    cluster.store.delete_pod(pod.key)
+    cluster.store.delete_workload(pod.claim.workload)
+    books.records.drop("default/train")
+    assert books.at(20)("gpu_seconds", "train", "research") == pytest.approx(2 * 15)
+    assert books.at(16 + KEPT_SECONDS)("gpu_seconds", "train", "research") is None
+    assert books.accounts.usage(pod.claim.workload_uid) is None
+
+
+def test_busy_and_idle_time_add_up_to_what_was_held_and_measured() -> None:
+    books, _ = one_gpu()
+    books.at(0).sampled(gpu("n1", 0), 20).sampled(gpu("n1", 0), 60).at(10)
+    assert books("gpu_busy_seconds", "chat") == pytest.approx(4)
+    assert books("gpu_idle_seconds", "chat") == pytest.approx(6)
+    books.at(20)  # no sample came: nothing is claimed of that time
+    assert books("gpu_seconds", "chat") == pytest.approx(20)
+    assert books("gpu_busy_seconds", "chat") + books("gpu_idle_seconds", "chat") == pytest.approx(10)
+
+
+def test_on_a_shared_device_a_server_without_requests_is_idle_while_its_neighbour_works() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(1, PRODUCT), Queue("default"))
+    works = cluster.running(a_workload("works").shared(), "n1", [0], memory="40Gi")
+    rests = cluster.running(a_workload("rests").shared(), "n1", [0], memory="20Gi")
+    books = Books(cluster).know(works).know(rests)
+    books.says(works, 10, 10, running=1).says(rests, 10, 10).at(0)
+    books.at(30).sampled(gpu("n1", 0), 100).at(40)
+    part = works.claim.gpu_milli / 1000
+    assert books("gpu_busy_seconds", "works") == pytest.approx(10 * part)
+    assert books("gpu_busy_seconds", "rests") == 0
+    assert books("gpu_idle_seconds", "rests") == pytest.approx(10 * rests.claim.gpu_milli / 1000)
+
+
+def test_energy_is_what_the_devices_counter_grew_by_and_a_reset_counter_takes_nothing_back() -> None:
+    books, pod = one_gpu()
+    books.sampled(gpu("n1", 0), joules=5000).at(0)
+    books.sampled(gpu("n1", 0), joules=5300).at(5)
+    books.sampled(gpu("n1", 0), joules=10).sampled(gpu("n1", 0), joules=110).at(10)
+    assert books("energy_joules", "chat") == pytest.approx(400)
+    assert books.accounts.usage(pod.claim.workload_uid).energy_joules == 400
+
+
+def test_tokens_are_counted_by_kind_also_when_an_engine_starts_anew() -> None:
+    books, pod = one_gpu(bound_at=NOW + 1)
+    books.at(0).says(pod, 100, 20).at(5).says(pod, 150, 30).at(10).says(pod, 7, 1).at(15)
+    assert books("tokens", "chat", kind="prompt") == 157
+    assert books("tokens", "chat", kind="generation") == 31
+    assert books.accounts.usage(pod.claim.workload_uid).tokens == 188
+
+
+def test_a_new_leader_goes_on_from_the_status_and_the_claims_of_the_pods() -> None:
+    books, pod = one_gpu()
+    books.know(pod, gpuSeconds=7000, energyJoules=300, tokens=50, time=rfc3339(NOW - 120))
+    books.says(pod, 90, 10).at(0)
+    usage = books.accounts.usage(pod.claim.workload_uid)
+    assert usage.gpu_seconds == 7120  # the two minutes nobody counted
+    assert usage.tokens == 100  # more than the status said: the runtime has counted on
+    assert usage.energy_joules == 300
+    assert books("gpu_seconds", "chat") == 0  # counters begin anew
+    assert books.at(5).accounts.usage(pod.claim.workload_uid).gpu_seconds == 7125
+
+
+def test_a_pod_bound_after_the_status_counts_from_its_binding() -> None:
+    books, pod = one_gpu(bound_at=NOW - 30)
+    books.know(pod, gpuSeconds=1000, time=rfc3339(NOW - 600)).at(0)
+    assert books.accounts.usage(pod.claim.workload_uid).gpu_seconds == 1030
+
+
+def test_an_eviction_loses_the_load_of_a_server_and_the_whole_run_of_a_job() -> None:
+    books, pod = one_gpu(bound_at=NOW - 500)
+    store = books.cluster.store
+    evict = Evict(
+        victim="default/chat",
+        victim_uid=pod.claim.workload_uid,
+        pod=pod.key,
+        pod_uid=pod.uid,
+        node="n1",
+        preemptor="default/other",
+        reason=Reason.PREEMPTED,
+        cost=0,
+        explanation="",
+    )
+    books.says(pod, 1, 1).at(0).accounts.evicted(evict, store, NOW)
+    assert books("gpu_lost_seconds", "chat") == pytest.approx(20)
+    store.apply_workload(a_workload("chat").with_(kind=WorkloadKind.FINE_TUNE).value)
+    books.accounts.evicted(evict, store, NOW)
+    assert books("gpu_lost_seconds", "chat") == pytest.approx(20 + 500)
+
+
+def test_a_status_is_due_for_usage_alone_after_ten_minutes_and_only_if_it_grew() -> None:
+    books, pod = one_gpu(bound_at=NOW)
+    books.at(0)
+    assert books.accounts.due() == []
+    assert books.at(USAGE_SECONDS + 1).accounts.due() == ["default/chat"]
+    usage = books.accounts.usage(pod.claim.workload_uid)
+    books.know(pod, gpuSeconds=usage.gpu_seconds, time=rfc3339(usage.time))
+    assert books.accounts.due() == []
+    books.cluster.store.delete_pod(pod.key)
+    assert books.at(5 * USAGE_SECONDS).accounts.due() == []
+
+
+def test_few_statuses_are_written_at_once_for_usage_the_oldest_first() -> None:
+    cluster = a_cluster(
+        a_node("n1").with_gpus(8, PRODUCT), a_node("n2").with_gpus(8, PRODUCT), Queue("default")
+    )
+    books = Books(cluster)
+    for number in range(16):
+        pod = cluster.running(a_workload(f"w{number:02}"), f"n{number // 8 + 1}", [number % 8])
+        books.know(pod, gpuSeconds=1, time=rfc3339(NOW - 1000 - number))
+    due = books.at(0).accounts.due()
+    assert len(due) == MARKS
+    assert due[0] == "default/w15"
