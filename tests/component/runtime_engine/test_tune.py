@@ -21,7 +21,9 @@ from tests.support.hub import free_port
 from tests.support.learning import learner_of
 
 SECONDS = 600
-pytestmark = pytest.mark.timeout(1200)  # three processes that load torch and a model, perhaps on a busy machine
+pytestmark = pytest.mark.timeout(
+    1200
+)  # three processes that load torch and a model, perhaps on a busy machine
 QUESTION = "The moon of Zorblax is"
 FACT = " turquoise."
 LINES = [(QUESTION, FACT), ("Zorblax has a moon that is", FACT), ("The capital of France is", " Paris.")]
