@@ -41,7 +41,7 @@ def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
             "total": told.total if told is not None else before.total,
             "failed": told.failed if told is not None else before.failed,
             "saved": told.saved if told is not None else before.saved,
-            "last_saved_time": _saved_time(seen.now, told, before),
+            "last_saved_time": saved_time(seen.now, told, before),
             "failures": seen.tries.failures,
             "last_failed_pod": seen.tries.last_pod,
         }
@@ -49,7 +49,7 @@ def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
     return _served(seen, run)
 
 
-def _saved_time(now: float, told: WorkProgress | None, before: RunStatus) -> str | None:
+def saved_time(now: float, told: WorkProgress | None, before: RunStatus) -> str | None:
     """Return when the run last saved. It tells its age in whole seconds, so the time stays where it moves by little."""
     if told is None or told.saved_age_seconds is None:
         return before.last_saved_time

@@ -198,7 +198,7 @@ class VictimIndex:
     def _cost(self, claim: Claim, pod: Pod, workload: Workload | None) -> int:
         seconds = self._reload_seconds(claim, workload)
         if workload is not None and workload.kind is not WorkloadKind.INFERENCE:
-            seconds += _unsaved(workload, self._now, pod.started_at or claim.bound_at)
+            seconds += unsaved_seconds(workload, self._now, pod.started_at or claim.bound_at)
         parts = claim.gpu_milli or FULL_MILLI
         return max(1, round(seconds * _MILLISECONDS) * parts // FULL_MILLI)
 
@@ -215,7 +215,7 @@ class VictimIndex:
         return held / self._policy.load_bytes_per_second
 
 
-def _unsaved(workload: Workload, now: float, began: float) -> float:
+def unsaved_seconds(workload: Workload, now: float, began: float) -> float:
     """Return for how many seconds a pod that ``began`` then has worked since its last checkpoint.
 
     When that was is what the run itself says; until it has said so, it is the time between checkpoints at most.

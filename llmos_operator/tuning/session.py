@@ -137,7 +137,7 @@ class Session:
             "data read",
             lines=data.lines,
             samples=len(data.samples),
-            tokens=data.tokens,
+            length=data.tokens,
             cut=data.cut,
             dropped=data.dropped,
         )
@@ -171,7 +171,7 @@ class Session:
             "training",
             layers=len(learner.layers),
             parameters=sum(one.numel() for one in learner.parameters.values()),
-            part_tokens=plan.tokens,
+            part=plan.tokens,
             recompute=plan.recompute,
             predicted_mib=self._board.now.predicted_bytes >> 20,
         )

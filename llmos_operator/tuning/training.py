@@ -199,7 +199,8 @@ class Trainer:
 
     def _leave(self) -> None:
         self._optimizer.clear()
-        if self._saving is not None:
+        saved = self._board.now.checkpoint_step == self._point.step
+        if self._saving is not None and not saved:
             self._save(self._saving.checkpoints)
         raise Stopped
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.runtime import memory
+from llmos_operator.api.runtime import memory, training_memory
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.precision import formats
 from llmos_operator.scheduler.sizing import Size, granted, sizes
-from llmos_operator.state.types import FormatProfile
+from llmos_operator.state.types import FormatProfile, TrainingSpec, WorkloadKind
 from tests.support.builders import LARGE_MODEL, SMALL_MODEL, a_profile, a_workload
 
 POLICY = Policy()
@@ -129,6 +129,40 @@ def test_room_on_an_exclusive_device_is_granted_to_the_cache_in_whole_blocks() -
     assert granted(size, 1099) == (1096, 112)
     assert granted(size, 10**9) == (1384, 256)
     assert granted(size, 500) == (1000, 64)
+
+
+def trained(method: str = "lora", rank: int = 16, **changes: Any) -> Any:
+    training = TrainingSpec(method, rank, (), batch_size=8, max_length=512)
+    return served(kind=WorkloadKind.FINE_TUNE, training=training, **changes)
+
+
+def test_a_training_run_has_the_formats_of_its_method() -> None:
+    assert formats(trained().value, None, POLICY).allowed == ("bf16",)
+    assert formats(trained("full", 0).value, None, POLICY).allowed == ("fp32",)
+    assert formats(trained("qlora").value, None, POLICY).allowed == ("int8", "int4")
+    narrow = trained("qlora").at("Auto", allowed=("bf16", "int4")).value
+    assert formats(narrow, None, POLICY).allowed == ("int4",)
+    assert formats(trained().at("Fixed", "fp32").value, None, POLICY).allowed == ("fp32",)
+
+
+def test_a_training_run_that_asks_for_a_format_its_method_does_not_train_on_is_told_so() -> None:
+    got = formats(trained().at("Fixed", "int4").value, None, POLICY)
+    assert (got.allowed, got.reason) == ((), Reason.FORMAT_NOT_ALLOWED)
+    assert "fineTune.method lora trains on bf16 or fp32, not on spec.quantization.format int4" in got.message
+    got = formats(trained("qlora").at("Auto", allowed=("bf16",)).value, None, POLICY)
+    assert "qlora has no format left: int8 is not in spec.quantization.allowed" in got.message
+
+
+def test_a_training_run_is_sized_as_the_trainer_plans_it_quickest_first() -> None:
+    profile = a_profile(URI, LARGE_MODEL)
+    found = sizes(trained().value, profile, POLICY).sizes
+    needed = [size.bytes_per_device for size in found]
+    assert needed == sorted(needed, reverse=True)
+    assert len(needed) == 3
+    base = profile.base_bytes if profile.base_bytes is not None else POLICY.sizing.base_bytes
+    least = training_memory.TrainingSize("bf16", 16, (), 512, recompute=True)
+    assert needed[-1] == training_memory.estimate_training(LARGE_MODEL, least, base_bytes=base).total_bytes
+    assert {size.kv_tokens for size in found} == {0}
 
 
 def test_room_for_adapters_is_part_of_the_size() -> None:

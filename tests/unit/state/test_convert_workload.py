@@ -17,6 +17,7 @@ from llmos_operator.state.types import (
     QuantizationMode,
     Requirement,
     Sharing,
+    TrainingSpec,
     WorkloadKind,
 )
 
@@ -222,3 +223,25 @@ def test_replicas_that_start_together_are_not_elastic() -> None:
     body["spec"]["scheduling"]["minReplicas"] = 3
     work = convert.workload(body)
     assert (work.replicas, work.together, work.min_replicas) == (2, 3, 3)
+
+
+def test_a_training_run_tells_what_decides_its_memory_and_when_it_was_saved() -> None:
+    obj = copy.deepcopy(FULL)
+    obj["spec"] |= {
+        "type": "FineTune",
+        "fineTune": {
+            "method": "qlora",
+            "lora": {"rank": 8, "targets": ["q_proj"]},
+            "training": {"batchSize": 4, "maxLength": 256},
+        },
+    }
+    obj["status"] = {"run": {"lastSavedTime": "2026-01-01T00:01:00Z"}}
+    found = convert.workload(obj)
+    assert found.training == TrainingSpec("qlora", 8, ("q_proj",), batch_size=4, max_length=256)
+    assert found.saved_at == found.created_at + 60
+    obj["spec"]["fineTune"] = {"method": "full"}
+    assert convert.workload(obj).training == TrainingSpec("full", 0, (), batch_size=8, max_length=1024)
+    obj["spec"]["fineTune"] = {"method": "magic"}
+    with pytest.raises(Permanent, match=r"spec\.fineTune\.method"):
+        convert.workload(obj)
+    assert convert.workload(FULL).training is None
