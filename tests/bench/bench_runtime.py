@@ -117,8 +117,8 @@ async def _engine(folder: Path, cache: str) -> dict[str, Measured]:
                 threads=1,
                 max_num_seqs=max(STREAMS),
             )
-            cold, cold_seconds = await _load(client, wanted)
-            warm, warm_seconds = await _load(client, wanted)
+            cold, cold_seconds = await load_model(client, wanted)
+            warm, warm_seconds = await load_model(client, wanted)
             await _generate(client, 1, 4)
             rates = {count: await _rate(client, count) for count in STREAMS}
             peak = client.status().memory.peak_bytes or warm.memory.measured_bytes
@@ -129,7 +129,8 @@ async def _engine(folder: Path, cache: str) -> dict[str, Measured]:
         await zygote.close()
 
 
-async def _load(client: EngineClient, wanted: Load) -> tuple[EngineStatus, float]:
+async def load_model(client: EngineClient, wanted: Load) -> tuple[EngineStatus, float]:
+    """Return the status of a model that is ready, and the seconds that took."""
     began = time.perf_counter()
     async with asyncio.timeout(SECONDS):
         await client.load(wanted)

@@ -98,15 +98,15 @@ def weights_bytes(shape: ModelShape, fmt: str) -> int:
     )
 
 
-def adapter_bytes(shape: ModelShape, fmt: str, *, adapters: int, rank: int) -> int:
-    """Return L: so many LoRA adapters of ``rank`` on all seven projections of each layer, at the activations' bytes.
+def adapter_bytes(shape: ModelShape, *, adapters: int, rank: int) -> int:
+    """Return L: so many LoRA adapters of ``rank`` on all seven projections of each layer, as float32.
 
     A layer of [out, in] takes rank x (in + out): query, key, value and output projection, gate, up and down.
     """
     heads, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     attention = 2 * (shape.hidden + heads) + 2 * (shape.hidden + keys)
     sides = attention + 3 * (shape.hidden + shape.intermediate)
-    return adapters * rank * shape.layers * sides * (4 if fmt == "fp32" else 2)
+    return adapters * rank * shape.layers * sides * 4
 
 
 def kv_bytes_per_token(shape: ModelShape, kv_bytes_per_element: int = 2) -> int:
@@ -145,5 +145,5 @@ def estimate(
         activation_bytes=-(-activation // shards),
         slack_bytes=SLACK_BYTES,
         # Whole on each device: adapters are small, and how an engine would split them is its own affair.
-        adapter_bytes=adapter_bytes(shape, fmt, adapters=adapters, rank=adapter_rank),
+        adapter_bytes=adapter_bytes(shape, adapters=adapters, rank=adapter_rank),
     )

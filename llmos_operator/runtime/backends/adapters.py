@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from llmos_operator.runtime.backends.fused import FusedLinear
-from llmos_operator.runtime.backends.products import product
 from llmos_operator.runtime.formats.adapter import WEIGHTS
 from llmos_operator.runtime.formats.mapped import RowReader
 
@@ -74,10 +74,12 @@ class Delta:
 
     def add(self, x: Tensor, out: Tensor) -> None:
         """Add to ``out`` [rows, out] what the adapter makes of ``x`` [rows, in]."""
-        low = product(x, self.a)
+        low = functional.linear(x.to(self.a.dtype), self.a)
         at = 0
         for part in self.parts:
-            out[:, part.begin : part.begin + part.size] += product(low[:, at : at + part.rank], part.b)
+            out[:, part.begin : part.begin + part.size] += functional.linear(
+                low[:, at : at + part.rank], part.b
+            )
             at += part.rank
 
 
@@ -95,10 +97,14 @@ class AdapterSet:
     def __init__(
         self, model: nn.Module, places: Mapping[str, Place], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """``dtype`` is that of the model's activations."""
+        """``dtype`` is that of the model's activations.
+
+        On a CPU adapters are float32 beside any weights: products this small are ten times faster than in bf16 where
+        the CPU has no instructions for that, and no slower elsewhere.
+        """
         self._model = model
         self._places = places
-        self._dtype = dtype
+        self._dtype = torch.float32 if device.type == "cpu" else dtype
         self._device = device
         self._weights: dict[str, LoraWeights] = {}
         self._hooks: dict[str, RemovableHandle] = {}

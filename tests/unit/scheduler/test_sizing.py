@@ -170,7 +170,7 @@ def test_room_for_adapters_is_part_of_the_size() -> None:
     workload = served(max_model_len=1024).at("Fixed", "bf16").value
     (without,) = sizes(workload, profile, POLICY).sizes
     (with_room,) = sizes(replace(workload, max_adapters=3, adapter_rank=16), profile, POLICY).sizes
-    room = memory.adapter_bytes(SMALL_MODEL, "bf16", adapters=3, rank=16)
+    room = memory.adapter_bytes(SMALL_MODEL, adapters=3, rank=16)
     assert with_room.bytes_per_device == without.bytes_per_device + room
     assert room > 0
 
@@ -178,4 +178,4 @@ def test_room_for_adapters_is_part_of_the_size() -> None:
 def test_the_room_of_an_adapter_is_that_of_all_seven_projections() -> None:
     # SmolLM2-135M: rank 8 in float32 is the 9.8 MB that PEFT writes.
     shape = memory.ModelShape("L", 1, 1, 1, 30, 576, 1536, 9, 3, 64, 49152, 2048)
-    assert memory.adapter_bytes(shape, "fp32", adapters=1, rank=8) == 30 * 8 * 10176 * 4
+    assert memory.adapter_bytes(shape, adapters=1, rank=8) == 30 * 8 * 10176 * 4
