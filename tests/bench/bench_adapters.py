@@ -41,8 +41,9 @@ LAYERS = 30
 
 @dataclass(slots=True)
 class Measured:
-    """One format: seconds of each swap, failed requests during the swaps, tokens per second by company."""
+    """One format: seconds of each swap, idle and under streams, failed requests during the swaps, tokens per second by company."""
 
+    idle: list[float] = field(default_factory=list)
     swaps: list[float] = field(default_factory=list)
     failed: int = 0
     rates: dict[str, list[float]] = field(default_factory=dict)
@@ -88,15 +89,12 @@ async def _formats(folder: Path, cache: str) -> dict[str, Measured]:
 async def _measure(client: EngineClient, folder: Path) -> Measured:
     result = Measured(rates={name: [] for name in COMPANY})
     await _generate(client, ("",), 4)
-    for name in NAMES[:1]:
-        await client.load_adapter(name, str(folder / name))
-    running = asyncio.create_task(_generate(client, ("", "one"), 4 * TOKENS))
+    await client.load_adapter("one", str(folder / "one"))
     await client.load_adapter("guest", str(folder / "guest-0"))
+    result.idle = [await _swap(client, folder, turn) for turn in range(SWAPS)]
+    running = asyncio.create_task(_generate(client, ("", "one"), 4 * TOKENS))
     for turn in range(SWAPS):
-        began = time.perf_counter()
-        await client.unload_adapter("guest")
-        await client.load_adapter("guest", str(folder / f"guest-{(turn + 1) % 2}"))
-        result.swaps.append(time.perf_counter() - began)
+        result.swaps.append(await _swap(client, folder, turn))
         if running.done():
             raise RuntimeError("the streams ended before the swaps")
     result.failed = (await running)[1]
@@ -109,6 +107,14 @@ async def _measure(client: EngineClient, folder: Path) -> Measured:
             result.rates[company].append(rate)
             result.failed += failed
     return result
+
+
+async def _swap(client: EngineClient, folder: Path, turn: int) -> float:
+    """Return the seconds from the order to unload one adapter to the answer that another is there."""
+    began = time.perf_counter()
+    await client.unload_adapter("guest")
+    await client.load_adapter("guest", str(folder / f"guest-{(turn + 1) % 2}"))
+    return time.perf_counter() - began
 
 
 async def _generate(client: EngineClient, names: tuple[str, ...], tokens: int) -> tuple[float, int]:
@@ -136,12 +142,30 @@ def _table(found: dict[str, Measured], size: int) -> Table:
             f"{median(one.rates[company]):.1f} ({median(one.rates[company]) / plain:.2f})"
             for company in COMPANY
         ]
-        rows.append([name, f"{median(one.swaps):.3f}", f"{max(one.swaps):.3f}", str(one.failed), *cells])
+        rows.append(
+            [
+                name,
+                f"{median(one.idle):.3f}",
+                f"{median(one.swaps):.3f}",
+                f"{max(one.swaps):.3f}",
+                str(one.failed),
+                *cells,
+            ]
+        )
     note = (
         f"Swap: unload one adapter and load another ({size / 1e6:.1f} MB) from the disk's cache, order to answer, in seconds of "
-        f"wall time while {STREAMS} streams decode on the same thread; {SWAPS} swaps. Rates are tokens per second of {STREAMS} streams "
+        f"wall time, alone and while {STREAMS} streams decode on the same thread (each of the two orders waits for a step); {SWAPS} swaps. Rates are tokens per second of {STREAMS} streams "
         f"of {len(PROMPT)} prompt and {TOKENS} new tokens, median of {REPEATS} interleaved, with the ratio to no adapter. "
         f"Load average at the end: {os.getloadavg()[0]:.1f}."
     )
-    columns = ["format", "swap, s", "slowest", "failed", "no adapter", "one adapter", "four adapters"]
+    columns = [
+        "format",
+        "swap idle, s",
+        "under streams, s",
+        "slowest",
+        "failed",
+        "no adapter",
+        "one adapter",
+        "four adapters",
+    ]
     return Table("LoRA adapters", columns, rows, note)
