@@ -30,9 +30,9 @@ __all__ = ["KINDS", "Column", "Kind", "definition", "main", "render", "render_fo
 
 Schema = dict[str, Any]
 # Bytes of one file. Client-side apply keeps the whole object once more in an annotation, and all annotations together
-# may have 256 KiB (https://kubernetes.io/docs/concepts/overview/working-with-objects/annotations/); half of it leaves
-# room for what a cluster adds.
-SIZE_LIMIT = 128_000
+# may have 256 KiB (https://kubernetes.io/docs/concepts/overview/working-with-objects/annotations/); less than
+# half of it leaves room for what a cluster adds.
+SIZE_LIMIT = 100_000
 
 
 def definition(kind: Kind) -> Schema:
