@@ -15,6 +15,7 @@ PASSES = "def test_it(): pass\n"
 FOLDERS = (
     "unit",
     "unit/runtime_engine",
+    "unit/tuning",
     "property",
     "scenarios",
     "component/operator",

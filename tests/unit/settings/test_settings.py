@@ -17,9 +17,9 @@ def test_defaults_are_enough_to_start() -> None:
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("ingestPort: 1000\nlease: {duration: 9}\nscheduling: {writes: 3}\n")
+    file.write_text("ingestPort: 1000\nlease: {duration: 19}\nscheduling: {writes: 3}\n")
     found = load(OperatorSettings, str(file), {"LLMOS_INGEST_PORT": "2000", "LLMOS_LEASE__RETRY": "1"})
-    assert (found.ingest_port, found.lease.duration, found.lease.retry) == (2000, 9.0, 1.0)
+    assert (found.ingest_port, found.lease.duration, found.lease.retry) == (2000, 19.0, 1.0)
     assert found.scheduling.writes == 3
 
 
