@@ -135,4 +135,5 @@ def test_09_a_batch_answers_its_file_and_ends(workspace: Workspace) -> None:
     france = answers["france"]["response"]["body"]["choices"][0]["message"]["content"]
     assert "Paris" in france
     assert answers["typo"]["error"]["line"] == 4
-    workspace.kubectl("delete", "pvc", "questions")
+    # A claim goes only after the pods that name it, those that have ended included.
+    workspace.kubectl("delete", "modelworkload/answers", "pvc/questions")
