@@ -120,8 +120,8 @@ def _resources(claim: Claim, requests: Json) -> Json:
 
 def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool) -> list[Json]:
     """Return the runtime's environment; names of `api.names`, then the engine's own."""
-    plain = _model_environment(workload, claim)
-    plain |= {
+    asked = {**_model_environment(workload, claim), **jobs.environment(workload)}
+    plain = {name: _literal(value) for name, value in asked.items()} | {
         names.ENV_MEMORY_LIMIT: str(claim.bytes_per_device if claim.devices else claim.memory_bytes),
         names.ENV_PORT: str(serving_port(workload)),
         names.ENV_CONTROL_PORT: str(names.PORT_CONTROL),
@@ -133,7 +133,6 @@ def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simu
         # As many compute threads as CPUs were requested: more would only wait for one another.
         "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
-    plain |= jobs.environment(workload)
     if settings.hub_endpoint:
         plain["HF_ENDPOINT"] = settings.hub_endpoint
     # Pods of one machine share its loopback in the local cluster, so each binds its own address there. Elsewhere the
@@ -168,13 +167,17 @@ def _model_environment(workload: Workload, claim: Claim) -> dict[str, str]:
     }
 
 
+def _literal(value: str) -> str:
+    """Return a workload's text for a variable: Kubernetes would put another's value, a secret too, in the place of $(NAME)."""
+    return value.replace("$(", "$$(")
+
+
 def _adapter_environment(workload: Workload) -> dict[str, str]:
     if not workload.max_adapters:
         return {}
     sources = [{"name": one.name, "uri": one.uri} for one in workload.adapters]
     return {
-        # Kubernetes would put the value of another variable, a secret one too, in the place of $(NAME).
-        names.ENV_ADAPTERS: json.dumps(sources, separators=(",", ":")).replace("$(", "$$("),
+        names.ENV_ADAPTERS: json.dumps(sources, separators=(",", ":")),
         names.ENV_MAX_ADAPTERS: str(workload.max_adapters),
         names.ENV_MAX_ADAPTER_RANK: str(workload.adapter_rank),
     }

@@ -306,6 +306,19 @@ def test_work_that_ends_runs_its_program_once_with_its_data() -> None:
     }
 
 
+def test_what_a_workload_says_never_becomes_the_value_of_another_variable() -> None:
+    work = a_work(
+        type="Batch",
+        model={"uri": "https://models.example/$(LLMOS_CONTROL_TOKEN)", "revision": "$(HF_TOKEN)"},
+        batch={"input": {"uri": "pvc://in/$(LLMOS_API_KEYS)"}, "output": {"uri": "pvc://out/o"}},
+    )
+    env = env_of(build(work))
+    assert env[names.ENV_MODEL_URI] == "https://models.example/$$(LLMOS_CONTROL_TOKEN)"
+    told = (env[names.ENV_MODEL_REVISION], env["LLMOS_JOB"])
+    assert not any("$(" in text.replace("$$(", "") for text in told)
+    assert env[names.ENV_HOST] in {"0.0.0.0", f"$({names.ENV_POD_IP})"}
+
+
 def test_adapters_and_the_room_for_them_reach_the_runtime() -> None:
     sources = [
         {"name": "tone", "uri": "hf://org/tone"},
