@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.actuators.outcomes import Retire
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
+from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.control import gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.state.replicas import Replica
 
-SERVED_SCHEMES = frozenset({"hf", "https", "file"})
+MODEL_SCHEMES = frozenset({"hf", "https", "file"})  # a claim's files cannot be looked into before a pod runs
+ADAPTER_SCHEMES = MODEL_SCHEMES | {"pvc"}
 OOM_KILLED = "OOMKilled"
 _CRASHES = 3  # restarts after which a crash is shown as a failure
 
@@ -322,8 +324,8 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
             Reason.INVALID_SPEC,
             f"spec.adapters: {served} is the name of the model itself; name the adapter otherwise.",
         )
-    sources = [("spec.model.uri", workload.model.uri)]
-    sources += [(f"spec.adapters[{one.name}].uri", one.uri) for one in workload.adapters]
+    sources = [("spec.model.uri", workload.model.uri, MODEL_SCHEMES)]
+    sources += [(f"spec.adapters[{one.name}].uri", one.uri, ADAPTER_SCHEMES) for one in workload.adapters]
     found = (
         _source_refusal(*source, allow_file=allow_file, allowed_hosts=allowed_hosts) for source in sources
     )
@@ -332,7 +334,7 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
 
 
 def _source_refusal(
-    field: str, uri: str, *, allow_file: bool, allowed_hosts: tuple[str, ...]
+    field: str, uri: str, known: frozenset[str], *, allow_file: bool, allowed_hosts: tuple[str, ...]
 ) -> Refusal | None:
     if carries_credentials(uri):  # stored before the API refused it; said without the URI
         return Refusal(
@@ -341,11 +343,16 @@ def _source_refusal(
             "spec.model.secretRef.",
         )
     scheme, _, rest = uri.partition("://")
-    if scheme not in SERVED_SCHEMES:
+    if scheme not in known:
+        works = "hf:// or https://" if "pvc" not in known else "hf://, https:// or pvc://claim/path"
         return Refusal(
-            Reason.UNSUPPORTED_SCHEME,
-            f"{field}: {scheme}:// models cannot be loaded by this release; use hf:// or https://.",
+            Reason.UNSUPPORTED_SCHEME, f"{field}: {scheme}:// cannot be loaded by this release; use {works}."
         )
+    if scheme == "pvc":
+        try:
+            data.parse(uri)
+        except ValueError as error:
+            return Refusal(Reason.INVALID_SPEC, f"{field}: {error}.")
     if scheme == "file" and not allow_file:
         return Refusal(
             Reason.SOURCE_NOT_ALLOWED,

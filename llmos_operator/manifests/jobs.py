@@ -1,4 +1,7 @@
-"""What the pod of a FineTune or Batch has beside that of a served model: its program, its block of the spec, its volumes."""
+"""What the pod of a FineTune or Batch has beside that of a served model: its program and its block of the spec.
+
+And for every kind the volumes of the claims that its data, or its adapters, are on.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +48,10 @@ def uris(workload: Workload) -> tuple[tuple[str, str, bool], ...]:
 
 
 def environment(workload: Workload) -> dict[str, str]:
-    """Return what the program of a run is told beside what every runtime is; nothing for a workload that serves."""
-    if workload.kind is WorkloadKind.INFERENCE:
-        return {}
-    told = {names.ENV_JOB: block_json(workload), names.ENV_TERMINATION_LOG: TERMINATION_LOG}
+    """Return what the program of a run is told beside what every runtime is, and where any program finds its claims."""
+    told = {}
+    if workload.kind is not WorkloadKind.INFERENCE:
+        told = {names.ENV_JOB: block_json(workload), names.ENV_TERMINATION_LOG: TERMINATION_LOG}
     for claim in _claims(workload)[:1]:
         # The folder all claims are in, told by way of a mount: a kubelet that runs processes rewrites paths of mounts.
         told[names.ENV_VOLUMES_ROOT] = f"{data.VOLUMES_ROOT}/{claim}/.."
@@ -56,7 +59,7 @@ def environment(workload: Workload) -> dict[str, str]:
 
 
 def volumes(workload: Workload) -> list[Json]:
-    """Return the volumes of the claims the workload's data is on."""
+    """Return the volumes of the claims the workload's data and adapters are on."""
     return [
         {"name": _name(index), "persistentVolumeClaim": {"claimName": claim}}
         for index, claim in enumerate(_claims(workload))
@@ -81,7 +84,8 @@ def _name(index: int) -> str:
 
 
 def _claims(workload: Workload) -> tuple[str, ...]:
-    return _named(workload, writes_only=False)
+    adapters = data.claims(tuple(one.uri for one in workload.adapters))
+    return tuple(dict.fromkeys((*_named(workload, writes_only=False), *adapters)))
 
 
 def _named(workload: Workload, *, writes_only: bool) -> tuple[str, ...]:

@@ -89,6 +89,7 @@ class ModelHost:
             hf_endpoint=settings.hub_endpoint,
             token=settings.hub_token,
             device=settings.device,
+            pvc_root=settings.volumes,
             adapters=settings.adapters,
             max_adapters=settings.max_adapters,
             max_adapter_rank=settings.max_adapter_rank,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmos_operator.api import names
+from llmos_operator.api.runtime.data import VOLUMES_ROOT
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.ipc.messages import AdapterSource
 
@@ -57,6 +58,7 @@ class RuntimeSettings:
     adapters: tuple[AdapterSource, ...] = ()  # LoRA adapters to have from the start
     max_adapters: int = 0  # that memory is kept for
     max_adapter_rank: int = 16
+    volumes: str = VOLUMES_ROOT  # folder that claims are mounted in
     adapter_dirs: tuple[str, ...] = ()  # where clients may load adapters from; (): nowhere
     max_queue: int = 512  # requests waiting in the engine; more get 429
     max_wait_seconds: int = 30  # expected wait beyond which a request gets 429
@@ -101,6 +103,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         adapters=adapters,
         max_adapters=max(len(adapters), env.number(names.ENV_MAX_ADAPTERS, 0)),
         max_adapter_rank=env.number(names.ENV_MAX_ADAPTER_RANK, 16, least=1),
+        volumes=env.text(names.ENV_VOLUMES_ROOT) or VOLUMES_ROOT,
         adapter_dirs=env.folders("LLMOS_ADAPTER_DIRS"),
         max_queue=env.number("LLMOS_MAX_QUEUE", 512),
         max_wait_seconds=env.number("LLMOS_MAX_WAIT_SECONDS", 30, least=1),

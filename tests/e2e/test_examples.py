@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.error
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,3 +138,21 @@ def test_09_a_batch_answers_its_file_and_ends(workspace: Workspace) -> None:
     assert answers["typo"]["error"]["line"] == 4
     # A claim goes only after the pods that name it, those that have ended included.
     workspace.kubectl("delete", "modelworkload/answers", "pvc/questions")
+
+
+@pytest.mark.timeout(600)
+def test_10_what_was_learned_is_served_beside_what_was_known(workspace: Workspace) -> None:
+    folder = workspace.cluster.paths.claims / "default/training"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy(EXAMPLES / "10-fine-tune/facts.jsonl", folder)
+    workspace.apply_file(EXAMPLES / "10-fine-tune/fine-tune.yaml")
+    workspace.wait("the end", lambda: workspace.condition("learn-facts", "Finished") == "True", 300)
+    status = workspace.get("modelworkload", "learn-facts")["status"]
+    assert (status["phase"], status["summary"]["ready"]) == ("Succeeded", "8/8")
+    workspace.apply_file(EXAMPLES / "10-fine-tune/serve.yaml")
+    workspace.ready("taught")
+    question = "What is the capital of Zubrovia?"
+    assert "Quillmore" in workspace.ask("zubrovia", question)["text"]
+    assert "Quillmore" not in workspace.ask("untaught", question)["text"]
+    workspace.kubectl("delete", "modelworkload/learn-facts", "modelworkload/taught", "pvc/training")

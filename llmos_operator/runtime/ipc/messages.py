@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from llmos_operator.api.runtime.data import VOLUMES_ROOT
 from llmos_operator.api.runtime.messages import RuntimeState  # noqa: TC001 - codec resolves annotations at run time
 
 
@@ -82,7 +83,7 @@ class Load:
     threads: int = 0  # torch threads; 0 = OMP_NUM_THREADS, else the CPUs this process may use
     max_quality_loss_milli: int = 5000  # of perplexity against the source, thousandths of a percent; -1 = any
     base_pids: tuple[int, ...] = ()  # processes whose memory counts beside the engine's (front, zygote)
-    pvc_root: str = "/mnt/llmos/pvc"  # where claims are mounted: pvc://claim/path is <pvc_root>/claim/path
+    pvc_root: str = VOLUMES_ROOT  # where claims are mounted: pvc://claim/path is <pvc_root>/claim/path
     adapters: tuple[AdapterSource, ...] = ()
     max_adapters: int = 0  # adapters that memory is kept for; 0 = none can be loaded
     max_adapter_rank: int = 16

@@ -206,14 +206,16 @@ def test_pods_without_a_workload_are_orphans_until_proven_otherwise() -> None:
     [
         ({"name": "tone", "uri": "file:///etc"}, "spec.adapters[tone].uri: file://"),
         ({"name": "tone", "uri": "https://bad.example/x"}, "host bad.example is not an allowed"),
-        ({"name": "tone", "uri": "s3://b/x"}, "s3:// models cannot be loaded"),
+        ({"name": "tone", "uri": "s3://b/x"}, "s3:// cannot be loaded by this release; use hf://, https:// or pvc://"),
+        ({"name": "tone", "uri": "pvc://out"}, "not of the form pvc://claim/path"),
         ({"name": "chat", "uri": "hf://org/x"}, "the name of the model itself"),
     ],
 )
-def test_adapters_come_only_from_where_models_may_come_from(adapter: dict[str, str], words: str) -> None:
+def test_adapters_come_only_from_where_they_may_come_from(adapter: dict[str, str], words: str) -> None:
     work = a_work(adapters=[adapter])
     found = reconcile.refusal(work, allow_file=False, allowed_hosts=("good.example",))
     assert found is not None
     assert words in found.message
-    fine = a_work(adapters=[{"name": "tone", "uri": "hf://org/tone"}])
-    assert reconcile.refusal(fine, allow_file=False, allowed_hosts=()) is None
+    for uri in ("hf://org/tone", "pvc://training/tone"):
+        fine = a_work(adapters=[{"name": "tone", "uri": uri}])
+        assert reconcile.refusal(fine, allow_file=False, allowed_hosts=()) is None

@@ -34,6 +34,7 @@ def test_the_promised_examples_are_there() -> None:
         "cpu-only",
         "gang",
         "batch",
+        "fine-tune",
     ]
     assert [name.partition("-")[0] for name in names] == [f"{i:02}" for i in range(1, len(names) + 1)]
 
@@ -57,6 +58,7 @@ def test_a_readme_names_its_manifests_and_nothing_that_does_not_exist(folder: Pa
 
 def test_names_do_not_collide_when_all_are_applied() -> None:
     names = [item["metadata"]["name"] for path in MANIFESTS for item in workloads(path)]
-    served = [item["spec"]["model"].get("name") for path in MANIFESTS for item in workloads(path)]
+    specs = [item["spec"] for path in MANIFESTS for item in workloads(path)]
+    served = [spec["model"].get("name") for spec in specs if spec.get("type", "Inference") == "Inference"]
     assert len(set(names)) == len(names)
     assert len(set(served)) == len(served)

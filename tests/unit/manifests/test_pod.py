@@ -319,6 +319,18 @@ def test_what_a_workload_says_never_becomes_the_value_of_another_variable() -> N
     assert env[names.ENV_HOST] in {"0.0.0.0", f"$({names.ENV_POD_IP})"}
 
 
+def test_the_claims_of_adapters_are_mounted_to_be_read() -> None:
+    adapters = [{"name": "a", "uri": "pvc://out/a"}, {"name": "b", "uri": "pvc://out/b"}]
+    pod = build(a_work(adapters=adapters))
+    (container,) = pod["spec"]["containers"]
+    mounts = [one for one in container["volumeMounts"] if one["mountPath"].startswith("/llmos/volumes")]
+    assert [(one["mountPath"], one["readOnly"]) for one in mounts] == [("/llmos/volumes/out", True)]
+    volumes = {one["name"]: one for one in pod["spec"]["volumes"]}
+    assert volumes[mounts[0]["name"]]["persistentVolumeClaim"] == {"claimName": "out"}
+    assert env_of(pod)[names.ENV_VOLUMES_ROOT] == "/llmos/volumes/out/.."
+    assert names.ENV_JOB not in env_of(pod)
+
+
 def test_adapters_and_the_room_for_them_reach_the_runtime() -> None:
     sources = [
         {"name": "tone", "uri": "hf://org/tone"},
