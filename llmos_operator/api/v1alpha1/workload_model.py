@@ -118,7 +118,9 @@ class Adapter(KubeModel):
             "must be made of letters, digits and . _ -",
         ),
     ] = Field(description="Name clients ask for in the `model` field to get this adapter.")
-    uri: ModelUri = Field(description="Where the adapter comes from: hf, https, pvc (pvc://claim/folder, as a FineTune writes it) or file.")
+    uri: ModelUri = Field(
+        description="Where the adapter comes from: hf, https, pvc (pvc://claim/folder, as a FineTune writes it) or file."
+    )
 
 
 class AdapterLimits(KubeModel):

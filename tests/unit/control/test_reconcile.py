@@ -206,7 +206,10 @@ def test_pods_without_a_workload_are_orphans_until_proven_otherwise() -> None:
     [
         ({"name": "tone", "uri": "file:///etc"}, "spec.adapters[tone].uri: file://"),
         ({"name": "tone", "uri": "https://bad.example/x"}, "host bad.example is not an allowed"),
-        ({"name": "tone", "uri": "s3://b/x"}, "s3:// cannot be loaded by this release; use hf://, https:// or pvc://"),
+        (
+            {"name": "tone", "uri": "s3://b/x"},
+            "s3:// cannot be loaded by this release; use hf://, https:// or pvc://",
+        ),
         ({"name": "tone", "uri": "pvc://out"}, "not of the form pvc://claim/path"),
         ({"name": "chat", "uri": "hf://org/x"}, "the name of the model itself"),
     ],
