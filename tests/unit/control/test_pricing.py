@@ -76,7 +76,7 @@ class Bench:
         self.pricing = Pricing(
             store=cluster.store,
             policy=POLICY,
-            settings=PriceSettings(**settings),
+            settings=PriceSettings(**({"solve_budget": PATIENCE} | settings)),
             metrics=OperatorMetrics(self.registry),
             clock=self.clock,
             solver=self.solver,
@@ -85,6 +85,9 @@ class Bench:
 
     def shown(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"llmos_operator_{name}", labels)
+
+
+PATIENCE = 240.0  # seconds: a process that imports a solver takes long to start on a busy machine
 
 
 @asynccontextmanager
