@@ -12,6 +12,7 @@ from llmos_operator.scheduler.claims import claim_for
 from llmos_operator.scheduler.gang import concerns
 from llmos_operator.scheduler.moving import option
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, host_fits, pick
+from llmos_operator.scheduler.plan import KEPT_SECONDS
 from llmos_operator.scheduler.preemption import displacing
 from llmos_operator.scheduler.queueing import Pending
 from llmos_operator.scheduler.quota import charge
@@ -147,9 +148,10 @@ class Relocations:
         worlds, overuse = attempts.worlds, attempts.policy.overuse_percent
         acceptable = attempts.feasibility.acceptable(displacing(request))
         former = mover.victim.claim
+        delay = mover.pod.grace_seconds + KEPT_SECONDS  # its place is held for so long: it may start as late
         for row in self._rows(mover, acceptable.nodes):
             name = attempts.scene.table.names[row]
-            columns = attempts.reservations.usable(mover.pending, row, acceptable.devices[row]).copy()
+            columns = attempts.reservations.usable(mover.pending, row, acceptable.devices[row], delay).copy()
             now, later = worlds.now.node(name), worlds.later.node(name)
             if not host_fits(now, request):
                 continue
@@ -166,21 +168,21 @@ class Relocations:
                     attempts.policy,
                     attempts.now,
                 )
-                if self._free(claim, former):
+                if self._free(claim, former, delay):
                     yield claim
                 if request.whole or request.devices != 1:
                     break  # which of a node's devices makes no difference, or is left to `pick`
                 taken = claim.devices[0]
                 columns[next(c for c, d in enumerate(later.devices) if d.uuid == taken)] = False
 
-    def _free(self, claim: Claim, former: Claim) -> bool:
+    def _free(self, claim: Claim, former: Claim, delay: float) -> bool:
         """Return whether a place is another one than before, within quota, and kept for nobody."""
         worlds, amount = self._attempts.worlds, charge(claim)
         if claim.node == former.node and set(claim.devices) == set(former.devices):
             return False
         if not all(world.tree.fits(claim.queue, amount) for world in (worlds.now, worlds.later)):
             return False
-        return self._attempts.reservations.leave(claim)
+        return self._attempts.reservations.leave(claim, delay)
 
     def _rows(self, mover: Mover, nodes: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[int]:
         """Return the rows a replica could go to as the cluster stands, and its own, where its leaving makes room."""

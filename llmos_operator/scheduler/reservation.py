@@ -67,7 +67,7 @@ class Reservations:
         self._kinds: Counter[tuple[str, DeviceSelector]] = Counter()  # places kept
         self._vain: Counter[tuple[str, DeviceSelector]] = Counter()  # searches without a place
         self._sought: set[tuple[object, ...]] = set()
-        self._open: dict[tuple[int, str], bool] = {}
+        self._open: dict[tuple[int, str, float], bool] = {}
         self._ends: Ends | None = None
 
     @property
@@ -132,11 +132,12 @@ class Reservations:
             self._is_open(one, pending.workload, pending.queue, pending.priority) for one in self._kept
         )
 
-    def usable(self, pending: Pending, row: int, columns: Bools) -> Bools:
-        """Return which of a row's devices are not kept from a workload."""
+    def usable(self, pending: Pending, row: int, columns: Bools, delay: float = 0.0) -> Bools:
+        """Return which of a row's devices are not kept from a workload that starts within `delay` seconds."""
+        workload = pending.workload
         for one in self._kept:
             held = one.columns.get(row)
-            if held is not None and not self._is_open(one, pending.workload, pending.queue, pending.priority):
+            if held is not None and not self._is_open(one, workload, pending.queue, pending.priority, delay):
                 columns = columns & ~held
         return columns
 
@@ -148,17 +149,17 @@ class Reservations:
                     room.slots[row] = np.where(held, 0, room.slots[row])
         return room
 
-    def leave(self, claim: Claim) -> bool:
-        """Return whether a claim takes nothing that is kept from it."""
-        return all(self._leaves(one, claim) for one in self._kept)
+    def leave(self, claim: Claim, delay: float = 0.0) -> bool:
+        """Return whether a claim that starts within `delay` seconds takes nothing that is kept from it."""
+        return all(self._leaves(one, claim, delay) for one in self._kept)
 
     def names(self) -> list[str]:
         """Return for whom places are kept."""
         return [one.pending.workload.key for one in self._kept]
 
-    def _leaves(self, one: Kept, claim: Claim) -> bool:
+    def _leaves(self, one: Kept, claim: Claim, delay: float = 0.0) -> bool:
         workload = self._attempts.snapshot.workloads[claim.workload]
-        if self._is_open(one, workload, claim.queue, claim.priority):
+        if self._is_open(one, workload, claim.queue, claim.priority, delay):
             return True
         tree = self._attempts.worlds.later.tree
         tree.add(one.pending.queue, one.amount)
@@ -176,18 +177,18 @@ class Reservations:
         workload = self._attempts.snapshot.workloads[claim.workload]
         return self._is_open(one, workload, claim.queue, claim.priority)
 
-    def _is_open(self, one: Kept, workload: Workload, queue: str, priority: int) -> bool:
-        key = (id(one), workload.uid)
+    def _is_open(self, one: Kept, workload: Workload, queue: str, priority: int, delay: float = 0.0) -> bool:
+        key = (id(one), workload.uid, delay)
         if key not in self._open:
-            self._open[key] = self._may_use(one, workload, queue, priority)
+            self._open[key] = self._may_use(one, workload, queue, priority, delay)
         return self._open[key]
 
-    def _may_use(self, one: Kept, workload: Workload, queue: str, priority: int) -> bool:
-        yields = would_yield_from(self._attempts, one.pending, workload, queue, priority)
+    def _may_use(self, one: Kept, workload: Workload, queue: str, priority: int, delay: float) -> bool:
+        yields = would_yield_from(self._attempts, one.pending, workload, queue, priority) + delay
         if yields < NEVER and yields <= one.place.start:
             return True
         # Where nobody knows when it will be free, what ends some day would always be in the way of the last device.
-        end = self.ends.of_new(workload, declared_only=one.aged)
+        end = self.ends.of_new(workload, declared_only=one.aged) + delay
         return end <= one.place.start < NEVER
 
     def _tree(self, queue: str) -> str:

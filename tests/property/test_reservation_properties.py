@@ -87,6 +87,22 @@ def test_the_head_starts_by_its_promised_time_whatever_comes_after_it(
     assert timeline.started.get(head, promised + 1) <= promised
 
 
+def test_the_head_starts_by_its_promised_time_though_somebody_moves_to_its_place() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(2), a_node("n2").with_gpus(3))
+    cluster.running(a_workload("long").gpus(2).with_(max_runtime=1000.0), "n2", (0, 1), bound_at=NOW)
+    cluster.running(a_workload("short").with_(max_runtime=300.0), "n1", (0,), bound_at=NOW)
+    timeline = Timeline(
+        cluster, Policy(), lasts={"default/long": 1000.0 + GRACE, "default/short": 300.0 + GRACE}
+    )
+    timeline.submit(a_workload("head").gpus(3).value)
+    timeline.submit(a_workload("small").gpus(2).value)  # waits for short for 330 s unless that moves
+    promised = promise(timeline.decide(), "default/head")
+    assert promised == NOW + 1000.0 + GRACE
+    assert timeline.started == {"default/short": NOW, "default/small": NOW}, "short has moved for small"
+    timeline.advance(promised)
+    assert timeline.started["default/head"] == promised
+
+
 @given(timelines())
 def test_without_anybody_else_a_reservation_changes_nothing_for_what_is_placed(timeline: Timeline) -> None:
     made = timeline.decide()

@@ -199,7 +199,7 @@ class History:
                 max_runtime=None,
             )
         elif self._chance(0.2):
-            builder.of_pods(pick([2, 2, 3]))
+            builder.of_pods(pick([2, 2, 3])).with_(kind=WorkloadKind.INFERENCE)  # work that ends is one pod
         self.cluster.add(builder)
         return f"submitted {builder.value.key}"
 

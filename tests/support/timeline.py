@@ -73,6 +73,10 @@ class Timeline:
             store.assume_evicted(eviction.pod, self.now, eviction.preemptor)
             store.delete_pod(eviction.pod, eviction.pod_uid)
             self.evicted.append(eviction.victim)
+        for move in made.moves:
+            place = move.place(self.now, self.now)
+            store.assume_evicted(move.pod, self.now, move.beneficiary, self.now, place)
+            store.delete_pod(move.pod, move.pod_uid)
         for bind in made.binds:
             claim = bind.claim
             store.assume(claim)
