@@ -239,7 +239,7 @@ def _paragraph(text: str | None) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what holds no more than words on one line: half of the file would be indentation otherwise."""
+    """Writes lists of words, rules and schemas without parts on one line: half of the file would be indentation otherwise."""
 
     def represent_sequence(
         self, tag: str, sequence: Any, flow_style: bool | None = None
@@ -249,9 +249,10 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=True if words else flow_style)
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
-        """Return the node of a mapping; one of scalars only goes on one line."""
+        """Return the node of a mapping; a rule, and a schema of scalars only, goes on one line."""
         scalars = not any(isinstance(value, dict | list | tuple) for value in mapping.values())
-        return super().represent_mapping(tag, mapping, flow_style=True if scalars else flow_style)
+        short = scalars and bool({"type", "rule"} & mapping.keys())
+        return super().represent_mapping(tag, mapping, flow_style=True if short else flow_style)
 
 
 def render(kind: Kind) -> str:
