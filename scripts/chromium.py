@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_operator.errors import Permanent
-from scripts.debian import NO_PACKAGE, unpacked
+from scripts.debian import told, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,12 +43,7 @@ def resolve() -> Browser:
 
 def main() -> int:
     """Make it; return 0 if it is there or cannot be for want of a package."""
-    try:
-        sys.stdout.write(f"chromium: {resolve().program}\n")
-    except Permanent as error:
-        sys.stderr.write(f"{error}\n")
-        return 0 if error.reason == NO_PACKAGE else 1
-    return 0
+    return told(lambda: [f"chromium: {resolve().program}"])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from llmos_operator.errors import Permanent
 from llmos_operator.local.layout import cache_root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 NO_PACKAGE = "NoPackage"  # reason: this machine's distribution has no such package
 
@@ -33,6 +34,17 @@ def unpacked(name: str, package: str, programs: Sequence[str], *, advice: str, w
     with (folder / ".lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests and `make` may ask at once
         return _kept(folder) or _unpack(folder, package, programs, advice, whole=whole)
+
+
+def told(found: Callable[[], Iterable[str]]) -> int:
+    """Print the lines that tell what is there; return 0 if it is, or cannot be for want of a package."""
+    try:
+        for line in found():
+            sys.stdout.write(f"{line}\n")
+    except Permanent as error:
+        sys.stderr.write(f"{error}\n")
+        return 0 if error.reason == NO_PACKAGE else 1
+    return 0
 
 
 def _kept(folder: Path) -> Path | None:

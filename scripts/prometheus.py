@@ -10,8 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from llmos_operator.errors import Permanent
-from scripts.debian import NO_PACKAGE, unpacked
+from scripts.debian import told, unpacked
 
 NAMES = ("prometheus", "promtool")
 PACKAGE = "prometheus"
@@ -28,13 +27,7 @@ def resolve(name: str) -> Path:
 
 def main() -> int:
     """Make both; return 0 if they are there or cannot be for want of a package."""
-    try:
-        for name in NAMES:
-            sys.stdout.write(f"{name}: {resolve(name)}\n")
-    except Permanent as error:
-        sys.stderr.write(f"{error}\n")
-        return 0 if error.reason == NO_PACKAGE else 1
-    return 0
+    return told(lambda: (f"{name}: {resolve(name)}" for name in NAMES))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from llmos_operator.cluster.port import Json, Kind
 
@@ -101,12 +101,6 @@ class Mirror:
             return False
         self._sink(Change.DELETED, body)
         return True
-
-    def replace(self, items: Iterable[Json], version: int) -> int:
-        """Take a complete list made at ``version``. Returns the number of changes it brought."""
-        bodies = list(items)
-        changes = sum(self.observe("ADDED", body) for body in bodies)
-        return changes + self.settle({identify(body)[0] for body in bodies}, version)
 
     def settle(self, listed: Collection[ObjectKey], version: int) -> int:
         """Close a complete list made at ``version`` whose objects were observed. Returns the number of deletions.

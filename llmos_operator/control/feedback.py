@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record, Records
     from llmos_operator.scheduler.plan import Bind, Decision, Evict, Move, Restore, Shrink
-    from llmos_operator.state.types import Pod
+    from llmos_operator.state.types import Pod, PodKey
 
 # Reasons a person has to act on: told as a Warning Event, not only in the status.
 _ACTIONABLE = frozenset(
@@ -124,48 +124,28 @@ class Feedback:
         record = self._current(evict.victim, evict.victim_uid)
         if record is None:
             return
-        record.preemption = Preemption(
-            by=evict.preemptor,
-            action="Evict",
-            reason=evict.reason,
-            message=evict.explanation,
-            time=self._clock.now(),
-        )
+        self._disrupted(record, "Evict", evict.preemptor, evict)
         self.tell(record, "Warning", Reason.EVICTED, evict.explanation, key=evict.pod_uid)
         self._review(record.key)
 
     def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
         """Say that a disruption budget refused an eviction for now."""
         self._metrics.evictions.labels(evict.reason.value, "refused").inc()
-        record = self._records.get(evict.preemptor)
-        if record is not None:
-            wait = max(0, round(retry_at - self._clock.monotonic()))
-            note = f"{evict.pod} cannot be evicted yet, next try in {wait} s: {error}"
-            self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=evict.pod)
+        self._refused(evict.preemptor, evict.pod, "evicted", error, retry_at)
 
     def moved(self, move: Move) -> None:
         """Say that a replica goes to another place."""
         self._metrics.moves.labels("accepted").inc()
         record = self._current(move.workload, move.workload_uid)
         if record is not None:
-            record.preemption = Preemption(
-                by=move.beneficiary,
-                action="Move",
-                reason=move.reason,
-                message=move.explanation,
-                time=self._clock.now(),
-            )
+            self._disrupted(record, "Move", move.beneficiary, move)
             self.tell(record, "Normal", Reason.MOVED, f"{move.pod}: {move.explanation}", key=move.pod_uid)
             self._review(record.key)
 
     def move_refused(self, move: Move, error: Exception, retry_at: float) -> None:
         """Say that a replica that was to be moved stays for now."""
         self._metrics.moves.labels("refused").inc()
-        record = self._records.get(move.beneficiary)
-        if record is not None:
-            wait = max(0, round(retry_at - self._clock.monotonic()))
-            note = f"{move.pod} cannot be moved yet, next try in {wait} s: {error}"
-            self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=move.pod)
+        self._refused(move.beneficiary, move.pod, "moved", error, retry_at)
 
     def shrunk(self, shrink: Shrink) -> None:
         """Say that a replica is asked to come down."""
@@ -173,13 +153,7 @@ class Feedback:
         record = self._current(shrink.victim, shrink.victim_uid)
         if record is None:
             return
-        record.preemption = Preemption(
-            by=shrink.preemptor,
-            action="Shrink",
-            reason=shrink.reason,
-            message=shrink.explanation,
-            time=self._clock.now(),
-        )
+        self._disrupted(record, "Shrink", shrink.preemptor, shrink)
         self.tell(record, "Normal", Reason.SHRUNK, f"{shrink.pod}: {shrink.explanation}", key=shrink.pod_uid)
         self._review(record.key)
 
@@ -231,6 +205,20 @@ class Feedback:
         if decision.reason in _ACTIONABLE and decision.reason is not before:
             self.tell(record, "Warning", decision.reason, decision.message)
         self._review(record.key)
+
+    def _disrupted(self, record: Record, action: str, by: str, why: Evict | Move | Shrink) -> None:
+        """Note what was last done to a workload for another."""
+        record.preemption = Preemption(
+            by=by, action=action, reason=why.reason, message=why.explanation, time=self._clock.now()
+        )
+
+    def _refused(self, by: str, pod: PodKey, done: str, error: Exception, retry_at: float) -> None:
+        """Say to whoever needs the room that a pod stays for now."""
+        record = self._records.get(by)
+        if record is not None:
+            wait = max(0, round(retry_at - self._clock.monotonic()))
+            note = f"{pod} cannot be {done} yet, next try in {wait} s: {error}"
+            self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=pod)
 
     def _current(self, key: str, uid: str) -> Record | None:
         """Return the record if the workload still is the one the plan was made for."""

@@ -22,7 +22,6 @@ from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime import served as reading
 from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
-from llmos_operator.runtime.ipc import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,32 +71,9 @@ class ModelHost:
         self.last_request_at: float | None = None  # monotonic seconds
         self.progress: Callable[[], WorkProgress] | None = None  # of a batch that runs through this model
 
-    def load_order(self) -> Load:
-        """Return what the engine is told to load."""
-        settings = self.settings
-        return Load(
-            uri=settings.model_uri,
-            revision=settings.model_revision,
-            digest=settings.model_digest,
-            format=settings.format,
-            cache_dir=settings.cache_dir,
-            memory_limit_bytes=settings.memory_limit_bytes,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            kv_dtype=settings.kv_dtype,
-            allow_file=settings.allow_file,
-            hf_endpoint=settings.hub_endpoint,
-            token=settings.hub_token,
-            device=settings.device,
-            pvc_root=settings.volumes,
-            adapters=settings.adapters,
-            max_adapters=settings.max_adapters,
-            max_adapter_rank=settings.max_adapter_rank,
-        )
-
     async def run(self) -> None:
         """Load, then follow the engine until cancelled: over crashes, restarts, sleep and failure."""
-        await self.engine.load(self.load_order())
+        await self.engine.load(self.settings.load_order())
         while True:
             status = await self.engine.wait(*_SETTLED)
             if status.state is RuntimeState.READY and status.info is not None:
@@ -299,10 +275,4 @@ def _load(status: EngineStatus) -> LoadProgress:
         return LoadProgress()
     if status.state in {RuntimeState.READY, RuntimeState.ASLEEP}:
         return LoadProgress(stage=RuntimeState.READY)
-    return LoadProgress(
-        stage=progress.stage,
-        bytes_done=progress.bytes_done,
-        bytes_total=progress.bytes_total,
-        bytes_per_second=progress.bytes_per_second,
-        eta_seconds=progress.eta_seconds,
-    )
+    return progress.report()

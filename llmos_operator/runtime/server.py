@@ -12,12 +12,9 @@ import argparse
 import asyncio
 import logging as stdlib_logging
 import signal
-import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any
-
-import uvicorn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmos_operator.clock import Clock, SystemClock
 from llmos_operator.observability import logging, metrics
@@ -31,6 +28,7 @@ from llmos_operator.runtime.control_api import ControlApi
 from llmos_operator.runtime.drain import END_MARGIN_SECONDS, Drain
 from llmos_operator.runtime.host import ModelHost
 from llmos_operator.runtime.ipc.client import EngineClient
+from llmos_operator.runtime.listening import Port
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
 from llmos_operator.runtime.settings import BadEnvironment, RuntimeSettings, from_environment
 from llmos_operator.runtime.shell import Shell
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 log = logging.logger(__name__)
+
+T = TypeVar("T")
 
 LINGER_SECONDS = 3.0  # after SIGTERM: time for endpoints and gateways to notice
 STALLED_SECONDS = 20.0
@@ -101,13 +101,13 @@ class Runtime:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set, then drain and close. Raises OSError if a port is taken."""
-        servers = [
-            self._listen(self.serving, self.settings.port),
-            self._listen(self._control, self.settings.control_port),
+        ports = [
+            self._open(self.serving, self.settings.port),
+            self._open(self._control, self.settings.control_port),
         ]
-        (self.port, self.control_port) = (number for _, number in servers)
+        (self.port, self.control_port) = (one.number for one in ports)
         background = [asyncio.create_task(self._beating()), asyncio.create_task(self.host.run())]
-        serving = [asyncio.create_task(_serve(server)) for server, _ in servers]
+        serving = [asyncio.create_task(one.serve()) for one in ports]
         stopping = asyncio.create_task(stop.wait())
         log.info("runtime listens", host=self.settings.host, port=self.port, control=self.control_port)
         try:
@@ -118,8 +118,8 @@ class Runtime:
                 task.result()  # none of them ends by itself unless it failed
             await self._leave()
         finally:
-            for server, _ in servers:
-                server.should_exit = True
+            for one in ports:
+                one.end()
             for task in (stopping, *background):
                 task.cancel()
             await asyncio.gather(stopping, *background, *serving, return_exceptions=True)
@@ -139,41 +139,8 @@ class Runtime:
             self._beat.beat()
             await asyncio.sleep(BEAT_SECONDS)
 
-    def _listen(self, app: ASGIApp, port: int) -> tuple[_Server, int]:
-        family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self.settings.host, port))
-        except OSError:
-            listener.close()
-            raise
-        config = uvicorn.Config(
-            app,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=KEEPALIVE_SECONDS,
-            timeout_graceful_shutdown=2,
-            backlog=BACKLOG,
-        )
-        return _Server(config, listener), int(listener.getsockname()[1])
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to us."""
-
-    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
-        super().__init__(config)
-        self.listener = listener
-
-
-async def _serve(server: _Server) -> None:
-    await server._serve([server.listener])  # noqa: SLF001 - `serve` is this inside a signal handler of its own
+    def _open(self, app: ASGIApp, port: int) -> Port:
+        return Port(app, self.settings.host, port, timeout_keep_alive=KEEPALIVE_SECONDS, backlog=BACKLOG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.setup(settings.log_level, settings.log_format, process="runtime")
         # Its start and end are ours to report.
         stdlib_logging.getLogger("uvicorn.error").setLevel(stdlib_logging.WARNING)
-        _loop_run(_run(settings))
+        loop_run(_run(settings))
     except BadEnvironment as error:
         sys.stderr.write(f"llmos runtime: {error}\n")
         return 1
@@ -197,10 +164,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _loop_run(work: Coroutine[Any, Any, None]) -> None:
+def loop_run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a program's coroutine on its event loop; return what it returns."""
     import uvloop  # noqa: PLC0415 - tests run this module on the standard loop
 
-    uvloop.run(work)
+    found: T = uvloop.run(work)
+    return found
 
 
 async def _run(settings: RuntimeSettings) -> None:

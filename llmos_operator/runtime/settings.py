@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api import names
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
 from llmos_operator.errors import Permanent
-from llmos_operator.runtime.ipc.messages import AdapterSource
+from llmos_operator.runtime.ipc.messages import AdapterSource, Load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,28 @@ class RuntimeSettings:
     max_choices: int = 128  # prompts x n of one request
     log_level: str = "info"
     log_format: str = "json"
+
+    def load_order(self) -> Load:
+        """Return what the engine is told to load."""
+        return Load(
+            uri=self.model_uri,
+            revision=self.model_revision,
+            digest=self.model_digest,
+            format=self.format,
+            cache_dir=self.cache_dir,
+            memory_limit_bytes=self.memory_limit_bytes,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            kv_dtype=self.kv_dtype,
+            allow_file=self.allow_file,
+            hf_endpoint=self.hub_endpoint,
+            token=self.hub_token,
+            device=self.device,
+            pvc_root=self.volumes,
+            adapters=self.adapters,
+            max_adapters=self.max_adapters,
+            max_adapter_rank=self.max_adapter_rank,
+        )
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSettings:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.clock import Clock, SystemClock
 from llmos_operator.errors import Permanent, Retryable
 from llmos_operator.observability import logging, metrics
-from llmos_operator.runtime.ipc.messages import Load
 from llmos_operator.runtime.jobs.data import Data
 from llmos_operator.runtime.jobs.ending import Ending, tell
 from llmos_operator.runtime.jobs.front import JobFront
@@ -35,7 +34,6 @@ from llmos_operator.tuning.status import live, progress_of, status_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llmos_operator.runtime.settings import RuntimeSettings
     from llmos_operator.tuning.recipe import Order
 
 log = logging.logger(__name__)
@@ -137,8 +135,9 @@ def _work(settings: JobSettings, board: Board, clock: Clock, stop: Callable[[], 
     from llmos_operator.tuning.session import Session  # noqa: PLC0415
     from llmos_operator.tuning.training import Stopped  # noqa: PLC0415
 
-    load = _load_order(settings.runtime, settings.volumes)
-    session = Session(load, order, places.dataset, digest_of(places.dataset), board, clock, stop)
+    session = Session(
+        settings.runtime.load_order(), order, places.dataset, digest_of(places.dataset), board, clock, stop
+    )
     try:
         return session.run(places.output, places.checkpoint)
     except Stopped as error:
@@ -149,7 +148,7 @@ def _work(settings: JobSettings, board: Board, clock: Clock, stop: Callable[[], 
 
 def _places(settings: JobSettings, order: Order) -> Places:
     scratch = Path(tempfile.gettempdir())
-    data = Data(scratch, Path(settings.volumes), settings.runtime.allow_file)
+    data = Data(scratch, Path(settings.runtime.volumes), settings.runtime.allow_file)
     output = data.writable(order.output, "fineTune.output.uri")
     checkpoint = data.writable(order.checkpoint, "fineTune.checkpoint.uri") if order.checkpoint else None
     try:
@@ -170,22 +169,6 @@ def _places(settings: JobSettings, order: Order) -> Places:
             reason=Reason.INVALID_DATA,
         )
     return Places(dataset, output, checkpoint)
-
-
-def _load_order(settings: RuntimeSettings, volumes: str) -> Load:
-    order = Load(
-        uri=settings.model_uri,
-        revision=settings.model_revision,
-        digest=settings.model_digest,
-        format=settings.format,
-        cache_dir=settings.cache_dir,
-        memory_limit_bytes=settings.memory_limit_bytes,
-        allow_file=settings.allow_file,
-        hf_endpoint=settings.hub_endpoint,
-        token=settings.hub_token,
-        device=settings.device,
-    )
-    return replace(order, pvc_root=volumes)
 
 
 def digest_of(path: Path) -> str:

@@ -77,13 +77,7 @@ def _load(now: Report) -> LoadProgress:
         return LoadProgress(stage=RuntimeState.READY)
     if now.stage is None:
         return LoadProgress()
-    return LoadProgress(
-        stage=now.stage.stage,
-        bytes_done=now.stage.bytes_done,
-        bytes_total=now.stage.bytes_total,
-        bytes_per_second=now.stage.bytes_per_second,
-        eta_seconds=now.stage.eta_seconds,
-    )
+    return now.stage.report()
 
 
 def _failure(now: Report) -> Failure | None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from llmos_operator.runtime.ipc import EngineClient, Load, SamplingParams, Submit, Zygote
-from tests.bench.bench_runtime import PROMPT, SECONDS, load_model
+from llmos_operator.runtime.ipc import EngineClient, Load, SamplingParams, Submit
+from tests.bench.bench_runtime import PROMPT, SECONDS, an_engine, load_model
 from tests.bench.report import Table
-from tests.support.loras import write_random_adapter
+from tests.support.loras import CHAT_LAYERS, CHAT_SHAPES, write_random_adapter
 from tests.support.models import CHAT, packaged
 
 FORMATS = ("bf16", "int8", "int4")
@@ -27,16 +27,6 @@ SWAPS = 5
 REPEATS = 3
 NAMES = ("one", "two", "three", "four")
 COMPANY: dict[str, tuple[str, ...]] = {"none": ("",), "one": NAMES[:1], "four": NAMES}
-SHAPES = {
-    "q_proj": (576, 576),
-    "k_proj": (192, 576),
-    "v_proj": (192, 576),
-    "o_proj": (576, 576),
-    "gate_proj": (1536, 576),
-    "up_proj": (1536, 576),
-    "down_proj": (576, 1536),
-}
-LAYERS = 30
 
 
 @dataclass(slots=True)
@@ -54,19 +44,15 @@ def run() -> list[Table]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "adapters"
         for seed, name in enumerate((*NAMES, "guest-0", "guest-1")):
-            write_random_adapter(folder / name, SHAPES, LAYERS, rank=8, seed=seed, width=0.02)
+            write_random_adapter(folder / name, CHAT_SHAPES, CHAT_LAYERS, rank=8, seed=seed, width=0.02)
         size = sum(file.stat().st_size for file in (folder / "one").iterdir())
         found = asyncio.run(_formats(folder, str(Path(place) / "cache")))
     return [_table(found, size)]
 
 
 async def _formats(folder: Path, cache: str) -> dict[str, Measured]:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    zygote = Zygote()
-    client = EngineClient(zygote=zygote)
-    try:
-        await client.prepare()
-        found = {}
+    found = {}
+    async with an_engine() as client:
         for name in FORMATS:
             wanted = Load(
                 str(packaged(CHAT)),
@@ -80,10 +66,7 @@ async def _formats(folder: Path, cache: str) -> dict[str, Measured]:
             )
             await load_model(client, wanted)
             found[name] = await _measure(client, folder)
-        return found
-    finally:
-        await client.close()
-        await zygote.close()
+    return found
 
 
 async def _measure(client: EngineClient, folder: Path) -> Measured:

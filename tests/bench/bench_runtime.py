@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from tests.bench.report import ROOT, Table
 from tests.support.models import CHAT, packaged
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from llmos_operator.runtime.ipc.client import EngineStatus
@@ -102,12 +104,8 @@ def _plain(folder: Path) -> tuple[float, dict[int, float]]:
 
 async def _engine(folder: Path, cache: str) -> dict[str, Measured]:
     """Load every format twice, the second time from the cache, and let it generate."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    zygote = Zygote()
-    client = EngineClient(zygote=zygote)
-    try:
-        await client.prepare()
-        found = {}
+    found = {}
+    async with an_engine() as client:
         for name in FORMATS:
             wanted = Load(
                 str(folder),
@@ -123,7 +121,18 @@ async def _engine(folder: Path, cache: str) -> dict[str, Measured]:
             rates = {count: await _rate(client, count) for count in STREAMS}
             peak = client.status().memory.peak_bytes or warm.memory.measured_bytes
             found[name] = Measured(_stages(cold), _stages(warm), cold_seconds, warm_seconds, rates, peak)
-        return found
+    return found
+
+
+@asynccontextmanager
+async def an_engine() -> AsyncIterator[EngineClient]:
+    """An engine of one thread, to be told what to load."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    zygote = Zygote()
+    client = EngineClient(zygote=zygote)
+    try:
+        await client.prepare()
+        yield client
     finally:
         await client.close()
         await zygote.close()

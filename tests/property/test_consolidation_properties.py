@@ -16,7 +16,7 @@ from llmos_operator.scheduler.queueing import Pending
 from llmos_operator.scheduler.victims import total_cost
 from llmos_operator.state.types import Sharing
 from tests.support.builders import GIB, NOW, ClusterBuilder, a_node, a_workload
-from tests.support.scenario import MOST_CYCLES, carry_out
+from tests.support.plans import MOST_CYCLES, carry_out
 from tests.support.strategies import PRIORITIES
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from llmos_operator.scheduler.queueing import lines
 from llmos_operator.state.snapshot import complete
 from llmos_operator.state.types import PodPhase
 from tests.support.builders import NOW, ClusterBuilder, a_cluster, a_node, a_workload
-from tests.support.scenario import assert_rests, carry_out
+from tests.support.plans import assert_rests, carry_out
 from tests.support.strategies import gang_clusters
 
 if TYPE_CHECKING:

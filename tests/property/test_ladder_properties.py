@@ -19,7 +19,7 @@ from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.scheduler.victims import total_cost
 from llmos_operator.state.types import DisruptionStep, Model, Sharing
 from tests.support.builders import GIB, LARGE_MODEL, NOW, ClusterBuilder, a_node, a_profile, a_workload, gpu
-from tests.support.scenario import assert_rests
+from tests.support.plans import assert_rests
 from tests.support.strategies import PRIORITIES
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.quota import Amount, QuotaTree
 from llmos_operator.scheduler.table import NodeTable
 from tests.support.builders import NOW
-from tests.support.scenario import assert_rests, carry_out
+from tests.support.plans import assert_rests, carry_out
 from tests.support.strategies import clusters
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.recording import Recording, dump, load, plan_document, plan_text, replay
 from tests.support.builders import NOW
-from tests.support.scenario import carry_out
+from tests.support.plans import carry_out
 from tests.support.strategies import clusters
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.scenario import MOST_CYCLES, carry_out, load, plan_of, retired, summary
+from tests.support.plans import MOST_CYCLES, carry_out, plan_of, retired, summary
+from tests.support.scenario import load
 
 FILES = sorted(Path(__file__).parent.glob("*/*.yaml"))
 

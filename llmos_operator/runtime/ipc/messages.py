@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
-from llmos_operator.api.runtime.messages import RuntimeState  # noqa: TC001 - codec resolves annotations at run time
+from llmos_operator.api.runtime.messages import LoadProgress, RuntimeState
 
 
 class FinishReason(StrEnum):
@@ -180,6 +180,16 @@ class Progress:
     bytes_per_second: int = 0
     eta_seconds: int | None = None
     stage_seconds: tuple[tuple[str, float], ...] = ()  # stages that are over, with their duration
+
+    def report(self) -> LoadProgress:
+        """Return it as the operator is told."""
+        return LoadProgress(
+            stage=self.stage,
+            bytes_done=self.bytes_done,
+            bytes_total=self.bytes_total,
+            bytes_per_second=self.bytes_per_second,
+            eta_seconds=self.eta_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging as stdlib_logging
-import socket
 import threading
 from typing import TYPE_CHECKING
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,6 +20,7 @@ from llmos_operator.observability.metrics import render
 from llmos_operator.runtime.answers import ApiError
 from llmos_operator.runtime.auth import Gate
 from llmos_operator.runtime.exchange import error_reply
+from llmos_operator.runtime.listening import Port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +52,7 @@ class JobFront:
         self._registry = registry
         self._live = live
         self._gate = Gate([settings.control_token], open_without=False)
-        self._servers: list[uvicorn.Server] = []
+        self._ports: list[Port] = []
         self._thread: threading.Thread | None = None
         self.port = 0
         self.control_port = 0
@@ -72,17 +71,15 @@ class JobFront:
         control = Starlette(
             routes=[Route("/control/v1/status", self._tell)], exception_handlers={ApiError: _on_api_error}
         )
-        listeners: list[socket.socket] = []
+        host = self._settings.host
+        self._ports = [Port(probes, host, self._settings.port)]
         try:
-            listeners.append(_listen(self._settings.host, self._settings.port))
-            listeners.append(_listen(self._settings.host, self._settings.control_port))
+            self._ports.append(Port(control, host, self._settings.control_port))
         except OSError:
-            for one in listeners:
-                one.close()
+            self._ports[0].close()
             raise
-        self.port, self.control_port = (int(one.getsockname()[1]) for one in listeners)
-        self._servers = [_server(probes), _server(control)]
-        self._thread = threading.Thread(target=self._serve, args=(listeners,), name="front", daemon=True)
+        self.port, self.control_port = (one.number for one in self._ports)
+        self._thread = threading.Thread(target=self._serve, name="front", daemon=True)
         self._thread.start()
         return self
 
@@ -90,19 +87,14 @@ class JobFront:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the ports."""
-        for server in self._servers:
-            server.should_exit = True
+        for one in self._ports:
+            one.end()
         if self._thread is not None:
             self._thread.join()
 
-    def _serve(self, listeners: list[socket.socket]) -> None:
+    def _serve(self) -> None:
         async def both() -> None:
-            await asyncio.gather(
-                *(
-                    server._serve([listener])  # noqa: SLF001 - `serve` is this inside a signal handler of its own
-                    for server, listener in zip(self._servers, listeners, strict=True)
-                )
-            )
+            await asyncio.gather(*(one.serve() for one in self._ports))
 
         asyncio.run(both())
 
@@ -130,29 +122,3 @@ async def _on_api_error(_: Request, error: Exception) -> Response:
 
 def _probe(trouble: str) -> Response:
     return Response(trouble or "ok", status_code=503 if trouble else 200, media_type="text/plain")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _server(app: Starlette) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=2,
-    )
-    return uvicorn.Server(config)

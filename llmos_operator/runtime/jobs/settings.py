@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
-from llmos_operator.api.runtime.data import VOLUMES_ROOT
 from llmos_operator.runtime.settings import BadEnvironment, RuntimeSettings, from_environment
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ class JobSettings:
 
     runtime: RuntimeSettings
     block: Mapping[str, Any]
-    volumes: str = VOLUMES_ROOT  # folder the claims are mounted in
     termination_log: str = "/dev/termination-log"  # where the kubelet reads why the program ended
 
     def text(self, *path: str) -> str:
@@ -60,6 +58,5 @@ def job_from_environment(environ: Mapping[str, str] | None = None) -> JobSetting
     return JobSettings(
         runtime=replace(runtime, api_keys=(secrets.token_urlsafe(32),)),
         block=block,
-        volumes=env.get(names.ENV_VOLUMES_ROOT, "") or VOLUMES_ROOT,
         termination_log=env.get(names.ENV_TERMINATION_LOG, "") or "/dev/termination-log",
     )

@@ -11,7 +11,7 @@ from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.ipc import SamplingParams, Submit
 from llmos_operator.runtime.ipc.messages import AdapterSource
-from tests.support.loras import TARGETS, write_random_adapter
+from tests.support.loras import CHAT_LAYERS, CHAT_SHAPES, TARGETS, write_random_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,24 +19,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.model
 
 PROMPTS = [[504, 3575, 282, 4649, 314], [57, 5248, 260], list(range(1000, 1020))]
-# SmolLM2's projections, [out, in], and its layers.
-SHAPES = {
-    "q_proj": (576, 576),
-    "k_proj": (192, 576),
-    "v_proj": (192, 576),
-    "o_proj": (576, 576),
-    "gate_proj": (1536, 576),
-    "up_proj": (1536, 576),
-    "down_proj": (576, 1536),
-}
-LAYERS = 30
 
 
 @pytest.fixture(scope="session")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(("one", "two"), 1):
-        write_random_adapter(folder / name, SHAPES, LAYERS, rank=8, seed=seed, width=0.03)
+        write_random_adapter(folder / name, CHAT_SHAPES, CHAT_LAYERS, rank=8, seed=seed, width=0.03)
     return folder
 
 
@@ -66,7 +55,7 @@ def test_an_adapter_answers_as_the_model_with_its_weights_merged(chat_model: Pat
             weight = model.empty.model.get_submodule(place.module).weight
             a, b = (tensors[f"base_model.model.{layer}.lora_{side}.weight"] for side in "AB")
             weight[place.begin : place.begin + place.outputs] += 2.0 * b @ a  # alpha is twice the rank
-    assert len(model.built.places) == LAYERS * len(TARGETS)
+    assert len(model.built.places) == CHAT_LAYERS * len(TARGETS)
     merged, _ = model.run(PROMPTS[:1], 6)
     assert merged[0] == mixed[0]
 
@@ -128,8 +117,8 @@ def test_bad_orders_are_refused_without_harm(
     bench: Any, chat_model: Path, adapters: Path, tmp_path: Path
 ) -> None:
     bench.load(chat_model, format="fp32", max_adapters=2, max_adapter_rank=8)
-    write_random_adapter(tmp_path / "large", SHAPES, LAYERS, rank=16, seed=3)
-    write_random_adapter(tmp_path / "other", SHAPES | {"q_proj": (576, 64)}, LAYERS, rank=4, seed=3)
+    write_random_adapter(tmp_path / "large", CHAT_SHAPES, CHAT_LAYERS, rank=16, seed=3)
+    write_random_adapter(tmp_path / "other", CHAT_SHAPES | {"q_proj": (576, 64)}, CHAT_LAYERS, rank=4, seed=3)
 
     async def refused(name: str, folder: Path, reason: str, **options: Any) -> None:
         with pytest.raises(Permanent) as caught:

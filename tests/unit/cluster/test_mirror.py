@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmos_operator.clock import FakeClock
-from llmos_operator.cluster.mirror import Change, Mirror
+from llmos_operator.cluster.mirror import Change, Mirror, identify
 from llmos_operator.cluster.port import PODS
 
 
@@ -20,11 +20,18 @@ def a_mirror() -> tuple[Mirror, list[tuple[str, str, str]]]:
     return Mirror(PODS, sink), told
 
 
+def listed(mirror: Mirror, bodies: list[dict[str, Any]], version: int) -> None:
+    """Let a mirror take a complete list made at ``version``."""
+    for body in bodies:
+        mirror.observe("ADDED", body)
+    mirror.settle({identify(body)[0] for body in bodies}, version)
+
+
 def test_each_change_is_told_once_whatever_the_number_of_sources() -> None:
     mirror, told = a_mirror()
     mirror.observe("ADDED", pod("a", 5))
     mirror.observe("MODIFIED", pod("a", 5))
-    mirror.replace([pod("a", 5)], 9)
+    listed(mirror, [pod("a", 5)], 9)
     assert told == [("Applied", "a", "u1")]
 
 
@@ -37,8 +44,8 @@ def test_an_older_version_is_not_told() -> None:
 
 def test_a_list_deletes_what_it_lacks() -> None:
     mirror, told = a_mirror()
-    mirror.replace([pod("a", 5), pod("b", 6)], 6)
-    mirror.replace([pod("b", 6)], 10)
+    listed(mirror, [pod("a", 5), pod("b", 6)], 6)
+    listed(mirror, [pod("b", 6)], 10)
     assert told[-1] == ("Deleted", "a", "u1")
     assert len(mirror) == 1
 
@@ -46,7 +53,7 @@ def test_a_list_deletes_what_it_lacks() -> None:
 def test_a_list_does_not_delete_what_a_watch_reported_after_it() -> None:
     mirror, told = a_mirror()
     mirror.observe("ADDED", pod("new", 12))
-    mirror.replace([], 10)
+    listed(mirror, [], 10)
     assert told == [("Applied", "new", "u1")]
 
 
@@ -54,7 +61,7 @@ def test_a_list_begun_before_a_deletion_does_not_bring_the_object_back() -> None
     mirror, told = a_mirror()
     mirror.observe("ADDED", pod("a", 5))
     mirror.observe("DELETED", pod("a", 11))
-    mirror.replace([pod("a", 5)], 10)
+    listed(mirror, [pod("a", 5)], 10)
     assert [change for change, _, _ in told] == ["Applied", "Deleted"]
 
 
@@ -88,9 +95,9 @@ def test_a_deletion_of_the_unknown_is_not_told_but_remembered() -> None:
 
 def test_after_history_was_replaced_older_versions_count_again() -> None:
     mirror, told = a_mirror()
-    mirror.replace([pod("a", 500), pod("b", 501)], 501)
+    listed(mirror, [pod("a", 500), pod("b", 501)], 501)
     mirror.reset()
-    mirror.replace([pod("a", 20)], 30)
+    listed(mirror, [pod("a", 20)], 30)
     assert told[2:] == [("Applied", "a", "u1"), ("Deleted", "b", "u1")]
 
 

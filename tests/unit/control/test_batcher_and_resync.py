@@ -124,7 +124,7 @@ async def test_a_resync_notices_that_the_servers_history_was_replaced() -> None:
     port = FakeCluster()
     bench = Bench(port)
     await port.create(SERVICES, service("a"), namespace="ns")
-    bench.mirror.replace([], 10_000)  # versions as they were before a backup was restored
+    bench.mirror.settle((), 10_000)  # versions as they were before a backup was restored
     await bench.round()
     assert bench.told == ["Applied a"]
     assert bench.mirror.version < 10_000
@@ -179,7 +179,7 @@ async def test_what_comes_while_a_resync_waits_is_told_once() -> None:
 async def test_a_resync_that_could_not_list_confirms_nothing() -> None:
     port = FakeCluster()
     bench = Bench(port)
-    bench.mirror.replace([], 1)
+    bench.mirror.settle((), 1)
     port.fail("list", "services", Retryable("down"), times=1000)
     await bench.round()
     assert bench.confirmed == []

@@ -28,7 +28,7 @@ from tests.support.builders import (
     a_workload,
     gpu,
 )
-from tests.support.scenario import carry_out
+from tests.support.plans import carry_out
 
 POLICY = Policy()
 UNMOVED = Policy(consolidation=ConsolidationPolicy(part=0.0))

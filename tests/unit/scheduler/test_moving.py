@@ -12,7 +12,7 @@ from llmos_operator.scheduler.explain import explain
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.state.store import Store
 from tests.support.builders import NOW, ClusterBuilder, a_node, a_workload
-from tests.support.scenario import carry_out
+from tests.support.plans import carry_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable

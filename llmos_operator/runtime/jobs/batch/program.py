@@ -28,12 +28,11 @@ from llmos_operator.runtime.jobs.batch.run import BatchRun
 from llmos_operator.runtime.jobs.data import Data
 from llmos_operator.runtime.jobs.ending import Ending, tell
 from llmos_operator.runtime.jobs.settings import JobSettings, job_from_environment
-from llmos_operator.runtime.server import Runtime
+from llmos_operator.runtime.server import Runtime, loop_run
 from llmos_operator.runtime.settings import BadEnvironment
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
 log = logging.logger(__name__)
 
@@ -125,7 +124,7 @@ class Batch:
         runtime = settings.runtime
         # Not the cache, which pods of one node may share.
         scratch = Path(tempfile.gettempdir())
-        data = Data(scratch, Path(settings.volumes), allow_file=runtime.allow_file)
+        data = Data(scratch, Path(runtime.volumes), allow_file=runtime.allow_file)
         uri = settings.text("input", "uri")
         path = data.readable(uri, "batch.input.uri")
         output = data.writable(settings.text("output", "uri"), "batch.output.uri")
@@ -212,14 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(Ending.FAILED_FOR_GOOD)
     logging.setup(settings.runtime.log_level, settings.runtime.log_format, process="batch")
     stdlib_logging.getLogger("uvicorn.error").setLevel(stdlib_logging.WARNING)
-    return _loop_run(_run(settings))
-
-
-def _loop_run(work: Coroutine[Any, Any, int]) -> int:
-    import uvloop  # noqa: PLC0415 - tests run this module on the standard loop
-
-    status: int = uvloop.run(work)
-    return status
+    return loop_run(_run(settings))
 
 
 async def _run(settings: JobSettings) -> int:
