@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmos_operator.errors import Permanent
-from scripts.prometheus import NO_PACKAGE, resolve
+from scripts.debian import NO_PACKAGE
+from scripts.prometheus import resolve
 from tests.support.hub import free_port
 from tests.support.waiting import eventually
 

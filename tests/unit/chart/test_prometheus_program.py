@@ -8,7 +8,8 @@ import pytest
 
 from llmos_operator.errors import Permanent
 from llmos_operator.local.layout import ENV_CACHE
-from scripts.prometheus import NO_PACKAGE, resolve
+from scripts.debian import NO_PACKAGE
+from scripts.prometheus import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
