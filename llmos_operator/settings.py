@@ -207,6 +207,23 @@ class SchedulingSettings(_Group):
     """Part of all placed pods that may be moved within an hour so that others can start, at least one; 0 moves nobody."""
 
 
+class HealthSettings(_Group):
+    """What is done about sick devices beyond placing nothing new on them."""
+
+    mode: Literal["Off", "DryRun", "Act"] = "DryRun"
+    """Off: nothing is said or done to nodes and devices; DryRun: it is said; Act: nodes are cordoned and drained, devices quarantined, the reset Job is run. Replicas leave Unhealthy devices in each, within the circuit breaker."""
+    share: float = Field(default=0.10, gt=0, le=1)
+    """Circuit breaker: part of the nodes with devices, at least one, that may be acted on within window."""
+    window: Seconds = 600.0
+    """Circuit breaker: seconds."""
+    clean: Seconds = 300.0
+    """Seconds a treated device must be healthy without a break before it takes work again; doubled, up to a day, each time it falls ill again within a day of its release."""
+    resets: int = Field(default=3, ge=0, le=100)
+    """Times within a day the reset Job is run for one device or node; then it waits for a person."""
+    reset_job: dict[str, Any] = {}
+    """Spec of a Job (batch/v1) that resets a drained device or reboots a drained node; empty: a person does. It runs in the installation's namespace, on the node, with LLMOS_NODE, LLMOS_DEVICE, LLMOS_ACTION and LLMOS_REASON set."""
+
+
 class ConsoleSettings(_Group):
     """The read-only page for people. It has no sign-in: it listens on loopback, and kubectl port-forward leads to it."""
 
@@ -233,6 +250,8 @@ class OperatorSettings(ProcessSettings):
     """Runtime pods."""
     scheduling: SchedulingSettings = SchedulingSettings()
     """Decision loop."""
+    health: HealthSettings = HealthSettings()
+    """Sick devices."""
     profile_retention: Annotated[float, Field(ge=0, le=315_360_000)] = 604_800.0
     """Seconds for which a ModelProfile is kept that no workload names; 0 for ever, as with scheduling.namespaces set."""
     master_key_file: str = ""

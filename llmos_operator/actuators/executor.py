@@ -30,6 +30,7 @@ from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmos_operator.actuators.care import CareWriter
     from llmos_operator.actuators.outcomes import Outcomes, Retire
     from llmos_operator.actuators.support import Support
     from llmos_operator.clock import Clock
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.retry import Retrier
     from llmos_operator.manifests.settings import PodSettings
     from llmos_operator.scheduler.plan import Action, Plan
+    from llmos_operator.state.breaker import Breaker
     from llmos_operator.state.store import Store
 
 log = logger(__name__)
@@ -61,6 +63,8 @@ class Executor:
         clock: Clock,
         evictions: KeyedBackoff[str],
         creations: KeyedBackoff[str],
+        care: CareWriter,
+        breaker: Breaker,
         is_simulated: Callable[[str], bool],
     ) -> None:
         """`evictions` and `creations` space refused evictions and failed creates per pod; `is_simulated` says whether a node's devices are simulated."""
@@ -78,7 +82,9 @@ class Executor:
         self._in_flight: dict[str, int] = {}  # workload -> jobs
         self._doubtful: list[Bind] = []
         self._gangs = Attempts()
-        self._removals = Removals(port, store, queue, outcomes, clock, evictions, submit=self._submit)
+        self._removals = Removals(
+            port, store, queue, outcomes, clock, evictions, care=care, breaker=breaker, submit=self._submit
+        )
         self.lowering = Lowering(port, store, queue, outcomes, clock, submit=self._submit)
 
     def busy(self, workload: str) -> bool:

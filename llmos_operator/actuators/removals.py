@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.actuators.writequeue import Rank, WriteQueue
 from llmos_operator.api import names
+from llmos_operator.api.conditions import Reason
 from llmos_operator.cluster.failures import Disrupted, NotFound
 from llmos_operator.cluster.port import MODEL_WORKLOADS, PODS
 from llmos_operator.errors import Conflict, LlmosError, Retryable
@@ -20,11 +21,13 @@ from llmos_operator.state.convert.pods import claim_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmos_operator.actuators.care import CareWriter
     from llmos_operator.actuators.outcomes import Outcomes, Retire
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.cluster.port import ClusterPort
     from llmos_operator.scheduler.plan import Evict, Move
+    from llmos_operator.state.breaker import Breaker
     from llmos_operator.state.store import Store
 
 log = logger(__name__)
@@ -45,15 +48,22 @@ class Removals:
         clock: Clock,
         evictions: KeyedBackoff[str],
         *,
+        care: CareWriter,
+        breaker: Breaker,
         submit: Callable[..., Any],
     ) -> None:
-        """`evictions` spaces refused ones per pod; `submit` queues a job that counts as work of its workload."""
+        """`evictions` spaces refused ones per pod; `submit` queues a job that counts as work of its workload.
+
+        `breaker` admits what is taken off sick devices, and `care` remembers it.
+        """
         self._port = port
         self._store = store
         self._queue = queue
         self._outcomes = outcomes
         self._clock = clock
         self._evictions = evictions
+        self._care = care
+        self._breaker = breaker
         self._submit = submit
 
     def evict(self, evict: Evict) -> bool:
@@ -63,6 +73,8 @@ class Removals:
             return False
         pod = self._store.pod(evict.pod)
         if pod is None:
+            return False
+        if evict.reason is Reason.GPU_UNHEALTHY and not self._store.disturb(evict.node, now, self._breaker):
             return False
         freed_at = now + (0 if evict.force else pod.grace_seconds)
         if not self._store.assume_evicted(evict.pod, now + _UNSEEN_GRACE, evict.preemptor, freed_at):
@@ -79,6 +91,8 @@ class Removals:
     async def _evict(self, evict: Evict) -> None:
         namespace, _, name = evict.pod.partition("/")
         try:
+            if evict.reason is Reason.GPU_UNHEALTHY:
+                await self._care.write(evict.node)
             if evict.force:
                 await self._port.delete(PODS, name, namespace=namespace, uid=evict.pod_uid, grace_seconds=0)
             else:

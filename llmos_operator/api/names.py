@@ -45,6 +45,7 @@ RESOURCE_GPU = "nvidia.com/gpu"
 # -- field managers, one per writer
 MANAGER_OPERATOR = "llmos-operator"
 MANAGER_STATUS = "llmos-operator-status"
+MANAGER_CARE = "llmos-operator-care"
 MANAGER_AGENT = "llmos-agent"
 
 LEASE_NAME = "llmos-operator"

@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_operator.actuators.care import CareWriter
 from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.inspector import Inspector
 from llmos_operator.actuators.runtime_client import RuntimeClient
@@ -166,6 +167,7 @@ class Assembly:
 
     def _make_actuators(self) -> None:
         mirrors, runtime = self.watching.mirrors, self.settings.runtime
+        self.care = CareWriter(self.port, self.store)
         self.support = Support(
             self.port, self.retrier, mirrors[ports.SERVICES], self.tokens, runtime.control_secret
         )
@@ -181,6 +183,8 @@ class Assembly:
             clock=self.clock,
             evictions=KeyedBackoff(_EVICT, self.rng),
             creations=KeyedBackoff(_CREATE, self.rng),
+            care=self.care,
+            breaker=self.policy.breaker,
             is_simulated=self._is_simulated,
         )
         observer = Observer(

@@ -129,9 +129,12 @@ class Feedback:
         self._review(record.key)
 
     def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
-        """Say that a disruption budget refused an eviction for now."""
+        """Say that a disruption budget refused an eviction for now: to who needs the room, or to who should leave."""
         self._metrics.evictions.labels(evict.reason.value, "refused").inc()
-        self._refused(evict.preemptor, evict.pod, "evicted", error, retry_at)
+        if evict.preemptor:
+            self._refused(evict.preemptor, evict.pod, "evicted", error, retry_at)
+        else:
+            self._refused(evict.victim, evict.pod, "evicted", error, retry_at, evict.reason)
 
     def moved(self, move: Move) -> None:
         """Say that a replica goes to another place."""
@@ -212,13 +215,21 @@ class Feedback:
             by=by, action=action, reason=why.reason, message=why.explanation, time=self._clock.now()
         )
 
-    def _refused(self, by: str, pod: PodKey, done: str, error: Exception, retry_at: float) -> None:
-        """Say to whoever needs the room that a pod stays for now."""
+    def _refused(
+        self,
+        by: str,
+        pod: PodKey,
+        done: str,
+        error: Exception,
+        retry_at: float,
+        reason: Reason = Reason.WAITING_FOR_PREEMPTION,
+    ) -> None:
+        """Say to whom it concerns that a pod stays for now."""
         record = self._records.get(by)
         if record is not None:
             wait = max(0, round(retry_at - self._clock.monotonic()))
             note = f"{pod} cannot be {done} yet, next try in {wait} s: {error}"
-            self.tell(record, "Warning", Reason.WAITING_FOR_PREEMPTION, note, key=pod)
+            self.tell(record, "Warning", reason, note, key=pod)
 
     def _current(self, key: str, uid: str) -> Record | None:
         """Return the record if the workload still is the one the plan was made for."""

@@ -11,6 +11,7 @@ from llmos_operator.manifests.settings import PodSettings
 from llmos_operator.scheduler.policy import Policy, ScoreKind
 from llmos_operator.settings import BadSettings
 from llmos_operator.state.types import DisruptionStep
+from llmos_operator.telemetry.policy import LOST_REASONS
 
 if TYPE_CHECKING:
     from llmos_operator.settings import OperatorSettings
@@ -45,6 +46,8 @@ def policy_of(settings: OperatorSettings) -> Policy:
             base.reservation, most=scheduling.reservation.most, after=scheduling.reservation.after
         ),
         consolidation=replace(base.consolidation, part=scheduling.migration_budget),
+        breaker=replace(base.breaker, share=settings.health.share, window=settings.health.window),
+        lost_reasons=LOST_REASONS,
     )
 
 

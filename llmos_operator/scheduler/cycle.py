@@ -52,7 +52,7 @@ def plan(
         raise NotSynced(f"still listing {', '.join(snapshot.missing)}; no decision may be taken yet")
     outcome = Outcome(snapshot, policy, now)
     attempts = prepare(snapshot, policy, now, budget, table, prices)
-    broken = repairs(snapshot, policy, now)
+    broken = repairs(snapshot, policy, now).evictions
     outcome.repair(broken)
     for one in broken:  # on its way out: nobody displaces it a second time, its room is counted on
         attempts.worlds.leave(snapshot.nodes[one.node].pods[one.pod])

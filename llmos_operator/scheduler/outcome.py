@@ -36,7 +36,7 @@ class Outcome:
         self._reservations: list[Reservation] = []
         self._interrupted = False
 
-    def repair(self, evictions: list[Evict]) -> None:
+    def repair(self, evictions: tuple[Evict, ...]) -> None:
         """Take evictions of what can no longer run."""
         self._evictions += evictions
 

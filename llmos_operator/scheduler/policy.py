@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.scheduler.thrift import Thrift
+from llmos_operator.state.breaker import Breaker
 from llmos_operator.state.types import DisruptionStep, WorkloadKind
 
 if TYPE_CHECKING:
@@ -116,6 +117,9 @@ class Policy:
     thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
     score: ScoreKind = ScoreKind.FRAGMENTATION
     price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides
+    breaker: Breaker = field(default_factory=Breaker)  # of what is done because devices look sick
+    # Findings after which what runs on the device computes nothing, or something wrong: it is ended, not asked to leave.
+    lost_reasons: tuple[str, ...] = ()
     keep_rejections: int = 5  # rejections kept in a decision
     # Levels of the topology above a node, and the label of nodes that names their domain.
     topology_labels: Mapping[str, str] = field(

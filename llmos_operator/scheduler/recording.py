@@ -112,6 +112,7 @@ class _ClusterRecord(_Part):
     standing: tuple[tuple[str, int, int], ...]  # queue, priority, claims
     terminating: tuple[str, ...]
     targets: tuple[tuple[str, int, Target], ...] = ()  # workload UID, ordinal, place
+    disturbed: dict[str, float] = {}
 
 
 class _File(_Part):
@@ -247,6 +248,7 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         standing=tuple((queue, priority, count) for (queue, priority), count in snapshot.standing.items()),
         terminating=tuple(pod.key for pod in snapshot.terminating),
         targets=tuple((uid, ordinal, one) for (uid, ordinal), one in snapshot.targets.items()),
+        disturbed=dict(snapshot.disturbed),
     )
 
 
@@ -286,6 +288,7 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
             pods[key] for key in sorted(pods) if (claim := pods[key].claim) is not None and claim.moved_at
         ),
         targets={(uid, ordinal): one for uid, ordinal, one in record.targets},
+        disturbed=record.disturbed,
     )
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.fragmentation.losses import Asked
 from llmos_operator.scheduler.fragmentation.shapes import FULL, Stock
 from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, FREE_MILLI, IDLE, PRODUCT
@@ -60,7 +59,7 @@ def shares_of(state: NodeState, width: int) -> list[int]:
     """Return `shares` of one node, filled up to `width` columns."""
     found = [0] * width
     for column, one in enumerate(state.devices):
-        if one.device.mig or one.verdict not in {Verdict.HEALTHY, Verdict.DEGRADED}:
+        if one.device.mig or not one.usable:
             continue
         if one.idle:
             found[column] = FULL

@@ -143,7 +143,7 @@ class NodeTable:
             return
         self.exists[row, :count] = True
         self.mig[row, :count] = [d.device.mig for d in devices]
-        self.healthy[row, :count] = [d.verdict in {Verdict.HEALTHY, Verdict.DEGRADED} for d in devices]
+        self.healthy[row, :count] = [d.usable for d in devices]
         self.degraded[row, :count] = [d.verdict is Verdict.DEGRADED for d in devices]
         self.fixed[:, row, :count] = np.array([self._fixed_of(d) for d in devices], np.int64).T
 

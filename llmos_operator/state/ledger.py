@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.state.care import Phase
 from llmos_operator.state.telemetry import Observation, worse
 from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
 
@@ -44,6 +45,12 @@ class DeviceState:
     observed_bytes: int | None = None
     verdict: Verdict = Verdict.HEALTHY
     reason: str = ""
+    quarantined: str = ""  # why new work is kept off it whatever the verdict: it is being treated
+
+    @property
+    def usable(self) -> bool:
+        """Whether new work may be placed on it."""
+        return not self.quarantined and self.verdict in {Verdict.HEALTHY, Verdict.DEGRADED}
 
     @property
     def uuid(self) -> str:
@@ -89,7 +96,7 @@ class NodeState:
     foreign_gpus: int = 0  # of them, others'
     pod_count: int = 0
     stray_claims: int = 0  # claims on devices the node does not have (any more)
-    sick: bool = False  # a device is Unhealthy
+    sick: bool = False  # a device is Unhealthy, or work is asked to leave it
 
     def with_pod(self, pod: Pod) -> NodeState:
         """Return the state with `pod` added (or replaced)."""
@@ -195,7 +202,9 @@ def build(
 ) -> NodeState:
     """Return a node's state from nothing but what was listed."""
     devices = _fresh_devices(gpu, observed)
-    sick = any(d.verdict is Verdict.UNHEALTHY for d in devices)
+    sick = any(d.verdict is Verdict.UNHEALTHY for d in devices) or (
+        gpu is not None and any(one.phase is Phase.DRAINING for one in gpu.care.treatments)
+    )
     state = NodeState(name, node, gpu, observed=observed, devices=devices, sick=sick)
     for pod in pods.values():
         state = state.with_pod(pod)
@@ -210,7 +219,16 @@ def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> 
         seen = observed.get(device.uuid, _NOTHING)
         verdict = worse(device.verdict, seen.verdict)
         reason = device.reason if verdict is device.verdict else seen.reason
-        states.append(DeviceState(device, observed_bytes=seen.used_bytes, verdict=verdict, reason=reason))
+        held = gpu.care.holding(device.uuid)
+        states.append(
+            DeviceState(
+                device,
+                observed_bytes=seen.used_bytes,
+                verdict=verdict,
+                reason=reason,
+                quarantined=f"{held.phase} after {held.reason}" if held is not None else "",
+            )
+        )
     return tuple(states)
 
 
@@ -246,6 +264,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.observed_bytes,
         state.verdict,
         state.reason,
+        state.quarantined,
     )
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state import ledger
+from llmos_operator.state.care import NO_CARE
 from llmos_operator.state.ledger import NodeState
 from llmos_operator.state.telemetry import Reading, Smoother
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from llmos_operator.state.breaker import Breaker
+    from llmos_operator.state.care import Care
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.telemetry import Observation
     from llmos_operator.state.types import GpuNode, Node
@@ -27,11 +30,17 @@ class NodeBook:
         self._smoothers: dict[str, Smoother] = {}
         self._observed: dict[str, Mapping[str, Observation]] = {}
         self._heard: dict[str, float] = {}
+        self._care: dict[
+            str, Care
+        ] = {}  # of nodes with devices, as decided; known from the API only at first
+        self._disturbed: dict[str, float] = {}  # node -> epoch seconds; outlives a GPUNode that is deleted
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
         """Take nodes as a snapshot has them, and believe what was observed on them."""
         self._version = snapshot.version
         self._nodes, self._heard = dict(snapshot.nodes), dict(snapshot.heard)
+        self._disturbed = dict(snapshot.disturbed)
+        self._care = {name: state.gpu.care for name, state in snapshot.nodes.items() if state.gpu is not None}
         for name, state in snapshot.nodes.items():
             self._observed[name] = state.observed
             smoother = self._smoothers[name] = Smoother()
@@ -66,8 +75,15 @@ class NodeBook:
         return True
 
     def apply_gpu_node(self, gpu: GpuNode) -> bool:
-        """Take the devices of a node as they are now."""
+        """Take the devices of a node as they are now.
+
+        What is done about sick ones is read once: from then on this process decides it, and an event may be older.
+        """
         old = self._nodes.get(gpu.name)
+        care = self._care.setdefault(gpu.name, gpu.care)
+        if care.disturbed_at > self._disturbed.get(gpu.name, 0.0):
+            self._disturbed[gpu.name] = care.disturbed_at
+        gpu = gpu if gpu.care == care else replace(gpu, care=care)
         if old is not None and old.gpu == gpu:
             return False
         self._set_node(self._build(gpu.name, old.node if old else None, gpu))
@@ -81,7 +97,39 @@ class NodeBook:
         self._smoothers.pop(name, None)
         self._observed.pop(name, None)
         self._heard.pop(name, None)
+        self._care.pop(name, None)
         self._set_node(self._build(name, old.node, None))
+        return True
+
+    def care(self, node: str) -> Care | None:
+        """Return what is done about sick devices of a node; None for a node without devices."""
+        return self._care.get(node)
+
+    def cares(self) -> list[tuple[str, Care]]:
+        """Return what is done on each node with devices, by name."""
+        return sorted(self._care.items())
+
+    def set_care(self, node: str, care: Care) -> bool:
+        """Take what is decided to be done on a node with devices."""
+        old = self._nodes.get(node)
+        if old is None or old.gpu is None or old.gpu.care == care:
+            return False
+        self._care[node] = care
+        self._set_node(self._build(node, old.node, replace(old.gpu, care=care)))
+        return True
+
+    def disturb(self, node: str, now: float, breaker: Breaker) -> bool:
+        """Count a node as acted on at `now`. False, and nothing changes, when the circuit breaker does not admit it.
+
+        This is the one gate for everybody who acts: plans and remedies are made from older snapshots side by side.
+        """
+        recent = breaker.recent(self._disturbed, now)
+        nodes = sum(state.gpu is not None for state in self._nodes.values())
+        if not breaker.admits(node, recent, nodes):
+            return False
+        if abs(now - self._disturbed.get(node, 0.0)) >= breaker.renew:
+            self._disturbed = {name: self._disturbed[name] for name in recent} | {node: now}
+            self.set_care(node, replace(self._care.get(node, NO_CARE), disturbed_at=now))
         return True
 
     def observe(self, node: str, readings: Iterable[Reading], received_at: float) -> bool:

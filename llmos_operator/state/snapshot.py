@@ -67,6 +67,9 @@ class Snapshot:
     targets: Mapping[tuple[str, int], Target] = field(
         default_factory=dict
     )  # (workload UID, ordinal) -> where a replica goes that is being moved
+    disturbed: Mapping[str, float] = field(
+        default_factory=dict
+    )  # node -> when it was acted on last because a device looked sick; epoch seconds
 
     @property
     def synced(self) -> bool:

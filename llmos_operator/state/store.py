@@ -113,6 +113,7 @@ class Store(PodBook):
             lowered=tuple(sorted(self._tally.lowered.values(), key=lambda pod: pod.key)),
             moved=tuple(sorted(self._tally.moved.values(), key=lambda pod: pod.key)),
             targets=dict(self._targets),
+            disturbed=dict(self._disturbed),
         )
 
     def advance(self, now: float) -> None:

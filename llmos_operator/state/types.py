@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.state.care import NO_CARE, Care
 from llmos_operator.state.work import (
     AUTO,
     DEFAULT_ORDER,
@@ -47,6 +48,7 @@ __all__ = [
     "DEFAULT_ORDER",
     "FULL_MILLI",
     "Adapter",
+    "Care",
     "Claim",
     "Device",
     "DeviceSelector",
@@ -160,6 +162,7 @@ class GpuNode:
     devices: tuple[Device, ...] = ()
     driver: str = ""
     mode: str = "nvml"
+    care: Care = NO_CARE  # what the operator does about sick ones
 
 
 class PodPhase(StrEnum):

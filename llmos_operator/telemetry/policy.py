@@ -156,6 +156,15 @@ RULES: Final[Mapping[Reason, Rule]] = {
     Reason.SUSPECT: Rule(_D, Action.INSPECT, HOUR),
 }
 
+# What runs on such a device computes nothing or something wrong: it is ended at once, not asked to leave.
+LOST_REASONS: Final = tuple(
+    sorted(
+        reason.value
+        for reason, rule in RULES.items()
+        if rule.verdict is _U and rule.action in {Action.EVICT_AND_RESET, Action.REBOOT_NODE}
+    )
+)
+
 SEVERITY: Final[Mapping[Verdict, int]] = {
     Verdict.HEALTHY: 0,
     Verdict.DEGRADED: 1,

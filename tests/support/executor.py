@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.actuators.care import CareWriter
 from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.support import ControlTokens, Support
 from llmos_operator.actuators.writequeue import WriteQueue
@@ -19,6 +20,7 @@ from llmos_operator.cluster.port import PODS, SERVICES
 from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.scheduler.plan import Bind, Evict, Move, Plan, Restore, Shrink
 from llmos_operator.state import convert
+from llmos_operator.state.breaker import Breaker
 from llmos_operator.state.store import Store
 from llmos_operator.state.types import GpuNode, Node, Pod
 from tests.support.builders import a_node
@@ -109,6 +111,7 @@ class Bench:
         retrier = Retrier(Random(1), ONCE)
         services = Mirror(SERVICES, lambda *_: None)
         support = Support(self.port, retrier, services, ControlTokens(b"k" * 16), "llmos-runtime-control")
+        self.care, self.breaker = CareWriter(self.port, self.store), Breaker()
         self.executor = Executor(
             port=self.port,
             store=self.store,
@@ -118,6 +121,8 @@ class Bench:
             support=support,
             outcomes=self.heard,
             settings=SETTINGS,
+            care=self.care,
+            breaker=self.breaker,
             clock=self.clock,
             evictions=KeyedBackoff(Curve(base=2.0, cap=30.0), Random(1)),
             creations=KeyedBackoff(Curve(base=1.0, cap=8.0), Random(1)),

@@ -1,7 +1,7 @@
 """GPUNode (`gn`, cluster-scoped, named as its Node): the devices of a node, their health and what is reserved on them.
 
 Two writers share the status by server-side apply: the node's agent owns ``devices``, ``driver`` and ``mode``; the
-operator owns ``ledger``. Samples never come here, only what changes rarely.
+operator owns ``ledger`` and ``care``. Samples never come here, only what changes rarely.
 """
 
 from enum import StrEnum
@@ -103,6 +103,44 @@ class Ledger(KubeModel):
     )
 
 
+class TreatmentPhase(StrEnum):
+    """Where a treatment stands."""
+
+    DRAINING = "Draining"
+    RESETTING = "Resetting"
+    WAITING = "Waiting"
+    PROBATION = "Probation"
+    RELEASED = "Released"
+
+
+class Treatment(KubeModel):
+    """What is done about one sick device, or about the node."""
+
+    target: Uuid = Field(description="UUID of the device, or node for the whole node.")
+    action: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="What the finding asks for, such as EvictAndReset or RebootNode."
+    )
+    reason: Word = Field(default="", description="The finding it began with.")
+    phase: TreatmentPhase = Field(
+        default=TreatmentPhase.WAITING,
+        description="Draining, Resetting, Waiting (for a healthy verdict), Probation, Released. Nothing new is placed before Released.",
+    )
+    since: Time | None = Field(default=None, description="When the phase began.")
+    times: Annotated[int, Field(ge=0, le=INT32_MAX)] = Field(
+        default=0, description="How often it fell ill again within a day; each time doubles the probation."
+    )
+
+
+class Care(KubeModel):
+    """What the operator does about sick devices of the node. It is the memory of the circuit breaker, too."""
+
+    disturbed_at: Time | None = Field(default=None, description="When the node was acted on last.")
+    cordoned: bool = Field(default=False, description="Whether the operator cordoned the node.")
+    treatments: Annotated[tuple[Treatment, ...], ListMap(("target",)), Field(max_length=MAX_DEVICES + 1)] = (
+        Field(default=(), description="Treatments by target.")
+    )
+
+
 class GPUNodeStatus(KubeModel):
     """The devices of the node and what is reserved on them."""
 
@@ -117,6 +155,9 @@ class GPUNodeStatus(KubeModel):
     )
     ledger: Ledger | None = Field(
         default=None, description="What is reserved on them, written by the operator."
+    )
+    care: Care | None = Field(
+        default=None, description="What is done about sick devices, written by the operator."
     )
     conditions: Conditions = Field(default=(), description="Observations by type: Ready, DevicesHealthy.")
 

@@ -1,4 +1,4 @@
-"""Devices the agent found Healthy or Degraded; Unhealthy and Unknown take nothing new."""
+"""Devices the agent found Healthy or Degraded and nobody treats; Unhealthy, Unknown and quarantined ones take nothing new."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Health:
         for i, row in enumerate(rows):
             for column, device in enumerate(scene.table.states[int(row)].devices):
                 if devices[i, column] and not scene.table.healthy[row, column]:
-                    verdicts[f"{device.verdict} {device.reason}".rstrip()] += 1
+                    quarantined = f"quarantined ({device.quarantined})" if device.quarantined else ""
+                    verdicts[quarantined or f"{device.verdict} {device.reason}".rstrip()] += 1
         shown = sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))[:3]
         return ", ".join(f"{count} devices {what}" for what, count in shown)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_bytes, parse_compute_capability, parse_count, parse_milli
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.clock import parse_rfc3339
+from llmos_operator.state.care import Care, Phase, Treatment
 from llmos_operator.state.convert.fields import Fields
 from llmos_operator.state.types import Device, GpuNode, Link, Node, Taint
 
@@ -53,7 +55,28 @@ def gpu_node(obj: Mapping[str, Any]) -> GpuNode:
         devices=tuple(devices),
         driver=status.text("driver"),
         mode=status.text("mode", "nvml"),
+        care=_care(status.child("care")),
     )
+
+
+def _care(fields: Fields) -> Care:
+    treatments = sorted((_treatment(one) for one in fields.objects("treatments")), key=lambda t: t.target)
+    return Care(_moment(fields, "disturbedAt"), fields.flag("cordoned"), tuple(treatments))
+
+
+def _treatment(fields: Fields) -> Treatment:
+    return Treatment(
+        target=fields.required("target"),
+        action=fields.text("action"),
+        reason=fields.text("reason"),
+        phase=fields.choice("phase", Phase, Phase.WAITING),
+        since=_moment(fields, "since"),
+        times=fields.number("times"),
+    )
+
+
+def _moment(fields: Fields, key: str) -> float:
+    return fields.parsed(key, parse_rfc3339, 0.0)
 
 
 def _device(fields: Fields) -> Device:
