@@ -122,4 +122,11 @@ class Reason(StrEnum):
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
+    QUARANTINED = "Quarantined"  # a device or node takes no new work because it is sick
+    RESETTING = "Resetting"  # it is empty and being reset
+    RESET_FAILED = "ResetFailed"
+    WAITING_FOR_REPAIR = "WaitingForRepair"  # it is empty and a person has to look
+    ON_PROBATION = "OnProbation"  # it is healthy again, not yet for long enough
+    RELEASED = "Released"  # it takes work again
+    REMEDY_HELD = "RemedyHeld"  # the circuit breaker lets nothing more be done
     OVERUSE_OBSERVED = "OveruseObserved"

@@ -224,7 +224,7 @@ class Operator:
             if parts.leadership.may_act():
                 snapshot, now = parts.store.snapshot(), parts.clock.now()
                 standing.show(snapshot, now)
-                parts.remedies.look(snapshot, parts.clock.monotonic())
+                parts.remedies.look(snapshot, now)
                 parts.accounts.charge(snapshot, now, parts.clock.monotonic())
                 for key in parts.accounts.due():
                     parts.status.mark(key)

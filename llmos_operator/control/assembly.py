@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.actuators.care import CareWriter
 from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.inspector import Inspector
+from llmos_operator.actuators.nursing import Nursing
 from llmos_operator.actuators.runtime_client import RuntimeClient
 from llmos_operator.actuators.status import StatusWriter
 from llmos_operator.actuators.support import ControlTokens, Support
@@ -38,7 +39,7 @@ from llmos_operator.control.intake import Intake
 from llmos_operator.control.leadership import LeaderLabel, Leadership
 from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
-from llmos_operator.control.policies import gangs_of, pods_of, policy_of
+from llmos_operator.control.policies import course_of, gangs_of, pods_of, policy_of
 from llmos_operator.control.poller import Poller
 from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
@@ -48,6 +49,7 @@ from llmos_operator.control.remedies import Remedies
 from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
 from llmos_operator.control.summaries import Summaries
+from llmos_operator.control.treating import Treating
 from llmos_operator.control.watching import Watching, wired
 from llmos_operator.control.yielding import Yielding
 from llmos_operator.observability.heartbeat import Heartbeat
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Plan
     from llmos_operator.settings import OperatorSettings
+    from llmos_operator.state.care import Treatment
     from llmos_operator.state.snapshot import Snapshot
 
 log = logger(__name__)
@@ -88,7 +91,7 @@ class Assembly:
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
         self.store, self.records, self.demand = Store(), Records(), DemandBook()
-        self.accounts, self.remedies = Accounts(metrics, self.records), Remedies(metrics)
+        self.accounts = Accounts(metrics, self.records)
         scheduling = settings.scheduling
         self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
         self.heartbeat = Heartbeat(LOOP_LIMIT)
@@ -199,8 +202,35 @@ class Assembly:
             clock=self.clock,
             backoff=KeyedBackoff(_OBJECT, self.rng),
         )
+        self._make_remedies()
         self.inspector = Inspector(self.settings.sources)
         self.client = RuntimeClient(self.tokens.token)
+
+    def _make_remedies(self) -> None:
+        settings = self.settings.health
+        nursing = Nursing(
+            self.port,
+            self.queue,
+            self.care,
+            namespace=self.settings.namespace,
+            job=settings.reset_job,
+            reset_ended=self._reset_ended,
+        )
+        self.treating = Treating(
+            self.store,
+            nursing,
+            self.recorder,
+            self.metrics,
+            self.policy,
+            course_of(self.settings),
+            act=settings.mode == "Act",
+        )
+        self.remedies = Remedies(
+            self.metrics, self.policy, mode=settings.mode, treating=self.treating, recorder=self.recorder
+        )
+
+    def _reset_ended(self, node: str, one: Treatment, failure: str) -> None:
+        self.treating.reset_ended(node, one, failure)
 
     def _make_loop(self) -> None:
         self.profiles = Profiles(

@@ -219,12 +219,6 @@ class OperatorMetrics:
             ["namespace", "workload", "queue", "kind"],
             registry=registry,
         )
-        self.remedies = Gauge(
-            "llmos_operator_remedies",
-            "What the health policy would do now, a dry run: by action and state (advice, allowed, young, breaker).",
-            ["action", "state"],
-            registry=registry,
-        )
         self.inspections = Counter(
             "llmos_operator_inspections_total",
             "Inspections of models by result.",
@@ -249,6 +243,7 @@ class OperatorMetrics:
             registry=registry,
         )
 
+        self._add_health(registry)
         # A label value that first shows with a count of its own has no increase Prometheus could see.
         for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
             for result in ("accepted", "refused"):
@@ -261,6 +256,30 @@ class OperatorMetrics:
             self.moves.labels(result)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
+
+    def _add_health(self, registry: CollectorRegistry) -> None:
+        self.remedies = Gauge(
+            "llmos_operator_remedies",
+            "What the health policy asks for: by action and state (advice, allowed, young, breaker, treated).",
+            ["action", "state"],
+            registry=registry,
+        )
+        self.treatments = Gauge(
+            "llmos_operator_treatments",
+            "Devices and nodes that are treated, by phase (Draining, Resetting, Waiting, Probation, Released).",
+            ["phase"],
+            registry=registry,
+        )
+        self.breaker_held = Gauge(
+            "llmos_operator_breaker_held_nodes",
+            "Nodes on which nothing is done about sick devices because the circuit breaker holds.",
+            registry=registry,
+        )
+        self.breaker_acted = Gauge(
+            "llmos_operator_breaker_acted_nodes",
+            "Nodes acted on because of sick devices that count for the circuit breaker now.",
+            registry=registry,
+        )
 
     def observe_request(self, verb: str, plural: str, status: int, seconds: float) -> None:
         """Count one API request; watches count when they open."""

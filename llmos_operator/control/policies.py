@@ -12,6 +12,7 @@ from llmos_operator.scheduler.policy import Policy, ScoreKind
 from llmos_operator.settings import BadSettings
 from llmos_operator.state.types import DisruptionStep
 from llmos_operator.telemetry.policy import LOST_REASONS
+from llmos_operator.telemetry.treatment import Course
 
 if TYPE_CHECKING:
     from llmos_operator.settings import OperatorSettings
@@ -66,6 +67,12 @@ def pods_of(settings: OperatorSettings) -> PodSettings:
         hub_endpoint=settings.sources.hub_endpoint,
         env=runtime.env,
     )
+
+
+def course_of(settings: OperatorSettings) -> Course:
+    """Return how sick devices are treated."""
+    health = settings.health
+    return Course(clean=health.clean, resets=health.resets, hook=bool(health.reset_job))
 
 
 def gangs_of(settings: OperatorSettings) -> GangLimits:

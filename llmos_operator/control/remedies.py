@@ -1,58 +1,84 @@
-"""Says what the health policy would do about sick devices now, within its circuit breaker. A dry run: nothing is done.
+"""Looks at the fleet every few seconds: what the health policy asks for, what may be done of it, what the breaker holds.
 
-`telemetry.remediation` decides; here its answer becomes figures, log lines and what the console shows, so that a fleet can
-be watched before anybody lets the policy touch it.
+`telemetry.remediation` decides; here its answer becomes figures, log lines, Events and what the console shows, so that a
+fleet can be watched before anybody lets the policy touch it. With mode Act `control.treating` carries it out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from llmos_operator.api.conditions import Reason
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.control.treating import gpu_node
 from llmos_operator.observability.logging import logger
+from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.repair import repairs
 from llmos_operator.telemetry.remediation import DISRUPTIVE, Limits, SickDevice, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from llmos_operator.cluster.events import EventRecorder
     from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.control.treating import Treating
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.telemetry.remediation import Proposal
 
 log = logger(__name__)
 
-STATES = ("advice", "allowed", "young", "breaker")
+Mode = Literal["Off", "DryRun", "Act"]
+STATES = ("advice", "allowed", "young", "breaker", "treated")
 _SICK = frozenset({Verdict.UNHEALTHY, Verdict.DEGRADED})
 
 
 class Remedies:
-    """Looks at the fleet every few seconds. `proposals` is what it found last, the most urgent first."""
+    """`proposals` is what the last look found, the most urgent first."""
 
-    def __init__(self, metrics: OperatorMetrics) -> None:
+    def __init__(
+        self,
+        metrics: OperatorMetrics,
+        policy: Policy | None = None,
+        *,
+        mode: Mode = "DryRun",
+        treating: Treating | None = None,
+        recorder: EventRecorder | None = None,
+    ) -> None:
+        """Without ``treating`` nothing is done, without ``recorder`` no Event tells what the breaker holds back."""
         self.proposals: tuple[Proposal, ...] = ()
         self._metrics = metrics
-        self._limits = Limits(dry_run=True)
+        self._policy = policy or Policy()
+        self._mode = mode
+        self._treating = treating
+        self._recorder = recorder
+        self._limits = Limits(dry_run=mode != "Act")
         self._since: dict[
             tuple[str, str, str], float
-        ] = {}  # node, device, reason -> monotonic, first seen so
+        ] = {}  # node, device, reason -> when it was first seen so
         self._told: set[tuple[str, str, str]] = set()  # node, device, action
 
-    def look(self, snapshot: Snapshot, monotonic: float) -> None:
-        """Take the verdicts as they are."""
+    def look(self, snapshot: Snapshot, now: float) -> None:
+        """Take the verdicts as they are; ``now`` in epoch seconds."""
         nodes = sum(state.gpu is not None for state in snapshot.nodes.values())
-        sick = list(self._sick(snapshot, monotonic))
+        sick = list(self._sick(snapshot, now))
         self._since = {(one.node, one.uuid, one.reason): one.since for one in sick}
-        # In a dry run nothing has happened before: each look tells what could begin now.
-        self.proposals, _ = plan(sick, nodes, (), self._limits, monotonic)
+        if self._mode != "Off":
+            self.proposals = plan(sick, nodes, snapshot.disturbed, self._policy.breaker, self._limits, now)
         self._show()
         self._tell()
+        self._tell_held(snapshot, now)
+        if self._treating is not None:
+            self._treating.turn(snapshot, self.proposals, now)
 
-    def _sick(self, snapshot: Snapshot, monotonic: float) -> Iterator[SickDevice]:
+    def _sick(self, snapshot: Snapshot, now: float) -> Iterator[SickDevice]:
         for name, state in snapshot.nodes.items():
+            if state.gpu is None:
+                continue
+            treated = frozenset(one.target for one in state.gpu.care.treatments if one.quarantined)
             for one in state.devices:
                 if one.verdict in _SICK:
-                    since = self._since.get((name, one.uuid, one.reason), monotonic)
-                    yield SickDevice(name, one.uuid, one.verdict, one.reason, since, busy=one.claims > 0)
+                    since = self._since.get((name, one.uuid, one.reason), now)
+                    yield SickDevice(name, one.uuid, one.verdict, one.reason, since, one.claims > 0, treated)
 
     def _show(self) -> None:
         self._metrics.remedies.clear()
@@ -73,11 +99,30 @@ class Remedies:
                 )
         self._told = found
 
+    def _tell_held(self, snapshot: Snapshot, now: float) -> None:
+        """Say on which nodes nothing is done because the circuit breaker holds."""
+        found = repairs(snapshot, self._policy, now)
+        held = {
+            name: f"{count} replicas stay on broken devices; {found.says}"
+            for name, count in found.held.items()
+        }
+        for one in self.proposals:
+            if state_of(one) == "breaker":
+                held.setdefault(one.node, f"{one.action} for {one.reason} is not done; {one.held}")
+        breaker = self._policy.breaker
+        self._metrics.breaker_held.set(len(held))
+        self._metrics.breaker_acted.set(len(breaker.recent(snapshot.disturbed, now)))
+        for name, note in sorted(held.items()):
+            if self._recorder is not None:
+                self._recorder.record(gpu_node(name), "Warning", Reason.REMEDY_HELD, note)
+
 
 def state_of(proposal: Proposal) -> str:
-    """Return one of `STATES`: advice to people, allowed now, too young a verdict, or held back by the breaker."""
+    """Return one of `STATES`: advice to people, allowed now, too young a verdict, held back, or under treatment."""
     if proposal.action not in DISRUPTIVE:
         return "advice"
     if proposal.held.startswith("circuit breaker"):
         return "breaker"
+    if proposal.held.startswith("under"):
+        return "treated"
     return "young" if proposal.held.startswith("the verdict") else "allowed"

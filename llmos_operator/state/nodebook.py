@@ -127,6 +127,7 @@ class NodeBook:
         nodes = sum(state.gpu is not None for state in self._nodes.values())
         if not breaker.admits(node, recent, nodes):
             return False
+        now = float(int(now))  # as the API keeps it
         if abs(now - self._disturbed.get(node, 0.0)) >= breaker.renew:
             self._disturbed = {name: self._disturbed[name] for name in recent} | {node: now}
             self.set_care(node, replace(self._care.get(node, NO_CARE), disturbed_at=now))

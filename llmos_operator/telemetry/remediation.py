@@ -1,22 +1,23 @@
 """What should be done about sick devices across a fleet, and how much of it at once. Pure; nothing here acts.
 
-Verdicts already keep new work away. This decides about work that is there: which devices to drain, evict or reset, which
-nodes to reboot. A circuit breaker bounds it, because a bad rule, a bad driver or a bad sensor can make a whole fleet look
-sick within minutes: however many nodes ask, at most `Limits.share` of them (at least one) are disturbed in any
-`Limits.window_seconds`. What the breaker holds back is told with the reason, and a dry run says everything and permits
-nothing.
+Verdicts already keep new work away. This decides what is done beyond that: which devices to quarantine, drain and reset,
+which nodes to reboot. The circuit breaker (`state.breaker`) bounds it together with what the planner takes off broken
+devices. What it holds back is told with the reason, and a dry run says everything and permits nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.state.care import NODE
 from llmos_operator.telemetry.policy import Action, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping
+
+    from llmos_operator.state.breaker import Breaker
 
 # Actions that disturb work or a node. The others only advise.
 DISRUPTIVE: Final = frozenset({Action.DRAIN_AND_RESET, Action.EVICT_AND_RESET, Action.REBOOT_NODE})
@@ -25,7 +26,11 @@ _URGENCY: Final = {action: rank for rank, action in enumerate(Action)}
 
 @dataclass(frozen=True, slots=True)
 class SickDevice:
-    """A device with a finding. `since` is when its verdict changed, in seconds; `busy` whether workloads are on it."""
+    """A device with a finding.
+
+    `since` is when its verdict changed, in seconds; `busy` whether workloads are on it; `treated` the targets of its node
+    that are being treated.
+    """
 
     node: str
     uuid: str
@@ -33,24 +38,15 @@ class SickDevice:
     reason: str
     since: float
     busy: bool = False
+    treated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The circuit breaker. `dry_run` is the default: a fleet is watched before it is touched."""
+    """When something may be done. `dry_run` is the default: a fleet is watched before it is touched."""
 
-    share: float = 0.10  # of the nodes
-    window_seconds: float = 600.0
-    settle_seconds: float = 5.0  # a verdict has to stand this long before work is disturbed for it
+    settle_seconds: float = 5.0  # a verdict has to stand this long before anything is done for it
     dry_run: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Disturbance:
-    """A node that was permitted to be disturbed, and when."""
-
-    node: str
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,53 +59,57 @@ class Proposal:
     reason: str
     held: str = ""
 
-
-def allowance(nodes: int, limits: Limits) -> int:
-    """Return how many nodes may be disturbed within the window: the share, rounded down, and at least one."""
-    return max(1, int(nodes * limits.share)) if nodes else 0
+    @property
+    def target(self) -> str:
+        """The target of its treatment."""
+        return self.device or NODE
 
 
 def plan(
-    sick: Iterable[SickDevice], nodes: int, history: Sequence[Disturbance], limits: Limits, now: float
-) -> tuple[tuple[Proposal, ...], tuple[Disturbance, ...]]:
-    """Return what to do, most urgent first, and the history to pass in next time.
+    sick: Iterable[SickDevice],
+    nodes: int,
+    disturbed: Mapping[str, float],
+    breaker: Breaker,
+    limits: Limits,
+    now: float,
+) -> tuple[Proposal, ...]:
+    """Return what to do, most urgent first.
 
-    ``nodes`` is the size of the fleet. A node that is being disturbed already costs the breaker nothing more, so all
-    its devices are dealt with together. In a dry run nothing enters the history.
+    ``nodes`` is the size of the fleet, ``disturbed`` when each node was acted on last. A node that is acted on already
+    costs the breaker nothing more, so all its devices are dealt with together.
     """
-    recent = tuple(past for past in history if now - past.at < limits.window_seconds)
-    disturbed = {past.node for past in recent}
-    room = allowance(nodes, limits)
-    permitted: list[Disturbance] = []
+    acted = set(breaker.recent(disturbed, now))
     proposals: list[Proposal] = []
     for proposal, device in _wanted(sick):
-        held = ""
-        if proposal.action in DISRUPTIVE:
-            if now - device.since < limits.settle_seconds:
-                held = f"the verdict is younger than {limits.settle_seconds:.0f} s"
-            elif proposal.node not in disturbed and len(disturbed) >= room:
-                held = (
-                    f"circuit breaker: {len(disturbed)} of {nodes} nodes were disturbed within "
-                    f"{limits.window_seconds:.0f} s, {room} are allowed"
-                )
-            elif limits.dry_run:
-                held = "dry run"
-            # A dry run counts within its own call, so that it tells what the breaker would hold back.
-            if held in {"", "dry run"} and proposal.node not in disturbed:
-                disturbed.add(proposal.node)
-                permitted.append(Disturbance(proposal.node, now))
-        proposals.append(Proposal(proposal.node, proposal.device, proposal.action, proposal.reason, held))
-    return tuple(proposals), recent if limits.dry_run else (*recent, *permitted)
+        if proposal.action not in DISRUPTIVE:
+            proposals.append(proposal)
+            continue
+        if proposal.target in device.treated or NODE in device.treated:
+            held = "under treatment"
+        elif now - device.since < limits.settle_seconds:
+            held = f"the verdict is younger than {limits.settle_seconds:.0f} s"
+        elif not breaker.admits(proposal.node, acted, nodes):
+            held = breaker.says(len(acted), nodes)
+        else:
+            held = "dry run" if limits.dry_run else ""
+            acted.add(proposal.node)  # in a dry run, too: it tells what the breaker would hold back
+        proposals.append(replace(proposal, held=held))
+    return tuple(proposals)
+
+
+def action_of(reason: str) -> Action | None:
+    """Return what a finding asks for; None for a word of another version."""
+    rule = rule_of(reason)
+    return rule.action if rule is not None else None
 
 
 def _wanted(sick: Iterable[SickDevice]) -> list[tuple[Proposal, SickDevice]]:
     """Return one proposal a device, and one a node for what concerns the node; most urgent and oldest first."""
     wanted: dict[tuple[str, str], tuple[Proposal, SickDevice]] = {}
     for device in sorted(sick, key=lambda d: (d.since, d.node, d.uuid)):
-        rule = rule_of(device.reason)
-        if rule is None or device.verdict not in {Verdict.UNHEALTHY, Verdict.DEGRADED}:
+        action = action_of(device.reason)
+        if action is None or device.verdict not in {Verdict.UNHEALTHY, Verdict.DEGRADED}:
             continue
-        action = rule.action
         if action is Action.RESET_WHEN_IDLE and device.busy:
             action = Action.WATCH
         if action in {Action.NONE, Action.WATCH}:

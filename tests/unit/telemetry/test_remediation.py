@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.state.breaker import Breaker
 from llmos_operator.telemetry.policy import RULES, Action, Reason
-from llmos_operator.telemetry.remediation import (
-    DISRUPTIVE,
-    Disturbance,
-    Limits,
-    Proposal,
-    SickDevice,
-    allowance,
-    plan,
-)
+from llmos_operator.telemetry.remediation import DISRUPTIVE, Limits, Proposal, SickDevice
+from llmos_operator.telemetry.remediation import plan as make_plan
 from llmos_operator.telemetry.xids import XIDS, Effect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NOW = 1_000_000.0
 LIVE = Limits(dry_run=False)
+
+
+BREAKER = Breaker(renew=0.0)
+
+
+def plan(
+    devices: Iterable[SickDevice], nodes: int, disturbed: dict[str, float], limits: Limits, now: float
+) -> tuple[tuple[Proposal, ...], dict[str, float]]:
+    """Return the proposals, and what was acted on when all that may be done is done."""
+    made = make_plan(devices, nodes, disturbed, BREAKER, limits, now)
+    recent = BREAKER.recent(disturbed, now)
+    kept = {name: disturbed[name] for name in recent}
+    began = {
+        one.node: now for one in made if one.action in DISRUPTIVE and not one.held and one.node not in kept
+    }
+    return made, kept | began
 
 
 def sick(
@@ -35,13 +49,13 @@ def sick(
 
 
 def test_a_dry_run_says_what_it_would_do_and_permits_nothing() -> None:
-    proposals, history = plan([sick()], 10, (), Limits(), NOW)
+    proposals, history = plan([sick()], 10, {}, Limits(), NOW)
     assert proposals == (Proposal("n1", "GPU-a", Action.EVICT_AND_RESET, "GspError", "dry run"),)
-    assert history == ()
+    assert history == {}
 
 
 def test_a_dry_run_tells_what_the_breaker_would_hold_back() -> None:
-    proposals, _ = plan([sick(f"n{n}") for n in range(5)], 20, (), Limits(), NOW)
+    proposals, _ = plan([sick(f"n{n}") for n in range(5)], 20, {}, Limits(), NOW)
     assert [p.held == "dry run" for p in proposals] == [True, True, False, False, False]
 
 
@@ -49,19 +63,19 @@ def test_a_dry_run_tells_what_the_breaker_would_hold_back() -> None:
     ("nodes", "allowed"), [(0, 0), (1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (1000, 100)]
 )
 def test_the_allowance_is_a_tenth_and_at_least_one(nodes: int, allowed: int) -> None:
-    assert allowance(nodes, LIVE) == allowed
+    assert BREAKER.allowance(nodes) == allowed
 
 
 def test_devices_of_one_node_are_dealt_with_together() -> None:
     devices = [sick("n1", f"GPU-{n}") for n in range(8)]
-    proposals, history = plan(devices, 10, (), LIVE, NOW)
+    proposals, history = plan(devices, 10, {}, LIVE, NOW)
     assert all(proposal.held == "" for proposal in proposals)
-    assert history == (Disturbance("n1", NOW),)
+    assert history == {"n1": NOW}
 
 
 def test_what_concerns_the_node_is_asked_once() -> None:
     devices = [sick("n1", f"GPU-{n}", Reason.FALLEN_OFF_BUS) for n in range(4)]
-    (proposal,), _ = plan(devices, 10, (), LIVE, NOW)
+    (proposal,), _ = plan(devices, 10, {}, LIVE, NOW)
     assert (proposal.device, proposal.action) == ("", Action.REBOOT_NODE)
 
 
@@ -70,13 +84,13 @@ def test_the_most_urgent_goes_first_when_there_is_room_for_one() -> None:
         sick("n1", reason=Reason.DOUBLE_BIT_ECC, age=900),
         sick("n2", reason=Reason.FALLEN_OFF_BUS, age=60),
     ]
-    first, second = plan(devices, 10, (), LIVE, NOW)[0]
+    first, second = plan(devices, 10, {}, LIVE, NOW)[0]
     assert (first.node, first.held) == ("n2", "")
     assert second.held.startswith("circuit breaker: 1 of 10 nodes")
 
 
 def test_the_window_passes() -> None:
-    _, history = plan([sick("n1")], 10, (), LIVE, NOW)
+    _, history = plan([sick("n1")], 10, {}, LIVE, NOW)
     held, history = plan([sick("n2")], 10, history, LIVE, NOW + 599)
     assert held[0].held
     free, _ = plan([sick("n2")], 10, history, LIVE, NOW + 600)
@@ -84,29 +98,29 @@ def test_the_window_passes() -> None:
 
 
 def test_a_verdict_has_to_stand_before_work_is_disturbed() -> None:
-    (proposal,), history = plan([sick(age=1.0)], 10, (), LIVE, NOW)
+    (proposal,), history = plan([sick(age=1.0)], 10, {}, LIVE, NOW)
     assert "younger than 5 s" in proposal.held
-    assert history == ()
+    assert history == {}
 
 
 def test_advice_is_free() -> None:
     devices = [sick(f"n{n}", reason=Reason.NVLINK_ERROR) for n in range(50)]
-    proposals, history = plan(devices, 50, (), LIVE, NOW)
+    proposals, history = plan(devices, 50, {}, LIVE, NOW)
     assert {p.action for p in proposals} == {Action.NO_MULTI_GPU}
     assert all(p.held == "" for p in proposals)
-    assert history == ()
+    assert history == {}
 
 
 def test_a_reset_waits_until_the_device_is_idle() -> None:
-    assert plan([sick(reason=Reason.REMAP_PENDING, busy=True)], 10, (), LIVE, NOW)[0] == ()
-    (proposal,), _ = plan([sick(reason=Reason.REMAP_PENDING)], 10, (), LIVE, NOW)
+    assert plan([sick(reason=Reason.REMAP_PENDING, busy=True)], 10, {}, LIVE, NOW)[0] == ()
+    (proposal,), _ = plan([sick(reason=Reason.REMAP_PENDING)], 10, {}, LIVE, NOW)
     assert proposal.action is Action.RESET_WHEN_IDLE
 
 
 def test_what_is_unknown_is_left_alone() -> None:
     unknown = SickDevice("n1", "GPU-a", Verdict.UNKNOWN, Reason.NO_SAMPLES, NOW - 600)
     of_another_version = SickDevice("n1", "GPU-b", Verdict.UNHEALTHY, "InventedLater", NOW - 600)
-    assert plan([unknown, of_another_version], 10, (), LIVE, NOW)[0] == ()
+    assert plan([unknown, of_another_version], 10, {}, LIVE, NOW)[0] == ()
 
 
 @pytest.mark.parametrize("code", [code for code, xid in XIDS.items() if xid.effect is not Effect.DEVICE])
@@ -126,8 +140,8 @@ def test_a_storm_never_takes_more_than_the_breakers_share(seed: int) -> None:
         for n in range(nodes)
         if rng.random() < share_sick
     }
-    history: tuple[Disturbance, ...] = ()
-    done: list[Disturbance] = []
+    history: dict[str, float] = {}
+    done: list[tuple[float, str]] = []
     for second in range(0, 1800, 15):
         now = NOW + second
         devices = [
@@ -136,11 +150,11 @@ def test_a_storm_never_takes_more_than_the_breakers_share(seed: int) -> None:
             if NOW + at <= now
         ]
         rng.shuffle(devices)
-        before = set(history)
+        before = dict(history)
         _, history = plan(devices, nodes, history, LIVE, now)
-        done.extend(past for past in history if past not in before)
-    for end in done:
-        window = {past.node for past in done if end.at - LIVE.window_seconds < past.at <= end.at}
+        done.extend((at, node) for node, at in history.items() if before.get(node) != at)
+    for end, _ in done:
+        window = {node for at, node in done if end - BREAKER.window < at <= end}
         assert len(window) <= max(1, int(nodes * 0.10))
     if when:
         assert done, "a breaker that never lets anything through repairs nothing"
@@ -148,8 +162,44 @@ def test_a_storm_never_takes_more_than_the_breakers_share(seed: int) -> None:
 
 def test_the_order_of_what_comes_in_does_not_matter() -> None:
     devices = [sick(f"n{n}", f"GPU-{n}", reason, age=60 + n) for n, reason in enumerate(RULES)]
-    expected = plan(devices, 30, (), LIVE, NOW)
+    expected = plan(devices, 30, {}, LIVE, NOW)
     for seed in range(20):
         shuffled = devices[:]
         random.Random(seed).shuffle(shuffled)
-        assert plan(shuffled, 30, (), LIVE, NOW) == expected
+        assert plan(shuffled, 30, {}, LIVE, NOW) == expected
+
+
+def test_what_is_under_treatment_is_not_begun_again() -> None:
+    device = SickDevice(
+        "n1", "GPU-a", Verdict.UNHEALTHY, Reason.GSP_ERROR, NOW - 60, treated=frozenset({"GPU-a"})
+    )
+    (proposal,), history = plan([device], 10, {}, LIVE, NOW)
+    assert (proposal.held, history) == ("under treatment", {})
+
+
+# The codes the published table of immediate actions names, by what it says to do (facts: NVIDIA's catalogue).
+APPLICATION = (11, 13, 25, 31, 32, 68, 109)
+FOLLOW_ON = (43, 45)
+ASKS = {
+    48: Action.DRAIN_AND_RESET, 63: Action.RESET_WHEN_IDLE, 64: Action.EVICT_AND_RESET, 95: Action.EVICT_AND_RESET,
+    46: Action.EVICT_AND_RESET, 62: Action.EVICT_AND_RESET, 119: Action.EVICT_AND_RESET, 120: Action.EVICT_AND_RESET,
+    74: Action.NO_MULTI_GPU, 79: Action.REBOOT_NODE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", sorted(ASKS))
+def test_each_xid_of_the_device_asks_for_what_the_table_says(code: int) -> None:
+    reason = XIDS[code].reason
+    assert reason is not None
+    assert RULES[reason].action is ASKS[code]
+
+
+@pytest.mark.parametrize("code", [*APPLICATION, *FOLLOW_ON, 94])
+def test_xids_of_applications_and_consequences_ask_for_nothing(code: int) -> None:
+    assert XIDS[code].effect is not Effect.DEVICE
+
+
+def test_every_code_up_to_the_catalogues_last_has_a_rule() -> None:
+    for code in range(1, max(XIDS) + 1):
+        assert code in XIDS
+        assert (XIDS[code].reason is not None) == (XIDS[code].effect is Effect.DEVICE)

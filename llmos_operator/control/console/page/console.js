@@ -165,6 +165,7 @@ const STATES = {
   allowed: "would be done now",
   young: "waits for the verdict to last",
   breaker: "held back by the circuit breaker",
+  treated: "under treatment",
 };
 function remedies() {
   $("remedies").hidden = !state.remedies.length;
