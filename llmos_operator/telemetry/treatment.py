@@ -81,7 +81,8 @@ def acts(before: Care, after: Care) -> bool:
 
 def _step(one: Treatment, state: NodeState, course: Course, seen: Circumstances) -> Treatment | None:
     """Return a treatment after a look; None when it is forgotten."""
-    one = replace(one, since=min(one.since, seen.now))  # a clock that was set back lengthens nothing
+    if one.phase is not Phase.RESETTING:  # the name of its Job is made of the time
+        one = replace(one, since=min(one.since, seen.now))  # a clock that was set back lengthens nothing
     if one.phase is Phase.RELEASED:
         return one if seen.now - one.since < _MEMORY else None
     if one.phase is Phase.PROBATION and _sick(state, one.target):
@@ -121,10 +122,13 @@ def _concerned(state: NodeState, target: str) -> Iterator[DeviceState]:
 
 
 def _empty(state: NodeState, target: str) -> bool:
-    """Return whether nothing runs there, of anybody: whose GPU a foreign pod has is not known."""
+    """Return whether nothing runs there, of anybody, nor can come: whose GPU a foreign pod has is not known."""
     if state.foreign_gpus:
         return False
     if target == NODE:
+        care = state.gpu.care if state.gpu is not None else Care()
+        if care.cordoned and state.node is not None and not state.node.unschedulable:
+            return False  # others could still come
         return not any(True for _ in state.claims())
     return not any(one.claims for one in _concerned(state, target))
 
