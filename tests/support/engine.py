@@ -79,6 +79,7 @@ class ScriptedEngine(Zygote):
     cancelled: list[str] = field(default_factory=list)
     embeds: list[ipc.Embed] = field(default_factory=list)
     budgets: list[int] = field(default_factory=list)
+    naps: list[int] = field(default_factory=list)  # levels of sleep that were ordered
     loads: list[ipc.Load] = field(default_factory=list)
     adapters: dict[str, ipc.AdapterInfo] = field(default_factory=dict)
     adapter_orders: list[ipc.LoadAdapter | ipc.UnloadAdapter] = field(default_factory=list)
@@ -212,6 +213,11 @@ class ScriptedEngine(Zygote):
             case ipc.Embed():
                 self.embeds.append(message)
                 self.send(self._embedding(message))
+            case ipc.Sleep(level):
+                self.naps.append(level)
+                self.send(ipc.Progress(RuntimeState.ASLEEP))
+            case ipc.Wake():
+                self.make_ready()
             case ipc.SetBudget(memory_bytes):
                 self.budgets.append(memory_bytes)
             case _:
