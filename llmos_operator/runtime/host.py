@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 STATS_SECONDS = 0.25
-_LOOK_SECONDS = 0.05  # between two looks whether the last request has ended
 _SLEEP_SECONDS = 60.0  # for the engine to let go of what it holds
 _NAMES_SHOWN = 20
 _ADAPTER_STATUS: dict[str, HTTPStatus] = {
@@ -164,8 +163,7 @@ class ModelHost:
     async def _doze(self, level: int, timeout_seconds: float) -> None:
         deadline = self._clock.monotonic() + timeout_seconds
         try:
-            while self._drain.inside and self._clock.monotonic() < deadline:
-                await asyncio.sleep(_LOOK_SECONDS)
+            await self._drain.emptied(deadline)
             self.engine.sleep(level)
             async with asyncio.timeout(_SLEEP_SECONDS):
                 await self.engine.wait(RuntimeState.ASLEEP, RuntimeState.STARTING, RuntimeState.FAILED)

@@ -213,6 +213,12 @@ class ScriptedEngine(Zygote):
             case ipc.Embed():
                 self.embeds.append(message)
                 self.send(self._embedding(message))
+            case _:
+                self._obey(message)
+                self._change_adapters(message)
+
+    def _obey(self, order: ipc.Message) -> None:
+        match order:
             case ipc.Sleep(level):
                 self.naps.append(level)
                 self.send(ipc.Progress(RuntimeState.ASLEEP))
@@ -220,8 +226,6 @@ class ScriptedEngine(Zygote):
                 self.make_ready()
             case ipc.SetBudget(memory_bytes):
                 self.budgets.append(memory_bytes)
-            case _:
-                self._change_adapters(message)
 
     def _change_adapters(self, order: ipc.Message) -> None:
         if not isinstance(order, ipc.LoadAdapter | ipc.UnloadAdapter):

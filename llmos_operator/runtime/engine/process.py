@@ -116,12 +116,10 @@ class Engine:
             if self._serving is not None:
                 self._send(self._serving.stats())
             elif self._emptied is not None:
-                self._send(Stats(memory=self._measured(now)))
+                self._send(Stats(memory=self._measured(*self._emptied, now)))
 
-    def _measured(self, now: float) -> EngineMemory:
+    def _measured(self, meter: Meter, memory: EngineMemory, now: float) -> EngineMemory:
         """Return what the runtime holds while it sleeps without weights, measured now and then."""
-        assert self._emptied is not None
-        meter, memory = self._emptied
         if not memory.measured_bytes or now - self._looked_at >= _LOOKS_SECONDS:
             self._looked_at = now
             memory = EngineMemory(
