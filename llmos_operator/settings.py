@@ -185,6 +185,8 @@ class SchedulingSettings(_Group):
     """Seconds a workload is safe from preemption after its start, unless its spec says otherwise."""
     shrink_timeout: Seconds = 20.0
     """Seconds within which a replica that was asked to give up KV cache must be seen to have; else it gets all of it back."""
+    sleep_timeout: Seconds = 30.0
+    """Seconds within which a replica that was asked to sleep must be seen to; else it stays awake."""
     restore_after: Seconds = 60.0
     """Seconds for which a replica that gave up KV cache does with less at least, before it gets back what is free."""
     gang_start: Seconds = 300.0

@@ -25,7 +25,7 @@ from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError, Permanent, Retryable
 from llmos_operator.observability.logging import logger
-from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink
+from llmos_operator.scheduler.plan import Bind, Evict, Move
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,12 +103,7 @@ class Executor:
             return int(self._removals.evict(action))
         if isinstance(action, Move):
             return int(self._removals.move(action))
-        if isinstance(action, Shrink):
-            return int(self.lowering.shrink(action))
-        if isinstance(action, Restore):
-            return int(self.lowering.restore(action))
-        log.warning("action is not supported yet, left out", action=type(action).__name__)
-        return 0
+        return int(self.lowering.carry_out(action))
 
     # -- binding --------------------------------------------------------------------------------------------
 

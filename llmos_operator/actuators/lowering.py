@@ -1,8 +1,9 @@
-"""Asks replicas to do with less memory, and gives it back: what the ledger counts, and the claim on the pod that says so.
+"""Asks replicas to do with less memory, or to sleep, and undoes it: what the ledger counts, and the claim on the pod that says so.
 
 The store is changed first, then the claim is written down as it stands at that moment, however often that takes; so a
-write that is late, repeated or in doubt leaves the last word on the pod. Telling the runtime, and watching it come down,
-is `control.yielding`'s part: until it was seen to, the pod counts with all it was bound with.
+write that is late, repeated or in doubt leaves the last word on the pod. Telling the runtime, and watching it come down
+or fall asleep, is the part of `control.yielding` and `control.sleepers`: until it was seen to, the pod counts with all it
+had before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError, Retryable
 from llmos_operator.observability.logging import logger
+from llmos_operator.scheduler.plan import Restore, Shrink, Sleep, Wake
 from llmos_operator.state.convert.pods import claim_json
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from llmos_operator.actuators.outcomes import Outcomes
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.port import ClusterPort
-    from llmos_operator.scheduler.plan import Restore, Shrink
     from llmos_operator.state.store import Store
     from llmos_operator.state.types import Pod
 
@@ -57,9 +58,22 @@ class Lowering:
         self._dropped: dict[
             str, tuple[str, str]
         ] = {}  # pods whose claims are to be written down when this may write again
+        self.waking: set[str] = set()  # pods that are to serve again and whose runtimes may not know yet
         self.raised: set[str] = (
             set()
         )  # pods that have got their memory back and whose runtimes do not know yet
+
+    def carry_out(self, action: Shrink | Restore | Sleep | Wake) -> bool:
+        """Take one action on a claim; return whether it still makes sense."""
+        match action:
+            case Shrink():
+                return self.shrink(action)
+            case Restore():
+                return self.restore(action)
+            case Sleep():
+                return self.sleep(action)
+            case Wake():
+                return self.wake(action)
 
     def shrink(self, shrink: Shrink) -> bool:
         """Ask a replica to come down. Returns False if it is not there any more, or was asked before."""
@@ -104,6 +118,40 @@ class Lowering:
             self._write_down(pod.key, pod.uid, claim.workload)
             self._outcomes.not_shrunk(pod, why)
 
+    def sleep(self, sleep: Sleep) -> bool:
+        """Ask a replica to sleep. Returns False if it is not there any more, sleeps, or its node has no room for its weights."""
+        until = self._clock.now() + EXPECTED_SECONDS
+        if self._store.ask_to_sleep(sleep.pod, sleep.pod_uid, sleep.sleeping, until) is None:
+            return False
+        self.waking.discard(sleep.pod)
+        self._write_down(sleep.pod, sleep.pod_uid, sleep.victim)
+        self._outcomes.put_to_sleep(sleep)
+        return True
+
+    def asleep(self, pod: Pod) -> None:
+        """A replica was seen to sleep: count it as asleep."""
+        claim = self._store.note_asleep(pod.key, pod.uid)
+        if claim is not None:
+            self._write_down(pod.key, pod.uid, claim.workload)
+            self._outcomes.fell_asleep(pod)
+
+    def not_slept(self, pod: Pod, why: str) -> None:
+        """A replica did not go to sleep: it keeps its place, is woken, and not asked again for a while."""
+        claim = self._store.wake(pod.key, pod.uid, self._clock.now() + FIRM_SECONDS)
+        if claim is not None:
+            self.waking.add(pod.key)
+            self._write_down(pod.key, pod.uid, claim.workload)
+            self._outcomes.not_slept(pod, why)
+
+    def wake(self, wake: Wake) -> bool:
+        """Let a replica serve again. Returns False if it does not sleep, or its room is taken."""
+        if self._store.wake(wake.pod, wake.pod_uid) is None:
+            return False
+        self.waking.add(wake.pod)
+        self._write_down(wake.pod, wake.pod_uid, wake.workload)
+        self._outcomes.woken(wake)
+        return True
+
     def resume(self) -> None:
         """Write down what could not be when this process had to stop writing."""
         dropped, self._dropped = self._dropped, {}
@@ -136,9 +184,16 @@ class Lowering:
         except LlmosError as error:
             # What the ledger counts is then forgotten with this process: what was taken is given back instead.
             log.warning("claim cannot be written down", pod=key, error=error)
-            if pod.claim.lowered and self._store.restore_memory(key, uid, self._clock.now() + FIRM_SECONDS):
+            why, firm_until = (
+                f"its claim could not be written down: {error}",
+                self._clock.now() + FIRM_SECONDS,
+            )
+            if pod.claim.sleeping is not None and self._store.wake(key, uid, firm_until):
+                self.waking.add(key)
+                self._outcomes.not_slept(pod, why)
+            elif pod.claim.lowered and self._store.restore_memory(key, uid, firm_until):
                 self.raised.add(key)
-                self._outcomes.not_shrunk(pod, f"its claim could not be written down: {error}")
+                self._outcomes.not_shrunk(pod, why)
 
     def _write_later(self, key: str, uid: str, workload: str) -> None:
         async def again() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink
+    from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink, Sleep, Wake
     from llmos_operator.state.types import Pod
 
 
@@ -69,6 +69,22 @@ class Outcomes(Protocol):
 
     def restored(self, restore: Restore) -> None:
         """Say that a replica gets back what it gave up."""
+        ...
+
+    def put_to_sleep(self, sleep: Sleep) -> None:
+        """Say that a replica is asked to sleep."""
+        ...
+
+    def fell_asleep(self, pod: Pod) -> None:
+        """Say that a replica was seen to sleep."""
+        ...
+
+    def not_slept(self, pod: Pod, why: str) -> None:
+        """Say that a replica did not go to sleep and keeps its place."""
+        ...
+
+    def woken(self, wake: Wake) -> None:
+        """Say that a replica that slept is to serve again."""
         ...
 
     def retired(self, retire: Retire) -> None:

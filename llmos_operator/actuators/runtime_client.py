@@ -10,7 +10,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from llmos_operator.api import names
-from llmos_operator.api.runtime.messages import BudgetRequest, DrainRequest, RuntimeStatus
+from llmos_operator.api.runtime.messages import BudgetRequest, DrainRequest, RuntimeStatus, SleepRequest
 from llmos_operator.errors import Permanent, Retryable
 
 if TYPE_CHECKING:
@@ -49,6 +49,15 @@ class RuntimeClient:
         await self._request(
             "POST", namespace, address, "/control/v1/budget", BudgetRequest(memory_bytes=memory_bytes)
         )
+
+    async def sleep(self, namespace: str, address: str, seconds: float) -> None:
+        """Let the runtime sleep with its weights in host memory, once what is in progress has ended or so many seconds are over."""
+        order = SleepRequest(level=1, timeout_seconds=seconds)
+        await self._request("POST", namespace, address, "/control/v1/sleep", order)
+
+    async def wake(self, namespace: str, address: str) -> None:
+        """Let the runtime serve again."""
+        await self._request("POST", namespace, address, "/control/v1/wake")
 
     async def close(self) -> None:
         """End all connections."""

@@ -119,6 +119,8 @@ class Reason(StrEnum):
     SHRUNK = "Shrunk"  # it does with a smaller KV cache, to make room
     RESTORED = "Restored"  # it has got back what it gave up
     NOT_SHRUNK = "NotShrunk"  # it was asked to come down and did not
+    NOT_SLEPT = "NotSlept"  # it was asked to sleep and did not
+    IDLE = "Idle"  # it sleeps because nobody has asked anything of it for a while
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"
     DEVICE_UNHEALTHY = "DeviceUnhealthy"

@@ -183,6 +183,7 @@ class Operator:
                 ("events", parts.recorder.run()),
                 ("poller", parts.poller.run()),
                 ("yielding", parts.yielding.run()),
+                ("sleepers", parts.sleepers.run()),
                 ("profiles", parts.profiles.run()),
                 ("retention", parts.retention.run()),
                 ("summaries", parts.summaries.run()),

@@ -48,6 +48,7 @@ from llmos_operator.control.records import Records
 from llmos_operator.control.remedies import Remedies
 from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
+from llmos_operator.control.sleepers import Sleepers
 from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.treating import Treating
 from llmos_operator.control.watching import Watching, wired
@@ -304,6 +305,15 @@ class Assembly:
             self.executor.lowering,
             self.clock,
             timeout=self.settings.scheduling.shrink_timeout,
+            may_act=self.leadership.may_act,
+        )
+        self.sleepers = Sleepers(
+            self.store,
+            self.records,
+            self.client,
+            self.executor.lowering,
+            self.clock,
+            timeout=self.settings.scheduling.sleep_timeout,
             may_act=self.leadership.may_act,
         )
 

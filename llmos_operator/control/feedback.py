@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.events import EventRecorder, EventType
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record, Records
-    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Move, Restore, Shrink
+    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Move, Restore, Shrink, Sleep, Wake
     from llmos_operator.state.types import Pod, PodKey
 
 # Reasons a person has to act on: told as a Warning Event, not only in the status.
@@ -184,6 +184,40 @@ class Feedback:
             self.tell(record, "Normal", Reason.RESTORED, note, key=restore.pod_uid)
             self._review(record.key)
 
+    def put_to_sleep(self, sleep: Sleep) -> None:
+        """Say that a replica is asked to sleep."""
+        self._metrics.sleeps.labels("asked").inc()
+        record = self._current(sleep.victim, sleep.victim_uid)
+        if record is None:
+            return
+        if sleep.preemptor:
+            self._disrupted(record, "Sleep", sleep.preemptor, sleep)
+        self.tell(record, "Normal", Reason.ASLEEP, f"{sleep.pod}: {sleep.explanation}", key=sleep.pod_uid)
+        self._review(record.key)
+
+    def fell_asleep(self, pod: Pod) -> None:
+        """Say that a replica was seen to sleep."""
+        self._metrics.sleeps.labels("asleep").inc()
+        if pod.claim is not None:
+            self._review(pod.claim.workload)
+
+    def not_slept(self, pod: Pod, why: str) -> None:
+        """Say that a replica did not go to sleep and keeps its place."""
+        self._metrics.sleeps.labels("refused").inc()
+        record = self._current(pod.claim.workload, pod.claim.workload_uid) if pod.claim is not None else None
+        if record is not None:
+            note = f"{pod.key} stays awake, others make room instead: {why}"
+            self.tell(record, "Warning", Reason.NOT_SLEPT, note, key=pod.uid)
+            self._review(record.key)
+
+    def woken(self, wake: Wake) -> None:
+        """Say that a replica that slept is to serve again."""
+        self._metrics.sleeps.labels("woken").inc()
+        record = self._current(wake.workload, wake.workload_uid)
+        if record is not None:
+            self.tell(record, "Normal", Reason.AWAKE, f"{wake.pod}: {wake.explanation}", key=wake.pod_uid)
+            self._review(record.key)
+
     def retired(self, retire: Retire) -> None:
         """Say that the deletion of a pod was accepted."""
         record = self._current(retire.workload, retire.workload_uid)
@@ -209,7 +243,7 @@ class Feedback:
             self.tell(record, "Warning", decision.reason, decision.message)
         self._review(record.key)
 
-    def _disrupted(self, record: Record, action: str, by: str, why: Evict | Move | Shrink) -> None:
+    def _disrupted(self, record: Record, action: str, by: str, why: Evict | Move | Shrink | Sleep) -> None:
         """Note what was last done to a workload for another."""
         record.preemption = Preemption(
             by=by, action=action, reason=why.reason, message=why.explanation, time=self._clock.now()

@@ -61,6 +61,13 @@ class Hearing:
         pod = parts.store.pod(replica.pod)
         if pod is not None and pod.claim is not None and _below(report, pod.claim):
             parts.executor.lowering.raised.add(pod.key)
+        if (
+            pod is not None
+            and report.state is RuntimeState.ASLEEP
+            and pod.claim
+            and pod.claim.sleeping is None
+        ):
+            parts.executor.lowering.waking.add(pod.key)  # put to sleep by a leader that is gone
         if report.state is RuntimeState.READY and not loaded_before and workload and pod and pod.claim:
             self._loaded(workload, pod.claim, replica, report)
 
@@ -69,14 +76,15 @@ class Hearing:
         parts = self._parts
         if workload.kind is WorkloadKind.FINE_TUNE:
             return  # what training takes says nothing about serving, which profiles are about
-        seconds = parts.clock.now() - claim.bound_at
-        parts.metrics.ready_seconds.observe(max(0.0, seconds))
+        path = _load_path(report.load_path)
+        if path is not LoadPath.HOT:
+            parts.metrics.ready_seconds.observe(max(0.0, parts.clock.now() - claim.bound_at))
         took = sum(report.load_seconds.values())
         load = None
         if took > 0:
             load = LoadTime(
                 node_class=self._node_class(claim),
-                path=_load_path(report.load_path),
+                path=path,
                 format=WeightFormat(claim.format),
                 milliseconds=round(took * 1000),
                 samples=1,

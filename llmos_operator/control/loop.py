@@ -142,8 +142,9 @@ class Loop:
             plan = await self._plan(snapshot, now, prices)
             # What an interrupted plan did not come to is looked at with the next change, or after a pause: were it at
             # once, a plan that never ends in time would be made without end.
-            # Memory that was given up is given back when enough time has passed, without any other change.
-            self._waiting = plan is None or bool(plan.waits) or plan.interrupted or bool(snapshot.lowered)
+            # Memory that was given up is given back, and who sleeps wakes, when enough time has passed, without any other change.
+            given_up = bool(snapshot.lowered or snapshot.sleeping)
+            self._waiting = plan is None or bool(plan.waits) or plan.interrupted or given_up
             if plan is not None and self._may_act():
                 self._hand_over(plan)
             if plan is not None and self._record is not None:

@@ -117,6 +117,12 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+        self.sleeps = Counter(
+            "llmos_operator_sleeps_total",
+            "Replicas asked to sleep, by what became of it (asked, asleep, refused, woken).",
+            ["result"],
+            registry=registry,
+        )
         self.moves = Counter(
             "llmos_operator_moves_total",
             "Replicas started again elsewhere so that others could start, by result of the eviction (accepted, refused).",
@@ -252,6 +258,8 @@ class OperatorMetrics:
             self.reservations.labels(start)
         for result in ("asked", "yielded", "refused", "restored"):
             self.shrinks.labels(result)
+        for result in ("asked", "asleep", "refused", "woken"):
+            self.sleeps.labels(result)
         for result in ("accepted", "refused"):
             self.moves.labels(result)
         for result in ("accepted", "late"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmos_operator.settings import OperatorSettings
 
 # Steps of the disruption ladder the executor can carry out in this release.
-STEPS = (DisruptionStep.SHRINK, DisruptionStep.EVICT)
+STEPS = (DisruptionStep.SHRINK, DisruptionStep.SLEEP, DisruptionStep.EVICT)
 
 
 def policy_of(settings: OperatorSettings) -> Policy:

@@ -199,7 +199,8 @@ class Reviewer:
         if ruling.recovered and (record.failure is not None or record.preemption is not None):
             record.failure = None
             if not any(
-                pod.claim is not None and pod.claim.lowered for pod in self._store.pods_of(record.uid)
+                pod.claim is not None and (pod.claim.lowered or pod.claim.sleeping is not None)
+                for pod in self._store.pods_of(record.uid)
             ):
                 record.preemption = None
             record.permanent = False

@@ -69,7 +69,11 @@ class Yielding:
         """Look once at every runtime that has to come down, or may go up again."""
         lowered = self._store.lowered()
         watched = [
-            pod for pod in lowered if pod.claim is not None and not (pod.claim.yielded and self._keeps(pod))
+            pod
+            for pod in lowered
+            if pod.claim is not None
+            and pod.claim.sleeping is None
+            and not (pod.claim.yielded and self._keeps(pod))
         ]
         present = {pod.uid for pod in watched}
         self._since = {uid: at for uid, at in self._since.items() if uid in present}
@@ -99,7 +103,7 @@ class Yielding:
     async def _come_down(self, pod: Pod, claim: Claim) -> None:
         """Tell a runtime its lower limit, and count it with that once it keeps to it."""
         since = self._since.setdefault(pod.uid, self._clock.monotonic())
-        namespace, ip = pod.namespace, self._address(pod)
+        namespace, ip = pod.namespace, address_of(self._records, pod)
         report = await self._client.status(namespace, ip)
         if report.memory.limit_bytes != claim.asked_bytes and report.state is RuntimeState.READY:
             await self._client.set_budget(namespace, ip, claim.asked_bytes)
@@ -128,14 +132,18 @@ class Yielding:
         if pod.claim is None or pod.phase is not PodPhase.BOUND:
             self._lowering.raised.discard(pod.key)
             return
-        await self._client.set_budget(pod.namespace, self._address(pod), pod.claim.bytes_per_device)
+        await self._client.set_budget(
+            pod.namespace, address_of(self._records, pod), pod.claim.bytes_per_device
+        )
         self._lowering.raised.discard(pod.key)
 
-    def _address(self, pod: Pod) -> str:
-        replica = self._records.replica(pod.key)
-        if replica is None or replica.uid != pod.uid or not replica.ip:
-            raise Retryable(f"{pod.key} has no address")
-        return replica.ip
+
+def address_of(records: Records, pod: Pod) -> str:
+    """Return where a pod's runtime listens. Raises Retryable while that is not known."""
+    replica = records.replica(pod.key)
+    if replica is None or replica.uid != pod.uid or not replica.ip:
+        raise Retryable(f"{pod.key} has no address")
+    return replica.ip
 
 
 def _is_down(report: RuntimeStatus, claim: Claim) -> bool:

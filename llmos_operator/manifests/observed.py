@@ -170,6 +170,11 @@ class Observed:
 
     @property
     def asleep_count(self) -> int:
-        """Live pods whose weights are in host memory."""
-        states = (self.report_of(pod) for pod in self.live)
-        return sum(1 for report in states if report is not None and report.state is RuntimeState.ASLEEP)
+        """Live pods whose weights are in host memory: their runtimes say so, or their claims until they have been asked."""
+        return sum(self._sleeps(pod) for pod in self.live)
+
+    def _sleeps(self, pod: Pod) -> bool:
+        report = self.report_of(pod)
+        if report is None:
+            return pod.claim is not None and pod.claim.asleep
+        return report.state is RuntimeState.ASLEEP

@@ -13,10 +13,12 @@ from llmos_operator.api.conditions import Condition, Reason
 from llmos_operator.api.meta import ConditionStatus
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.clock import rfc3339
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.manifests.observed import Observed
+    from llmos_operator.state.types import Sleeping
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _AFTER_DOWNLOAD = frozenset(RuntimeState) - {
@@ -267,8 +269,21 @@ def suspended(seen: Observed) -> Verdict:
 def asleep(seen: Observed) -> Verdict:
     """Whether its weights are in host memory."""
     if seen.live and seen.asleep_count == len(seen.live):
-        return Verdict(TRUE, Reason.ASLEEP, "The weights are in host memory; a request wakes it.")
+        sleeping = next((pod.claim.sleeping for pod in seen.live if pod.claim is not None), None)
+        return Verdict(TRUE, Reason.ASLEEP, f"The weights are in host memory {_until(sleeping)}.")
     return Verdict(FALSE, Reason.AWAKE)
+
+
+def _until(sleeping: Sleeping | None) -> str:
+    """Return since when and for whom a replica sleeps, and what wakes it."""
+    if sleeping is None:
+        return "until it is told to wake"
+    since = rfc3339(sleeping.at)
+    if not sleeping.beneficiary:
+        return f"since {since}, because nobody asked anything of it; a request wakes it"
+    return (
+        f"since {since}, to make room for {sleeping.beneficiary}; it wakes when its devices have room again"
+    )
 
 
 def scaling_active(seen: Observed) -> Verdict:

@@ -1,7 +1,7 @@
 """The control API for the operator, on a port of its own, behind the namespace's token.
 
-`GET /control/v1/status`, `POST /control/v1/drain`, `POST /control/v1/budget`, `POST /control/v1/adapters`,
-`DELETE /control/v1/adapters/NAME`; messages of `api.runtime.messages`.
+`GET /control/v1/status`, `POST /control/v1/drain`, `POST /control/v1/budget`, `POST /control/v1/sleep`,
+`POST /control/v1/wake`, `POST /control/v1/adapters`, `DELETE /control/v1/adapters/NAME`; messages of `api.runtime.messages`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from llmos_operator.api.runtime.messages import AdapterRequest, BudgetRequest, DrainRequest
+from llmos_operator.api.runtime.messages import AdapterRequest, BudgetRequest, DrainRequest, SleepRequest
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.answers import ApiError, from_validation, unavailable
 from llmos_operator.runtime.exchange import error_reply
@@ -51,6 +51,8 @@ class ControlApi:
                 Route("/control/v1/status", self.status, methods=["GET"]),
                 Route("/control/v1/drain", self.drain, methods=["POST"]),
                 Route("/control/v1/budget", self.budget, methods=["POST"]),
+                Route("/control/v1/sleep", self.sleep, methods=["POST"]),
+                Route("/control/v1/wake", self.wake, methods=["POST"]),
                 Route("/control/v1/adapters", self.load_adapter, methods=["POST"]),
                 Route("/control/v1/adapters/{name}", self.unload_adapter, methods=["DELETE"]),
             ],
@@ -81,6 +83,19 @@ class ControlApi:
         except EngineUnavailable as error:
             raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
         log.info("new memory budget", bytes=order.memory_bytes)
+        return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
+
+    async def sleep(self, request: Request) -> Response:
+        """Go to sleep once what is in progress has ended; the state says Asleep, and the status' memory what is left."""
+        self._gate.check(request.headers.get("authorization", ""))
+        order = await _read(request, SleepRequest)
+        self._host.sleep(order.level, order.timeout_seconds)
+        return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
+
+    async def wake(self, request: Request) -> Response:
+        """Wake up; the state says Ready when it serves again."""
+        self._gate.check(request.headers.get("authorization", ""))
+        self._host.wake()
         return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
 
     async def load_adapter(self, request: Request) -> Response:

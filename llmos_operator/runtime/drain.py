@@ -63,18 +63,19 @@ class Drain:
         self.draining = True
         await asyncio.sleep(max(0.0, min(linger, deadline - self.monotonic())))
         self.declining = True
-        if await self._emptied(deadline):
+        if await self.emptied(deadline):
             return True
         for outputs in list(self._outputs):
             outputs.interrupt(Stopping("the runtime is shutting down"))
-        await self._emptied(self.monotonic() + abort_seconds)
+        await self.emptied(self.monotonic() + abort_seconds)
         return False
 
     def resume(self) -> None:
         """Take requests again (a drain that was ordered for a swap and is over)."""
         self.draining = self.declining = False
 
-    async def _emptied(self, deadline: float) -> bool:
+    async def emptied(self, deadline: float) -> bool:
+        """Wait until no request is inside, at most until ``deadline`` (monotonic seconds); return whether none is."""
         while self.inside:
             self._empty.clear()
             try:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 STATS_SECONDS = 0.25
+_SLEEP_SECONDS = 60.0  # for the engine to let go of what it holds
 _NAMES_SHOWN = 20
 _ADAPTER_STATUS: dict[str, HTTPStatus] = {
     Reason.MODEL_NOT_FOUND: HTTPStatus.NOT_FOUND,
@@ -70,6 +71,9 @@ class ModelHost:
         self._unreadable: Failure | None = None  # the engine loaded it, the front cannot use it
         self.last_request_at: float | None = None  # monotonic seconds
         self.progress: Callable[[], WorkProgress] | None = None  # of a batch that runs through this model
+        self._dozing: asyncio.Task[None] | None = (
+            None  # takes nothing new, and sleeps when what runs has ended
+        )
 
     async def run(self) -> None:
         """Load, then follow the engine until cancelled: over crashes, restarts, sleep and failure."""
@@ -115,7 +119,12 @@ class ModelHost:
                 f"The model `{model[:200]}` does not exist. Known models: {', '.join(self.names()[:_NAMES_SHOWN])}.",
                 param="model",
             )
-        if status.state is RuntimeState.READY and self.served is not None and self.served.info is status.info:
+        if (
+            status.state is RuntimeState.READY
+            and self._dozing is None
+            and self.served is not None
+            and self.served.info is status.info
+        ):
             self.last_request_at = self._clock.monotonic()
             return replace(self.served, name=adapter, adapter=adapter) if adapter else self.served
         raise self._not_ready(status)
@@ -130,6 +139,47 @@ class ModelHost:
     def names(self) -> list[str]:
         """Return what requests may ask for: the model, then its adapters."""
         return [self.settings.model_name, *(info.name for info in self.engine.status().adapters)]
+
+    # ------------------------------------------------------------ sleep
+
+    def sleep(self, level: int, timeout_seconds: float) -> None:
+        """Take nothing new from now on, and sleep when what is in progress has ended or the time is over.
+
+        Raises ApiError (503) where nothing is served that could sleep; a second order changes nothing.
+        """
+        state = self.engine.status().state
+        if self._dozing is not None or state is RuntimeState.ASLEEP:
+            return
+        if state is not RuntimeState.READY or self._drain.draining:
+            raise unavailable(
+                "engine_unavailable",
+                f"The model is {self.state().value}, not Ready.",
+                retry_after=2.0,
+                refused="loading",
+            )
+        log.info("going to sleep", level=level, inside=self._drain.inside)
+        self._dozing = asyncio.create_task(self._doze(level, timeout_seconds))
+
+    async def _doze(self, level: int, timeout_seconds: float) -> None:
+        deadline = self._clock.monotonic() + timeout_seconds
+        try:
+            await self._drain.emptied(deadline)
+            self.engine.sleep(level)
+            async with asyncio.timeout(_SLEEP_SECONDS):
+                await self.engine.wait(RuntimeState.ASLEEP, RuntimeState.STARTING, RuntimeState.FAILED)
+        except (LlmosError, TimeoutError) as error:
+            log.warning("did not go to sleep", error=error)  # the operator sees it, and takes the next step
+        finally:
+            self._dozing = None
+
+    def wake(self) -> None:
+        """Serve again; nothing happens where the model does not sleep. Raises ApiError (503) without an engine."""
+        if self._dozing is not None:
+            self._dozing.cancel()
+        try:
+            self.engine.wake()
+        except LlmosError as error:
+            raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
 
     # ------------------------------------------------------------ adapters
 
@@ -184,6 +234,8 @@ class ModelHost:
         state = self.state()
         if state is not RuntimeState.READY:
             return f"the model is {state.value}"
+        if self._dozing is not None:
+            return "the model goes to sleep"
         return "the queue is full" if self._admission.is_full() else ""
 
     def failure(self) -> Failure | None:
@@ -214,6 +266,7 @@ class ModelHost:
                 kv_bytes=memory.kv_bytes,
                 base_bytes=memory.base_bytes,
                 limit_bytes=memory.limit_bytes,
+                host_bytes=memory.host_bytes,
             ),
             requests=RequestStats(
                 running=stats.running,

@@ -12,7 +12,7 @@ from llmos_operator.scheduler.consolidation import Consolidation
 from llmos_operator.scheduler.gang import Gangs, concerns
 from llmos_operator.scheduler.moving import Moving
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
-from llmos_operator.scheduler.plan import Bind, Evict, Shrink
+from llmos_operator.scheduler.plan import Bind, Evict, Shrink, Sleep
 from llmos_operator.scheduler.quota import charge
 from llmos_operator.scheduler.reservation import Reservations
 from llmos_operator.scheduler.room import unobserved
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size, Sizes
     from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, Profile, Workload
+    from llmos_operator.state.types import Claim, Pod, Profile, Sleeping, Workload
 
 _SPREAD_HANDICAP = 1 << 50  # of a node that holds a replica of the same workload
 
@@ -53,6 +53,7 @@ class Result:
     binds: list[Bind] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)
     shrinks: list[Shrink] = field(default_factory=list)
+    sleeps: list[Sleep] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     waiting: int = 0
     failure: Failure | None = None  # of the last replica that has to wait
@@ -223,6 +224,19 @@ class Attempts:
             scored_by=by.value,
         )
 
+    def asleep(self, pod: Pod, sleeping: Sleeping) -> None:
+        """Let a pod be asked to sleep, in both worlds."""
+        self.worlds.sleep(pod, sleeping)
+        self._write(pod.node)
+
+    def awake(self, pod: Pod) -> None:
+        """Let a pod that slept be awake, in both worlds."""
+        self.worlds.wake(pod)
+        self._write(pod.node)
+
+    def _write(self, node: str) -> None:
+        self.scene.table.write(self.scene.table.row_of[node], self.worlds.now.node(node))
+
     def leaves_room(self, claim: Claim, request: Request) -> bool:
         """Return whether the claim fits quota and takes no room that is being made for somebody else."""
         now, later = self.worlds.now, self.worlds.later
@@ -250,7 +264,8 @@ class Attempts:
 
     def _wait_for_leaving(self, pending: Pending, shape: Shape, ordinal: int) -> Failure | None:
         """Hold room that somebody is leaving, or is coming down from, if that will do."""
-        if not (self.worlds.leaving or self.worlds.lowering) or not self.worlds.later.tree.fits(
+        worlds = self.worlds
+        if not (worlds.leaving or worlds.lowering or worlds.dozing) or not self.worlds.later.tree.fits(
             pending.queue, pending.least_charge()
         ):
             return None
@@ -316,6 +331,7 @@ class Attempts:
         if proposal is None:
             return None
         result.shrinks += steps.shrinks(self.preemption, pending, proposal)
+        result.sleeps += steps.sleeps(self.preemption, pending, proposal)
         result.evictions += steps.evictions(self.preemption, pending, proposal)
         self._hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
         self.forget_failures()

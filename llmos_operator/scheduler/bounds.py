@@ -2,8 +2,8 @@
 
 A bound is a pair (rank of the most important victim, cost) that no victim set on the node can go below. A victim
 that holds several devices counts for each of them by its part, so a sum over devices never counts more than it costs.
-Where the request would fit on a device if all came down who may, only their ranks and costs bound it; elsewhere somebody
-has to end.
+Where the request would fit on a device if all came down or slept who may, only their ranks and costs bound it; elsewhere
+somebody has to end.
 """
 
 from __future__ import annotations
@@ -97,6 +97,13 @@ def _lowered(
     return enough
 
 
+def roomless(request: Request, *, compute: bool) -> Request:
+    """Return a request that fits where only memory (with `compute` also compute) is missing."""
+    if compute:
+        return replace(request, bytes_per_device=0, compute_milli=0)
+    return replace(request, bytes_per_device=0)
+
+
 def _host_bounds(rows: int, index: VictimIndex, rights: Bools, ranks: Ints, host: Bools) -> tuple[Ints, Ints]:
     rank, cost = np.full(rows, NEVER, np.int64), np.full(rows, NEVER, np.int64)
     np.minimum.at(rank, index.rows[rights], ranks[rights])
@@ -140,12 +147,13 @@ def _bound(
     """Return the bound of one device, None if displacing those on it cannot help."""
     if device_fits(device, request, overuse):
         return LOWEST, 0
-    lower = [(rank, v) for rank, v in victims if v.asked_bytes]
-    given = sum(v.claim.held_bytes - v.asked_bytes for _, v in lower)
-    roomy = device_fits(device, replace(request, bytes_per_device=0), overuse)  # but for its memory
+    lower = [(rank, v) for rank, v in victims if not v.ends]
+    given = sum(v.claim.held_bytes - v.left_bytes for _, v in lower)
+    sleepers = any(v.sleeping is not None for _, v in lower)
+    roomy = device_fits(device, roomless(request, compute=sleepers), overuse)
     if given and roomy and device.headroom_bytes() + given >= request.bytes_per_device:
         return min(r for r, _ in lower), min(v.cost // len(v.claim.devices) for _, v in lower)
-    on = [(rank, v) for rank, v in victims if not v.asked_bytes]
+    on = [(rank, v) for rank, v in victims if v.ends]
     if not on or (request.whole and len(on) < device.claims):
         return None
     ranks = [rank for rank, _ in on]

@@ -2,8 +2,9 @@
 
 Everybody who waits is asked in queue order. For each replica, sizes best first: the first that fits now is bound;
 else, if room is already being made, it waits for that; else others may come down, move or be displaced for it; else it
-waits and the filters say why. Replicas that are being moved have their places held before anybody is asked. What has been tried in vain once is not tried again for identical work. At the end those who came
-down get back what nobody waits for.
+waits and the filters say why. Replicas that are being moved have their places held before anybody is asked. What has been tried in vain once is not tried again for identical work. Who sleeps wakes before anybody of its
+priority is placed, if its room is there. At the end those who came down get back what nobody waits for, and those sleep of
+whom nobody asks anything.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from llmos_operator.scheduler.repair import repairs
 from llmos_operator.scheduler.restoring import restores
 from llmos_operator.scheduler.scene import Scene
 from llmos_operator.scheduler.table import CAPACITY, NodeTable
+from llmos_operator.scheduler.waking import Waking
 from llmos_operator.scheduler.world import Worlds
 from llmos_operator.state.types import FULL_MILLI
 
@@ -59,13 +61,17 @@ def plan(
     waiting = lines(snapshot, policy, now, attempts.worlds.now.tree)
     outcome.refuse(waiting.refused)
     attempts.moving.hold(waiting)
+    waking = Waking(attempts)
     for pending in waiting.picks(attempts.worlds.now.tree, total_of(attempts.scene.table)):
         if budget.exhausted():
             outcome.interrupt()
             break
+        outcome.wake(waking.before(pending))
         outcome.record(pending, attempts.place(pending))
     else:
+        outcome.wake(waking.rest())
         outcome.restore(restores(attempts))
+        outcome.rest(waking.idle())
     if budget.search_exhausted():
         outcome.interrupt()
     return outcome.plan(waiting)

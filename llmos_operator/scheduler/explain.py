@@ -23,17 +23,20 @@ from llmos_operator.state.snapshot import lacking, missing
 from llmos_operator.state.types import AUTO, PreemptionPolicy, Quantization, QuantizationMode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from llmos_operator.scheduler.attempt import Attempts
-    from llmos_operator.scheduler.plan import Decision, Evict, Move, Plan, Rejection, Shrink
+    from llmos_operator.scheduler.plan import Decision, Evict, Move, Plan, Rejection, Shrink, Sleep
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Workload, WorkloadKey
+    from llmos_operator.state.types import Claim, Pod, Workload, WorkloadKey
 
 _LEAST_CONTEXT: Final = 512
 _SHOWN_VICTIMS: Final = 3
 _MILLISECONDS: Final = 1000
+_HARSHEST: Final = ("takes memory of", "puts to sleep", "displaces")  # by the depth of the harshest step
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,9 @@ class Explanation:
     replicas_placed: int
     options: tuple[SizeOption, ...] = ()  # precisions, best first
     rejected: tuple[Rejection, ...] = ()
-    victims: tuple[Evict | Shrink, ...] = ()  # who would have to go, or give up memory, for it to start now
+    victims: tuple[
+        Evict | Shrink | Sleep, ...
+    ] = ()  # who would have to go, sleep or give up memory for it to start
     moves: tuple[Move, ...] = ()  # who would have to move for it to start
     would_help: tuple[str, ...] = ()  # changes that would make it start
     expected_start: float | None = None  # epoch seconds; None: not known
@@ -104,16 +109,33 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKe
 
 def _place(snapshot: Snapshot, workload: Workload) -> str:
     """Return what is to be said of a workload of which nothing waits."""
-    claims = [pod.claim for pod in snapshot.lowered if pod.claim and pod.claim.workload_uid == workload.uid]
+    claims = _claims(snapshot.lowered, workload)
     lowered = [
         f"{claim.pod} with {human_bytes(claim.asked_bytes)} of {human_bytes(claim.bytes_per_device)} per device"
         for claim in claims
     ]
-    if not lowered:
-        return "every replica has its place"
+    asleep = [_asleep(claim) for claim in _claims(snapshot.sleeping, workload)]
+    parts = ["every replica has its place"]
+    if lowered:
+        parts.append(
+            f"to make room for others goes on {', '.join(lowered)}, until its devices have room again and nobody waits for it"
+        )
+    return "; ".join((*parts, *asleep))
+
+
+def _claims(pods: Iterable[Pod], workload: Workload) -> list[Claim]:
+    return [pod.claim for pod in pods if pod.claim and pod.claim.workload_uid == workload.uid]
+
+
+def _asleep(claim: Claim) -> str:
+    """Return what is to be said of a replica that sleeps, or is going to."""
+    sleeping = claim.sleeping
+    verb = "sleeps" if claim.asleep else "goes to sleep"
+    if sleeping is None or not sleeping.beneficiary:
+        return f"{claim.pod} {verb} because nobody asked anything of it; a request wakes it"
     return (
-        f"every replica has its place; to make room for others goes on {', '.join(lowered)}, until its devices have "
-        "room again and nobody waits for it"
+        f"{claim.pod} {verb} to make room for {sleeping.beneficiary}; it wakes when its devices have "
+        f"{human_bytes(claim.awake_bytes)} for it again, before others of its priority"
     )
 
 
@@ -236,7 +258,7 @@ def _higher(attempts: Attempts, pending: Pending) -> list[str]:
         return []
     highest = max(v.priority for v in proposal.victims)
     names = ", ".join(v.claim.workload for v in proposal.victims[:_SHOWN_VICTIMS])
-    how = "displaces" if any(not v.asked_bytes for v in proposal.victims) else "takes memory of"
+    how = _HARSHEST[max((v.depth for v in proposal.victims), default=0)]
     loss = proposal.cost / _MILLISECONDS
     return [f"a priority above {highest}: {how} {names} on node {proposal.node} at a loss of {loss:.0f} s"]
 

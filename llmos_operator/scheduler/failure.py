@@ -48,14 +48,16 @@ def former_pods(pending: Pending) -> Failure:
 
 def leaving(worlds: Worlds, node: str, size: Size) -> Failure:
     """Return the wait for pods that are on their way out, or come down."""
-    gone, lower = _on(worlds.leaving, node), _on(worlds.lowering, node)
-    if not gone and not lower:  # what is missing is quota, which others leave elsewhere
+    gone, lower, doze = (_on(pods, node) for pods in (worlds.leaving, worlds.lowering, worlds.dozing))
+    if not gone and not lower and not doze:  # what is missing is quota, which others leave elsewhere
         gone = sorted(worlds.leaving)
     parts = []
     if gone:
         parts.append(f"{', '.join(gone[:_SHOWN_PODS])} to leave")
     if lower:
         parts.append(f"{', '.join(lower[:_SHOWN_PODS])} to give up memory")
+    if doze:
+        parts.append(f"{', '.join(doze[:_SHOWN_PODS])} to sleep")
     text = f"waits for {' and '.join(parts) or 'room'}, then starts on node {node}"
     return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=size)
 
@@ -75,13 +77,16 @@ def unmeasured(node: str, size: Size) -> Failure:
 
 def displacing(proposal: Proposal) -> Failure:
     """Return the wait for pods that are displaced by this plan."""
-    ends = [v.pod.key for v in proposal.victims if not v.asked_bytes]
+    ends = [v.pod.key for v in proposal.victims if v.ends]
+    asleep = [v.pod.key for v in proposal.victims if v.sleeping is not None]
     lower = [v.pod.key for v in proposal.victims if v.asked_bytes]
     parts = []
     if ends:
         parts.append(f"displaces {len(ends)} of lower standing ({', '.join(ends[:_SHOWN_PODS])})")
     if lower:
         parts.append(f"takes memory of {len(lower)} of lower standing ({', '.join(lower[:_SHOWN_PODS])})")
+    if asleep:
+        parts.append(f"puts {len(asleep)} of lower standing to sleep ({', '.join(asleep[:_SHOWN_PODS])})")
     text = f"{' and '.join(parts)}, then starts on node {proposal.node}"
     return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=proposal.size)
 

@@ -10,7 +10,7 @@ from llmos_operator.scheduler.plan import Decision, Plan, Wait
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Result
-    from llmos_operator.scheduler.plan import Bind, Evict, Move, Reservation, Restore, Shrink
+    from llmos_operator.scheduler.plan import Bind, Evict, Move, Reservation, Restore, Shrink, Sleep, Wake
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Lines, Pending, Refused
     from llmos_operator.state.snapshot import Snapshot
@@ -28,6 +28,8 @@ class Outcome:
         self._now = now
         self._evictions: list[Evict] = []
         self._shrinks: list[Shrink] = []
+        self._sleeps: list[Sleep] = []
+        self._wakes: list[Wake] = []
         self._moves: list[Move] = []
         self._binds: list[Bind] = []
         self._restores: list[Restore] = []
@@ -60,6 +62,7 @@ class Outcome:
         """Take what became of a workload in a line."""
         self._evictions += result.evictions
         self._shrinks += result.shrinks
+        self._sleeps += result.sleeps
         self._moves += result.moves
         self._binds += result.binds
         workload, failure = pending.workload, result.failure
@@ -104,6 +107,14 @@ class Outcome:
         """Take what is given back to replicas that came down."""
         self._restores += restores
 
+    def wake(self, wakes: list[Wake]) -> None:
+        """Take who wakes: before anybody who is bound later in the plan."""
+        self._wakes += wakes
+
+    def rest(self, sleeps: list[Sleep]) -> None:
+        """Take who sleeps because nobody asks anything of it."""
+        self._sleeps += sleeps
+
     def interrupt(self) -> None:
         """Note that the time ran out."""
         self._interrupted = True
@@ -122,7 +133,15 @@ class Outcome:
         return Plan(
             self._snapshot.version,
             self._now,
-            (*self._evictions, *self._moves, *self._shrinks, *self._binds, *self._restores),
+            (
+                *self._evictions,
+                *self._moves,
+                *self._shrinks,
+                *self._sleeps,
+                *self._wakes,
+                *self._binds,
+                *self._restores,
+            ),
             tuple(self._waits),
             self._decisions,
             tuple(self._reservations),

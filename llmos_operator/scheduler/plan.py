@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmos_operator.api.conditions import Reason
-    from llmos_operator.state.types import Claim, PodKey, Workload, WorkloadKey
+    from llmos_operator.state.types import Claim, PodKey, Sleeping, Workload, WorkloadKey
 
 KEPT_SECONDS: Final = 300.0  # for which a moved replica's place is kept after its pod should be gone
 _MILLISECONDS: Final = 1000
@@ -79,18 +79,31 @@ class Shrink:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Move a replica's weights to host memory; its claim keeps `bytes_per_device` on the device."""
+    """Move a replica's weights to host memory. `preemptor` is the workload it makes room for, "" where it is idle."""
 
     pod: PodKey
     pod_uid: str
     node: str
     victim: WorkloadKey
     victim_uid: str
-    bytes_per_device: int
-    cost: int
+    sleeping: Sleeping  # what it keeps, and what of the node's memory it takes
+    cost: int  # expected loss in milliseconds of device time
     reason: Reason
     explanation: str
     preemptor: WorkloadKey = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Let a replica that sleeps serve again where it was: there is room for it."""
+
+    pod: PodKey
+    pod_uid: str
+    node: str
+    workload: WorkloadKey
+    workload_uid: str
+    reason: Reason
+    explanation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +150,7 @@ class Move:
         )
 
 
-Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Move
+Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Wake | Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +236,20 @@ class Plan:
         return tuple(a for a in self.actions if isinstance(a, Shrink))
 
     @property
-    def displacements(self) -> tuple[Evict | Shrink, ...]:
-        """The Evict and Shrink actions."""
-        return tuple(a for a in self.actions if isinstance(a, Evict | Shrink))
+    def sleeps(self) -> tuple[Sleep, ...]:
+        """The Sleep actions."""
+        return tuple(a for a in self.actions if isinstance(a, Sleep))
+
+    @property
+    def wakes(self) -> tuple[Wake, ...]:
+        """The Wake actions."""
+        return tuple(a for a in self.actions if isinstance(a, Wake))
+
+    @property
+    def displacements(self) -> tuple[Evict | Shrink | Sleep, ...]:
+        """What is done to some for others: the Evict and Shrink actions, and the Sleep actions of who is not idle."""
+        found = (a for a in self.actions if isinstance(a, Evict | Shrink | Sleep))
+        return tuple(a for a in found if not isinstance(a, Sleep) or a.preemptor)
 
     @property
     def moves(self) -> tuple[Move, ...]:

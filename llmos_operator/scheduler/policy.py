@@ -48,6 +48,7 @@ class PreemptionLimits:
     outage_seconds: float = 60.0  # what it costs to take a workload below its least number of replicas
     searches: int = 200  # claims per cycle for which victims are searched
     restore_after: float = 60.0  # seconds for which a replica that came down does with less, at least
+    wake_after: float = 10.0  # seconds for which a replica that was put to sleep for another sleeps, at least
     stuck_after: float = 30.0  # seconds past its grace after which a terminating pod is not waited for
 
 

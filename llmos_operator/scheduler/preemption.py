@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.scheduler.bounds import NEVER, lower_bound, lower_bounds
+from llmos_operator.scheduler.bounds import NEVER, lower_bound, lower_bounds, roomless
 from llmos_operator.scheduler.placement import pick
 from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.search import Pool, cheapest
 from llmos_operator.scheduler.table import CAPACITY
-from llmos_operator.scheduler.victims import VictimIndex
+from llmos_operator.scheduler.victims import ASLEEP, VictimIndex
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
 
 _OWN: Final = 1 << 34  # added to the priority of work that is not borrowed: it ranks after all that is
-_LOWERED: Final = 1 << 37  # taken off the rank of who comes down: it ranks before everybody who ends
+# Taken off the rank by depth: who comes down ranks before everybody who sleeps, and that before everybody who ends.
+_MILDER: Final = (1 << 37, 1 << 36, 0)
 _REMOTE_VICTIMS: Final = 16  # considered for quota alone, beside those on the node
 
 
@@ -198,7 +199,12 @@ class Preemption:
         for key in victim.budgets:
             self.index.budgets[key] -= 1
         self._gone.add(victim.replica)
-        self._worlds.leave(victim.pod)
+        if victim.sleeping is None:
+            self._worlds.leave(victim.pod)
+            return
+        self._worlds.sleep(victim.pod, victim.sleeping)
+        node = victim.pod.node
+        self._scene.table.write(self._scene.table.row_of[node], self._worlds.now.node(node))
 
     def checkpoint(self) -> tuple[dict[str, int], set[Replica]]:
         """Return a mark to roll back to; the worlds have marks of their own."""
@@ -221,7 +227,7 @@ class Preemption:
             rights |= of_queue & (lower if rule[1] else True)
             if rule[0] is Reason.RECLAIMED:
                 ranks[of_queue] -= _OWN
-        ranks[~index.ends] -= _LOWERED
+        ranks -= np.array(_MILDER, np.int64)[index.depths]
         return rights, ranks
 
     def large_enough(self, request: Request) -> Bools:
@@ -255,7 +261,12 @@ class Preemption:
         """Return by what right the claimant may displace the victim as things stand, None without any."""
         if victim.claim.workload_uid == pending.workload.uid or victim.pod.key in self._worlds.leaving:
             return None
-        if victim.asked_bytes and victim.pod.key in self._worlds.lowering:
+        if not victim.ends and (
+            victim.pod.key in self._worlds.dozing
+            or (victim.asked_bytes and victim.pod.key in self._worlds.lowering)
+        ):
+            return None
+        if victim.sleeping is not None and not self._worlds.has_beds_for(victim.pod, victim.sleeping):
             return None
         rule = self._rule(pending, victim.claim.queue)
         if rule is None or (rule[1] and victim.priority >= pending.priority):
@@ -269,7 +280,9 @@ class Preemption:
         request = displacing(request)
         table, nodes = self._scene.table, self._feasibility.acceptable(request).nodes
         usable = self._feasibility.parts(request)
-        roomy = self._feasibility.parts(replace(request, bytes_per_device=0))[1]
+        # Who sleeps gives up its compute, too.
+        sleepers = bool((rights & (self.index.depths == ASLEEP)).any())
+        roomy = self._feasibility.parts(roomless(request, compute=sleepers))[1]
         rank, cost = lower_bounds(table, self.index, rights, ranks, request, usable, roomy)
         for name in self._worlds.differing:
             row = table.row_of[name]
@@ -369,7 +382,7 @@ def charge_of(request: Request, devices: tuple[DeviceState, ...]) -> Amount:
 
 def _borrowed(rank: int, victim: Victim) -> bool:
     """Return whether a victim's rank is that of work beyond its queue's share."""
-    return rank + (_LOWERED if victim.asked_bytes else 0) < _OWN >> 1
+    return rank + _MILDER[victim.depth] < _OWN >> 1
 
 
 def displacing(request: Request) -> Request:

@@ -111,6 +111,7 @@ class _ClusterRecord(_Part):
     averages: dict[str, tuple[int, int]]
     standing: tuple[tuple[str, int, int], ...]  # queue, priority, claims
     terminating: tuple[str, ...]
+    idle: tuple[str, ...] = ()
     targets: tuple[tuple[str, int, Target], ...] = ()  # workload UID, ordinal, place
     disturbed: dict[str, float] = {}
 
@@ -247,6 +248,7 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         averages=dict(snapshot.averages),
         standing=tuple((queue, priority, count) for (queue, priority), count in snapshot.standing.items()),
         terminating=tuple(pod.key for pod in snapshot.terminating),
+        idle=tuple(sorted(snapshot.idle)),
         targets=tuple((uid, ordinal, one) for (uid, ordinal), one in snapshot.targets.items()),
         disturbed=dict(snapshot.disturbed),
     )
@@ -284,6 +286,14 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
             for key in sorted(pods)
             if (claim := pods[key].claim) is not None and claim.lowered and pods[key].phase is PodPhase.BOUND
         ),
+        sleeping=tuple(
+            pods[key]
+            for key in sorted(pods)
+            if (claim := pods[key].claim) is not None
+            and claim.sleeping is not None
+            and pods[key].phase is PodPhase.BOUND
+        ),
+        idle=frozenset(record.idle),
         moved=tuple(
             pods[key] for key in sorted(pods) if (claim := pods[key].claim) is not None and claim.moved_at
         ),

@@ -78,6 +78,7 @@ class Relocations:
         queue = workload.queue or policy.default_queue
         if (
             claim.lowered
+            or claim.sleeping is not None
             or queue != claim.queue
             or attempts.now - claim.moved_at < policy.consolidation.cool_down
         ):

@@ -33,7 +33,7 @@ from llmos_operator.scheduler.yielding import would_yield_from
 from llmos_operator.state import ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from llmos_operator.scheduler.attempt import Attempts, Result, Shape
     from llmos_operator.scheduler.queueing import Pending
@@ -152,6 +152,15 @@ class Reservations:
     def leave(self, claim: Claim, delay: float = 0.0) -> bool:
         """Return whether a claim that starts within `delay` seconds takes nothing that is kept from it."""
         return all(self._leaves(one, claim, delay) for one in self._kept)
+
+    def keeps(self, devices: Iterable[str], priority: int) -> bool:
+        """Return whether one of the devices is kept for a claim of higher priority."""
+        wanted = set(devices)
+        return any(
+            one.pending.priority > priority
+            and wanted & {uuid for c in one.place.claims for uuid in c.devices}
+            for one in self._kept
+        )
 
     def names(self) -> list[str]:
         """Return for whom places are kept."""

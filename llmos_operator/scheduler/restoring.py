@@ -53,6 +53,8 @@ def _candidates(attempts: Attempts) -> list[tuple[Pod, Claim]]:
         for pod in attempts.snapshot.lowered
         if pod.claim is not None
         and pod.claim.yielded
+        and pod.claim.sleeping is None
+        and pod.key not in attempts.worlds.dozing
         and pod.key not in attempts.worlds.leaving
         and attempts.now - pod.claim.asked_at >= wait
         and pod.claim.domain not in attempts.waiting_domains

@@ -48,10 +48,10 @@ class Pool:
         """Return who goes with a victim beside those gone already; None if one of them must stay."""
         if not victim.tied:
             return [victim]
-        keys = {one.pod.key for one in gone if not one.asked_bytes}
+        keys = {one.pod.key for one in gone if one.ends}
         if victim.pod.key in keys:
             return []
-        lost = {one.replica for one in gone if not one.asked_bytes}
+        lost = {one.replica for one in gone if one.ends}
         group = self.company(victim, {*self.before, *lost})
         return group and [one for one in group if one.pod.key not in keys]
 
@@ -60,8 +60,10 @@ class Pool:
         group = self._group(victim, self.gone)
         if group is None or not all(self.may_go(one) for one in group):
             return False
-        if victim.asked_bytes and any(one.pod.key == victim.pod.key for one in self.gone):
-            return False  # it has ended already
+        if not victim.ends and any(
+            one.pod.key == victim.pod.key and one.depth >= victim.depth for one in self.gone
+        ):
+            return False  # as much, or more, is asked of it already
         for one in group:
             for key in one.budgets:
                 self.budgets[key] -= 1

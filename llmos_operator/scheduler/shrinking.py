@@ -36,6 +36,7 @@ def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: 
         and bool(claim.devices)
         and pod.ready
         and not claim.lowered
+        and claim.sleeping is None
         and now >= pod.firm_until
     )
 

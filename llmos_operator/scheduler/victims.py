@@ -1,6 +1,7 @@
 """Who may be displaced, and what it would cost.
 
-A pod may stand here twice, once for each step its disruption order allows: to come down (`shrinking`), and to end. A pod
+A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to sleep (`sleeping`), and
+to end. A pod
 of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the device time that
 is lost, in milliseconds of one device:
 
@@ -14,12 +15,13 @@ work, but everything must be loaded again.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from llmos_operator.scheduler.shrinking import may_shrink, shrink_cost, shrunk_bytes
+from llmos_operator.scheduler.sleeping import HOT, asleep_as, may_be_put_to_sleep, sleep_cost
 from llmos_operator.state.labels import matches
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, PodPhase, WorkloadKind
 
@@ -29,15 +31,16 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.quota import QuotaTree
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Workload
+    from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Sleeping, Workload
 
 _MILLISECONDS = 1000
+ASLEEP, ENDS = 1, 2  # depths of a displacement; 0: it comes down
 Replica: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A pod that may be displaced by something of higher standing, and how: it ends, or comes down to `asked_bytes`."""
+    """A pod that may be displaced by something of higher standing, and how: it comes down to `asked_bytes`, sleeps, or ends."""
 
     pod: Pod
     claim: Claim
@@ -47,12 +50,28 @@ class Victim:
     beyond: int  # how far its queue is beyond its nominal share, in thousandths of that share
     budgets: tuple[str, ...]  # disruption budgets that cover it
     tied: bool = False  # others may have to go with it: see `VictimIndex.company`
-    asked_bytes: int = 0  # of each device that it would keep; 0: it ends
+    asked_bytes: int = 0  # of each device that it would keep; 0: it does not come down
+    sleeping: Sleeping | None = None  # as what it would sleep; None: it does not
 
     @property
-    def key(self) -> tuple[str, bool]:
-        """What tells the entries of one pod apart: the pod, and whether it would end."""
-        return (self.pod.key, not self.asked_bytes)
+    def ends(self) -> bool:
+        """Whether its pod would end."""
+        return not self.asked_bytes and self.sleeping is None
+
+    @property
+    def depth(self) -> int:
+        """How much is asked of it: 0 to come down, 1 to sleep, 2 to end."""
+        return ENDS if self.ends else ASLEEP if self.sleeping is not None else 0
+
+    @property
+    def left_bytes(self) -> int:
+        """What it would keep of each device, as long as it does not end."""
+        return self.sleeping.bytes_per_device if self.sleeping is not None else self.asked_bytes
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the entries of one pod apart: the pod, and how much is asked of it."""
+        return (self.pod.key, self.depth)
 
     @property
     def replica(self) -> Replica:
@@ -69,7 +88,7 @@ class VictimIndex:
     """Everybody who may be displaced at all in one snapshot: as values, and as arrays in the same order.
 
     `device_rows`, `device_columns` and `device_victims` list every device of every victim, for sums over devices. `ends`
-    tells victims that would end from those that would come down, `yields` how many bytes of each device come down.
+    tells victims that would end from those that would stay, `yields` how many bytes of each device those give up.
     """
 
     def __init__(
@@ -111,8 +130,9 @@ class VictimIndex:
         self.costs = np.array([v.cost for v in found], np.int64)
         self.parts = np.array([v.cost // max(1, len(v.claim.devices)) for v in found], np.int64)
         self.queues = np.array([numbers[v.claim.queue] for v in found], np.int64)
-        self.ends = np.array([not v.asked_bytes for v in found], np.bool_)
-        kept = [v.asked_bytes or v.claim.held_bytes for v in found]
+        self.ends = np.array([v.ends for v in found], np.bool_)
+        self.depths = np.array([v.depth for v in found], np.int64)
+        kept = [v.left_bytes or v.claim.held_bytes for v in found]
         self.yields = np.array([v.claim.held_bytes for v in found], np.int64) - np.array(kept, np.int64)
         places = []
         node, columns = "", {}
@@ -136,7 +156,12 @@ class VictimIndex:
         if claim is None or pod.phase is not PodPhase.BOUND or not pod.uid:
             return []
         workload = self._workloads.get(claim.workload_uid)
-        found = [self._shrinking(pod, claim, workload), self._ending(pod, claim, workload, running)]
+        ending = self._ending(pod, claim, workload, running)
+        found = [
+            self._shrinking(pod, claim, workload),
+            self._sleeping(pod, claim, workload, running),
+            ending if workload is None or DisruptionStep.EVICT in workload.disruption_order else None,
+        ]
         return [one for one in found if one is not None]
 
     def _shrinking(self, pod: Pod, claim: Claim, workload: Workload | None) -> Victim | None:
@@ -151,10 +176,21 @@ class VictimIndex:
         beyond = self._beyond.get(claim.queue, 0)
         return Victim(pod, claim, claim.priority, cost, 0, beyond, (), asked_bytes=left)
 
-    def _ending(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
-        if self._now - (pod.started_at or claim.bound_at) < claim.min_runtime:
+    def _sleeping(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
+        """Return a pod as one that could sleep: it serves nobody then, so all that protects it from ending protects it."""
+        if workload is None or not may_be_put_to_sleep(pod, claim, workload, self._policy, self._now):
             return None
-        if workload is not None and DisruptionStep.EVICT not in workload.disruption_order:
+        ending = self._ending(pod, claim, workload, running)
+        profile = self._profiles.get((workload.model.uri, workload.model.revision))
+        sleeping = asleep_as(claim, workload, profile, self._policy, self._now)
+        if ending is None or sleeping is None:
+            return None
+        cost = sleep_cost(claim, sleeping, profile, self._policy, ending.cost)
+        return replace(ending, cost=cost, sleeping=sleeping)
+
+    def _ending(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
+        """Return a pod as one that could end, whatever its disruption order says; None if it is protected from that."""
+        if self._now - (pod.started_at or claim.bound_at) < claim.min_runtime:
             return None
         budgets = self._covering(pod)
         if any(self.budgets[key] <= 0 for key in budgets):
@@ -183,7 +219,7 @@ class VictimIndex:
             replica = (workload.uid, pod.claim.ordinal)
             if replica != victim.replica and (not everybody or replica in gone):
                 continue
-            place = self.place_of.get((pod.key, True))
+            place = self.place_of.get((pod.key, ENDS))
             if place is None:
                 return None
             found.append(self.victims[place])
@@ -230,7 +266,7 @@ def _measured_load(profile: Profile | None, fmt: str) -> float | None:
     """Return the quickest measured load in seconds, warm ones before others."""
     if profile is None:
         return None
-    times = [t for t in profile.load_times if t.format == fmt]
+    times = [t for t in profile.load_times if t.format == fmt and t.path != HOT]
     warm = [t for t in times if t.path == "Warm"] or times
     return min(t.milliseconds for t in warm) / _MILLISECONDS if warm else None
 
@@ -255,5 +291,6 @@ def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collectio
 
 
 def _running(pods: Iterable[Pod]) -> int:
-    """Return how many replicas have a pod that runs."""
-    return len({pod.claim.ordinal for pod in pods if pod.claim is not None and pod.phase is PodPhase.BOUND})
+    """Return how many replicas have a pod that runs, and is awake."""
+    claims = (pod.claim for pod in pods if pod.phase is PodPhase.BOUND)
+    return len({claim.ordinal for claim in claims if claim is not None and claim.sleeping is None})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.victims import Victim
     from llmos_operator.state.ledger import NodeState
-    from llmos_operator.state.types import Claim
+    from llmos_operator.state.types import Claim, Sleeping
 
 _MILLISECONDS = 1000
 _SHOWN = 3
@@ -98,6 +98,36 @@ def shrunk(pending: Pending, victim: Victim, proposal: Proposal) -> str:
         f"priority {victim.priority} comes down to one full context, from {held} to {left} per device; "
         f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
     )
+
+
+def put_to_sleep(pending: Pending, victim: Victim, proposal: Proposal) -> str:
+    """Return why a victim has to sleep, and what of it stays where."""
+    host = human_bytes(victim.sleeping.host_bytes if victim.sleeping is not None else 0)
+    held, left = human_bytes(victim.claim.held_bytes), human_bytes(victim.left_bytes)
+    return (
+        f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: priority "
+        f"{victim.priority} sleeps, {host} of weights in the node's memory, from {held} to {left} per device; "
+        f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+    )
+
+
+def idle(claim: Claim, sleeping: Sleeping) -> str:
+    """Return why a replica sleeps though nobody needs its room."""
+    held, left = human_bytes(claim.held_bytes), human_bytes(sleeping.bytes_per_device)
+    return (
+        f"nobody has asked anything of it for idle.sleepAfter: {human_bytes(sleeping.host_bytes)} of weights wait in the "
+        f"memory of node {claim.node}, from {held} to {left} per device; a request wakes it"
+    )
+
+
+def woken(claim: Claim, now: float) -> str:
+    """Return why a replica that sleeps wakes."""
+    sleeping = claim.sleeping
+    slept = max(0.0, now - sleeping.at) if sleeping is not None else 0.0
+    why = f"there is room on node {claim.node} again"
+    if sleeping is not None and not sleeping.beneficiary:
+        why = "somebody asks for it"
+    return f"{why}: awake after {slept:.0f} s of sleep, with {human_bytes(claim.awake_bytes)} per device"
 
 
 def moved(pending: Pending, victim: Victim, target: Claim) -> str:

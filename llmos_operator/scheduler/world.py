@@ -1,6 +1,6 @@
 """The cluster as a plan changes it: now, and as it will be when everything on its way out has gone.
 
-What was asked to come down counts with all it had now, and with what it will have left later.
+What was asked to come down, or to sleep, counts with all it had now, and with what it will have left later.
 
 A bind must fit into both worlds: into the present one, because what has not left yet still holds its memory, and into
 the later one, because room that is being made for somebody must not be given away. Waiting for room means being
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.victims import Victim
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, Pod
+    from llmos_operator.state.types import Claim, Pod, Sleeping
 
 
 class World:
@@ -55,10 +55,16 @@ class World:
         """Let a pod have come down to `asked_bytes` of each device; its queue is charged as before."""
         self.view.lower(pod.node, pod.key, asked_bytes)
 
+    def sleep(self, pod: Pod, sleeping: Sleeping) -> None:
+        """Let a pod sleep; its queue is charged as before."""
+        self.view.sleep(pod.node, pod.key, sleeping)
+
     def displace(self, victim: Victim) -> None:
-        """Let a victim have made its room: by coming down, or by being gone."""
+        """Let a victim have made its room: by coming down, by sleeping, or by being gone."""
         if victim.asked_bytes:
             self.lower(victim.pod, victim.asked_bytes)
+        elif victim.sleeping is not None:
+            self.sleep(victim.pod, victim.sleeping)
         else:
             self.vacate(victim.pod)
 
@@ -86,6 +92,7 @@ class Mark:
     later: tuple[int, int]
     leaving: dict[str, Pod]
     lowering: dict[str, Pod]
+    dozing: dict[str, Pod]
     differing: set[str]
 
 
@@ -98,6 +105,7 @@ class Worlds:
     leaving: dict[str, Pod] = field(default_factory=dict)  # terminating pods that will be gone
     differing: set[str] = field(default_factory=set)
     lowering: dict[str, Pod] = field(default_factory=dict)  # pods that come down, not seen to have yet
+    dozing: dict[str, Pod] = field(default_factory=dict)  # pods that go to sleep, not seen to yet
 
     @classmethod
     def of(cls, snapshot: Snapshot, now: float, stuck_after: float) -> Worlds:
@@ -113,6 +121,9 @@ class Worlds:
         for pod in snapshot.lowered:
             if pod.claim is not None and not pod.claim.yielded:
                 worlds.lower(pod, pod.claim.asked_bytes)
+        for pod in snapshot.sleeping:
+            if pod.claim is not None and pod.claim.sleeping is not None and not pod.claim.asleep:
+                worlds._doze(pod, pod.claim.sleeping)
         return worlds
 
     def leave(self, pod: Pod) -> None:
@@ -128,6 +139,35 @@ class Worlds:
         self.later.lower(pod, asked_bytes)
         self.lowering[pod.key] = pod
         self.differing.add(pod.node)
+
+    def has_beds_for(self, pod: Pod, sleeping: Sleeping) -> bool:
+        """Return whether a node's memory can take the weights of a pod, now and later."""
+        now, later, host = self.now.node(pod.node), self.later.node(pod.node), sleeping.host_bytes
+        # Weights count from the moment a pod is asked, so those that are only tried in the later world count now, too.
+        return later.has_beds_for(host) and now.has_beds_for(
+            max(0, later.sleep_bytes - now.sleep_bytes) + host
+        )
+
+    def sleep(self, pod: Pod, sleeping: Sleeping) -> None:
+        """Ask a pod to sleep: its weights take their room in the node's memory now, its devices are free later."""
+        asked = self.now.node(pod.node).pods[pod.key]
+        if asked.claim is not None:
+            claim = replace(asked.claim, sleeping=replace(sleeping, down=False))
+            self.now.view.put(replace(asked, claim=claim))
+        self._doze(pod, sleeping)
+
+    def _doze(self, pod: Pod, sleeping: Sleeping) -> None:
+        self.later.sleep(pod, sleeping)
+        self.dozing[pod.key] = pod
+        self.differing.add(pod.node)
+
+    def wake(self, pod: Pod) -> None:
+        """Let a pod that slept be awake, in both worlds."""
+        _rouse(self.now, pod)
+        if pod.node in self.differing:
+            _rouse(self.later, pod)
+        else:
+            self.later.view.adopt(self.now.node(pod.node))
 
     def restore(self, pod: Pod, claim: Claim) -> None:
         """Let a pod that had come down count with all it was bound with, in both worlds."""
@@ -158,6 +198,7 @@ class Worlds:
             self.later.checkpoint(),
             dict(self.leaving),
             dict(self.lowering),
+            dict(self.dozing),
             set(self.differing),
         )
 
@@ -166,4 +207,11 @@ class Worlds:
         self.now.rollback(mark.now)
         self.later.rollback(mark.later)
         self.leaving, self.lowering = dict(mark.leaving), dict(mark.lowering)
+        self.dozing = dict(mark.dozing)
         self.differing = set(mark.differing)
+
+
+def _rouse(world: World, pod: Pod) -> None:
+    asleep = world.node(pod.node).pods[pod.key]
+    if asleep.claim is not None:
+        world.view.put(replace(asleep, claim=replace(asleep.claim, sleeping=None)))

@@ -14,7 +14,7 @@ from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.explain import explain
-from llmos_operator.scheduler.plan import Move, Shrink
+from llmos_operator.scheduler.plan import Move, Shrink, Sleep
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import PodPhase
@@ -143,7 +143,7 @@ def unfold(store: Store, policy: Policy, now: float, prices: Prices | None = Non
         cycles.append(made)
         carry_out(store, made)
         snapshot = store.snapshot()
-        if not made.actions and not _leaving(snapshot, policy, now) and not _lowering(snapshot):
+        if not made.actions and not _leaving(snapshot, policy, now) and not _changing(snapshot):
             break
         now = _settle(store, policy, now)
     return cycles
@@ -170,6 +170,10 @@ def carry_out(store: Store, made: Plan) -> None:
             shrink.preemptor,
             made.now + YIELD_SECONDS,
         )
+    for sleep in made.sleeps:
+        store.ask_to_sleep(sleep.pod, sleep.pod_uid, sleep.sleeping, made.now + YIELD_SECONDS)
+    for wake in made.wakes:
+        store.wake(wake.pod, wake.pod_uid)
     for restore in made.restores:
         store.restore_memory(restore.pod, restore.pod_uid)
     for bind in made.binds:
@@ -185,10 +189,10 @@ def _settle(store: Store, policy: Policy, now: float) -> float:
     later = max([now, *(pod.deletion_at for pod in leaving)])
     for pod in leaving:
         vacate(store, pod.key, later)
-    lowering = _lowering(snapshot)
-    if lowering:
+    changing = _changing(snapshot)
+    if changing:
         later = max(later, now + YIELD_SECONDS)
-    for pod in lowering:
+    for pod in changing:
         come_down(store, pod, later)
     for node, heard in snapshot.heard.items():
         if now - heard <= policy.stale_seconds:
@@ -201,18 +205,23 @@ def _leaving(snapshot: Snapshot, policy: Policy, now: float) -> list[Pod]:
     return [p for p in snapshot.terminating if p.deletion_at + policy.preemption.stuck_after >= now]
 
 
-def _lowering(snapshot: Snapshot) -> list[Pod]:
-    """Return the pods that come down and were not seen to have yet."""
-    return [pod for pod in snapshot.lowered if pod.claim is not None and not pod.claim.yielded]
+def _changing(snapshot: Snapshot) -> list[Pod]:
+    """Return the pods that come down, or go to sleep, and were not seen to have yet."""
+    lower = [pod for pod in snapshot.lowered if pod.claim is not None and not pod.claim.yielded]
+    return lower + [pod for pod in snapshot.sleeping if pod.claim is not None and not pod.claim.asleep]
 
 
 def come_down(store: Store, pod: Pod, now: float) -> None:
-    """Let a pod have come down to what it was asked for, and be seen to."""
+    """Let a pod have come down to what it was asked for, or sleep, and be seen to."""
     state = store.node(pod.node)
     if state is None or pod.claim is None:
         return
-    left = state.lowered(pod.key, pod.claim.asked_bytes)
-    store.note_yielded(pod.key, pod.uid)
+    if pod.claim.sleeping is not None:
+        left = state.slept(pod.key, pod.claim.sleeping)
+        store.note_asleep(pod.key, pod.uid)
+    else:
+        left = state.lowered(pod.key, pod.claim.asked_bytes)
+        store.note_yielded(pod.key, pod.uid)
     _observe(store, left, now)
 
 
@@ -280,7 +289,7 @@ def _outcome(placed: tuple[Placed, ...], waiting: int) -> str:
     return "StartsAfterEviction" if any(one.after > 0 for one in placed) else "Starts"
 
 
-def _displaced(evict: Evict | Shrink | Move, cycles: list[Plan], at: int) -> Displaced:
+def _displaced(evict: Evict | Shrink | Sleep | Move, cycles: list[Plan], at: int) -> Displaced:
     if isinstance(evict, Move):
         return Displaced(
             evict.workload,
@@ -300,10 +309,19 @@ def _displaced(evict: Evict | Shrink | Move, cycles: list[Plan], at: int) -> Dis
         evict.cost,
         evict.preemptor,
         evict.explanation,
-        f"goes on with {human_bytes(evict.bytes_per_device)} per device"
-        if isinstance(evict, Shrink)
+        _stays(evict, cycles[at + 1 :])
+        if isinstance(evict, Shrink | Sleep)
         else _afterwards(evict.victim, cycles[at + 1 :]),
     )
+
+
+def _stays(one: Shrink | Sleep, cycles: list[Plan]) -> str:
+    """Return what becomes of a replica whose pod stays."""
+    if isinstance(one, Shrink):
+        return f"goes on with {human_bytes(one.bytes_per_device)} per device"
+    if any(wake.pod_uid == one.pod_uid for cycle in cycles for wake in cycle.wakes):
+        return "sleeps, and wakes again"
+    return "sleeps until its devices have room again"
 
 
 def _afterwards(victim: WorkloadKey, cycles: list[Plan]) -> str:

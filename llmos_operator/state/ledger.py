@@ -19,7 +19,7 @@ from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llmos_operator.state.types import Claim, Device, GpuNode, Node, Pod, PodKey
+    from llmos_operator.state.types import Claim, Device, GpuNode, Node, Pod, PodKey, Sleeping
 
 _LARGEST_MARGIN = 256 * MIB
 _MARGIN_SHARE = 64  # of the device's memory
@@ -91,7 +91,8 @@ class NodeState:
     devices: tuple[DeviceState, ...] = ()
     observed: Mapping[str, Observation] = field(default_factory=dict)
     cpu_milli: int = 0  # used
-    memory_bytes: int = 0  # used
+    memory_bytes: int = 0  # used, weights of replicas that sleep included
+    sleep_bytes: int = 0  # of it, those weights
     gpus: int = 0  # nvidia.com/gpu used, ours and others'
     foreign_gpus: int = 0  # of them, others'
     pod_count: int = 0
@@ -117,6 +118,7 @@ class NodeState:
         if pod.phase is PodPhase.FINISHED:
             return replace(self, pods=pods)
         foreign = self.foreign_gpus + sign * foreign_gpus(pod)
+        asleep = pod.claim.host_bytes if pod.claim is not None else 0
         devices = self.devices
         if foreign or self.foreign_gpus or (pod.claim is not None and pod.claim.devices):
             devices = _devices_after(self, pod, sign, pods, foreign)
@@ -128,7 +130,8 @@ class NodeState:
             devices,
             self.observed,
             self.cpu_milli + sign * pod.cpu_milli,
-            self.memory_bytes + sign * pod.memory_bytes,
+            self.memory_bytes + sign * (pod.memory_bytes + asleep),
+            self.sleep_bytes + sign * asleep,
             self.gpus + sign * whole_gpus(pod),
             foreign,
             self.pod_count + sign,
@@ -157,6 +160,31 @@ class NodeState:
         freed = pod.claim.held_bytes - asked_bytes
         claim = replace(pod.claim, asked_bytes=asked_bytes, yielded=True)
         return _freed(self.with_pod(replace(pod, claim=claim)), claim, freed)
+
+    def slept(self, key: PodKey, sleeping: Sleeping) -> NodeState:
+        """Return the state as it will be when the pod sleeps."""
+        pod = self.pods[key]
+        if pod.claim is None:
+            return self
+        freed = pod.claim.held_bytes - sleeping.bytes_per_device
+        claim = replace(pod.claim, sleeping=replace(sleeping, down=True))
+        return _freed(self.with_pod(replace(pod, claim=claim)), claim, freed)
+
+    def may_wake(self, claim: Claim) -> bool:
+        """Return whether the reservations leave a replica of this node that sleeps the room it had awake."""
+        if not claim.asleep:
+            return True
+        found = [self.device(uuid) for uuid in claim.devices]
+        return all(
+            one is not None
+            and one.reserved_bytes + claim.awake_bytes - claim.held_bytes <= one.device.memory_bytes
+            and one.compute_milli + claim.compute_milli <= FULL_MILLI
+            for one in found
+        )
+
+    def has_beds_for(self, host_bytes: int) -> bool:
+        """Return whether weights of that size can wait in the node's memory."""
+        return self.node is not None and self.node.memory_bytes - self.memory_bytes >= host_bytes
 
     def device(self, uuid: str) -> DeviceState | None:
         """Return the device of that UUID, or None if the node has no such device (any more)."""
@@ -256,7 +284,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
     return DeviceState(
         state.device,
         state.reserved_bytes + sign * claim.held_bytes,
-        state.compute_milli + sign * claim.compute_milli,
+        state.compute_milli + sign * claim.held_milli,
         state.claims + sign,
         exclusive,
         state.foreign,

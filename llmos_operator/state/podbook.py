@@ -23,7 +23,7 @@ from llmos_operator.state.types import Pod, PodPhase
 
 if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, PodKey, Target, WorkloadKey
+    from llmos_operator.state.types import Claim, PodKey, Sleeping, Target, WorkloadKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,12 @@ class PodBook(NodeBook):
         self._nominated = dict(snapshot.nominated)
         self._targets = dict(snapshot.targets)
         self._tally.restore(
-            snapshot.charged, snapshot.standing, snapshot.terminating, snapshot.lowered, snapshot.moved
+            snapshot.charged,
+            snapshot.standing,
+            snapshot.terminating,
+            snapshot.lowered,
+            snapshot.sleeping,
+            snapshot.moved,
         )
 
     def pod(self, key: PodKey) -> Pod | None:
@@ -212,7 +217,11 @@ class PodBook(NodeBook):
         pod = self._pods.get(key)
         if pod is None or pod.uid != uid or pod.claim is None or pod.phase is not PodPhase.BOUND:
             return None
-        if pod.claim.lowered or not 0 < asked_bytes < pod.claim.bytes_per_device:
+        if (
+            pod.claim.lowered
+            or pod.claim.sleeping is not None
+            or not 0 < asked_bytes < pod.claim.bytes_per_device
+        ):
             return None
         self._nominate(preemptor, until)
         claim = replace(pod.claim, asked_bytes=asked_bytes, asked_at=now, yielded=False)
@@ -239,6 +248,60 @@ class PodBook(NodeBook):
         claim = replace(pod.claim, asked_bytes=0, asked_at=0.0, yielded=False)
         self._put_pod(replace(pod, claim=claim, firm_until=max(firm_until, pod.firm_until)))
         return claim
+
+    def ask_to_sleep(self, key: PodKey, uid: str, sleeping: Sleeping, until: float = 0.0) -> Claim | None:
+        """Ask a running pod to sleep; return its claim as it is to be written down.
+
+        It counts with all it has until :meth:`note_asleep`, and with its weights in the node's memory from now on. Who it
+        makes room for is nominated until `until`, as by :meth:`assume_evicted`. None: it is not there (any more), was asked
+        before, or the node has not that much memory.
+        """
+        pod = self._pods.get(key)
+        if pod is None or pod.uid != uid or pod.claim is None or pod.phase is not PodPhase.BOUND:
+            return None
+        if pod.claim.lowered and not pod.claim.yielded:
+            return None
+        if pod.claim.sleeping is not None or not 0 < sleeping.bytes_per_device < pod.claim.held_bytes:
+            return None
+        if not self._state(pod.node).has_beds_for(sleeping.host_bytes):
+            return None
+        self._nominate(sleeping.beneficiary, until)
+        claim = replace(pod.claim, sleeping=replace(sleeping, down=False))
+        self._put_pod(replace(pod, claim=claim))
+        return claim
+
+    def note_asleep(self, key: PodKey, uid: str) -> Claim | None:
+        """Count a pod as asleep, because it was seen to be; return its claim if that is news."""
+        pod = self._pods.get(key)
+        if (
+            pod is None
+            or pod.uid != uid
+            or pod.claim is None
+            or pod.claim.sleeping is None
+            or pod.claim.asleep
+        ):
+            return None
+        claim = replace(pod.claim, sleeping=replace(pod.claim.sleeping, down=True))
+        self._put_pod(replace(pod, claim=claim))
+        return claim
+
+    def wake(self, key: PodKey, uid: str, firm_until: float = 0.0) -> Claim | None:
+        """Count a pod as awake again; return its claim as it is to be written down, None if it does not sleep or its room is taken.
+
+        `firm_until` is when it may be asked again, where it did not go to sleep.
+        """
+        pod = self._pods.get(key)
+        if pod is None or pod.uid != uid or pod.claim is None or pod.claim.sleeping is None:
+            return None
+        if not self._state(pod.node).may_wake(pod.claim):
+            return None
+        claim = replace(pod.claim, sleeping=None)
+        self._put_pod(replace(pod, claim=claim, firm_until=max(firm_until, pod.firm_until)))
+        return claim
+
+    def sleeping(self) -> tuple[Pod, ...]:
+        """Return the running pods that were asked to sleep."""
+        return tuple(self._tally.sleeping.values())
 
     def lowered(self) -> tuple[Pod, ...]:
         """Return the running pods that were asked to do with less memory."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PriorityClass,
         Profile,
         Queue,
+        Sleeping,
         Target,
         Workload,
         WorkloadKey,
@@ -63,6 +64,8 @@ class Snapshot:
     standing: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (queue, priority) -> claims
     terminating: tuple[Pod, ...] = ()  # pods with claims on their way out
     lowered: tuple[Pod, ...] = ()  # running pods that were asked to do with less memory, by key
+    sleeping: tuple[Pod, ...] = ()  # running pods that were asked to sleep, by key
+    idle: frozenset[WorkloadKey] = frozenset()  # nobody has asked anything of them for `idle.sleepAfter`
     moved: tuple[Pod, ...] = ()  # pods of replicas that were moved to where they are, by key
     targets: Mapping[tuple[str, int], Target] = field(
         default_factory=dict
@@ -191,6 +194,10 @@ class View:
     def lower(self, node: str, pod: PodKey, asked_bytes: int) -> None:
         """Count a pod as it will be once it has come down to `asked_bytes` of each of its devices."""
         self._set(self._nodes[node].lowered(pod, asked_bytes))
+
+    def sleep(self, node: str, pod: PodKey, sleeping: Sleeping) -> None:
+        """Count a pod as it will be once it sleeps."""
+        self._set(self._nodes[node].slept(pod, sleeping))
 
     def adopt(self, state: NodeState) -> None:
         """Take a node's state as another view has it."""

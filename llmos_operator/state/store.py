@@ -55,6 +55,7 @@ class Store(PodBook):
         self._priority_classes: dict[str, PriorityClass] = {}
         self._budgets: dict[str, DisruptionBudget] = {}
         self._namespaces: dict[str, Namespace] = {}
+        self._idle: set[WorkloadKey] = set()
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Store:
@@ -76,6 +77,7 @@ class Store(PodBook):
         store._priority_classes = dict(snapshot.priority_classes)
         store._budgets = dict(snapshot.budgets)
         store._namespaces = dict(snapshot.namespaces)
+        store._idle = set(snapshot.idle)
         return store
 
     def mark_synced(self, kind: Kind) -> None:
@@ -111,6 +113,8 @@ class Store(PodBook):
             standing=dict(self._tally.standing),
             terminating=tuple(self._tally.terminating.values()),
             lowered=tuple(sorted(self._tally.lowered.values(), key=lambda pod: pod.key)),
+            sleeping=tuple(sorted(self._tally.sleeping.values(), key=lambda pod: pod.key)),
+            idle=frozenset(self._idle),
             moved=tuple(sorted(self._tally.moved.values(), key=lambda pod: pod.key)),
             targets=dict(self._targets),
             disturbed=dict(self._disturbed),
@@ -153,6 +157,7 @@ class Store(PodBook):
         self._nominated.pop(key, None)
         self._replicas.pop(key, None)
         self._holds.pop(key, None)
+        self._idle.discard(key)
         self._version += 1
         return True
 
@@ -166,6 +171,14 @@ class Store(PodBook):
             self._replicas[key] = replicas
         if key in self._workloads:
             self._refresh_workload(key)
+        return True
+
+    def set_idle(self, key: WorkloadKey, *, idle: bool) -> bool:
+        """Say whether nobody has asked anything of a workload for as long as it may then sleep after."""
+        if idle == (key in self._idle):
+            return False
+        self._idle.symmetric_difference_update({key})
+        self._version += 1
         return True
 
     def set_hold(self, key: WorkloadKey, hold: Hold | None) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """What is charged to each queue, who stands how high, who is on the way out, was asked to come down, or was moved.
+    """What is charged to each queue, who stands how high, who is on the way out, was asked to come down or to sleep, or was moved.
 
     Finished pods do not count.
     """
@@ -23,6 +23,7 @@ class Tally:
         self.standing: dict[tuple[str, int], int] = {}  # (queue, priority) -> claims
         self.terminating: dict[PodKey, Pod] = {}
         self.lowered: dict[PodKey, Pod] = {}
+        self.sleeping: dict[PodKey, Pod] = {}
         self.moved: dict[PodKey, Pod] = {}
 
     def restore(
@@ -31,12 +32,14 @@ class Tally:
         standing: Mapping[tuple[str, int], int],
         terminating: Iterable[Pod],
         lowered: Iterable[Pod],
+        sleeping: Iterable[Pod],
         moved: Iterable[Pod],
     ) -> None:
         """Take sums as they were."""
         self.charged, self.standing = dict(charged), dict(standing)
         self.terminating = {pod.key: pod for pod in terminating}
         self.lowered = {pod.key: pod for pod in lowered}
+        self.sleeping = {pod.key: pod for pod in sleeping}
         self.moved = {pod.key: pod for pod in moved}
 
     def add(self, pod: Pod) -> None:
@@ -46,6 +49,8 @@ class Tally:
             self.terminating[pod.key] = pod
         if pod.claim is not None and pod.claim.lowered and pod.phase is PodPhase.BOUND:
             self.lowered[pod.key] = pod
+        if pod.claim is not None and pod.claim.sleeping is not None and pod.phase is PodPhase.BOUND:
+            self.sleeping[pod.key] = pod
         if pod.claim is not None and pod.claim.moved_at:
             self.moved[pod.key] = pod
 
@@ -54,6 +59,7 @@ class Tally:
         self._count(pod, -1)
         self.terminating.pop(pod.key, None)
         self.lowered.pop(pod.key, None)
+        self.sleeping.pop(pod.key, None)
         self.moved.pop(pod.key, None)
 
     def _count(self, pod: Pod, sign: int) -> None:

@@ -76,6 +76,7 @@ __all__ = [
     "Requirement",
     "Selector",
     "Sharing",
+    "Sleeping",
     "Taint",
     "Target",
     "Toleration",
@@ -189,6 +190,17 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleeping:
+    """That a replica was asked to sleep: its weights wait in its node's memory, its devices are for others."""
+
+    bytes_per_device: int  # that it keeps while it sleeps
+    host_bytes: int  # of the node's memory, for its weights; counted from the moment it is asked
+    at: float  # epoch seconds at which it was asked
+    beneficiary: WorkloadKey = ""  # whom it makes room for; "": nobody asked for it
+    down: bool = False  # it was seen to sleep
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What one replica of a workload holds: written to the pod as annotation `llmos.dev/claim`, rebuilt from it.
 
@@ -223,11 +235,32 @@ class Claim:
     yielded: bool = False  # it was seen to have come down
     moved_at: float = 0.0  # epoch seconds at which its replica was moved to this place; 0: it was not
     target: Target | None = None  # its replica is being moved there
+    sleeping: Sleeping | None = None  # it was put to sleep, on top of what it may have come down to before
 
     @property
     def held_bytes(self) -> int:
-        """Memory of each device that counts as its own: all it was bound with until it was seen to have come down."""
+        """Memory of each device that counts as its own: all it was bound with until it was seen to do with less."""
+        return self.sleeping.bytes_per_device if self.asleep and self.sleeping else self.awake_bytes
+
+    @property
+    def awake_bytes(self) -> int:
+        """Memory of each device that counts as its own while it is awake."""
         return self.asked_bytes if self.yielded and self.asked_bytes else self.bytes_per_device
+
+    @property
+    def held_milli(self) -> int:
+        """Compute of each device that counts as its own: none while it sleeps."""
+        return 0 if self.asleep else self.compute_milli
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it was seen to sleep."""
+        return self.sleeping is not None and self.sleeping.down
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of the node that its weights take beside what its pod asks for."""
+        return self.sleeping.host_bytes if self.sleeping is not None else 0
 
     @property
     def lowered(self) -> bool:

@@ -14,7 +14,7 @@ from llmos_operator.state.snapshot import settled
 from llmos_operator.state.store import Store
 from llmos_operator.state.tally import Tally
 from llmos_operator.state.telemetry import Reading
-from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing
+from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing, Sleeping
 from tests.support.builders import GIB, NOW, a_node, a_workload, gpu
 
 NODES = ("n0", "n1")
@@ -118,6 +118,37 @@ class History(RuleBasedStateMachine):
             self.store.forget_eviction(key)
             assert self.store.pod(key) == before
 
+    @rule(
+        name=st.sampled_from(NAMES),
+        ordinal=st.integers(0, 1),
+        left=st.integers(1, 8),
+        host=st.integers(0, 12),
+        down=st.booleans(),
+    )
+    def asked_to_sleep(self, name: str, ordinal: int, left: int, host: int, down: bool) -> None:
+        pod = self.store.pod(f"default/{name}-{ordinal}")
+        if pod is None or pod.claim is None or pod.claim.sharing is not Sharing.SHARED:
+            return
+        claim = self.store.ask_to_sleep(pod.key, pod.uid, Sleeping(left * GIB, host * GIB, NOW))
+        if claim is None:
+            return
+        assert claim.held_bytes == pod.claim.held_bytes, "it counts in full until it is seen to sleep"
+        if down:
+            slept = self.store.note_asleep(pod.key, pod.uid)
+            assert slept is not None
+            assert (slept.held_bytes, slept.held_milli) == (left * GIB, 0)
+
+    @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1))
+    def woken(self, name: str, ordinal: int) -> None:
+        pod = self.store.pod(f"default/{name}-{ordinal}")
+        if pod is None or pod.claim is None or pod.claim.sleeping is None:
+            return
+        state = self.store.snapshot().nodes[pod.node]
+        claim = self.store.wake(pod.key, pod.uid)
+        assert (claim is not None) == state.may_wake(pod.claim)
+        if claim is not None:
+            assert (claim.held_bytes, claim.held_milli) == (pod.claim.awake_bytes, pod.claim.compute_milli)
+
     @rule(name=st.sampled_from(NAMES), ordinal=st.integers(0, 1), phase=st.sampled_from(list(PodPhase)[1:]))
     def updated(self, name: str, ordinal: int, phase: PodPhase) -> None:
         pod = self.store.pod(f"default/{name}-{ordinal}")
@@ -181,6 +212,12 @@ class History(RuleBasedStateMachine):
                 assert not device.exclusive or device.claims == 1
 
     @invariant()
+    def weights_of_who_sleeps_fit_into_the_memory_of_nodes(self) -> None:
+        for state in self.store.snapshot().nodes.values():
+            if state.node is not None and state.sleep_bytes:
+                assert state.memory_bytes <= state.node.memory_bytes
+
+    @invariant()
     def a_replica_holds_one_claim(self) -> None:
         for uid, pods in self.store.snapshot().pods_of.items():
             ordinals = [p.claim.ordinal for p in pods if p.claim is not None]
@@ -195,6 +232,7 @@ class History(RuleBasedStateMachine):
         assert snapshot.charged == tally.charged
         assert snapshot.standing == tally.standing
         assert sorted(p.key for p in snapshot.terminating) == sorted(tally.terminating)
+        assert [p.key for p in snapshot.sleeping] == sorted(tally.sleeping)
 
     @invariant()
     def unsettled_are_those_with_a_replica_to_place(self) -> None:

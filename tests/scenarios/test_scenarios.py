@@ -31,7 +31,7 @@ def check(expected: dict[str, Any], got: dict[str, Any], when: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_the_plan_is_the_expected_one(path: Path) -> None:
     scenario = load(path)
-    expected = {"evict": [], "shrink": [], "bind": [], "wait": {}} | scenario.expect
+    expected = {"evict": [], "shrink": [], "sleep": [], "wake": [], "bind": [], "wait": {}} | scenario.expect
     given_back = sorted(expected.pop("retire", []))
     assert retired(scenario) == given_back, "pods given back"
     first = plan_of(scenario)

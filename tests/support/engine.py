@@ -79,6 +79,7 @@ class ScriptedEngine(Zygote):
     cancelled: list[str] = field(default_factory=list)
     embeds: list[ipc.Embed] = field(default_factory=list)
     budgets: list[int] = field(default_factory=list)
+    naps: list[int] = field(default_factory=list)  # levels of sleep that were ordered
     loads: list[ipc.Load] = field(default_factory=list)
     adapters: dict[str, ipc.AdapterInfo] = field(default_factory=dict)
     adapter_orders: list[ipc.LoadAdapter | ipc.UnloadAdapter] = field(default_factory=list)
@@ -212,10 +213,19 @@ class ScriptedEngine(Zygote):
             case ipc.Embed():
                 self.embeds.append(message)
                 self.send(self._embedding(message))
+            case _:
+                self._obey(message)
+                self._change_adapters(message)
+
+    def _obey(self, order: ipc.Message) -> None:
+        match order:
+            case ipc.Sleep(level):
+                self.naps.append(level)
+                self.send(ipc.Progress(RuntimeState.ASLEEP))
+            case ipc.Wake():
+                self.make_ready()
             case ipc.SetBudget(memory_bytes):
                 self.budgets.append(memory_bytes)
-            case _:
-                self._change_adapters(message)
 
     def _change_adapters(self, order: ipc.Message) -> None:
         if not isinstance(order, ipc.LoadAdapter | ipc.UnloadAdapter):

@@ -18,7 +18,7 @@ from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Change, Mirror
 from llmos_operator.cluster.port import PODS, SERVICES
 from llmos_operator.cluster.retry import ONCE, Retrier
-from llmos_operator.scheduler.plan import Bind, Evict, Move, Plan, Restore, Shrink
+from llmos_operator.scheduler.plan import Bind, Evict, Move, Plan, Restore, Shrink, Sleep, Wake
 from llmos_operator.state import convert
 from llmos_operator.state.breaker import Breaker
 from llmos_operator.state.store import Store
@@ -80,6 +80,19 @@ class Heard:
 
     def restored(self, restore: Restore) -> None:
         self.said.append(f"restored {restore.pod}")
+
+    def put_to_sleep(self, sleep: Sleep) -> None:
+        self.said.append(f"put to sleep {sleep.pod}")
+
+    def fell_asleep(self, pod: Pod) -> None:
+        self.said.append(f"fell asleep {pod.key}")
+
+    def not_slept(self, pod: Pod, why: str) -> None:
+        assert why
+        self.said.append(f"not slept {pod.key}")
+
+    def woken(self, wake: Wake) -> None:
+        self.said.append(f"woken {wake.pod}")
 
     def retired(self, retire: Retire) -> None:
         self.said.append(f"retired {retire.pod}")

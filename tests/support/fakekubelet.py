@@ -194,12 +194,35 @@ class FakeKubelet:
                 life.status = life.status.model_copy(update={"memory": memory})
             return web.json_response({}, status=202)
 
+        async def sleep(_: web.Request) -> web.Response:
+            if not life.script.stubborn:
+                memory = life.status.memory.model_copy(update={"measured_bytes": 1 << 20})
+                await self._turn(life, RuntimeState.ASLEEP, memory)
+            return web.json_response({}, status=202)
+
+        async def wake(_: web.Request) -> web.Response:
+            if life.status.state is RuntimeState.ASLEEP:
+                memory = life.status.memory.model_copy(
+                    update={"measured_bytes": life.status.memory.limit_bytes // 2}
+                )
+                await self._turn(life, RuntimeState.READY, memory)
+            return web.json_response({}, status=202)
+
         app = web.Application()
         app.router.add_get("/control/v1/status", answer)
         app.router.add_post("/control/v1/budget", budget)
+        app.router.add_post("/control/v1/sleep", sleep)
+        app.router.add_post("/control/v1/wake", wake)
         life.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await life.runner.setup()
         await web.TCPSite(life.runner, life.address, 8001).start()
+
+    async def _turn(self, life: _Life, state: RuntimeState, memory: MemoryReport) -> None:
+        """Let a runtime fall asleep or wake; the kubelet's next probe sees it."""
+        update = {"state": state, "memory": memory, "load_path": "hot", "load_seconds": {"Warming": 0.5}}
+        life.status = life.status.model_copy(update=update)
+        running = {"running": {"startedAt": rfc3339(time.time())}}
+        await self._patch(life, "Running", running, ready=state is RuntimeState.READY)
 
     async def _patch(
         self,

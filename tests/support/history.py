@@ -15,7 +15,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.control import gangs, reconcile
 from llmos_operator.errors import Conflict
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink
+from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink, Sleep, Wake
 from llmos_operator.scheduler.policy import ConsolidationPolicy, Policy
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.telemetry import Reading
@@ -55,6 +55,7 @@ class History:
         self.cluster = ClusterBuilder().with_priorities(**PRIORITIES)
         self.evictions: list[tuple[float, Evict]] = []  # sent and accepted
         self.moves: list[tuple[float, Move]] = []  # the same
+        self.sleeps = 0  # replicas that went to sleep
         self.happened: list[str] = []
         self.table = NodeTable()
         self._nodes: dict[str, tuple[Node, GpuNode | None]] = {}  # as they are when all is well
@@ -122,12 +123,10 @@ class History:
                     self.happened.append(f"create of {action.claim.pod} refused")
                     continue
                 self._bind(action)
-            elif isinstance(action, Shrink):
-                self._shrink(action)
+            elif isinstance(action, Shrink | Sleep | Wake | Restore):
+                self._change(action)
             elif isinstance(action, Move):
                 self._move(action, refused=refuse and self._chance(0.1))
-            elif isinstance(action, Restore):
-                self.store.restore_memory(action.pod, action.pod_uid)
             else:
                 raise TypeError(f"nobody carries out {action!r}")
 
@@ -368,6 +367,16 @@ class History:
         self.moves.append((self.now, action))
         self._leaving[action.pod] = self.now + self.random.choice([1, 10, 40])
 
+    def _change(self, action: Shrink | Sleep | Wake | Restore) -> None:
+        if isinstance(action, Shrink):
+            self._shrink(action)
+        elif isinstance(action, Sleep):
+            self._sleep(action)
+        elif isinstance(action, Wake):
+            assert self.store.wake(action.pod, action.pod_uid), f"no room to wake {action.pod}"
+        else:
+            self.store.restore_memory(action.pod, action.pod_uid)
+
     def _shrink(self, action: Shrink) -> None:
         asked = (
             action.pod,
@@ -384,6 +393,16 @@ class History:
             self.happened.append(f"{action.pod} does not come down")
         else:
             self.store.note_yielded(action.pod, action.pod_uid)
+
+    def _sleep(self, action: Sleep) -> None:
+        if self.store.ask_to_sleep(action.pod, action.pod_uid, action.sleeping, self.now + 30) is None:
+            return
+        if self._chance(0.2):
+            self.store.wake(action.pod, action.pod_uid, firm_until=self.now + 600)
+            self.happened.append(f"{action.pod} does not go to sleep")
+        else:
+            self.sleeps += 1
+            self.store.note_asleep(action.pod, action.pod_uid)
 
     def _leave(self, pod: Pod) -> None:
         if pod.phase is PodPhase.FINISHED:

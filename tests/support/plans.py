@@ -31,6 +31,8 @@ def summary(made: Plan) -> dict[str, Any]:
         "evict": sorted(workload_name(e.victim) for e in made.evictions),
         "shrink": sorted(workload_name(s.victim) for s in made.shrinks),
         "move": sorted(f"{workload_name(m.workload)} to {m.target.node}" for m in made.moves),
+        "sleep": sorted(workload_name(s.victim) for s in made.sleeps),
+        "wake": sorted(workload_name(w.workload) for w in made.wakes),
         "restore": sorted(workload_name(r.workload) for r in made.restores),
         "left": {workload_name(s.victim): s.bytes_per_device for s in made.shrinks},
         "bind": sorted(f"{workload_name(b.claim.workload)} on {b.claim.node}" for b in made.binds),
@@ -82,6 +84,11 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
             shrink.pod, shrink.pod_uid, shrink.bytes_per_device, made.now, shrink.preemptor, made.now
         )
         cluster.store.note_yielded(shrink.pod, shrink.pod_uid)
+    for sleep in made.sleeps:
+        cluster.store.ask_to_sleep(sleep.pod, sleep.pod_uid, sleep.sleeping, made.now)
+        cluster.store.note_asleep(sleep.pod, sleep.pod_uid)
+    for wake in made.wakes:
+        cluster.store.wake(wake.pod, wake.pod_uid)
     for restore in made.restores:
         cluster.store.restore_memory(restore.pod, restore.pod_uid)
     for eviction in made.evictions:

@@ -22,6 +22,7 @@ from llmos_operator.scheduler.policy import (
 from llmos_operator.scheduler.shares import kinds_of, stock_of
 from llmos_operator.scheduler.shrinking import shrunk_bytes
 from llmos_operator.scheduler.sizing import sizes
+from llmos_operator.scheduler.sleeping import asleep_as
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.types import (
     DeviceSelector,
@@ -317,6 +318,7 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
     terminating = data.pop("terminating", None)  # seconds since its grace ended; negative: still to go
     labels, ready = data.pop("labels", {}), data.pop("ready", True)
     lowered = data.pop("lowered", None)  # seconds since it was asked to come down, which it has
+    asleep, idle = data.pop("asleep", None), data.pop("idle", False)
     least_runtime = float(data.pop("min_runtime", 0.0))
     moved_at = NOW - data.pop("moved") if "moved" in data else 0.0  # seconds since it was moved there
     host = {"cpu_milli": parse_milli(str(data["cpu"]))} if "cpu" in data else {}
@@ -349,6 +351,9 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
         cluster.store.apply_pod(replace(pod, **changes))
         if lowered is not None:
             _come_down(cluster, builder.value, pod, NOW - lowered)
+        if asleep is not None:
+            _lay_down(cluster, builder.value, pod, asleep)
+    cluster.store.set_idle(builder.value.key, idle=idle)
 
 
 def _come_down(cluster: ClusterBuilder, workload: Workload, pod: Pod, at: float) -> None:
@@ -358,6 +363,19 @@ def _come_down(cluster: ClusterBuilder, workload: Workload, pod: Pod, at: float)
     assert left is not None, f"{workload.name} cannot come down"
     cluster.store.ask_to_lower(pod.key, pod.uid, left, at)
     cluster.store.note_yielded(pod.key, pod.uid)
+
+
+def _lay_down(cluster: ClusterBuilder, workload: Workload, pod: Pod, told: dict[str, Any]) -> None:
+    """Let a pod sleep; `told` has for whom ("": nobody asked for it), since how many seconds, and whether it is seen to."""
+    _only(told, {"for", "since", "down"}, f"asleep of {workload.name}")
+    assert pod.claim is not None
+    profile = profile_of(cluster.snapshot(), workload)
+    whom = f"default/{told['for']}" if told.get("for") else ""
+    sleeping = asleep_as(pod.claim, workload, profile, Policy(), NOW - told["since"], whom)
+    assert sleeping is not None, f"{workload.name} cannot sleep"
+    cluster.store.ask_to_sleep(pod.key, pod.uid, sleeping)
+    if told.get("down", True):
+        cluster.store.note_asleep(pod.key, pod.uid)
 
 
 def _sized(cluster: ClusterBuilder, workload: Workload) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class MemoryReport(Wire):
     kv_bytes: Count = 0
     base_bytes: Count = 0
     limit_bytes: Count = 0
+    host_bytes: Count = 0  # of weights that wait in host memory while the model sleeps
 
 
 class RequestStats(Wire):
@@ -142,6 +143,17 @@ class DrainRequest(Wire):
     """Body of `POST /control/v1/drain`: stop taking requests, finish those in flight."""
 
     timeout_seconds: int = 60
+
+
+class SleepRequest(Wire):
+    """Body of `POST /control/v1/sleep`: give the device's memory back and keep the process.
+
+    Level 1 keeps the weights in host memory, level 2 drops them. Nothing new is taken; requests in progress get
+    ``timeout_seconds`` to end.
+    """
+
+    level: Annotated[int, Field(ge=1, le=2)] = 1
+    timeout_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
 
 
 class AdapterRequest(Wire):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 CONVERTED = ("int8", "int4")  # formats that are made from the source once and cached
 _DTYPES = {"fp32": torch.float32}
 _WARM_TOKENS = 32
+_MAPPED_MILLI = 900  # of the weights' bytes that must be pages of files for a light sleep to be of use
 
 
 @dataclass(slots=True)
@@ -80,6 +82,19 @@ class Built:
     dtype: torch.dtype = torch.bfloat16  # of activations
     causal: CausalModel | None = None
     encoder: Encoder | None = None
+    maps: tuple[mmap.mmap, ...] = ()  # files whose pages are weights
+    mapped_bytes: int = 0  # of the weights, that are pages of those files
+
+    def let_go(self) -> bool:
+        """Give the pages of the weights back to the machine, which keeps them in its page cache while it has room.
+
+        `warm` takes them back. False: the weights are not (nearly all) pages of files, as on a GPU; nothing was done.
+        """
+        if self.device.type != "cpu" or self.mapped_bytes * 1000 < self.weights_bytes * _MAPPED_MILLI:
+            return False
+        for one in self.maps:
+            one.madvise(mmap.MADV_DONTNEED)  # nobody writes to weights, so no private copy is lost
+        return True
 
     def warm(self) -> None:
         """Run one prompt and one step, so that weights are in memory before the first request."""
@@ -134,12 +149,19 @@ def load_weights(
     dtype = _DTYPES.get(fmt, torch.bfloat16)
     places = linear_places(empty.model)
     if converted is None:
-        load_plain(empty.model, empty.names, empty.entries, dtype, device, progress)
+        maps = load_plain(empty.model, empty.names, empty.entries, dtype, device, progress)
     else:
         quantize_modules(empty.model, fmt)
-        load_converted(empty.model, converted, device, progress)
+        maps = load_converted(empty.model, converted, device, progress)
     seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
-    return Built(empty.model, device, sum(seen.values()), places, dtype)
+    mapped = _mapped_bytes(seen, maps)
+    return Built(empty.model, device, sum(seen.values()), places, dtype, maps=maps, mapped_bytes=mapped)
+
+
+def _mapped_bytes(tensors: Mapping[int, int], maps: tuple[mmap.mmap, ...]) -> int:
+    """Return how many bytes of tensors (address -> size) lie in mapped files."""
+    ranges = [(torch.frombuffer(one, dtype=torch.uint8, count=1).data_ptr(), len(one)) for one in maps]
+    return sum(size for at, size in tensors.items() if any(0 <= at - start < long for start, long in ranges))
 
 
 def attach(built: Built, empty: Empty, *, kv_fp32: bool, plan: KvPlan, max_num_seqs: int) -> None:

@@ -15,6 +15,7 @@ from llmos_operator.runtime.backends.fused import FusedLinear
 from llmos_operator.runtime.formats.mapped import MappedTensors
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -98,8 +99,8 @@ def load_plain(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress,
-) -> None:
-    """Load all weights at ``dtype`` (fp32 or bf16) onto ``device``."""
+) -> tuple[mmap.mmap, ...]:
+    """Load all weights at ``dtype`` (fp32 or bf16) onto ``device``; return the mapped files."""
     mapped = MappedTensors(entries)
     shared: dict[tuple[str, ...], torch.Tensor] = {}
     for name, parts in list(sources(model, names)):
@@ -109,10 +110,13 @@ def load_plain(
             progress(sum(entries[part][1].nbytes for part in parts))
         set_tensor(model, name, shared[parts])
     _move_buffers(model, device)
+    return mapped.maps
 
 
-def load_converted(model: nn.Module, entries: Entries, device: torch.device, progress: Progress) -> None:
-    """Load a file whose tensors have the model's own names (formats.quantize writes such)."""
+def load_converted(
+    model: nn.Module, entries: Entries, device: torch.device, progress: Progress
+) -> tuple[mmap.mmap, ...]:
+    """Load a file whose tensors have the model's own names (formats.quantize writes such); return the mapped files."""
     mapped = MappedTensors(entries)
     for name in model.state_dict():
         if name in entries:
@@ -122,6 +126,7 @@ def load_converted(model: nn.Module, entries: Entries, device: torch.device, pro
     if left:
         raise Permanent(f"the converted file lacks {', '.join(left[:_EXAMPLES])}", reason="Corrupted")
     _move_buffers(model, device)
+    return mapped.maps
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:

@@ -22,6 +22,7 @@ from llmos_operator.runtime.ipc.messages import (
     Cancel,
     Embed,
     EmbedResult,
+    EngineMemory,
     Failed,
     FinishReason,
     Load,
@@ -32,6 +33,7 @@ from llmos_operator.runtime.ipc.messages import (
     SetBudget,
     Shutdown,
     Sleep,
+    Stats,
     StepOutput,
     Submit,
     Unload,
@@ -45,11 +47,13 @@ if TYPE_CHECKING:
     import socket
 
     from llmos_operator.runtime.ipc.messages import EngineMessage, Message
+    from llmos_operator.runtime.loader.pipeline import Meter
 
 log = logger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 _WEIGHTS_TOO = 2  # sleep level that drops the weights as well
+_LOOKS_SECONDS = 10.0  # between two measurements while nothing is loaded
 
 
 class Engine:
@@ -64,6 +68,10 @@ class Engine:
         self._load: Load | None = None
         self._serving: Serving | None = None
         self._asleep = False
+        self._emptied: tuple[Meter, EngineMemory] | None = (
+            None  # asleep without weights: what measures, and what it said
+        )
+        self._looked_at = 0.0
         self._ending = False
         self._next_beat = 0.0
 
@@ -107,6 +115,21 @@ class Engine:
             self._next_beat = now + HEARTBEAT_SECONDS
             if self._serving is not None:
                 self._send(self._serving.stats())
+            elif self._emptied is not None:
+                self._send(Stats(memory=self._measured(*self._emptied, now)))
+
+    def _measured(self, meter: Meter, memory: EngineMemory, now: float) -> EngineMemory:
+        """Return what the runtime holds while it sleeps without weights, measured now and then."""
+        if not memory.measured_bytes or now - self._looked_at >= _LOOKS_SECONDS:
+            self._looked_at = now
+            memory = EngineMemory(
+                measured_bytes=meter.measure(),
+                peak_bytes=meter.peak_bytes,
+                base_bytes=meter.base_bytes,
+                limit_bytes=meter.limit_bytes,
+            )
+            self._emptied = (meter, memory)
+        return memory
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -185,24 +208,33 @@ class Engine:
         if self._serving is None:
             return
         self._abort_all("the model goes to sleep")
-        self._serving.sleep()
-        if level >= _WEIGHTS_TOO:
+        kept = self._serving.sleep()
+        if level >= _WEIGHTS_TOO or not kept:
             if self._load is not None:
                 self._load = dataclasses.replace(self._load, adapters=self._serving.adapters.sources)
+            self._emptied = (self._serving.meter, EngineMemory())
             self._serving = None
         self._asleep = True
         trim_memory()
+        if self._serving is not None:
+            self._serving.memory()  # measured now: who asked waits to see it
+        self._next_beat = 0.0
+        self._beat()
         self._send(Progress(RuntimeState.ASLEEP))
 
     def _wake(self) -> None:
         if not self._asleep or self._load is None:
             return
-        self._asleep = False
+        self._asleep, self._emptied = False, None
         if self._serving is None:
             self._start(self._load)
         else:
             serving = self._serving
-            self._send(Ready(serving.info((), load_path="hot"), serving.memory(), serving.adapters.infos))
+            self._send(Progress(RuntimeState.WARMING))
+            seconds = (("Warming", serving.wake()),)
+            self._send(
+                Ready(serving.info(seconds, load_path="hot"), serving.memory(), serving.adapters.infos)
+            )
 
     def _abort_all(self, why: str) -> None:
         outputs = self._serving.abort_all(why) if self._serving is not None else []

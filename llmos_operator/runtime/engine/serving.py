@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.batching.plan import Form
     from llmos_operator.runtime.ipc.messages import AdapterResult, Embed, Submit, TokenLogprob
     from llmos_operator.runtime.loader.memory import KvPlan
+    from llmos_operator.runtime.loader.pipeline import Meter
 
 log = logger(__name__)
 
@@ -349,12 +350,31 @@ class Serving:
             except Permanent:
                 return
 
-    def sleep(self) -> None:
-        """Drop the KV cache; requests must have been aborted."""
+    def sleep(self) -> bool:
+        """Drop the KV cache and let go of the weights; requests must have been aborted.
+
+        Returns whether the weights wait in host memory; False: they are where they were and have to be dropped.
+        """
         self._cache.drop_cached()
-        causal = self._loaded.built.causal
-        if causal is not None:
-            causal.store.release_all()
+        loaded = self._loaded
+        if loaded.built.causal is not None:
+            loaded.built.causal.store.release_all()
+        if not loaded.built.let_go():
+            return False
+        loaded.host_bytes = loaded.built.mapped_bytes
+        return True
+
+    def wake(self) -> float:
+        """Take the weights back; return the seconds that took."""
+        began = self._clock.monotonic()
+        self._loaded.built.warm()
+        self._loaded.host_bytes = 0
+        return self._clock.monotonic() - began
+
+    @property
+    def meter(self) -> Meter:
+        """What measures the memory of the whole runtime."""
+        return self._loaded.meter
 
     def stats(self) -> Stats:
         """Return counters and gauges; memory is measured now and then."""

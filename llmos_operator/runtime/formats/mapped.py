@@ -61,6 +61,11 @@ class MappedTensors:
         flat = torch.frombuffer(self._map(path), dtype=dtype, count=count, offset=first.begin)
         return flat.view(shape)
 
+    @property
+    def maps(self) -> tuple[mmap.mmap, ...]:
+        """The mappings that views were taken of."""
+        return tuple(self._maps.values())
+
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:
             with path.open("rb") as file:

@@ -129,7 +129,11 @@ class SetBudget:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Give memory back and keep the process. Level 1: drop the KV cache; 2: drop the weights as well."""
+    """Give memory back and keep the process; requests in progress are aborted.
+
+    Level 1: the KV cache is dropped, the weights leave the device and stay in host memory where they can; 2: both are
+    dropped.
+    """
 
     level: int = 1
 
@@ -203,6 +207,7 @@ class EngineMemory:
     kv_bytes: int = 0  # the KV budget, allocated or not
     base_bytes: int = 0
     limit_bytes: int = 0
+    host_bytes: int = 0  # of weights that wait in host memory while the model sleeps
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class Loaded:
     plan: KvPlan
     meter: Meter
     adapters: tuple[AdapterInfo, ...] = ()
+    host_bytes: int = 0  # of weights that wait in host memory while the model sleeps
 
     def memory(self) -> EngineMemory:
         """Return predicted and measured bytes now."""
@@ -88,6 +89,7 @@ class Loaded:
             kv_bytes=guess.kv_bytes,
             base_bytes=self.meter.base_bytes,
             limit_bytes=self.meter.limit_bytes,
+            host_bytes=self.host_bytes,
         )
 
 

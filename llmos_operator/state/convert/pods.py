@@ -19,7 +19,7 @@ from llmos_operator.clock import parse_rfc3339
 from llmos_operator.errors import Permanent
 from llmos_operator.state.convert.fields import Fields, invalid, shown
 from llmos_operator.state.convert.nodes import condition_true
-from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing, Target
+from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing, Sleeping, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +88,10 @@ def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
         changes["bytes_per_device"] = min(int(limit), _MOST)
     if claim.lowered and claim.asked_bytes >= changes.get("bytes_per_device", claim.bytes_per_device):
         changes |= {"asked_bytes": 0, "asked_at": 0.0, "yielded": False}
+    if claim.sleeping is not None and not _may_be_asleep(
+        claim, changes.get("bytes_per_device", claim.bytes_per_device)
+    ):
+        changes |= {"sleeping": None}
     if not changes:
         return claim, ""
     wrong = ", ".join(sorted(changes))
@@ -95,6 +99,16 @@ def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
     return replace(
         claim, **changes
     ), f"{path}: {wrong} are not what the pod was created with; that is counted instead"
+
+
+def _may_be_asleep(claim: Claim, bound_bytes: int) -> bool:
+    """Return whether a pod that was created with so many bytes may have been put to sleep: not where it holds devices whole."""
+    sleeping = claim.sleeping
+    return (
+        sleeping is not None
+        and claim.sharing is Sharing.SHARED
+        and 0 < sleeping.bytes_per_device < min(bound_bytes, claim.awake_bytes)
+    )
 
 
 def _environment(spec: Fields) -> dict[str, str]:
@@ -188,6 +202,7 @@ def claim_json(claim: Claim) -> str:
             **(_lowered_json(claim) if claim.lowered else {}),
             **({"movedAtMilli": round(claim.moved_at * _MILLISECONDS)} if claim.moved_at else {}),
             **({"target": _target_json(claim.target)} if claim.target is not None else {}),
+            **({"sleeping": _sleeping_json(claim.sleeping)} if claim.sleeping is not None else {}),
         },
         separators=(",", ":"),
     )
@@ -199,6 +214,26 @@ def _lowered_json(claim: Claim) -> dict[str, Any]:
         "askedAtMilli": round(claim.asked_at * _MILLISECONDS),
         **({"yielded": True} if claim.yielded else {}),
     }
+
+
+def _sleeping_json(sleeping: Sleeping) -> dict[str, Any]:
+    return {
+        "bytesPerDevice": sleeping.bytes_per_device,
+        "hostBytes": sleeping.host_bytes,
+        "atMilli": round(sleeping.at * _MILLISECONDS),
+        **({"for": sleeping.beneficiary} if sleeping.beneficiary else {}),
+        **({"down": True} if sleeping.down else {}),
+    }
+
+
+def _sleeping_of(fields: Fields) -> Sleeping:
+    return Sleeping(
+        bytes_per_device=fields.number("bytesPerDevice", most=_MOST),
+        host_bytes=fields.number("hostBytes", most=_MOST),
+        at=fields.number("atMilli", most=_MOST) / _MILLISECONDS,
+        beneficiary=fields.text("for"),
+        down=fields.flag("down"),
+    )
 
 
 def _target_json(target: Target) -> dict[str, Any]:
@@ -270,6 +305,7 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         yielded=fields.flag("yielded"),
         moved_at=fields.number("movedAtMilli", most=_MOST) / _MILLISECONDS,
         target=_target_of(fields.child("target")) if fields.has("target") else None,
+        sleeping=_sleeping_of(fields.child("sleeping")) if fields.has("sleeping") else None,
     )
 
 

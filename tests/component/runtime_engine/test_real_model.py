@@ -232,20 +232,29 @@ def test_a_budget_that_cannot_be_kept_is_refused_and_the_former_one_stays(bench,
     bench.loaded = None
 
 
-def test_sleep_gives_memory_back_and_wake_serves_again(served, tokenizer):
+def test_sleep_gives_memory_back_and_wake_serves_the_same_again(served, tokenizer):
     client = served.client
+    before = served.run(served.answer("before", ids(tokenizer, PROMPTS[0])))[0]
+    assert "Paris" in tokenizer.decode(before)
 
     async def nap(level):
         client.sleep(level)
-        await client.wait(RuntimeState.ASLEEP)
+        asleep = await client.wait(RuntimeState.ASLEEP)
         with pytest.raises(EngineUnavailable, match="Asleep"):
             await served.answer("asleep", [1])
         client.wake()
-        await client.wait(RuntimeState.READY)
+        return asleep, await client.wait(RuntimeState.READY)
 
     for level in (1, 2):
-        served.run(nap(level))
-        assert "Paris" in tokenizer.decode(served.run(served.answer("awake", ids(tokenizer, PROMPTS[0])))[0])
+        awake = client.status().memory
+        asleep, woken = served.run(nap(level))
+        left = asleep.memory.measured_bytes
+        assert left < awake.measured_bytes - awake.weights_bytes * 3 // 4, f"{left >> 20} MiB are left"
+        assert asleep.memory.host_bytes == (awake.weights_bytes if level == 1 else 0)
+        assert woken.memory.host_bytes == 0
+        assert woken.info.load_path == ("hot" if level == 1 else "warm")
+        assert dict(woken.info.stage_seconds)["Warming"] > 0
+        assert served.run(served.answer("awake", ids(tokenizer, PROMPTS[0])))[0] == before
 
 
 def test_a_killed_engine_ends_its_streams_and_comes_back(served, tokenizer):

@@ -12,9 +12,10 @@ from llmos_operator.api import names
 from llmos_operator.api.conditions import Reason
 from llmos_operator.cluster.failures import Ambiguous, Forbidden
 from llmos_operator.cluster.port import PODS
-from llmos_operator.scheduler.plan import Restore, Shrink
+from llmos_operator.scheduler.plan import Restore, Shrink, Sleep, Wake
 from llmos_operator.state import convert
 from llmos_operator.state.store import Store
+from llmos_operator.state.types import Sleeping
 from tests.support.executor import Bench, a_bench
 
 if TYPE_CHECKING:
@@ -177,3 +178,48 @@ async def test_the_watch_cannot_lower_a_claim() -> None:
         body = {"metadata": {"annotations": {names.ANNOTATION_CLAIM: json.dumps(forged)}}}
         bench.mirror.observe("MODIFIED", await bench.port.merge_patch(PODS, name, body, namespace="team"))
         assert reserved(bench) == GIB
+
+
+def a_sleep(pod: Pod) -> Sleep:
+    sleeping = Sleeping(LESS, GIB, 1.0, "team/urgent")
+    return Sleep(
+        pod.key, pod.uid, pod.node, "team/chat", "uid-1", sleeping, 1, Reason.PREEMPTED, "room", "team/urgent"
+    )
+
+
+def a_wake(pod: Pod) -> Wake:
+    return Wake(pod.key, pod.uid, pod.node, "team/chat", "uid-1", Reason.AWAKE, "room again")
+
+
+async def test_who_sleeps_counts_on_its_device_until_it_was_seen_to_and_on_its_node_at_once() -> None:
+    async with a_bench() as bench:
+        pod = await a_running_pod(bench)
+        before = bench.store.node("n1").memory_bytes
+        assert bench.carry_out(a_sleep(pod)) == 1
+        await bench.idle()
+        assert (reserved(bench), bench.store.node("n1").memory_bytes) == (GIB, before + GIB)
+        assert "down" not in (await annotation(bench, pod))["sleeping"]
+        bench.executor.lowering.asleep(bench.store.pod(pod.key))
+        await bench.idle()
+        assert (reserved(bench), bench.store.node("n1").memory_bytes) == (LESS, before + GIB)
+        assert (await annotation(bench, pod))["sleeping"]["down"] is True
+        assert bench.carry_out(a_wake(pod)) == 1
+        await bench.idle()
+        assert (reserved(bench), bench.store.node("n1").memory_bytes) == (GIB, before)
+        assert "sleeping" not in await annotation(bench, pod)
+        assert bench.executor.lowering.waking == {pod.key}
+        assert [word for word in bench.heard.said if "settled" not in word] == [
+            f"put to sleep {pod.key}",
+            f"fell asleep {pod.key}",
+            f"woken {pod.key}",
+        ]
+
+
+async def test_a_sleep_that_cannot_be_written_down_is_undone() -> None:
+    async with a_bench() as bench:
+        pod = await a_running_pod(bench)
+        bench.port.fail("patch", "pods", Forbidden("no patch for you"))
+        bench.carry_out(a_sleep(pod))
+        await bench.idle()
+        assert bench.store.pod(pod.key).claim.sleeping is None
+        assert f"not slept {pod.key}" in bench.heard.said

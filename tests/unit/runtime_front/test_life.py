@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.runtime import exchange
 from llmos_operator.runtime.ipc import Failed, Stats
 from tests.support.engine import MODEL, RuntimeBench, ScriptedEngine, running_runtime, until
@@ -320,6 +321,42 @@ async def test_a_budget_reaches_the_engine_and_a_bad_one_is_refused(tmp_path: Pa
         await until(lambda: bench.engine.budgets == [123])
         status, body = await _control(bench, "POST", "/budget", body={"memoryBytes": "much"})
         assert (status, body["error"]["param"]) == (400, "memoryBytes")
+
+
+async def test_sleep_waits_for_what_runs_takes_nothing_new_and_wake_serves_again(tmp_path: Path) -> None:
+    engine = ScriptedEngine(manual=True)
+    async with running_runtime(tmp_path, engine=engine) as bench:
+        asked = asyncio.create_task(_chat(bench))
+        await until(lambda: len(engine.running) == 1)
+        order = {"level": 1, "timeoutSeconds": 60}
+        assert (await _control(bench, "POST", "/sleep", body=order))[0] == 202
+        assert (await bench.get("/readyz"))[0] == 503
+        assert (await _chat(bench))[0] == 503
+        assert engine.naps == []
+        engine.step(40)
+        assert (await asked)[0] == 200
+        await until(lambda: bench.runtime.engine.status().state is RuntimeState.ASLEEP)
+        assert engine.naps == [1]
+        assert (await _control(bench, "GET", "/status"))[1]["state"] == "Asleep"
+        assert "Asleep" in (await bench.get("/readyz"))[1]
+        assert (await bench.get("/livez"))[0] == 200
+        assert (await _control(bench, "POST", "/sleep", body=order))[0] == 202  # again: nothing changes
+        assert (await _control(bench, "POST", "/wake"))[0] == 202
+        await until(lambda: bench.runtime.host.not_ready() == "")
+        assert engine.naps == [1]
+        status, body = await _control(bench, "POST", "/sleep", body={"level": 3})
+        assert (status, body["error"]["param"]) == (400, "level")
+
+
+async def test_sleep_does_not_wait_longer_than_its_time(tmp_path: Path) -> None:
+    engine = ScriptedEngine(manual=True)
+    async with running_runtime(tmp_path, engine=engine) as bench:
+        asked = asyncio.create_task(_chat(bench))
+        await until(lambda: len(engine.running) == 1)
+        await _control(bench, "POST", "/sleep", body={"level": 2, "timeoutSeconds": 0})
+        await until(lambda: engine.naps == [2])
+        engine.finish("abort", "the model goes to sleep")
+        await asked
 
 
 # ------------------------------------------------------------ figures

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmos_operator.api import names
 from llmos_operator.state import convert
-from llmos_operator.state.types import Claim, PodPhase, Sharing, Target
+from llmos_operator.state.types import Claim, PodPhase, Sharing, Sleeping, Target
 
 CLAIM = Claim(
     workload="team/chat",
@@ -209,6 +209,34 @@ def test_a_lowered_claim_reads_back_as_it_was_written():
     assert pod.claim is not None
     assert (pod.claim.asked_bytes, pod.claim.asked_at, pod.claim.yielded) == (100, 1_700_000_000.5, True)
     assert (pod.claim.bytes_per_device, pod.claim.held_bytes) == (123, 100)
+
+
+def test_a_claim_that_sleeps_reads_back_as_it_was_written():
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    sleeping = Sleeping(50, 70, 1_700_000_000.5, "team/urgent", down=True)
+    claim = replace(CLAIM, sharing=Sharing.SHARED, asked_bytes=100, yielded=True, sleeping=sleeping)
+    pod = convert.pod(a_pod(convert.claim_json(claim), containers=a_runtime(**env)))
+    assert pod.problem == ""
+    assert pod.claim is not None
+    assert pod.claim.sleeping == sleeping
+    assert (pod.claim.held_bytes, pod.claim.awake_bytes, pod.claim.host_bytes) == (50, 100, 70)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sharing": Sharing.EXCLUSIVE, "sleeping": Sleeping(50, 70, 1.0, down=True)},
+        {"sharing": Sharing.SHARED, "sleeping": Sleeping(0, 70, 1.0, down=True)},
+        {"sharing": Sharing.SHARED, "sleeping": Sleeping(123, 70, 1.0, down=True)},
+    ],
+)
+def test_a_pod_is_not_believed_to_sleep_where_that_cannot_be(changes):
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    pod = convert.pod(a_pod(convert.claim_json(replace(CLAIM, **changes)), containers=a_runtime(**env)))
+    assert pod.claim is not None
+    assert pod.claim.sleeping is None
+    assert pod.claim.held_bytes == 123
+    assert "sleeping" in pod.problem
 
 
 def test_a_claim_is_never_lowered_to_more_than_the_pod_was_created_with():
