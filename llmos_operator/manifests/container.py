@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
+from llmos_operator.api.runtime.uris import SECRET_KEYS, SOURCE_VARIABLES
 from llmos_operator.manifests import gang, jobs
 from llmos_operator.state.types import Sharing, WorkloadKind
 
@@ -205,9 +206,17 @@ def _secrets(workload: Workload, settings: PodSettings) -> list[Json]:
         found.append(_from_secret(names.ENV_API_KEYS, str(keys), "keys"))
     model = ((workload.spec.get("model") or {}).get("secretRef") or {}).get("name")
     if model:
-        found.append(_from_secret("HF_TOKEN", str(model), "token"))
+        found += source_secrets(workload.model.uri, str(model))
     return found
 
 
-def _from_secret(variable: str, secret: str, key: str) -> Json:
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+def source_secrets(uri: str, secret: str) -> list[Json]:
+    """Return the variables with the credentials of a model's source, as keys of its Secret."""
+    keys = SECRET_KEYS.get(uri.partition("://")[0], ("token",))
+    # Where there are several kinds of proof, a Secret holds one of them; the runtime says what it misses.
+    optional = {"optional": True} if len(keys) > 1 else {}
+    return [_from_secret(SOURCE_VARIABLES.get(key, "HF_TOKEN"), secret, key, **optional) for key in keys]
+
+
+def _from_secret(variable: str, secret: str, key: str, **more: bool) -> Json:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, **more}}}
