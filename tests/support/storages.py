@@ -198,7 +198,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         query = parse_qs(raw.query)
         if objects is None:
             return self._answer(404, b"{}")
-        if len(parts) == 7 and query.get("alt") == ["media"]:  # noqa: PLR2004
+        if len(parts) == 7 and query.get("alt") == ["media"]:
             return self._send(f"/{parts[4]}/{parts[6]}", objects[parts[6]])
         prefix, after = query.get("prefix", [""])[0], query.get("pageToken", [""])[0]
         keys = sorted(key for key in objects if key.startswith(prefix) and key > after)
