@@ -35,6 +35,7 @@ REFLECTED: dict[Kind, tuple[str, str]] = {
     ports.NODES: ("", ""),
     ports.GPU_NODES: ("", ""),
     ports.PODS: ("", "spec.nodeName!="),
+    ports.MODEL_CACHES: ("", ""),
     ports.PRIORITY_CLASSES: ("", ""),
     ports.POD_DISRUPTION_BUDGETS: ("", ""),
     ports.NAMESPACES: ("", ""),

@@ -14,13 +14,13 @@ import os
 import shutil
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.errors import LlmosError, Permanent, Retryable
 from llmos_operator.modelstore.http import reason_of, shown
-from llmos_operator.modelstore.remote import CHECKSUM_FILES
+from llmos_operator.modelstore.remote import CHECKSUM_FILES, StoredFile
 from llmos_operator.modelstore.unpack import unpack
 
 if TYPE_CHECKING:
@@ -38,15 +38,6 @@ _READ_TRIES = 5  # of one part, while each brings something
 _CHECKSUM_BYTES = 4 << 20
 _NOTE = ".listing.json"  # versions of the files that are here
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A whole file on the disk: ``path`` inside the model's folder."""
-
-    path: str
-    size: int
-    sha256: str
 
 
 class Download:

@@ -85,6 +85,15 @@ class Listing:
         return sum(one.size or 0 for one in self.files)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A whole file on the disk: ``path`` inside the model's folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
 class Source(Protocol):
     """A place with files of one model."""
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.uris import model_key
 from llmos_operator.errors import Retryable
-from llmos_operator.modelstore.download import Download, StoredFile
+from llmos_operator.modelstore.remote import StoredFile
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ log = logger(__name__)
 _VERSION = 1
 _WAIT_SECONDS = 0.5  # between looks at what another process downloads
 _TELL_SECONDS = 1.0  # between writes of progress.json
+# Somebody who only looks whether an entry is in use holds its lock for an instant.
+_GLANCES, _GLANCE_SECONDS = 5, 0.02
 _LOCK, _RECORD, _PROGRESS, _USED, _FILES = "lock", "record.json", "progress.json", "used", "files"
 
 
@@ -127,6 +129,9 @@ class Store:
         make_room: Callable[[int], None],
         limit: int,
     ) -> tuple[Entry, int]:
+        # Not for those who only look: the agent has no room for what unpacks archives.
+        from llmos_operator.modelstore.download import Download  # noqa: PLC0415
+
         began = time.monotonic()
         (folder / _RECORD).unlink(missing_ok=True)
         opened, http = source()
@@ -199,7 +204,13 @@ def use_folder(folder: Path, uri: str, revision: str) -> Lease | None:
         descriptor = os.open(folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    entry = read_entry(folder, uri, revision) if _locked(descriptor, fcntl.LOCK_SH) else None
+    held = _locked(descriptor, fcntl.LOCK_SH)
+    for _ in range(_GLANCES):
+        if held or (folder / _PROGRESS).exists():
+            break
+        time.sleep(_GLANCE_SECONDS)
+        held = _locked(descriptor, fcntl.LOCK_SH)
+    entry = read_entry(folder, uri, revision) if held else None
     if entry is None:
         os.close(descriptor)
         return None

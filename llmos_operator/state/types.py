@@ -160,6 +160,8 @@ class GpuNode:
     devices: tuple[Device, ...] = ()
     driver: str = ""
     mode: str = "nvml"
+    models: frozenset[str] = frozenset()  # keys of models that are whole on its disk
+    coming: frozenset[str] = frozenset()  # keys of models that are being downloaded
 
 
 class PodPhase(StrEnum):

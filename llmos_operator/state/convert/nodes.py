@@ -47,12 +47,15 @@ def gpu_node(obj: Mapping[str, Any]) -> GpuNode:
     """Return a GpuNode from its JSON; devices in index order, then UUID."""
     root = Fields(obj)
     status = root.child("status")
+    models = status.objects("models")
     devices = sorted((_device(d) for d in status.objects("devices")), key=lambda d: (d.index, d.uuid))
     return GpuNode(
         name=root.child("metadata").required("name"),
         devices=tuple(devices),
         driver=status.text("driver"),
         mode=status.text("mode", "nvml"),
+        models=frozenset(one.required("key") for one in models if one.text("state") == "Ready"),
+        coming=frozenset(one.required("key") for one in models if one.text("state") == "Downloading"),
     )
 
 
