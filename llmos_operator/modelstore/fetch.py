@@ -63,6 +63,7 @@ def fetch(order: Order) -> Outcome:
             message=f"the folder {order.root} cannot be used: {error}",
             after=30.0,
         )
+    lease.release()
     return Outcome(bytes=lease.entry.size)
 
 
