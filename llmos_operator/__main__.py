@@ -20,6 +20,7 @@ PROCESSES: dict[str, tuple[str, str]] = {
     "runtime": ("llmos_operator.runtime.server", "runtime"),
     "tune": ("llmos_operator.tuning.program", "runtime"),
     "batch": ("llmos_operator.runtime.jobs.batch.program", "runtime"),
+    "fetch": ("llmos_operator.modelstore.fetch", "agent"),
     "gateway": ("llmos_operator.gateway.app", "gateway"),
 }
 CLI = ("llmos_operator.cli.app", "cli")

@@ -14,11 +14,12 @@ import os
 import socket
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 from llmos_operator import __version__
 from llmos_operator.api import names
+from llmos_operator.api.quantity import parse_bytes
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class RuntimeSettings(_Group):
     """Pull policy of runtime containers."""
     cache_host_path: str = ""
     """Directory of the node that caches models; empty keeps the cache inside the pod."""
+    model_cache_path: str = ""
+    """Directory of the node in which agents keep the copies of ModelCaches; empty: pods are given none."""
     base_memory: str = "450Mi"
     """Memory of a runtime without a model (R0 of the memory model), per device."""
     cpu_request: str = "500m"
@@ -266,6 +269,30 @@ class OperatorSettings(ProcessSettings):
     """How status.url is written; {name} and {namespace} are replaced."""
 
 
+class ModelCacheSettings(_Group):
+    """Models the node keeps for ModelCaches."""
+
+    path: str = ""
+    """Folder for them, as the agent sees it; empty: this node keeps none."""
+    budget: str = ""
+    """Bytes for all of them together, like 500Gi; empty: as much as the disk holds."""
+    parallel: int = Field(default=2, ge=1, le=16)
+    """Models downloaded at the same time."""
+    hub_endpoint: str = "https://huggingface.co"
+    """Hub for hf:// models."""
+    endpoint: str = ""
+    """Address of the object store for s3:// and gs:// where a Secret names none; empty: the provider's own."""
+    region: str = ""
+    """Region of s3:// buckets where a Secret names none."""
+
+    @field_validator("budget")
+    @classmethod
+    def _bytes(cls, value: str) -> str:
+        if value:
+            parse_bytes(value)
+        return value
+
+
 class AgentSettings(ProcessSettings):
     """`llmos agent`."""
 
@@ -283,6 +310,8 @@ class AgentSettings(ProcessSettings):
     """Seconds between GPUNode writes when nothing changed."""
     dcgm_metrics: bool = False
     """Whether /metrics also has the names of dcgm-exporter, for dashboards that exist already."""
+    model_cache: ModelCacheSettings = ModelCacheSettings()
+    """Models kept on the node."""
     seed: int = 0
     """Seed of the noise of simulated devices."""
     token_file: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path

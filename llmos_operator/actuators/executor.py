@@ -66,8 +66,9 @@ class Executor:
         care: CareWriter,
         breaker: Breaker,
         is_simulated: Callable[[str], bool],
+        has_copy: Callable[[str, str], bool] = lambda _node, _key: False,
     ) -> None:
-        """`evictions` and `creations` space refused evictions and failed creates per pod; `is_simulated` says whether a node's devices are simulated."""
+        """`evictions` and `creations` space refused evictions and failed creates per pod; `is_simulated` says whether a node's devices are simulated, `has_copy` whether it has a model (by key) or is downloading it."""
         self._port = port
         self._store = store
         self._queue = queue
@@ -79,6 +80,7 @@ class Executor:
         self._clock = clock
         self._creations = creations
         self._is_simulated = is_simulated
+        self._has_copy = has_copy
         self._in_flight: dict[str, int] = {}  # workload -> jobs
         self._doubtful: list[Bind] = []
         self._gangs = Attempts()
@@ -136,13 +138,24 @@ class Executor:
         for retire in self._gangs.give_up(bind) or ():
             self.retire(retire)
 
+    def _mounts_copy(self, bind: Bind) -> bool:
+        model = bind.workload.model
+        return bool(
+            self._settings.model_cache_path and model.kept and self._has_copy(bind.claim.node, model.key)
+        )
+
     async def _bind(self, bind: Bind) -> None:
         claim, workload = bind.claim, bind.workload
         if self._gangs.given_up(bind):
             self._drop(bind)
             return
         try:
-            body = body_of(bind, self._settings, simulated=self._is_simulated(claim.node))
+            body = body_of(
+                bind,
+                self._settings,
+                simulated=self._is_simulated(claim.node),
+                kept=self._mounts_copy(bind),
+            )
             await self._support.before_bind(workload)
             made, _ = await self._retrier.create(self._port, PODS, body, namespace=workload.namespace)
         except Retryable as error:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _FIRST_BYTES = 256 << 10  # holds the whole header of nearly every weight file
 _LISTING_BYTES = 8 << 20
 _PARALLEL = 4
+_UNSEEN = frozenset({"s3", "gs", "oci"})  # their places answer nobody without credentials
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
@@ -81,13 +82,19 @@ class Inspector:
 
 
 def _refuse_scheme(scheme: str) -> Permanent:
+    if scheme in _UNSEEN:
+        return Permanent(
+            f"the operator reads no Secrets and so cannot look into {scheme}://: set spec.resources.memory to the memory one "
+            "replica needs on each device",
+            reason=Reason.ACCESS_DENIED,
+        )
     if scheme == "file":
         return Permanent(
             "file:// models are not allowed here; an administrator may set sources.allowFile",
             reason=Reason.SOURCE_NOT_ALLOWED,
         )
     return Permanent(
-        f"{scheme}:// models cannot be loaded by this release; use hf:// or https://",
+        f"{scheme}:// models cannot be loaded by this release; use hf://, https://, s3://, gs:// or oci://",
         reason=Reason.UNSUPPORTED_SCHEME,
     )
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.plan import Bind
 
 
-def body_of(bind: Bind, settings: PodSettings, *, simulated: bool) -> Json:
+def body_of(bind: Bind, settings: PodSettings, *, simulated: bool, kept: bool = False) -> Json:
     """Return the pod of a bind. Raises Permanent(InvalidSpec) if none can be built from the spec."""
     try:
-        return pod_manifest.build(bind.workload, bind.claim, settings, simulated=simulated)
+        return pod_manifest.build(bind.workload, bind.claim, settings, simulated=simulated, kept=kept)
     except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
         # The parts of a template that no schema describes are the user's; none of them may end this process.
         text = f"no pod can be built from the spec: {type(error).__name__}: {error}"

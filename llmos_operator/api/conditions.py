@@ -69,6 +69,8 @@ class Reason(StrEnum):
     UNSAFE_FORMAT = "UnsafeFormat"  # pickle in any disguise
     UNSAFE_CONFIG = "UnsafeConfig"  # auto_map and other keys that would run code
     DOWNLOAD_FAILED = "DownloadFailed"
+    DISK_FULL = "DiskFull"
+    TOO_LARGE = "TooLarge"  # beyond a ModelCache's sizeLimit, or beyond belief
     ACCESS_DENIED = "AccessDenied"
     LOAD_FAILED = "LoadFailed"
     QUALITY_LOSS_EXCEEDED = (

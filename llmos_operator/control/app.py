@@ -187,6 +187,7 @@ class Operator:
                 ("profiles", parts.profiles.run()),
                 ("retention", parts.retention.run()),
                 ("summaries", parts.summaries.run()),
+                ("copies", parts.copies.run()),
                 ("prices", parts.pricing.run()),
                 ("gauges", self._gauges()),
                 ("standing", self._standing()),

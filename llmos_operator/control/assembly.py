@@ -30,6 +30,7 @@ from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.batcher import Batcher
 from llmos_operator.control.console.server import ConsoleServer, console_host
+from llmos_operator.control.copies import Copies
 from llmos_operator.control.demand import DemandBook
 from llmos_operator.control.feedback import Feedback
 from llmos_operator.control.hearing import Hearing
@@ -146,6 +147,8 @@ class Assembly:
             self.port, self.store, self.queue, self.clock, may_act=self.leadership.may_act
         )
 
+        self.copies = Copies(self.port, self.store, self.queue, self.clock, may_act=self.leadership.may_act)
+
     def _make_watching(self) -> None:
         intake = Intake(
             self.store,
@@ -190,6 +193,7 @@ class Assembly:
             care=self.care,
             breaker=self.policy.breaker,
             is_simulated=self._is_simulated,
+            has_copy=self._has_copy,
         )
         observer = Observer(
             self.store, self.records, self.accounts, self.policy, self.clock, self.settings.url_template
@@ -383,14 +387,22 @@ class Assembly:
             self.profiles.note(body, exists=exists)
         elif kind == ports.NAMESPACES and not exists:
             self.support.forget_namespace(str(body["metadata"]["name"]))
+        elif kind == ports.MODEL_CACHES:
+            self.copies.note(kind, body, exists=exists)
         elif kind in {ports.GPU_NODES, ports.WORKLOAD_QUEUES}:
             self.summaries.note(kind, body, exists=exists)
+            if kind == ports.GPU_NODES:
+                self.copies.note(kind, body, exists=exists)
             if kind == ports.GPU_NODES and not exists:
                 self.ingest.forget_node(str(body["metadata"]["name"]))
 
     def _is_simulated(self, node: str) -> bool:
         state = self.store.node(node)
         return state is not None and state.gpu is not None and state.gpu.mode == "simulated"
+
+    def _has_copy(self, node: str, key: str) -> bool:
+        state = self.store.node(node)
+        return state is not None and state.gpu is not None and key in state.gpu.models | state.gpu.coming
 
 
 def _master_key(path: str) -> bytes:

@@ -59,6 +59,7 @@ def pods_of(settings: OperatorSettings) -> PodSettings:
         image=runtime.image,
         image_pull_policy=runtime.image_pull_policy,
         cache_host_path=runtime.cache_host_path,
+        model_cache_path=runtime.model_cache_path.rstrip("/"),
         runtime_class_name=runtime.runtime_class_name,
         run_as_user=runtime.run_as_user,
         service_account=runtime.service_account,

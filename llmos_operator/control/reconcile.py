@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.state.replicas import Replica
 
-MODEL_SCHEMES = frozenset({"hf", "https", "file"})  # a claim's files cannot be looked into before a pod runs
-ADAPTER_SCHEMES = MODEL_SCHEMES | {"pvc"}
+# A claim's files cannot be looked into before a pod runs. Nor can object stores and registries, for which the operator
+# has no credentials; the inspector then asks for spec.resources.memory.
+MODEL_SCHEMES = frozenset({"hf", "https", "file", "s3", "gs", "oci"})
+ADAPTER_SCHEMES = frozenset({"hf", "https", "file", "pvc"})
 OOM_KILLED = "OOMKilled"
 _CRASHES = 3  # restarts after which a crash is shown as a failure
 
@@ -344,7 +346,11 @@ def _source_refusal(
         )
     scheme, _, rest = uri.partition("://")
     if scheme not in known:
-        works = "hf:// or https://" if "pvc" not in known else "hf://, https:// or pvc://claim/path"
+        works = (
+            "hf://, https://, s3://, gs:// or oci://"
+            if "pvc" not in known
+            else "hf://, https:// or pvc://claim/path"
+        )
         return Refusal(
             Reason.UNSUPPORTED_SCHEME, f"{field}: {scheme}:// cannot be loaded by this release; use {works}."
         )

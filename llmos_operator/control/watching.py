@@ -35,6 +35,7 @@ REFLECTED: dict[Kind, tuple[str, str]] = {
     ports.NODES: ("", ""),
     ports.GPU_NODES: ("", ""),
     ports.PODS: ("", "spec.nodeName!="),
+    ports.MODEL_CACHES: ("", ""),
     ports.PRIORITY_CLASSES: ("", ""),
     ports.POD_DISRUPTION_BUDGETS: ("", ""),
     ports.NAMESPACES: ("", ""),
@@ -153,6 +154,8 @@ def wired(
     """Return sinks that tell ``tap`` of every change before the intake takes it."""
 
     def sink(kind: Kind) -> Callable[[Change, Json], None]:
+        if kind == ports.MODEL_CACHES:  # of no part in decisions: what nodes keep stands in their GPUNodes
+            return lambda change, body: tap(kind, change, body)
         take = intake.sink(kind)
 
         def both(change: Change, body: Json) -> None:

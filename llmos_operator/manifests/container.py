@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
+from llmos_operator.api.runtime.uris import SECRET_KEYS, SOURCE_VARIABLES
 from llmos_operator.manifests import gang, jobs
 from llmos_operator.state.types import Sharing, WorkloadKind
 
@@ -19,6 +20,7 @@ Json = dict[str, Any]
 NAME = "runtime"
 CACHE_DIR = "/var/llmos/cache"
 TMP_DIR = "/var/llmos/tmp"
+KEPT_DIR = "/var/llmos/model"
 _GRACE_MARGIN = 10  # seconds beyond the drain: endpoint propagation and the engine's end
 _PROBE_SECONDS = 1
 _CPU_ONLY_HEADROOM = 125  # percent of the claim at which a CPU-only runtime is stopped
@@ -41,9 +43,18 @@ def serving_port(workload: Workload) -> int:
 
 
 def runtime_container(
-    workload: Workload, claim: Claim, settings: PodSettings, requests: Json, *, simulated: bool
+    workload: Workload,
+    claim: Claim,
+    settings: PodSettings,
+    requests: Json,
+    *,
+    simulated: bool,
+    kept: bool = False,
 ) -> Json:
-    """Return the container that loads and serves the model. ``requests`` are its resource requests."""
+    """Return the container that loads and serves the model.
+
+    ``requests`` are its resource requests; ``kept`` says whether the node's copy of the model is mounted.
+    """
     engine = workload.spec.get("engine") or {}
     port = serving_port(workload)
     return {
@@ -51,7 +62,7 @@ def runtime_container(
         "image": engine.get("image") or settings.image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": [*_command(workload, engine), *engine.get("args", ())],
-        "env": environment(workload, claim, settings, simulated=simulated),
+        "env": environment(workload, claim, settings, simulated=simulated, kept=kept),
         "ports": [
             {"name": "http", "containerPort": port, "protocol": "TCP"},
             {"name": "control", "containerPort": names.PORT_CONTROL, "protocol": "TCP"},
@@ -62,6 +73,7 @@ def runtime_container(
         "volumeMounts": [
             {"name": "llmos-cache", "mountPath": CACHE_DIR},
             {"name": "llmos-tmp", "mountPath": TMP_DIR},
+            *([{"name": "llmos-model", "mountPath": KEPT_DIR, "readOnly": True}] if kept else []),
             *jobs.mounts(workload),
         ],
         "securityContext": {
@@ -118,7 +130,9 @@ def _resources(claim: Claim, requests: Json) -> Json:
     return {"requests": requests} | ({"limits": limits} if limits else {})
 
 
-def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool) -> list[Json]:
+def environment(
+    workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool, kept: bool = False
+) -> list[Json]:
     """Return the runtime's environment; names of `api.names`, then the engine's own."""
     asked = {**_model_environment(workload, claim), **jobs.environment(workload)}
     plain = {name: _literal(value) for name, value in asked.items()} | {
@@ -133,6 +147,8 @@ def environment(workload: Workload, claim: Claim, settings: PodSettings, *, simu
         # As many compute threads as CPUs were requested: more would only wait for one another.
         "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
+    if kept:
+        plain[names.ENV_KEPT_DIR] = KEPT_DIR
     if settings.hub_endpoint:
         plain["HF_ENDPOINT"] = settings.hub_endpoint
     # Pods of one machine share its loopback in the local cluster, so each binds its own address there. Elsewhere the
@@ -205,9 +221,17 @@ def _secrets(workload: Workload, settings: PodSettings) -> list[Json]:
         found.append(_from_secret(names.ENV_API_KEYS, str(keys), "keys"))
     model = ((workload.spec.get("model") or {}).get("secretRef") or {}).get("name")
     if model:
-        found.append(_from_secret("HF_TOKEN", str(model), "token"))
+        found += source_secrets(workload.model.uri, str(model))
     return found
 
 
-def _from_secret(variable: str, secret: str, key: str) -> Json:
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+def source_secrets(uri: str, secret: str) -> list[Json]:
+    """Return the variables with the credentials of a model's source, as keys of its Secret."""
+    keys = SECRET_KEYS.get(uri.partition("://")[0], ("token",))
+    # Where there are several kinds of proof, a Secret holds one of them; the runtime says what it misses.
+    optional = {"optional": True} if len(keys) > 1 else {}
+    return [_from_secret(SOURCE_VARIABLES.get(key, "HF_TOKEN"), secret, key, **optional) for key in keys]
+
+
+def _from_secret(variable: str, secret: str, key: str, **more: bool) -> Json:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, **more}}}

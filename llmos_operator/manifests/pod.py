@@ -27,8 +27,10 @@ Json = dict[str, Any]
 ENDPOINT = "LLMOS_ENDPOINT"  # where application containers of the pod find the model
 
 
-def build(workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool = False) -> Json:
-    """Return the pod. Raises Permanent(InvalidSpec) if the workload's template asks for what tenants must not have."""
+def build(
+    workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool = False, kept: bool = False
+) -> Json:
+    """Return the pod; with ``kept`` the node's copy of the model is mounted, read-only. Raises Permanent(InvalidSpec) if the workload's template asks for what tenants must not have."""
     user = workload.spec.get("podTemplate") or {}
     template.check(user, settings.service_account)
     template.check_engine(workload.spec.get("engine") or {})
@@ -36,7 +38,7 @@ def build(workload: Workload, claim: Claim, settings: PodSettings, *, simulated:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": _metadata(workload, claim, user.get("metadata") or {}),
-        "spec": _spec(workload, claim, settings, user.get("spec") or {}, simulated=simulated),
+        "spec": _spec(workload, claim, settings, user.get("spec") or {}, simulated=simulated, kept=kept),
     }
 
 
@@ -84,13 +86,15 @@ def _metadata(workload: Workload, claim: Claim, user: Json) -> Json:
     }
 
 
-def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *, simulated: bool) -> Json:
+def _spec(
+    workload: Workload, claim: Claim, settings: PodSettings, user: Json, *, simulated: bool, kept: bool
+) -> Json:
     sidecar = bool(user.get("containers"))
     requests = _requests(workload, claim, sidecar=sidecar)
-    runtime = runtime_container(workload, claim, settings, requests, simulated=simulated)
-    kept = template.kept_pod_spec(user)
+    runtime = runtime_container(workload, claim, settings, requests, simulated=simulated, kept=kept)
+    own = template.kept_pod_spec(user)
     spec: Json = {
-        **kept,
+        **own,
         **gang.place_in_gang(workload, claim),
         "nodeName": claim.node,
         # Work that ends is tried again by the operator, which counts failures, not by the kubelet, which would not.
@@ -106,7 +110,12 @@ def _spec(workload: Workload, claim: Claim, settings: PodSettings, user: Json, *
             "fsGroup": settings.run_as_user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumes": [*kept.get("volumes", ()), *_volumes(settings), *jobs.volumes(workload)],
+        "volumes": [
+            *own.get("volumes", ()),
+            *_volumes(settings),
+            *_copy(workload, settings, kept=kept),
+            *jobs.volumes(workload),
+        ],
         **_containers(runtime, user, serving_port(workload), gang.environment(workload, claim)),
     }
     if workload.priority_class:
@@ -154,6 +163,14 @@ def _requests(workload: Workload, claim: Claim, *, sidecar: bool) -> Json:
     memory = claim.memory_bytes - (workload.host_memory_bytes if sidecar else 0)
     amounts = {"cpu": f"{cpu}m" if cpu > 0 else "", "memory": str(memory) if memory > 0 else ""}
     return {key: value for key, value in amounts.items() if value}
+
+
+def _copy(workload: Workload, settings: PodSettings, *, kept: bool) -> list[Json]:
+    """Return the volume with the node's copy of this model alone: tenants do not see what else is kept."""
+    if not kept:
+        return []
+    path = f"{settings.model_cache_path}/models/{workload.model.key}"
+    return [{"name": "llmos-model", "hostPath": {"path": path, "type": "Directory"}}]
 
 
 def _volumes(settings: PodSettings) -> list[Json]:

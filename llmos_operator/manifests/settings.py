@@ -13,6 +13,7 @@ class PodSettings:
     image: str
     image_pull_policy: str = "IfNotPresent"
     cache_host_path: str = ""
+    model_cache_path: str = ""  # folder of each node in which agents keep copies of models
     runtime_class_name: str = ""
     run_as_user: int = 65532
     service_account: str = "default"

@@ -33,7 +33,7 @@ _KEPT = (
 _NEVER = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 _FORBIDDEN_ENV = ("LD_", "NVIDIA_", "CUDA_VISIBLE", "PYTHONPATH", "PYTHONHOME")
 _SAFE_CAPABILITIES = {"NET_BIND_SERVICE"}
-_OWN_NAMES = {"llmos-cache", "llmos-tmp"}
+_OWN_NAMES = {"llmos-cache", "llmos-model", "llmos-tmp"}
 _OWN_PREFIX = "llmos-data-"  # volumes of the claims that data URIs name
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api import names
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
+from llmos_operator.api.runtime.uris import SOURCE_VARIABLES
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.ipc.messages import AdapterSource, Load
 
@@ -53,6 +54,10 @@ class RuntimeSettings:
     device: str = "auto"  # auto | cpu | cuda
     hub_endpoint: str = ""
     hub_token: str = field(default="", repr=False)
+    secrets: tuple[tuple[str, str], ...] = field(
+        default=(), repr=False
+    )  # of the model's source, by key of its Secret
+    kept_dir: str = ""
     allow_file: bool = False
     max_body_bytes: int = 8 << 20
     adapters: tuple[AdapterSource, ...] = ()  # LoRA adapters to have from the start
@@ -81,6 +86,8 @@ class RuntimeSettings:
             allow_file=self.allow_file,
             hf_endpoint=self.hub_endpoint,
             token=self.hub_token,
+            secrets=self.secrets,
+            kept_dir=self.kept_dir,
             device=self.device,
             pvc_root=self.volumes,
             adapters=self.adapters,
@@ -120,6 +127,8 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         device="cpu" if devices == "void" else env.text("LLMOS_DEVICE") or "auto",
         hub_endpoint=env.text("HF_ENDPOINT"),
         hub_token=env.text("HF_TOKEN"),
+        secrets=env.secrets(SOURCE_VARIABLES),
+        kept_dir=env.text(names.ENV_KEPT_DIR),
         allow_file=env.flag("LLMOS_ALLOW_FILE"),
         max_body_bytes=env.number("LLMOS_MAX_BODY_BYTES", 8 << 20, least=1024),
         adapters=adapters,
@@ -160,6 +169,10 @@ class _Reader:
         """Comma or newline separated, without repetition."""
         parts = (part.strip() for line in self.text(name).splitlines() for part in line.split(","))
         return tuple(dict.fromkeys(part for part in parts if part))
+
+    def secrets(self, variables: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        """Return what is set of ``variables`` (variable by key), as (key, value)."""
+        return tuple((key, self.text(name)) for key, name in variables.items() if self.text(name))
 
     def folders(self, name: str) -> tuple[str, ...]:
         found = self.words(name)

@@ -33,12 +33,14 @@ def request_of(workload: Workload, size: Size, policy: Policy, domain: str) -> R
         workload.node_affinity,
         workload.tolerations,
     )
+    model = workload.model.key if workload.model.kept else ""
     if not workload.accelerators:
         return Request(
             constraints,
             cpu_milli=sizing.cpu_only_milli + workload.cpu_milli,
             memory_bytes=size.bytes_per_device + workload.host_memory_bytes,
             placement=workload.placement,
+            model=model,
         )
     milli = workload.compute_milli if workload.compute_milli is not None else sizing.shared_compute_milli
     return Request(
@@ -49,6 +51,7 @@ def request_of(workload: Workload, size: Size, policy: Policy, domain: str) -> R
         sizing.runtime_cpu_milli + workload.cpu_milli,
         sizing.runtime_memory_bytes + workload.host_memory_bytes,
         workload.placement,
+        model,
     )
 
 

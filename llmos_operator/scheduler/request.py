@@ -31,13 +31,14 @@ class Request:
     cpu_milli: int = 0
     memory_bytes: int = 0  # host
     placement: Placement = Placement.BIN_PACK
+    model: str = ""  # key of a model whose copies on nodes count; "": none does
     _hash: int = field(
         init=False, repr=False, compare=False, default=0
     )  # worked out once: it is a key everywhere
 
     def __post_init__(self) -> None:
         amounts = (self.bytes_per_device, self.compute_milli, self.domain, self.cpu_milli, self.memory_bytes)
-        object.__setattr__(self, "_hash", hash((self.constraints, amounts, self.placement)))
+        object.__setattr__(self, "_hash", hash((self.constraints, amounts, self.placement, self.model)))
 
     def __hash__(self) -> int:
         return self._hash

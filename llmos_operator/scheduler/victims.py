@@ -104,6 +104,7 @@ class VictimIndex:
         self._profiles = {(p.uri, p.revision): p for p in snapshot.profiles.values()}
         self._beyond = {queue: tree.beyond_milli(queue) for queue in snapshot.charged}
         self._reload: dict[tuple[str, str, str], float | None] = {}
+        self._copies = {key for s in snapshot.nodes.values() if s.gpu is not None for key in s.gpu.models}
         self._workloads = {w.uid: w for w in snapshot.workloads.values()}
         self._pods_of = snapshot.pods_of
         self._budgets_in: dict[str, list[DisruptionBudget]] = defaultdict(list)
@@ -238,12 +239,18 @@ class VictimIndex:
         parts = claim.gpu_milli or FULL_MILLI
         return max(1, round(seconds * _MILLISECONDS) * parts // FULL_MILLI)
 
+    def _downloads(self, workload: Workload) -> bool:
+        """Return whether a model that is meant to be kept on nodes is on none of them: it would come from its source."""
+        return workload.model.kept and workload.model.key not in self._copies
+
     def _reload_seconds(self, claim: Claim, workload: Workload | None) -> float:
         measured = None
         if workload is not None and self._profiles:
             key = (workload.model.uri, workload.model.revision, claim.format)
             if key not in self._reload:
-                self._reload[key] = _measured_load(self._profiles.get(key[:2]), claim.format)
+                self._reload[key] = _measured_load(
+                    self._profiles.get(key[:2]), claim.format, downloads=self._downloads(workload)
+                )
             measured = self._reload[key]
         if measured is not None:
             return measured
@@ -262,13 +269,13 @@ def unsaved_seconds(workload: Workload, now: float, began: float) -> float:
     return min(ran, workload.checkpoint_seconds) if workload.checkpoint_seconds else ran
 
 
-def _measured_load(profile: Profile | None, fmt: str) -> float | None:
-    """Return the quickest measured load in seconds, warm ones before others."""
+def _measured_load(profile: Profile | None, fmt: str, *, downloads: bool = False) -> float | None:
+    """Return the quickest measured load in seconds: with a download those with one, else warm ones, before others."""
     if profile is None:
         return None
     times = [t for t in profile.load_times if t.format == fmt and t.path != HOT]
-    warm = [t for t in times if t.path == "Warm"] or times
-    return min(t.milliseconds for t in warm) / _MILLISECONDS if warm else None
+    alike = [t for t in times if t.path == ("Cold" if downloads else "Warm")] or times
+    return min(t.milliseconds for t in alike) / _MILLISECONDS if alike else None
 
 
 def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collection[Replica] = ()) -> int:

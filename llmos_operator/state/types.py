@@ -164,6 +164,8 @@ class GpuNode:
     driver: str = ""
     mode: str = "nvml"
     care: Care = NO_CARE  # what the operator does about sick ones
+    models: frozenset[str] = frozenset()  # keys of models that are whole on its disk
+    coming: frozenset[str] = frozenset()  # keys of models that are being downloaded
 
 
 class PodPhase(StrEnum):

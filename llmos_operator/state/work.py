@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from llmos_operator.api.runtime.uris import model_key
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -122,6 +124,12 @@ class Model:
     revision: str = "main"
     name: str = ""  # served name
     digest: str = ""
+    kept: bool = False  # read from a node's copy where there is one (spec.model.cacheRef)
+
+    @property
+    def key(self) -> str:
+        """Name of its copy on a node."""
+        return model_key(self.uri, self.revision)
 
 
 @dataclass(frozen=True, slots=True)

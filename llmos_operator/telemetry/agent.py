@@ -29,7 +29,7 @@ from llmos_operator.settings import AgentSettings, BadSettings, load
 from llmos_operator.telemetry import report
 from llmos_operator.telemetry.backend import BackendUnavailable, DriverLost
 from llmos_operator.telemetry.collector import Collector
-from llmos_operator.telemetry.metrics import AgentMetrics, CollectorMetrics, DeviceMetrics
+from llmos_operator.telemetry.metrics import AgentMetrics, CollectorMetrics, CopyMetrics, DeviceMetrics
 from llmos_operator.telemetry.node_view import NodeView
 from llmos_operator.telemetry.node_watch import annotation, follow_node, wait_for_node
 from llmos_operator.telemetry.publish import BatchSender, NodeWriter
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.cluster.port import ClusterPort, Json
     from llmos_operator.telemetry.backend import Backend
+    from llmos_operator.telemetry.copies import CopyKeeper
     from llmos_operator.telemetry.sample import DriverInfo
 
 log = logging.logger(__name__)
@@ -113,9 +114,23 @@ class Agent:
         self._server = HealthServer(
             registry, live={"loop": self._beat.check}, ready={"measuring": self._unready}
         )
+        self._copies = self._keeper(port) if settings.model_cache.path else None
         self._view: NodeView | None = None
         self._running: Collector | None = None
         self._wake = asyncio.Event()
+
+    def _keeper(self, port: ClusterPort) -> CopyKeeper:
+        from llmos_operator.telemetry.copies import CopyKeeper  # noqa: PLC0415 - most agents keep nothing
+
+        settings = self.settings
+        return CopyKeeper(
+            port,
+            settings.model_cache,
+            node=settings.node,
+            namespace=settings.namespace,
+            metrics=CopyMetrics(self._registry),
+            monotonic=self._monotonic,
+        )
 
     @property
     def health_port(self) -> int:
@@ -183,6 +198,8 @@ class Agent:
                 group.create_task(self._sender.run(), name="sender")
                 group.create_task(self._writer.run(), name="writer")
                 group.create_task(self._follow(backend), name="node")
+                if self._copies is not None:
+                    group.create_task(self._copies.run(), name="copies")
                 await self._turn(collector, view)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -252,7 +269,8 @@ class Agent:
                 self._measured.beat()
             if rounds or seen.hangs:
                 self._sender.offer(view.batch())
-                self._writer.offer(view.status(now), view.memory())
+                copies = {"models": self._copies.models} if self._copies is not None else {}
+                self._writer.offer(view.status(now) | copies, view.memory())
 
     async def _follow(self, backend: Backend) -> None:
         """On a simulated node, take new announcements as they come."""

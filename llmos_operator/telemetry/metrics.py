@@ -18,7 +18,7 @@ from llmos_operator.telemetry.figures import DCGM, FIGURES
 from llmos_operator.telemetry.sample import ClockReason, EventKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
@@ -193,6 +193,39 @@ class CollectorMetrics(MetricsSource):
         yield GaugeMetricFamily(
             "llmos_agent_hung_calls", "Driver calls that have not come back now.", value=self._hung()
         )
+
+
+class CopyMetrics:
+    """Models the node keeps."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._models = Gauge(
+            "llmos_node_models",
+            "Models of ModelCaches on this node, by state (Ready, Downloading, Failed).",
+            ["state"],
+            registry=registry,
+        )
+        self._bytes = Gauge(
+            "llmos_node_models_bytes", "Bytes of the models kept on this node.", registry=registry
+        )
+        self._ended = Counter(
+            "llmos_node_model_downloads_total",
+            "Downloads of models to this node by result (ok, error).",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("ok", "error"):
+            self._ended.labels(result)
+
+    def show(self, states: Mapping[str, int], held: int) -> None:
+        """Take how many models are in each state, and their bytes."""
+        for state, count in states.items():
+            self._models.labels(state).set(count)
+        self._bytes.set(held)
+
+    def ended(self, *, ok: bool) -> None:
+        """Count a download that ended."""
+        self._ended.labels("ok" if ok else "error").inc()
 
 
 class AgentMetrics:

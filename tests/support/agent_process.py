@@ -42,6 +42,13 @@ RULES = [
     {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": [names.GROUP], "resources": ["gpunodes"], "verbs": ["get", "create", "patch"]},
     {"apiGroups": [names.GROUP], "resources": ["gpunodes/status"], "verbs": ["get", "patch"]},
+    {"apiGroups": [names.GROUP], "resources": ["modelcaches"], "verbs": ["list", "watch"]},
+    {
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": ["bucket-keys", "absent"],
+        "verbs": ["get"],
+    },
 ]
 
 

@@ -149,6 +149,12 @@ class NodeBuilder:
                 self.with_device(index, links=others)
         return self
 
+    def keeping(self, *models: str) -> NodeBuilder:
+        """Have whole copies of models, by key."""
+        assert self.gpus is not None
+        self.gpus = replace(self.gpus, models=frozenset(models))
+        return self
+
     def unhealthy(self, index: int, reason: str = "XID79") -> NodeBuilder:
         return self.with_device(index, verdict=Verdict.UNHEALTHY, reason=reason)
 

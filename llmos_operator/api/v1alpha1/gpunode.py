@@ -13,6 +13,7 @@ from llmos_operator.api.meta import Conditions, ObjectMeta
 from llmos_operator.api.names import API_VERSION
 from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListMap, ListSet, Quantity, Time
 from llmos_operator.api.telemetry import MAX_DEVICES, Verdict
+from llmos_operator.api.v1alpha1.modelcache import CopyState
 
 Uuid = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Word = Annotated[str, StringConstraints(max_length=253)]
@@ -85,6 +86,32 @@ class GPUDevice(KubeModel):
     )
 
 
+class KeptModel(KubeModel):
+    """A model on the node's disk, or on its way there."""
+
+    key: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
+        description="Name of its entry: 16 hex digits of sha256 over uri@revision, as in the name of its ModelProfile."
+    )
+    uri: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        default="", description="Where it came from, without a query."
+    )
+    revision: Annotated[str, StringConstraints(max_length=255)] = Field(
+        default="main", description="Branch, tag or commit of it."
+    )
+    state: CopyState = Field(default=CopyState.PENDING, description="Pending, Downloading, Ready or Failed.")
+    bytes: Count = Field(default=0, description="Bytes that are on the disk.")
+    bytes_total: Count = Field(default=0, description="Bytes of the whole model; 0 while it is not known.")
+    eta_seconds: Count | None = Field(
+        default=None, description="Seconds the download is expected to take from here."
+    )
+    reason: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="Why it failed, one CamelCase word."
+    )
+    message: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        default="", description="Why it failed."
+    )
+
+
 class LedgerDevice(KubeModel):
     """What is reserved on one device."""
 
@@ -152,6 +179,9 @@ class GPUNodeStatus(KubeModel):
     )
     devices: Annotated[tuple[GPUDevice, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
         default=(), description="Devices of the node, written by its agent."
+    )
+    models: Annotated[tuple[KeptModel, ...], ListMap(("key",)), Field(max_length=128)] = Field(
+        default=(), description="Models on the node's disk, written by its agent."
     )
     ledger: Ledger | None = Field(
         default=None, description="What is reserved on them, written by the operator."

@@ -15,6 +15,7 @@ from llmos_operator.api.schema import (
     LabelValue,
     ListMap,
     MaxProperties,
+    ObjectName,
     PositiveQuantity,
     Rule,
 )
@@ -22,6 +23,12 @@ from llmos_operator.api.v1alpha1.workload_model import ModelUri
 
 Count = Annotated[int, Field(ge=0, le=INT64_MAX)]
 Copies = Annotated[int, Field(ge=0, le=INT32_MAX)]
+
+
+class SystemReference(KubeModel):
+    """An object of the operator's namespace, by name."""
+
+    name: ObjectName = Field(description="Name of the object.")
 
 
 class ModelCacheSpec(KubeModel):
@@ -42,6 +49,11 @@ class ModelCacheSpec(KubeModel):
     node_selector: Annotated[dict[LabelKey, LabelValue], MaxProperties(32)] = Field(
         default_factory=dict,
         description="Labels of the nodes that keep a copy. Empty: all nodes with devices.",
+    )
+    secret_ref: SystemReference | None = Field(
+        default=None,
+        description="Secret with the credentials of the source, in the operator's namespace; the chart's modelCache.secrets "
+        "must list it, so that agents may read it. Keys as in spec.model.secretRef of a ModelWorkload.",
     )
     size_limit: PositiveQuantity | None = Field(
         default=None,
@@ -67,6 +79,12 @@ class NodeCopy(KubeModel):
     state: CopyState = Field(default=CopyState.PENDING, description="Pending, Downloading, Ready or Failed.")
     bytes: Count = Field(default=0, description="Bytes that are on the node's disk.")
     bytes_total: Count = Field(default=0, description="Bytes of the whole model; 0 while it is not known.")
+    eta_seconds: Count | None = Field(
+        default=None, description="Seconds the download is expected to take from here."
+    )
+    reason: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="Why a copy failed, one CamelCase word."
+    )
     message: Annotated[str, StringConstraints(max_length=1024)] = Field(
         default="", description="Why a copy failed."
     )

@@ -4,7 +4,6 @@ Named `mp-` and 16 hex digits of sha256 over `uri@revision` (see :func:`profile_
 from the model's own metadata, corrected by what runtimes measure. The scheduler reads it and never guesses twice.
 """
 
-import hashlib
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from pydantic import Field, StringConstraints
 from llmos_operator.api.meta import Conditions, ObjectMeta
 from llmos_operator.api.names import API_VERSION
 from llmos_operator.api.runtime.memory import ModelShape
+from llmos_operator.api.runtime.uris import model_key
 from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListMap, Rule, Time
 from llmos_operator.api.v1alpha1.workload_model import ModelUri, WeightFormat
 
@@ -23,7 +23,7 @@ Word = Annotated[str, StringConstraints(max_length=253)]
 
 def profile_name(uri: str, revision: str) -> str:
     """Return the name of the profile of one revision of a model."""
-    return "mp-" + hashlib.sha256(f"{uri}@{revision}".encode()).hexdigest()[:16]
+    return f"mp-{model_key(uri, revision)}"
 
 
 class ModelProfileSpec(KubeModel):

@@ -67,7 +67,7 @@ class AdapterSource:
 class Load:
     """Resolve, verify, convert and load one model. Answered by Progress frames, then Ready or Failed."""
 
-    uri: str  # hf://org/name, https://…, file:///…, pvc://claim/path, or a plain absolute path
+    uri: str  # hf, s3, gs, oci, https, file or pvc://…, or a plain absolute path
     revision: str = "main"
     digest: str = ""  # "" or "sha256:…": anything else is refused
     format: str = "bf16"  # fp32 | bf16 | int8 | int4
@@ -79,6 +79,10 @@ class Load:
     allow_file: bool = False  # file:// and plain paths
     hf_endpoint: str = ""  # "" = the library's default
     token: str = field(default="", repr=False)  # hub or https bearer token; never logged
+    secrets: tuple[tuple[str, str], ...] = field(
+        default=(), repr=False
+    )  # (key, value) of other sources; never logged
+    kept_dir: str = ""  # where the copy is mounted that a ModelCache keeps on this node; "" = none
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # torch threads; 0 = OMP_NUM_THREADS, else the CPUs this process may use
     max_quality_loss_milli: int = 5000  # of perplexity against the source, thousandths of a percent; -1 = any

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgpack
 
+from llmos_operator.api import names
 from llmos_operator.errors import Retryable
 from llmos_operator.runtime.ipc.codec import HEADER
 
@@ -31,6 +32,11 @@ SECRET_VARIABLES = (
     "LLMOS_API_KEYS",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    names.ENV_REGISTRY_USERNAME,
+    names.ENV_REGISTRY_PASSWORD,
     "KUBECONFIG",
 )
 END_SECONDS = 5.0

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.data import READABLE, VOLUMES_ROOT, WRITABLE, DataUri, parse
 from llmos_operator.errors import Permanent, Retryable
-from llmos_operator.runtime.loader.https import SameHost, shown
+from llmos_operator.modelstore.http import SameHost, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.modelstore.remote import WANTED_SUFFIXES
 from llmos_operator.runtime.formats.checkpoint import PICKLE_NAMES
-from llmos_operator.runtime.loader.sources import WANTED_SUFFIXES, Resolved, begin_download
+from llmos_operator.runtime.loader.sources import Resolved, begin_download
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
 
-_LATER = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "oci": "OCI registries"}
-# Everything a model needs and nothing that could run: no pickles, no Python.
-WANTED_SUFFIXES = (".safetensors", ".json", ".gguf", ".model", ".txt", ".jinja")
+_FAR = frozenset({"s3", "gs", "oci", "https"})  # hf has a library of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A model on the local disk: a folder, or one GGUF file. ``fetched`` bytes came over the network just now."""
+    """A model on the local disk: a folder, or (of a claim) one GGUF file. ``fetched`` bytes came over the network just now."""
 
     path: Path
     revision: str = ""
@@ -43,12 +41,14 @@ def resolve(load: Load, stages: Stages, *, files: Sequence[str] = ()) -> Resolve
             reason="SourceNotAllowed",
         )
     scheme, _, rest = load.uri.partition("://") if "://" in load.uri else ("", "", load.uri)
+    if not files and (copy := _kept(load, stages)) is not None:
+        return copy
     if scheme == "hf":
         from llmos_operator.runtime.loader.hub import download  # noqa: PLC0415 - one source, one library
 
         return download(load, stages, files)
-    if scheme == "https":
-        from llmos_operator.runtime.loader.https import download as fetch  # noqa: PLC0415 - as above
+    if scheme in _FAR:
+        from llmos_operator.runtime.loader.remote import download as fetch  # noqa: PLC0415 - as above
 
         return fetch(load, stages, files)
     if scheme == "pvc":
@@ -61,14 +61,16 @@ def resolve(load: Load, stages: Stages, *, files: Sequence[str] = ()) -> Resolve
                 reason="SourceNotAllowed",
             )
         return _local(Path(unquote(urlsplit(load.uri).path) if scheme else load.uri), load)
-    if scheme in _LATER:
-        raise Permanent(
-            f"{_LATER[scheme]} ({scheme}://) is not read yet; use hf://, https:// or pvc://",
-            reason="Unsupported",
-        )
     raise Permanent(
-        f"unknown scheme {scheme!r} in {load.uri}; known: hf, https, pvc, file", reason="UnsupportedScheme"
+        f"unknown scheme {scheme!r} in {load.uri}; known: hf, s3, gs, oci, https, pvc, file",
+        reason="UnsupportedScheme",
     )
+
+
+def _kept(load: Load, stages: Stages) -> Resolved | None:
+    from llmos_operator.runtime.loader.remote import kept  # noqa: PLC0415 - as above
+
+    return kept(load, stages)
 
 
 def _below(root: Path, path: str) -> Path:

@@ -2,7 +2,8 @@
 
 Whole devices: the smallest that is large enough, on the node that keeps the fewest idle ones. Shared devices: the one
 with the least room left after, an idle one only when no device in use will do. CPU only: nodes without devices first.
-Spread turns the preference for full nodes round. Equal waste breaks in row order, which is name order.
+Spread turns the preference for full nodes round. Equal waste goes to a node with a copy of the model,
+and then breaks in row order, which is name order.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from llmos_operator.scheduler.locality import lacking
 from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, IDLE, MEMORY
 from llmos_operator.state.types import Placement
@@ -35,7 +37,8 @@ class BestFit:
 
     def judge(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, None]:
         """Return the waste of each candidate, in units that only compare within one request; no device is preferred."""
-        return self._waste(scene, request, candidates), None
+        waste = self._waste(scene, request, candidates)
+        return (waste << 1) + lacking(scene.table, candidates.rows, request), None
 
     def _waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
         if not request.devices:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.scheduler.fragmentation.holdings import Holdings
+from llmos_operator.scheduler.locality import lacking, lacks_copy
 from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.shares import asked_of, kind_rows, shares, shares_of
 from llmos_operator.scheduler.table import ALL, CPU, IDLE
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _MILLIONTHS: Final = 1_000_000
 _UNPRICED: Final = 1 << 30  # millionths: room that the filters see and rounding of shares does not
 _DEGRADED: Final = 1 << 36  # millionths: a degraded device is taken only when no other will do
-_TIES: Final = 8  # bits below the loss, for idle devices
+_TIES: Final = 9  # bits below the loss, for idle devices, and the last for a copy of the model
 _SLACK: Final = 2  # millionths: by as much rounding may move a loss
 
 
@@ -78,7 +79,8 @@ class Fragmentation:
             )
             whole = np.where(priced, whole, at_all + _DEGRADED)
             column = np.where(priced, column, other)
-        return (whole << _TIES) + candidates.device[IDLE].sum(axis=1), column
+        idle = candidates.device[IDLE].sum(axis=1)
+        return (whole << _TIES) + (idle << 1) + lacking(table, rows, request), column
 
     def judge_one(
         self, scene: Scene, request: Request, row: int, usable: list[bool]
@@ -93,7 +95,9 @@ class Fragmentation:
         self._follow(table)
         loss, column = self._holdings.loss_one(asked, row, usable)
         whole = max(0, round(loss * _MILLIONTHS)) if loss < np.inf else _UNPRICED
-        return (whole << _TIES) + sum(d.idle for d in table.states[row].devices), column
+        state = table.states[row]
+        idle = sum(d.idle for d in state.devices)
+        return (whole << _TIES) + (idle << 1) + lacks_copy(state, request), column
 
     def _losses(self, request: Request, rows: Rows, usable: Bools) -> tuple[Floats, Ints]:
         return self._holdings.losses(self._asked_of(request), rows, usable)

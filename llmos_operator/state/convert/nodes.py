@@ -49,6 +49,7 @@ def gpu_node(obj: Mapping[str, Any]) -> GpuNode:
     """Return a GpuNode from its JSON; devices in index order, then UUID."""
     root = Fields(obj)
     status = root.child("status")
+    models = status.objects("models")
     devices = sorted((_device(d) for d in status.objects("devices")), key=lambda d: (d.index, d.uuid))
     return GpuNode(
         name=root.child("metadata").required("name"),
@@ -56,6 +57,8 @@ def gpu_node(obj: Mapping[str, Any]) -> GpuNode:
         driver=status.text("driver"),
         mode=status.text("mode", "nvml"),
         care=_care(status.child("care")),
+        models=frozenset(one.required("key") for one in models if one.text("state") == "Ready"),
+        coming=frozenset(one.required("key") for one in models if one.text("state") == "Downloading"),
     )
 
 

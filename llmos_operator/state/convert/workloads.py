@@ -187,6 +187,7 @@ def _model(fields: Fields, name: str) -> Model:
         revision=fields.text("revision") or "main",
         name=fields.text("name") or name,
         digest=fields.text("digest"),
+        kept=fields.has("cacheRef"),
     )
 
 

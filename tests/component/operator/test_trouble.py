@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.component]
             "pytorch_model.bin",
         ),
         ("cut", lambda hub: write_model(hub, "acme/cut", cut=100), "Corrupted", "truncated"),
-        ("scheme", lambda _: "s3://bucket/model", "UnsupportedScheme", "hf://"),
+        ("scheme", lambda _: "s3://bucket/model", "AccessDenied", "resources.memory"),
         ("file", lambda _: "file:///models/x", "SourceNotAllowed", "sources.allowFile"),
         ("web", lambda _: "https://example.com/model", "SourceNotAllowed", "sources.allowedHosts"),
     ],

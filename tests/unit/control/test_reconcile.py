@@ -178,7 +178,8 @@ def test_sources_are_accepted_as_the_administrator_allows() -> None:
         return found.reason.value if found is not None else ""
 
     assert reason("hf://a/b") == ""
-    assert reason("s3://a/b") == "UnsupportedScheme"
+    assert reason("s3://a/b") == ""
+    assert reason("pvc://a/b") == "UnsupportedScheme"
     assert reason("file:///m") == "SourceNotAllowed"
     assert reason("file:///m", files=True) == ""
     assert reason("https://evil.example/m") == "SourceNotAllowed"

@@ -152,6 +152,16 @@ def test_secrets_are_referred_to_and_never_copied() -> None:
     assert env["LLMOS_CONTROL_TOKEN"]["secretKeyRef"]["name"] == "llmos-runtime-control"
 
 
+def test_a_bucket_gets_the_keys_its_secret_has() -> None:
+    env = env_of(build(a_work(model={"uri": "s3://b/m", "secretRef": {"name": "bucket"}})))
+    key = {"name": "bucket", "key": "AWS_SECRET_ACCESS_KEY", "optional": True}
+    assert env["AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": key}
+    assert env["AWS_ENDPOINT_URL"]["secretKeyRef"]["key"] == "AWS_ENDPOINT_URL"
+    assert "HF_TOKEN" not in env
+    env = env_of(build(a_work(model={"uri": "oci://r.example/m", "secretRef": {"name": "pull"}})))
+    assert env["LLMOS_REGISTRY_PASSWORD"]["secretKeyRef"]["key"] == "password"
+
+
 def test_a_pod_lives_longer_than_it_drains() -> None:
     pod = build(a_work(serving={"drainTimeout": "90s"}))
     assert pod["spec"]["terminationGracePeriodSeconds"] == 100

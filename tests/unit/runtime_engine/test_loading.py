@@ -32,9 +32,7 @@ def stages(emit=lambda _: None):
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("s3://bucket/model", "Unsupported"),
-        ("gs://bucket/model", "Unsupported"),
-        ("oci://registry/model", "Unsupported"),
+        ("oci://registry.example/Not A Name", "InvalidSpec"),
         ("ftp://host/model", "UnsupportedScheme"),
         ("http://host/model", "UnsupportedScheme"),
         ("file:///etc", "SourceNotAllowed"),
@@ -45,7 +43,7 @@ def stages(emit=lambda _: None):
 )
 def test_a_source_that_is_not_served_says_which(tmp_path, uri, reason):
     with pytest.raises(Permanent) as caught:
-        resolve(Load(uri, pvc_root=str(tmp_path)), stages())
+        resolve(Load(uri, pvc_root=str(tmp_path), cache_dir=str(tmp_path / "cache")), stages())
     assert caught.value.reason == reason
 
 
