@@ -71,6 +71,7 @@ class NodeBook:
         if old is not None and old.gpu == gpu:
             return False
         self._set_node(self._build(gpu.name, old.node if old else None, gpu))
+        self._devices_told(gpu.name)
         return True
 
     def delete_gpu_node(self, name: str) -> bool:
@@ -95,6 +96,9 @@ class NodeBook:
         if old is not None:
             self._set_node(self._build(node, old.node, old.gpu))
         return True
+
+    def _devices_told(self, name: str) -> None:
+        """Take note that a node's devices, or who holds them, are others now."""
 
     def _state(self, name: str) -> NodeState:
         return self._nodes.get(name) or NodeState(name, observed=self._observed.get(name, {}))
