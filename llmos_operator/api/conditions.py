@@ -121,5 +121,6 @@ class Reason(StrEnum):
     NOT_SHRUNK = "NotShrunk"  # it was asked to come down and did not
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"
+    DEVICES_REFUSED = "DevicesRefused"  # the kubelet had no device for a pod that asks for whole ones
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
     OVERUSE_OBSERVED = "OveruseObserved"

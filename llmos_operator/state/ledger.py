@@ -91,6 +91,7 @@ class NodeState:
     pod_count: int = 0
     stray_claims: int = 0  # claims on devices the node does not have (any more)
     sick: bool = False  # a device is Unhealthy
+    refusing: bool = False  # its kubelet has lately refused devices to a pod: it has fewer than it advertises
 
     def with_pod(self, pod: Pod) -> NodeState:
         """Return the state with `pod` added (or replaced)."""
@@ -129,7 +130,12 @@ class NodeState:
             self.pod_count + sign,
             self.stray_claims + sign * self._strays(pod),
             self.sick,
+            self.refusing,
         )
+
+    def free_gpus(self) -> int:
+        """Return how many units of nvidia.com/gpu its kubelet would still grant."""
+        return 0 if self.node is None or self.refusing else self.node.gpus - self.gpus
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:
@@ -313,7 +319,7 @@ def shortfall(state: NodeState, claim: Claim) -> str:
         ("millicores of CPU", state.cpu_milli, claim.cpu_milli, node.cpu_milli),
         ("bytes of memory", state.memory_bytes, claim.memory_bytes, node.memory_bytes),
         ("pods", state.pod_count, 1, node.pods),
-        ("nvidia.com/gpu", state.gpus, gpus, node.gpus),
+        ("nvidia.com/gpu", node.gpus - state.free_gpus(), gpus, node.gpus),
     ):
         if needed and used + needed > capacity:
             return f"node {state.name} has {capacity - used} {what} free of {needed} needed"
