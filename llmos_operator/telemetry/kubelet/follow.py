@@ -44,7 +44,7 @@ class KubeletDevices:
         try:
             self.allocations = await read(self._socket)
         except LlmosError as error:
-            trouble = str(error) if Path(self._socket).exists() else f"no socket {self._socket}"
+            trouble = str(error) if Path(self._socket).exists() else _absent(self._socket)
             if trouble != self.trouble:
                 log.warning(
                     "the kubelet does not tell who holds devices; pods of others are counted by what they ask for",
@@ -58,3 +58,7 @@ class KubeletDevices:
                 log.info("the kubelet tells who holds devices", devices=len(self.allocations.offered))
             self.trouble = ""
             self._note(True)  # noqa: FBT003
+
+
+def _absent(socket: str) -> str:
+    return f"no socket {socket}; the chart's agent.podResources mounts it where the node's kubelet has one"

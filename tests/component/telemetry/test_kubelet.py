@@ -144,7 +144,7 @@ async def test_a_kubelet_that_is_away_is_missed_once_and_its_word_is_kept(
     await devices.ask()
     await devices.ask()
     assert devices.allocations is heard
-    assert devices.trouble == f"no socket {kubelet.socket}"
+    assert devices.trouble.startswith(f"no socket {kubelet.socket}; ")
     warnings = [one for one in caplog.records if one.levelname == "WARNING"]
     assert len(warnings) == 1
     kubelet.start_kubelet()
