@@ -308,6 +308,10 @@ class AgentSettings(ProcessSettings):
     """Least seconds between process lists of a device."""
     status_interval: Seconds = 60.0
     """Seconds between GPUNode writes when nothing changed."""
+    pod_resources_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    """Socket on which the kubelet tells which pod holds which device; empty: it is not asked."""
+    pod_resources_interval: Seconds = 5.0
+    """Seconds between questions to the kubelet."""
     dcgm_metrics: bool = False
     """Whether /metrics also has the names of dcgm-exporter, for dashboards that exist already."""
     model_cache: ModelCacheSettings = ModelCacheSettings()

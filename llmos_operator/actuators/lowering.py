@@ -1,5 +1,7 @@
 """Asks replicas to do with less memory, or to sleep, and undoes it: what the ledger counts, and the claim on the pod that says so.
 
+Claims on other devices than planned, as the kubelet gave them, are written down the same way.
+
 The store is changed first, then the claim is written down as it stands at that moment, however often that takes; so a
 write that is late, repeated or in doubt leaves the last word on the pod. Telling the runtime, and watching it come down
 or fall asleep, is the part of `control.yielding` and `control.sleepers`: until it was seen to, the pod counts with all it
@@ -151,6 +153,11 @@ class Lowering:
         self._write_down(wake.pod, wake.pod_uid, wake.workload)
         self._outcomes.woken(wake)
         return True
+    def corrected(self, pod: Pod) -> None:
+        """A pod was given other devices than planned: write down which, so that whoever reads its claim knows."""
+        if pod.claim is not None:
+            log.info("pod got other devices than planned", pod=pod.key, devices=",".join(pod.claim.devices))
+            self._write_down(pod.key, pod.uid, pod.claim.workload)
 
     def resume(self) -> None:
         """Write down what could not be when this process had to stop writing."""

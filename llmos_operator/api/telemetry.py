@@ -14,6 +14,7 @@ from llmos_operator.api.runtime.messages import Wire
 
 MAX_DEVICES = 64
 MAX_PROCESSES = 512
+MAX_HOLDERS = 16  # of one device; more than one only where a device plugin shares it in time
 
 
 class Verdict(StrEnum):

@@ -41,7 +41,7 @@ _NOT_ITS_FAULT: Final = frozenset(
         "OutOfcpu",
         "OutOfmemory",
         "OutOfpods",
-        "Outofnvidia.com/gpu",
+        "OutOfnvidia.com/gpu",
         "UnexpectedAdmissionError",
     }
 )

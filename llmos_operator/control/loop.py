@@ -131,6 +131,8 @@ class Loop:
         dirty, self._dirty = self._dirty, set()
         async for key in in_slices(dirty):
             self._review(key)
+        for pod in self._store.take_corrected():
+            self._executor.lowering.corrected(pod)
         if not self._worth_planning(self._clock.monotonic()):
             return
         self.cycles += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.outcomes import Retire
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MODEL_SCHEMES = frozenset({"hf", "https", "file", "s3", "gs", "oci"})
 ADAPTER_SCHEMES = frozenset({"hf", "https", "file", "pvc"})
 OOM_KILLED = "OOMKilled"
+# Words of the kubelet for a pod whose devices it does not have: pkg/kubelet/lifecycle/predicate.go.
+NO_DEVICES = frozenset({"UnexpectedAdmissionError", "OutOfnvidia.com/gpu"})
 _CRASHES = 3  # restarts after which a crash is shown as a failure
 
 
@@ -67,6 +69,7 @@ class Ruling:
     running: bool = False  # a pod of work that ends is at work again: the preemption is over
     ended: Refusal | None = None  # work that ends has ended for good
     tries: Tries = field(default_factory=Tries)  # failures of work that ends, with those seen now
+    refused: tuple[tuple[str, str], ...] = ()  # (pod UID, node): the node's kubelet had no devices for the pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,18 @@ class Situation:
 
 def rule(seen: Situation) -> Ruling:
     """Return what to do about the workload."""
-    return _rule_serving(seen) if not jobs.is_job(seen.workload) else _rule_job(seen)
+    ruling = _rule_serving(seen) if not jobs.is_job(seen.workload) else _rule_job(seen)
+    return replace(ruling, refused=_refused(seen))
+
+
+def _refused(seen: Situation) -> tuple[tuple[str, str], ...]:
+    """Return the pods that found no devices. Where they ended it says nothing about them, and much about the node."""
+    found = ((pod, seen.replicas.get(pod.key)) for pod in seen.pods if pod.phase is PodPhase.FINISHED)
+    return tuple(
+        (pod.uid, pod.node)
+        for pod, replica in found
+        if pod.claim is not None and pod.claim.devices and replica is not None and replica.failure in NO_DEVICES
+    )
 
 
 def _rule_job(seen: Situation) -> Ruling:

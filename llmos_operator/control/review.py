@@ -45,6 +45,16 @@ _UNSAFE = frozenset(
 )
 
 
+REFUSED_SECONDS = 60.0  # a device plugin's word is with the scheduler long before
+
+
+def _refusal_note(node: str) -> str:
+    return (
+        f"The kubelet of {node} had no device for the pod: its device plugin offers fewer than the node advertises, or "
+        f"somebody else was given one. Nothing that needs whole devices is planned there for {REFUSED_SECONDS:.0f} s."
+    )
+
+
 class Reviewer:
     """Reviews workloads by key."""
 
@@ -126,6 +136,7 @@ class Reviewer:
         record.tries = ruling.tries
         self._end(record, workload, ruling, now)
         self._take_failures(record, workload, ruling)
+        self._take_refusals(record, ruling, now)
         record.trouble = ruling.trouble or self._service_trouble(record)
         self._hold(record, workload)
         for retire in ruling.retire:
@@ -206,6 +217,15 @@ class Reviewer:
             record.permanent = False
             record.counted.clear()
             self._failures.succeed(record.key)
+
+    def _take_refusals(self, record: Record, ruling: Ruling, now: float) -> None:
+        """Leave alone, for a while, nodes whose kubelet had no devices for a pod: the next one would go there as well."""
+        for uid, node in ruling.refused:
+            if (event := f"refused {uid}") not in record.counted:
+                record.counted.add(event)
+                log.warning("kubelet refused devices", workload=record.key, node=node)
+                self._store.note_refusal(node, now + REFUSED_SECONDS)
+                self._feedback.tell(record, "Warning", Reason.DEVICES_REFUSED, _refusal_note(node), key=event)
 
     def _count(self, record: Record, workload: Workload, failed: FailedReplica) -> None:
         record.failure = failed.failure

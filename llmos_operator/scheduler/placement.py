@@ -223,7 +223,7 @@ def host_fits(state: NodeState, request: Request) -> bool:
         and node.cpu_milli - state.cpu_milli >= request.cpu_milli
         and node.memory_bytes - state.memory_bytes >= request.memory_bytes
         and node.pods - state.pod_count >= 1
-        and node.gpus - state.gpus >= request.plugin_gpus
+        and state.free_gpus() >= request.plugin_gpus
     )
 
 

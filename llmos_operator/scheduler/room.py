@@ -130,7 +130,7 @@ def _of_state(state: NodeState, request: Request, acceptable: Bools, scene: Scen
     for left, amount in (
         (node.cpu_milli - state.cpu_milli, request.cpu_milli),
         (node.memory_bytes - state.memory_bytes, request.memory_bytes),
-        (node.gpus - state.gpus, request.plugin_gpus),
+        (state.free_gpus(), request.plugin_gpus),
     ):
         if amount:
             free.append(left // amount)

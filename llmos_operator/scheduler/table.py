@@ -167,7 +167,7 @@ class NodeTable:
                 node.cpu_milli - state.cpu_milli,
                 node.memory_bytes - state.memory_bytes,
                 node.pods - state.pod_count,
-                node.gpus - state.gpus,
+                state.free_gpus(),
             )
 
     def _free_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int]:

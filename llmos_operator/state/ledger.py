@@ -7,6 +7,7 @@ any order, which is what makes a rebuild after a restart equal (I11) and an undo
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ class DeviceState:
     compute_milli: int = 0
     claims: int = 0
     exclusive: bool = False  # one of the claims does not share
-    foreign: bool = False  # deemed taken by a pod that is not ours
+    foreign: bool = False  # taken by a pod that is not ours: the kubelet says so, or it is deemed to be
     domain: str = ""  # sharing domain of its claims
     observed_bytes: int | None = None
     verdict: Verdict = Verdict.HEALTHY
@@ -98,6 +99,7 @@ class NodeState:
     pod_count: int = 0
     stray_claims: int = 0  # claims on devices the node does not have (any more)
     sick: bool = False  # a device is Unhealthy, or work is asked to leave it
+    refusing: bool = False  # its kubelet has lately refused devices to a pod: it has fewer than it advertises
 
     def with_pod(self, pod: Pod) -> NodeState:
         """Return the state with `pod` added (or replaced)."""
@@ -120,7 +122,8 @@ class NodeState:
         foreign = self.foreign_gpus + sign * foreign_gpus(pod)
         asleep = pod.claim.host_bytes if pod.claim is not None else 0
         devices = self.devices
-        if foreign or self.foreign_gpus or (pod.claim is not None and pod.claim.devices):
+        told = any(one.device.holders for one in devices)
+        if foreign or self.foreign_gpus or told or (pod.claim is not None and pod.claim.devices):
             devices = _devices_after(self, pod, sign, pods, foreign)
         return NodeState(
             self.name,
@@ -137,7 +140,12 @@ class NodeState:
             self.pod_count + sign,
             self.stray_claims + sign * self._strays(pod),
             self.sick,
+            self.refusing,
         )
+
+    def free_gpus(self) -> int:
+        """Return how many units of nvidia.com/gpu its kubelet would still grant."""
+        return 0 if self.node is None or self.refusing else self.node.gpus - self.gpus
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:
@@ -217,8 +225,13 @@ def whole_gpus(pod: Pod) -> int:
 
 
 def foreign_gpus(pod: Pod) -> int:
-    """Return how many whole devices a pod that is not ours takes; which ones is not known."""
+    """Return how many whole devices a pod that is not ours takes. Which ones, the kubelet may have told."""
     return pod.gpus if pod.claim is None else 0
+
+
+def given(state: NodeState, key: PodKey) -> tuple[str, ...]:
+    """Return the devices of a node the kubelet gave to a pod, in the node's order; () where it does not tell."""
+    return tuple(one.device.uuid for one in state.devices if key in one.device.holders)
 
 
 def build(
@@ -270,8 +283,7 @@ def _devices_after(
         for i, one in enumerate(devices):
             if one.device.uuid in held:
                 devices[i] = _charged_device(one, claim, sign, pods)
-    if foreign or state.foreign_gpus:
-        _mark_foreign(devices, foreign)
+    _mark_foreign(devices, pods, foreign)
     return tuple(devices)
 
 
@@ -288,12 +300,22 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.claims + sign,
         exclusive,
         state.foreign,
-        claim.domain if sign > 0 else state.domain if state.claims > 1 else "",
+        _domain_after(state, claim, sign, pods, mixed=whole or state.exclusive),
         state.observed_bytes,
         state.verdict,
         state.reason,
         state.quarantined,
     )
+
+
+def _domain_after(
+    state: DeviceState, claim: Claim, sign: int, pods: Mapping[PodKey, Pod], *, mixed: bool
+) -> str:
+    """Return the sharing domain of a device's claims. Whole and shared ones meet where the kubelet gives what is shared."""
+    if mixed and state.claims + sign:
+        held = (p.claim for p in pods.values() if p.claim is not None and p.phase is not PodPhase.FINISHED)
+        return max((one.domain for one in held if state.device.uuid in one.devices), default="")
+    return claim.domain if sign > 0 else state.domain if state.claims > 1 else ""
 
 
 def _held_whole(uuid: str, pods: Mapping[PodKey, Pod]) -> bool:
@@ -306,16 +328,32 @@ def _held_whole(uuid: str, pods: Mapping[PodKey, Pod]) -> bool:
     )
 
 
-def _mark_foreign(devices: list[DeviceState], count: int) -> None:
-    """Deem `count` devices taken by others: those without claims, the most used first, then the highest index."""
+def _mark_foreign(devices: list[DeviceState], pods: Mapping[PodKey, Pod], count: int) -> None:
+    """Mark the devices others hold: those the kubelet gave them, and of the rest as many as they asked for beside.
+
+    Which ones of the rest is a guess: those without claims, the most used first, then the highest index.
+    """
+    known: Counter[PodKey] = Counter()
+    taken = set()
+    for i, one in enumerate(devices):
+        others = [key for key in one.device.holders if _is_foreign(pods.get(key))]
+        if others:
+            taken.add(i)
+            known.update(others)
+    count -= sum(min(number, pods[key].gpus) for key, number in known.items())
     order = sorted(
-        range(len(devices)),
+        (i for i in range(len(devices)) if i not in taken),
         key=lambda i: (devices[i].claims > 0, -(devices[i].observed_bytes or 0), -devices[i].device.index),
     )
-    taken = {i for i in order[:count] if devices[i].claims == 0}
+    taken.update(i for i in order[: max(0, count)] if devices[i].claims == 0)
     for i, one in enumerate(devices):
         if one.foreign != (i in taken):
             devices[i] = replace(one, foreign=i in taken)
+
+
+def _is_foreign(pod: Pod | None) -> bool:
+    """Return whether a pod is somebody else's and holds something. One nobody knows of is on its way out."""
+    return pod is not None and pod.claim is None and pod.phase is not PodPhase.FINISHED
 
 
 def shortfall(state: NodeState, claim: Claim) -> str:
@@ -328,7 +366,7 @@ def shortfall(state: NodeState, claim: Claim) -> str:
         ("millicores of CPU", state.cpu_milli, claim.cpu_milli, node.cpu_milli),
         ("bytes of memory", state.memory_bytes, claim.memory_bytes, node.memory_bytes),
         ("pods", state.pod_count, 1, node.pods),
-        ("nvidia.com/gpu", state.gpus, gpus, node.gpus),
+        ("nvidia.com/gpu", node.gpus - state.free_gpus(), gpus, node.gpus),
     ):
         if needed and used + needed > capacity:
             return f"node {state.name} has {capacity - used} {what} free of {needed} needed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ class NodeBook:
             str, Care
         ] = {}  # of nodes with devices, as decided; known from the API only at first
         self._disturbed: dict[str, float] = {}  # node -> epoch seconds; outlives a GPUNode that is deleted
+        self._refusing: dict[str, float] = {}  # nodes whose kubelet refused devices -> until when that counts
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
         """Take nodes as a snapshot has them, and believe what was observed on them."""
@@ -41,6 +43,7 @@ class NodeBook:
         self._nodes, self._heard = dict(snapshot.nodes), dict(snapshot.heard)
         self._disturbed = dict(snapshot.disturbed)
         self._care = {name: state.gpu.care for name, state in snapshot.nodes.items() if state.gpu is not None}
+        self._refusing = {name: math.inf for name, state in snapshot.nodes.items() if state.refusing}
         for name, state in snapshot.nodes.items():
             self._observed[name] = state.observed
             smoother = self._smoothers[name] = Smoother()
@@ -87,6 +90,7 @@ class NodeBook:
         if old is not None and old.gpu == gpu:
             return False
         self._set_node(self._build(gpu.name, old.node if old else None, gpu))
+        self._devices_told(gpu.name)
         return True
 
     def delete_gpu_node(self, name: str) -> bool:
@@ -145,12 +149,31 @@ class NodeBook:
             self._set_node(self._build(node, old.node, old.gpu))
         return True
 
+    def note_refusal(self, name: str, until: float) -> None:
+        """Plan no pod that asks for whole devices on a node until `until` (epoch seconds): its kubelet refused one."""
+        self._refusing[name] = until
+        old = self._nodes.get(name)
+        if old is not None and not old.refusing:
+            self._set_node(replace(old, refusing=True))
+
+    def expire_refusals(self, now: float) -> None:
+        """Let nodes take such pods again."""
+        for name in [name for name, until in self._refusing.items() if until <= now]:
+            del self._refusing[name]
+            old = self._nodes.get(name)
+            if old is not None:
+                self._set_node(replace(old, refusing=False))
+
+    def _devices_told(self, name: str) -> None:
+        """Take note that a node's devices, or who holds them, are others now."""
+
     def _state(self, name: str) -> NodeState:
         return self._nodes.get(name) or NodeState(name, observed=self._observed.get(name, {}))
 
     def _build(self, name: str, node: Node | None, gpu: GpuNode | None) -> NodeState:
         pods = self._state(name).pods
-        return ledger.build(name, node, gpu, pods, self._observed.get(name, {}))
+        built = ledger.build(name, node, gpu, pods, self._observed.get(name, {}))
+        return replace(built, refusing=True) if name in self._refusing else built
 
     def _set_node(self, state: NodeState) -> None:
         if state.node is None and state.gpu is None and not state.pods:

@@ -19,11 +19,14 @@ from llmos_operator.state import ledger
 from llmos_operator.state.nodebook import NodeBook
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.tally import Tally
-from llmos_operator.state.types import Pod, PodPhase
+from llmos_operator.state.types import Pod, PodPhase, Sharing
 
 if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, PodKey, Sleeping, Target, WorkloadKey
+
+
+_ADMITTED = frozenset({PodPhase.BOUND, PodPhase.TERMINATING})  # of these the kubelet may have told
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class PodBook(NodeBook):
         self._nominated: dict[WorkloadKey, float] = {}  # room is being made for them; until when it takes
         self._targets: dict[tuple[str, int], Target] = {}  # replicas that are moved: workload UID, ordinal
         self._tally = Tally()
+        self._corrected: set[PodKey] = set()  # pods whose claim names other devices now than their annotation
 
     def restore_pods(self, snapshot: Snapshot) -> None:
         """Take nodes and pods as a snapshot has them; this store must be empty."""
@@ -94,6 +98,7 @@ class PodBook(NodeBook):
             self._evicting.pop(pod.key, None)  # the eviction was of a former pod of this name
         if pod.key in self._evicting and pod.phase is PodPhase.BOUND:
             pod = replace(pod, phase=PodPhase.TERMINATING, deletion_at=self._evicting[pod.key])
+        pod = self._as_given(pod)
         if known == pod:
             return False
         self._put_pod(pod)
@@ -102,6 +107,32 @@ class PodBook(NodeBook):
             self._nominate(pod.claim.target.beneficiary, pod.deletion_at)
             self._nominate(pod.claim.workload, pod.deletion_at)
         return True
+
+    def _devices_told(self, name: str) -> None:
+        for pod in list(self._state(name).pods.values()):
+            corrected = self._as_given(pod)
+            if corrected is not pod:
+                self._put_pod(corrected)
+
+    def _as_given(self, pod: Pod) -> Pod:
+        """Return a pod with the devices the kubelet gave it, where they are others than it was planned on.
+
+        A pod that asks for whole devices gets those the node's device plugin prefers; nobody can name one. Where the kubelet
+        gave another number, what it tells is of a former pod of this name, and the plan counts on.
+        """
+        claim = pod.claim
+        if claim is None or claim.sharing is not Sharing.EXCLUSIVE or pod.phase not in _ADMITTED:
+            return pod
+        given = ledger.given(self._state(pod.node), pod.key)
+        if len(given) != len(claim.devices) or set(given) == set(claim.devices):
+            return pod
+        self._corrected.add(pod.key)
+        return replace(pod, claim=replace(claim, devices=given))
+
+    def take_corrected(self) -> tuple[Pod, ...]:
+        """Return the pods whose claims were corrected since the last call and are to be written down."""
+        keys, self._corrected = self._corrected, set()
+        return tuple(self._pods[key] for key in sorted(keys) if key in self._pods)
 
     def delete_pod(self, key: PodKey, uid: str = "") -> bool:
         """Release what a deleted pod held. A late DELETE of a former pod of the same name (other UID) is ignored."""

@@ -153,6 +153,7 @@ class Device:
     reason: str = ""  # of the verdict
     numa: int | None = None  # NUMA node; None: not known
     links: tuple[Link, ...] = ()
+    holders: tuple[PodKey, ...] = ()  # pods the kubelet gave it to; () where none, or where nobody tells
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from llmos_operator.settings import AgentSettings, BadSettings, load
 from llmos_operator.telemetry import report
 from llmos_operator.telemetry.backend import BackendUnavailable, DriverLost
 from llmos_operator.telemetry.collector import Collector
+from llmos_operator.telemetry.kubelet.follow import KubeletDevices
 from llmos_operator.telemetry.metrics import AgentMetrics, CollectorMetrics, CopyMetrics, DeviceMetrics
 from llmos_operator.telemetry.node_view import NodeView
 from llmos_operator.telemetry.node_watch import annotation, follow_node, wait_for_node
@@ -108,6 +109,11 @@ class Agent:
             interval=settings.status_interval,
             metrics=self._metrics,
             on_clear=self._clear,
+        )
+        self._kubelet = KubeletDevices(
+            settings.pod_resources_socket,
+            interval=settings.pod_resources_interval,
+            note=self._metrics.asked,
         )
         self._beat = Heartbeat(max(STALLED_SECONDS, 5 * interval), monotonic)
         self._measured = Heartbeat(UNREADY_INTERVALS * interval, monotonic)
@@ -200,6 +206,7 @@ class Agent:
                 group.create_task(self._follow(backend), name="node")
                 if self._copies is not None:
                     group.create_task(self._copies.run(), name="copies")
+                group.create_task(self._kubelet.run(), name="kubelet")
                 await self._turn(collector, view)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -261,6 +268,7 @@ class Agent:
             seen = collector.take()
             now = self._now()
             view.fold(seen, now, self._metrics.note)
+            view.allocated(self._kubelet.allocations, self._kubelet.trouble)
             self._devices.show(view.devices)
             if collector.figures.rounds != rounds:
                 if not rounds:

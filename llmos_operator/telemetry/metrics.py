@@ -250,8 +250,15 @@ class AgentMetrics:
             ["receiver"],
             registry=registry,
         )
-        for receiver in ("operator", "status"):
-            for result in ("ok", "error"):
+        self._asked = Counter(
+            "llmos_agent_kubelet_reads_total",
+            "Questions to the kubelet about who holds devices, by result (ok, error).",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("ok", "error"):
+            self._asked.labels(result)
+            for receiver in ("operator", "status"):
                 self._published.labels(receiver, result)
 
     def note(self, event: DeviceEvent, info: DeviceInfo | None) -> None:
@@ -261,6 +268,10 @@ class AgentMetrics:
             self._xids.labels(*labels, str(event.code)).inc()
         else:
             self._events.labels(*labels, event.kind).inc()
+
+    def asked(self, ok: bool) -> None:  # noqa: FBT001 - the only thing there is to say
+        """Count a question to the kubelet."""
+        self._asked.labels("ok" if ok else "error").inc()
 
     def reported(self, receiver: str, *, ok: bool) -> None:
         """Count a report to the operator or to GPUNode status."""

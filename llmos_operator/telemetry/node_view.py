@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llmos_operator.telemetry.collector import Round
+    from llmos_operator.telemetry.kubelet.pod_resources import Allocations
     from llmos_operator.telemetry.report import Json
     from llmos_operator.telemetry.sample import DeviceEvent, DeviceInfo, DriverInfo, Hang, ProcessUse, Sample
 
@@ -36,6 +37,8 @@ class NodeView:
         self._samples: dict[str, tuple[float, Sample]] = {}
         self._told: dict[str, tuple[ProcessUse, ...]] = {}
         self._hangs: tuple[Hang, ...] = ()
+        self._allocations: Allocations | None = None
+        self._kubelet_trouble = ""
 
     def restore(self, memory: str, conditions: list[Json], now: float) -> int:
         """Take up what an earlier agent wrote; return the number of devices with a history."""
@@ -76,6 +79,10 @@ class NodeView:
             for device in seen.devices
         )
 
+    def allocated(self, allocations: Allocations | None, trouble: str) -> None:
+        """Take what the kubelet said last of who holds devices, None if it never did, and what is wrong with it now."""
+        self._allocations, self._kubelet_trouble = allocations, trouble
+
     # -- what the readers are told
 
     def batch(self) -> Json:
@@ -94,9 +101,10 @@ class NodeView:
         conditions = (
             report.ready_condition(self.problem()),
             report.health_condition(self.devices),
+            *report.allocation_condition(self._allocations, self._kubelet_trouble),
         )
         stamped = [self._transitions.stamp(condition, now) for condition in conditions]
-        return report.status(self._mode, self._driver, self.devices, stamped)
+        return report.status(self._mode, self._driver, self.devices, stamped, self._allocations)
 
     def memory(self) -> str:
         """Return what of the health history must outlive this process."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator.api.quantity import format_bytes
-from llmos_operator.api.telemetry import MAX_DEVICES, MAX_PROCESSES, Verdict
+from llmos_operator.api.telemetry import MAX_DEVICES, MAX_HOLDERS, MAX_PROCESSES, Verdict
 from llmos_operator.clock import rfc3339
 from llmos_operator.telemetry.policy import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from llmos_operator.telemetry.kubelet.pod_resources import Allocations, Holder
     from llmos_operator.telemetry.metrics import DeviceView
     from llmos_operator.telemetry.sample import DriverInfo, Link, ProcessUse
 
@@ -89,14 +90,36 @@ def _process(use: ProcessUse) -> Json:
 # -- GPUNode
 
 
-def status(mode: str, driver: DriverInfo, views: Sequence[DeviceView], conditions: Sequence[Json]) -> Json:
+def status(
+    mode: str,
+    driver: DriverInfo,
+    views: Sequence[DeviceView],
+    conditions: Sequence[Json],
+    allocations: Allocations | None = None,
+) -> Json:
     """Return the agent's part of a GPUNode's status."""
     return {
         "mode": mode,
         "driver": driver.version,
-        "devices": [_device(view) for view in _published(views)],
+        "devices": [_device(view) | _allocation(view.info.uuid, allocations) for view in _published(views)],
         "conditions": list(conditions),
     }
+
+
+def _allocation(uuid: str, allocations: Allocations | None) -> Json:
+    """Return what the kubelet says of a device; nothing where it says nothing."""
+    if allocations is None:
+        return {}
+    found: Json = {}
+    if uuid in allocations.offered:
+        found["resource"] = allocations.offered[uuid]
+    if uuid in allocations.holders:
+        found["holders"] = [_holder(one) for one in allocations.holders[uuid][:MAX_HOLDERS]]
+    return found
+
+
+def _holder(holder: Holder) -> Json:
+    return {"pod": holder.pod, "container": holder.container, "resource": holder.resource}
 
 
 def _device(view: DeviceView) -> Json:
@@ -151,6 +174,17 @@ def ready_condition(problem: str) -> Json:
     if problem:
         return _condition("Ready", "False", "DriverTrouble", problem)
     return _condition("Ready", "True", "AgentReady", "the agent measures this node")
+
+
+def allocation_condition(allocations: Allocations | None, trouble: str) -> list[Json]:
+    """Return condition AllocationsKnown without its transition time; none where nobody is to ask the kubelet."""
+    if not trouble and allocations is None:
+        return []
+    if trouble:
+        return [_condition("AllocationsKnown", "False", "KubeletSilent", trouble)]
+    return [
+        _condition("AllocationsKnown", "True", "AsExpected", "the kubelet tells which pods hold devices")
+    ]
 
 
 def _condition(kind: str, state: str, reason: str, message: str) -> Json:

@@ -28,6 +28,7 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.store = Store()
         self.served = 0
+        self.given = False  # the kubelet gave other devices than planned: claims may meet on one until it has told all
 
     @initialize()
     def start(self) -> None:
@@ -166,6 +167,32 @@ class History(RuleBasedStateMachine):
     def foreign_pod_deleted(self, number: int) -> None:
         self.store.delete_pod(f"kube/{number}", f"f{number}")
 
+    @rule(
+        node=st.sampled_from(NODES), holders=st.lists(st.none() | st.integers(0, 2), min_size=3, max_size=3)
+    )
+    def kubelet_tells_of_others(self, node: str, holders: list[int | None]) -> None:
+        self._told(node, [() if one is None else (f"kube/{one}",) for one in holders])
+
+    @rule(node=st.sampled_from(NODES), device=st.integers(0, 2), name=st.sampled_from(NAMES))
+    def kubelet_gives_another_device(self, node: str, device: int, name: str) -> None:
+        pod = self.store.pod(f"default/{name}-0")
+        self.given = True
+        self._told(node, [(f"default/{name}-0",) if i == device else () for i in range(3)])
+        admitted = pod is not None and pod.phase in {PodPhase.BOUND, PodPhase.TERMINATING}
+        if admitted and pod and pod.claim and pod.node == node and len(pod.claim.devices) == 1:
+            shared = pod.claim.sharing is Sharing.SHARED
+            after = self.store.pod(pod.key)
+            assert after is not None
+            assert after.claim is not None
+            assert after.claim.devices == (pod.claim.devices if shared else (gpu(node, device),))
+
+    def _told(self, node: str, holders: list[tuple[str, ...]]) -> None:
+        builder = a_node(node).with_gpus(3, "A-24G")
+        for index, pods in enumerate(holders):
+            builder.with_device(index, holders=pods)
+        assert builder.gpus is not None
+        self.store.apply_gpu_node(builder.gpus)
+
     @rule(name=st.sampled_from(NODES))
     def apply_node(self, name: str) -> None:
         node = a_node(name).with_gpus(3, "A-24G").with_host(cpu="4", memory="16Gi")
@@ -207,6 +234,8 @@ class History(RuleBasedStateMachine):
     def nothing_is_promised_twice(self) -> None:
         for state in self.store.snapshot().nodes.values():
             for device in state.devices:
+                if self.given:
+                    continue
                 assert device.reserved_bytes <= device.device.memory_bytes
                 assert device.compute_milli <= FULL_MILLI
                 assert not device.exclusive or device.claims == 1
@@ -216,6 +245,13 @@ class History(RuleBasedStateMachine):
         for state in self.store.snapshot().nodes.values():
             if state.node is not None and state.sleep_bytes:
                 assert state.memory_bytes <= state.node.memory_bytes
+    def what_the_kubelet_gave_to_others_is_free_to_nobody(self) -> None:
+        for state in self.store.snapshot().nodes.values():
+            for device in state.devices:
+                others = [key for key in device.device.holders if key.startswith("kube/") and key in state.pods]
+                if any(state.pods[key].phase is not PodPhase.FINISHED for key in others):
+                    assert device.foreign
+                    assert device.headroom_bytes() == device.headroom_milli() == 0
 
     @invariant()
     def a_replica_holds_one_claim(self) -> None:

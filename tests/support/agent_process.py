@@ -139,6 +139,8 @@ class AgentBench:
             "LLMOS_OPERATOR_URL": self.endpoint.url,
             "LLMOS_SAMPLE_INTERVAL": "0.2",
             "LLMOS_PROCESS_INTERVAL": "0.4",
+            "LLMOS_POD_RESOURCES_SOCKET": "",
+            "LLMOS_POD_RESOURCES_INTERVAL": "0.2",
         }
         made = AgentProcess(self.folder / f"agent-{len(self.agents)}.log", {**fixed, **environment})
         self.agents.append(made)

@@ -61,7 +61,7 @@ image: {{ include "llmos.image" (dict "root" .root "component" .component "diges
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 args: [{{ .component }}, --config=/etc/llmos/config/config.yaml]
 securityContext:
-  {{- toYaml .root.Values.containerSecurityContext | nindent 2 }}
+  {{- toYaml (merge (dict) (.security | default dict) .root.Values.containerSecurityContext) | nindent 2 }}
 resources:
   {{- toYaml .values.resources | nindent 2 }}
 {{- end -}}

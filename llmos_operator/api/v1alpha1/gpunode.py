@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints
 from llmos_operator.api.meta import Conditions, ObjectMeta
 from llmos_operator.api.names import API_VERSION
 from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListMap, ListSet, Quantity, Time
-from llmos_operator.api.telemetry import MAX_DEVICES, Verdict
+from llmos_operator.api.telemetry import MAX_DEVICES, MAX_HOLDERS, Verdict
 from llmos_operator.api.v1alpha1.modelcache import CopyState
 
 Uuid = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -56,6 +56,20 @@ class DeviceLink(KubeModel):
     )
 
 
+class DeviceHolder(KubeModel):
+    """A container the kubelet gave the device to."""
+
+    pod: Annotated[str, StringConstraints(min_length=3, max_length=317)] = Field(
+        description="Its pod, as namespace/name."
+    )
+    container: Annotated[str, StringConstraints(max_length=63)] = Field(
+        default="", description="Name of the container."
+    )
+    resource: Annotated[str, StringConstraints(max_length=317)] = Field(
+        default="", description="Extended resource it asked for, such as nvidia.com/gpu."
+    )
+
+
 class GPUDevice(KubeModel):
     """One device of the node."""
 
@@ -83,6 +97,13 @@ class GPUDevice(KubeModel):
     ] = Field(
         default=(),
         description="What the device can do and the agent can measure, such as bf16, fp8, energy, processes.",
+    )
+    resource: Annotated[str, StringConstraints(max_length=317)] = Field(
+        default="",
+        description="Extended resource under which the kubelet hands the device out; empty where it does not, or does not tell.",
+    )
+    holders: Annotated[tuple[DeviceHolder, ...], Field(max_length=MAX_HOLDERS)] = Field(
+        default=(), description="Containers that were given the device, as the kubelet tells."
     )
 
 
@@ -189,7 +210,7 @@ class GPUNodeStatus(KubeModel):
     care: Care | None = Field(
         default=None, description="What is done about sick devices, written by the operator."
     )
-    conditions: Conditions = Field(default=(), description="Observations by type: Ready, DevicesHealthy.")
+    conditions: Conditions = Field(default=(), description="Observations by type: Ready, DevicesHealthy, AllocationsKnown.")
 
 
 class GPUNode(KubeModel):

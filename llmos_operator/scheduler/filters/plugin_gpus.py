@@ -32,4 +32,6 @@ class PluginGpus:
         free = scene.table.node[GPUS][rows]
         best = int(free.argmax())
         name = scene.table.names[int(rows[best])]
+        if all(state.refusing or state.node is None or state.node.gpus == 0 for state in states):
+            return f"the kubelet of {name} refused nvidia.com/gpu to a pod within the last minute"
         return f"{int(free[best])} of {request.plugin_gpus} nvidia.com/gpu free on {name}"

@@ -95,6 +95,7 @@ def _device(fields: Fields) -> Device:
         reason=health.text("reason"),
         numa=fields.number("numaNode", least=-1) if fields.has("numaNode") else None,
         links=tuple(Link(one.required("uuid"), one.text("type")) for one in fields.objects("links")),
+        holders=tuple(sorted({one.required("pod") for one in fields.objects("holders")})),
     )
 
 

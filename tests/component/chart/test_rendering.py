@@ -43,13 +43,18 @@ def test_containers_are_restricted(values_file: str):
         assert spec.get("hostPID", False) == (
             values_file == "everything-values.yaml" and name.startswith("DaemonSet")
         ), name
-        assert not any("hostPath" in volume for volume in spec.get("volumes", [])), name
+        asks_kubelet = values_file == "everything-values.yaml" and name.startswith("DaemonSet")
+        mounted = [volume["hostPath"]["path"] for volume in spec.get("volumes", []) if "hostPath" in volume]
+        assert mounted == (["/var/lib/kubelet/pod-resources"] if asks_kubelet else []), name
         for container in containers(spec):
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False
             assert security["readOnlyRootFilesystem"] is True
             assert security["capabilities"] == {"drop": ["ALL"]}
             assert not security.get("privileged")
+            assert (security.get("runAsUser") == 0) == asks_kubelet, name
+            for mount in container.get("volumeMounts", []):
+                assert mount["name"] != "pod-resources" or mount["readOnly"] is True
 
 
 @with_all_values
@@ -278,14 +283,14 @@ def test_names_follow_the_release_and_fit():
 def test_notes_warn_of_risky_values():
     values = {
         "crds": {"keep": False},
-        "agent": {"hostPID": True},
+        "agent": {"hostPID": True, "podResources": True},
         "gateway": {"service": {"type": "LoadBalancer"}},
         "operator": {"config": {"sources": {"allowFile": True}}},
         "admission": {"enabled": False},
     }
     command = ("install", "llmos", str(CHART), "-n", NAMESPACE, "--dry-run=client", "--hide-secret")
     notes = helm(*command, "-f", "-", stdin=json.dumps(values)).partition("NOTES:")[2]
-    assert notes.count("WARNING:") == 5
+    assert notes.count("WARNING:") == 6
     quiet = helm(*command).partition("NOTES:")[2]
     assert "WARNING:" not in quiet
     assert "kubectl apply -f -" in quiet

@@ -100,6 +100,7 @@ def test_what_no_new_try_can_heal_ends_the_run_at_once() -> None:
         {"disrupted": True},
         {"failure": "Evicted", "failure_message": "The node was low on memory."},
         {"failure": "UnexpectedAdmissionError"},
+        {"failure": "OutOfnvidia.com/gpu"},
     ],
 )
 def test_what_was_done_to_a_pod_from_outside_is_not_its_programs_failure(how: dict[str, Any]) -> None:

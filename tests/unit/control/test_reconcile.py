@@ -127,6 +127,16 @@ def test_a_failed_pod_is_removed_and_tells_the_kubelets_reason() -> None:
     assert len(ruling.retire) == 1
 
 
+@pytest.mark.parametrize("word", ["UnexpectedAdmissionError", "OutOfnvidia.com/gpu"])
+def test_a_kubelet_without_devices_is_named_and_one_without_memory_is_not(word: str) -> None:
+    work = a_work()
+    pod = a_pod_of(work, phase=PodPhase.FINISHED, failed=True)
+    refused = reconcile.rule(situation(work, pod, replicas=replica(work, failure=word)))
+    assert refused.refused == ((pod.uid, pod.node),)
+    full = reconcile.rule(situation(work, pod, replicas=replica(work, failure="OutOfmemory")))
+    assert full.refused == ()
+
+
 def test_a_crashing_container_is_left_to_the_kubelet_and_told_once_a_restart() -> None:
     work = a_work()
     crashing = replica(work, restarts=4, last=Exit("Error", 1))

@@ -9,7 +9,7 @@ import pytest
 from llmos_operator.api.conditions import Reason
 from llmos_operator.errors import Conflict
 from llmos_operator.state.telemetry import Reading, Smoother
-from llmos_operator.state.types import Claim, Hold, Kind, Pod, PodPhase
+from llmos_operator.state.types import Claim, Hold, Kind, Pod, PodPhase, Sharing
 from tests.support.builders import GIB, NOW, ClusterBuilder, a_cluster, a_node, a_workload, gpu
 
 
@@ -226,3 +226,87 @@ def test_editing_the_claim_on_a_pod_changes_nothing(cluster: ClusterBuilder) -> 
         assert known.claim == claim()
     store.apply_pod(replace(real, uid="p2", claim=None))
     assert store.pods_of("uid-w") == ()
+
+
+def told(*holders: tuple[str, ...], node: str = "n1") -> ClusterBuilder:
+    """A cluster whose node has one device for each tuple of pods the kubelet gave it to."""
+    builder = a_node(node).with_gpus(len(holders), "A-24G")
+    for index, pods in enumerate(holders):
+        builder.with_device(index, holders=pods)
+    return a_cluster(builder, a_workload("w"))
+
+
+def foreign(name: str, gpus: int = 1) -> Pod:
+    return Pod(f"kube/{name}", f"uid-{name}", "n1", gpus=gpus)
+
+
+def test_a_pod_of_others_takes_the_device_the_kubelet_gave_it_and_no_guess() -> None:
+    store = told(("kube/a",), (), ()).store
+    store.apply_pod(foreign("a"))
+    assert [one.foreign for one in store.snapshot().nodes["n1"].devices] == [True, False, False]
+    store.apply_pod(foreign("b"))  # the kubelet has not told of this one yet: the guess is the last device
+    assert [one.foreign for one in store.snapshot().nodes["n1"].devices] == [True, False, True]
+    store.delete_pod("kube/a", "uid-a")
+    assert [one.foreign for one in store.snapshot().nodes["n1"].devices] == [False, False, True]
+
+
+def test_a_pod_of_others_that_holds_a_device_by_another_resource_takes_it_too() -> None:
+    store = told((), ("kube/slice",)).store
+    store.apply_pod(foreign("slice", gpus=0))
+    (first, second) = store.snapshot().nodes["n1"].devices
+    assert (first.idle, second.idle, second.headroom_bytes()) == (True, False, 0)
+
+
+def test_a_claim_follows_the_device_the_kubelet_gave_its_pod() -> None:
+    cluster = told((), ())
+    store = cluster.store
+    store.assume(claim(device=0))
+    store.apply_pod(pod_of(claim(device=0)))
+    given = a_node("n1").with_gpus(2, "A-24G").with_device(1, holders=("default/w-0",)).gpus
+    assert given is not None
+    assert store.apply_gpu_node(given)
+    first, second = store.snapshot().nodes["n1"].devices
+    assert (first.claims, second.claims, second.reserved_bytes) == (0, 1, 10 * GIB)
+    (corrected,) = store.take_corrected()
+    assert corrected.claim is not None
+    assert corrected.claim.devices == (gpu("n1", 1),)
+    assert store.take_corrected() == ()
+    # The watch shows the annotation as it was written at first: what the kubelet gave still counts.
+    store.apply_pod(replace(pod_of(claim(device=0)), ready=True))
+    assert [one.claims for one in store.snapshot().nodes["n1"].devices] == [0, 1]
+    assert store.take_corrected() == ()
+
+
+def test_after_a_restart_a_claim_follows_its_device_whichever_is_listed_first() -> None:
+    for late in (False, True):
+        store = told((), () if late else ("default/w-0",)).store
+        store.apply_pod(pod_of(claim(device=0)))
+        if late:
+            given = a_node("n1").with_gpus(2, "A-24G").with_device(1, holders=("default/w-0",)).gpus
+            assert given is not None
+            store.apply_gpu_node(given)
+        assert [one.claims for one in store.snapshot().nodes["n1"].devices] == [0, 1]
+
+
+@pytest.mark.parametrize("change", [{"sharing": Sharing.SHARED}, {"devices": (gpu("n1", 0), gpu("n1", 1))}])
+def test_a_claim_stays_where_the_kubelet_cannot_have_given_its_devices(change: dict[str, object]) -> None:
+    store = told((), (), ("default/w-0",)).store
+    one = replace(claim(device=0), **change)  # type: ignore[arg-type]
+    store.apply_pod(pod_of(one))
+    pod = store.pod("default/w-0")
+    assert pod is not None
+    assert pod.claim == one
+
+
+def test_a_node_that_refused_devices_grants_none_until_a_while_has_passed() -> None:
+    store = told((), ()).store
+    store.note_refusal("n1", NOW + 60)
+    with pytest.raises(Conflict, match="0 nvidia.com/gpu free of 1 needed"):
+        store.assume(claim())
+    assert store.snapshot().nodes["n1"].free_gpus() == 0
+    store.observe("n1", [Reading(gpu("n1", 0), 5 * GIB, 24 * GIB)], NOW)  # what is learned of it changes nothing
+    store.advance(NOW + 59)
+    assert store.snapshot().nodes["n1"].refusing
+    store.advance(NOW + 60)
+    assert store.snapshot().nodes["n1"].free_gpus() == 2
+    store.assume(claim())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llmos_operator.api.telemetry import MAX_DEVICES, TelemetryBatch, Verdict
+from llmos_operator.api.telemetry import MAX_DEVICES, MAX_HOLDERS, TelemetryBatch, Verdict
 from llmos_operator.api.v1alpha1.gpunode import GPUNodeStatus
 from llmos_operator.state.convert.nodes import gpu_node
 from llmos_operator.telemetry import report
 from llmos_operator.telemetry.health import DeviceHealth
+from llmos_operator.telemetry.kubelet.pod_resources import Allocations, Holder
 from llmos_operator.telemetry.metrics import DeviceView
 from llmos_operator.telemetry.policy import Reason
 from llmos_operator.telemetry.sample import Capability, DriverInfo, Link, ProcessUse
@@ -68,6 +69,28 @@ def test_what_is_absent_is_left_out_and_not_zero() -> None:
     assert "powerMilliwatts" not in entry
     (stale,) = report.batch("n1", 1, 1, [DeviceView(a_device(), HEALTHY)])["devices"]
     assert stale.keys() == {"uuid", "index", "verdict", "reason"}
+
+
+def test_a_device_has_the_holders_the_kubelet_tells_and_none_where_it_does_not() -> None:
+    both = [DeviceView(a_device(f"GPU-{index}"), HEALTHY, a_sample(f"GPU-{index}")) for index in range(2)]
+    holders = tuple(Holder(f"ns/pod-{number}", "main", "nvidia.com/gpu") for number in range(MAX_HOLDERS + 1))
+    told = Allocations({"GPU-1": holders}, {"GPU-1": "nvidia.com/gpu"})
+    status = report.status("nvml", DriverInfo("570"), both, [], told)
+    first, second = GPUNodeStatus.model_validate(status).devices
+    assert (first.resource, first.holders) == ("", ())
+    assert (second.resource, len(second.holders)) == ("nvidia.com/gpu", MAX_HOLDERS)
+    domain = gpu_node({"metadata": {"name": "n"}, "status": status}).devices
+    assert (domain[0].holders, domain[1].holders[0]) == ((), "ns/pod-0")
+    silent = report.status("nvml", DriverInfo("570"), both, [])["devices"]
+    assert [{"resource", "holders"} & one.keys() for one in silent] == [set(), set()]
+
+
+def test_whether_the_kubelet_tells_is_a_condition_only_where_it_is_asked() -> None:
+    assert report.allocation_condition(None, "") == []
+    (silent,) = report.allocation_condition(None, "no socket /x")
+    assert (silent["status"], silent["message"]) == ("False", "no socket /x")
+    (known,) = report.allocation_condition(Allocations(), "")
+    assert known["status"] == "True"
 
 
 def test_a_gpu_cut_into_instances_is_not_offered_and_its_instances_are() -> None:
