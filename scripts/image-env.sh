@@ -14,8 +14,10 @@ python="$environment/bin/python"
 find "$environment" -type d -name tests -prune -exec rm -rf {} +
 
 # Bytecode is written here, because the file system is read-only where the image runs. The Kubernetes client is 1,400
-# generated modules, of which a handful is ever loaded: those are compiled by importing them below.
-"$python" -m compileall -q -x 'kubernetes/(client|aio)/' "$environment" "$app"
+# generated modules, of which a handful is ever loaded: those are compiled by importing them below. Wheels hold files in the
+# words of newer Pythons (torch has), which do not compile and are not imported: that is no failure.
+"$python" -m compileall -qq -x 'kubernetes/(client|aio)/' "$environment" || true
+"$python" -m compileall -q "$app"
 env -u PYTHONDONTWRITEBYTECODE PYTHONPATH="$app" "$python" -c '
 import importlib, sys
 from llmos_operator.__main__ import PROCESSES

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.api import names
 from scripts.realnode import layout
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _kubelet() -> tuple[str, ...]:
         f"--kubeconfig={ETC}/kubelet.kubeconfig",
         f"--hostname-override={layout.NAME}",
         f"--node-ip={layout.NODE_ADDRESS}",
-        "--node-labels=llmos.dev/simulated=true",
+        f"--node-labels={names.LABEL_SIMULATED}=true,nvidia.com/gpu.present=true",
     )
 
 
@@ -165,7 +166,7 @@ def kubelet_config() -> dict[str, Any]:
         "tlsPrivateKeyFile": f"{ETC}/kubelet.key",
         "clusterDomain": layout.DOMAIN,
         "clusterDNS": [layout.NODE_ADDRESS],
-        "resolvConf": "/etc/resolv.conf",
+        "resolvConf": f"{ETC}/resolv.conf",
         "imageGCHighThresholdPercent": 100,  # images are imported: once collected, they could not be had again
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "maxPods": 100,
@@ -234,9 +235,6 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{layout.RUNTIME_CLASS}]
-    runtime_type = "io.containerd.runc.v2"
     base_runtime_spec = "{ETC}/runtime-spec.json"
 """
 
@@ -261,7 +259,7 @@ def audit_policy() -> dict[str, Any]:
 
 
 def cluster_objects() -> tuple[dict[str, Any], ...]:
-    """Return what the cluster needs beside its processes: CoreDNS may read names, and the class with the wheels."""
+    """Return what the cluster needs beside its processes: CoreDNS may read names."""
     reader = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",
@@ -271,13 +269,7 @@ def cluster_objects() -> tuple[dict[str, Any], ...]:
             {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "llmos-node:coredns"},
         ],
     }
-    runtime_class = {
-        "apiVersion": "node.k8s.io/v1",
-        "kind": "RuntimeClass",
-        "metadata": {"name": layout.RUNTIME_CLASS},
-        "handler": layout.RUNTIME_CLASS,
-    }
-    return reader, runtime_class
+    return (reader,)
 
 
 def write_files(config: Path, runtime_spec: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The project's images without Docker, from what the Dockerfile is made of.
 
 The locks, the script that fills an environment, the user, the entry points and the labels are the same files' words. Two things differ, and docs/real-node.md says so: the base is the distribution's Python instead of python:slim, and the
-runtime's wheels (5 GB with the CUDA libraries) are no layer but mounted by the runtime class `llmos-wheels`.
+runtime's wheels (5 GB with the CUDA libraries) are no layer but mounted into every container at `layout.WHEELS`.
 """
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ def _make(target: str, folder: Path) -> Image:
         layers = [base]
         if target == MOUNTED:
             empty = Path(place) / "empty"
-            (empty / "lib").mkdir(parents=True)
+            empty.mkdir()
+            (empty / "lib").symlink_to(layout.WHEELS)
             shutil.copytree(environment / "bin", empty / "bin", symlinks=True)
             shutil.copy(environment / "pyvenv.cfg", empty)
             layers.append(_layer(folder, f"{target}-{tag}.env", [(empty, "opt/llmos")]))

@@ -24,7 +24,9 @@ API_URL = f"https://{NODE_ADDRESS}:6443"
 # Of images made here. A registry that does not exist: nothing can be pulled by accident.
 REGISTRY = "llmos.invalid"
 PAUSE_IMAGE = f"{REGISTRY}/busybox:1"
-RUNTIME_CLASS = "llmos-wheels"  # mounts the runtime's wheels into a container, as nvidia's mounts the driver
+WHEELS = (
+    "/opt/llmos-wheels"  # in every container: what the runtime image has a link to instead of 5 GB of its own
+)
 
 
 def cache() -> Path:
@@ -80,6 +82,11 @@ class NodePaths:
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig."""
         return self.root / "kubeconfig"
+
+    @property
+    def values(self) -> Path:
+        """Values of the chart for this node; JSON, which is YAML."""
+        return self.root / "values.yaml"
 
     def prepare(self) -> None:
         """Create the directories."""

@@ -225,7 +225,7 @@ def _ready(node: dict[str, Any]) -> bool:
 
 
 def _runtime_spec(packages: Path) -> dict[str, Any]:
-    """Return containerd's own default for containers, and the wheels of the runtime mounted as an image's layer would be."""
+    """Return containerd's own default for containers, and the wheels of the runtime mounted beside."""
     done = subprocess.run(
         ["chroot", str(packages), "/usr/bin/ctr", "oci", "spec"], capture_output=True, text=True, check=True
     )
@@ -234,7 +234,7 @@ def _runtime_spec(packages: Path) -> dict[str, Any]:
     spec["process"].pop("rlimits", None)
     spec["mounts"].append(
         {
-            "destination": "/opt/llmos/lib",
+            "destination": layout.WHEELS,
             "type": "bind",
             "source": f"{components.WHEELS}/{images.environment_folder(images.MOUNTED).name}/lib",
             "options": ["rbind", "ro", "nosuid"],
