@@ -67,7 +67,7 @@ class Observer:
             degraded=self._degraded(snapshot, pods),
             scores=record.scores,
             products=_products(snapshot, pods),
-            usage=self._accounts.usage(record.uid),
+            usage=self._accounts.usage(record.uid, pods, self._clock.now()),
             estimated_bytes=record.estimated_bytes,
             profile=profile_name(workload.model.uri, workload.model.revision) if workload.model.uri else "",
             priority=snapshot.priority_of(workload),

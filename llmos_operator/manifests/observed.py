@@ -81,11 +81,12 @@ class Scaling:
 class Usage:
     """What a workload has had since it was created, as of `time`."""
 
-    gpu_seconds: int = 0
+    gpu_seconds: int = 0  # shared devices by the part that is held
     energy_joules: int = 0
     tokens: int = 0
     since: float = 0.0  # epoch seconds when this process began to count it
     time: float = 0.0  # epoch seconds
+    device_seconds: int = 0  # every device counted whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,15 +30,17 @@ from llmos_operator.clock import parse_rfc3339, rfc3339
 from llmos_operator.manifests.observed import Score
 from llmos_operator.manifests.running import run_of
 from llmos_operator.manifests.verdicts import Verdict, furthest_behind, phase, verdicts
+from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.manifests.observed import Observed
     from llmos_operator.scheduler.plan import Decision
-    from llmos_operator.state.types import Pod
+    from llmos_operator.state.types import Pod, Workload
 
 Json = dict[str, Any]
 USAGE_SECONDS = 600.0  # between writes for the sake of usage alone
+_RUN_SECONDS = 60.0  # the same, of work that ends: its turns are made of it
 _REJECTIONS = 5
 _NODES = 64
 _LOADING = frozenset(RuntimeState) - {
@@ -86,7 +88,17 @@ def build(seen: Observed) -> ModelWorkloadStatus:
     usage = _usage(seen, previous.usage)
     if usage == previous.usage or (status == previous and not _usage_due(seen, previous.usage)):
         return status
-    return status.model_copy(update={"usage": usage})
+    if run == RunStatus() or seen.usage is None:
+        return status.model_copy(update={"usage": usage})
+    # One count feeds both, up to the moment that stands in usage.
+    received = max(run.device_seconds, seen.usage.device_seconds)
+    run = run.model_copy(update={"device_seconds": received})
+    return status.model_copy(update={"usage": usage, "run": run})
+
+
+def usage_seconds(workload: Workload) -> float:
+    """Return after how many seconds what a workload has used is worth a write of its own."""
+    return USAGE_SECONDS if workload.kind is WorkloadKind.INFERENCE else _RUN_SECONDS
 
 
 def to_json(status: ModelWorkloadStatus) -> Json:
@@ -311,7 +323,7 @@ def _usage_due(seen: Observed, former: UsageStatus | None) -> bool:
     if seen.usage is None:
         return False
     since = parse_rfc3339(str(former.time)) if former is not None and former.time else seen.usage.since
-    return seen.now - since >= USAGE_SECONDS
+    return seen.now - since >= usage_seconds(seen.workload)
 
 
 def _preemption(seen: Observed) -> PreemptionStatus | None:

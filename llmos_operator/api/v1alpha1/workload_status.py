@@ -150,10 +150,9 @@ class RunStatus(KubeModel):
     )
     device_seconds: Count = Field(
         default=0,
-        description="Seconds times devices its pods have had: its turns in the queue are made of them.",
+        description="Seconds times devices its pods have had, counted with and up to the time of usage: its turns in the queue "
+        "are made of them.",
     )
-    counted_pod: Word = Field(default="", description="UID of the pod of which seconds were counted last.")
-    counted_until: Time | None = Field(default=None, description="Until when that pod is counted.")
 
 
 class FailureStatus(KubeModel):
