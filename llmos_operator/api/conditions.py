@@ -122,4 +122,7 @@ class Reason(StrEnum):
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
-    OVERUSE_OBSERVED = "OveruseObserved"
+    OVERUSE_OBSERVED = "OveruseObserved"  # a replica uses more of its device than it was given
+    STRANGER_OBSERVED = (
+        "StrangerObserved"  # a device is used by processes of nobody the ledger knows of there
+    )

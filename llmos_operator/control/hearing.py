@@ -36,7 +36,12 @@ class Hearing:
         """Take a node's samples; only a crossing or a change of verdict asks for a cycle."""
         parts = self._parts
         parts.accounts.sampled(report.readings)
-        if parts.store.observe(report.node, report.readings, parts.clock.now()):
+        changed = parts.store.observe(report.node, report.readings, parts.clock.now())
+        if report.uses is not None and parts.leadership.may_act():  # before, not every pod is known
+            uses = _by_device(report)
+            parts.trespass.listed(report.node, uses)
+            changed = parts.store.observe_processes(report.node, uses) or changed
+        if changed:
             parts.batcher.trigger()
 
     def demand(self, batch: DemandBatch) -> None:
@@ -115,6 +120,14 @@ class Hearing:
             if parts.records.by_uid(uid) is None:
                 for retire in reconcile.orphans(pods):
                     parts.executor.retire(retire)
+
+
+def _by_device(report: Report) -> dict[str, dict[str, int | None]]:
+    """Return the memory of processes by device and pod UID, for each device whose list was told."""
+    found: dict[str, dict[str, int | None]] = {uuid: {} for uuid in report.listed}
+    for use in report.uses or ():
+        found[use.uuid][use.pod_uid] = use.memory_bytes
+    return found
 
 
 def _load_path(text: str) -> LoadPath:

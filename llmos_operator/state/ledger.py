@@ -44,6 +44,7 @@ class DeviceState:
     observed_bytes: int | None = None
     verdict: Verdict = Verdict.HEALTHY
     reason: str = ""
+    strange_bytes: int = 0  # used by processes of nobody the ledger knows of there
 
     @property
     def uuid(self) -> str:
@@ -210,7 +211,15 @@ def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> 
         seen = observed.get(device.uuid, _NOTHING)
         verdict = worse(device.verdict, seen.verdict)
         reason = device.reason if verdict is device.verdict else seen.reason
-        states.append(DeviceState(device, observed_bytes=seen.used_bytes, verdict=verdict, reason=reason))
+        states.append(
+            DeviceState(
+                device,
+                observed_bytes=seen.used_bytes,
+                verdict=verdict,
+                reason=reason,
+                strange_bytes=seen.strange_bytes,
+            )
+        )
     return tuple(states)
 
 
@@ -246,6 +255,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.observed_bytes,
         state.verdict,
         state.reason,
+        state.strange_bytes,
     )
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state import ledger
 from llmos_operator.state.ledger import NodeState
-from llmos_operator.state.telemetry import Reading, Smoother
+from llmos_operator.state.strangers import Strangers
+from llmos_operator.state.telemetry import Observation, Reading, Smoother
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.telemetry import Observation
+    from llmos_operator.state.strangers import Uses
     from llmos_operator.state.types import GpuNode, Node
 
 
@@ -27,6 +28,7 @@ class NodeBook:
         self._smoothers: dict[str, Smoother] = {}
         self._observed: dict[str, Mapping[str, Observation]] = {}
         self._heard: dict[str, float] = {}
+        self._strangers: dict[str, Strangers] = {}
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
         """Take nodes as a snapshot has them, and believe what was observed on them."""
@@ -34,6 +36,9 @@ class NodeBook:
         self._nodes, self._heard = dict(snapshot.nodes), dict(snapshot.heard)
         for name, state in snapshot.nodes.items():
             self._observed[name] = state.observed
+            self._strangers[name] = Strangers(
+                {uuid: seen.strange_bytes for uuid, seen in state.observed.items()}
+            )
             smoother = self._smoothers[name] = Smoother()
             smoother.fold(
                 Reading(uuid, seen.used_bytes, verdict=seen.verdict or Verdict.UNKNOWN, reason=seen.reason)
@@ -81,6 +86,7 @@ class NodeBook:
         self._smoothers.pop(name, None)
         self._observed.pop(name, None)
         self._heard.pop(name, None)
+        self._strangers.pop(name, None)
         self._set_node(self._build(name, old.node, None))
         return True
 
@@ -90,11 +96,28 @@ class NodeBook:
         folded = self._smoothers.setdefault(node, Smoother()).fold(readings)
         if folded is None:
             return False
-        self._observed[node] = folded
+        self._believe(node, folded)
+        return True
+
+    def observe_processes(self, node: str, uses: Uses) -> bool:
+        """Take process lists of a node's devices. True when strangers came or went; call it when all pods are known."""
+        state = self._nodes.get(node)
+        if state is None or not self._strangers.setdefault(node, Strangers()).fold(state, uses):
+            return False
+        self._believe(node, {uuid: self._observed.get(node, {}).get(uuid, Observation()) for uuid in uses})
+        return True
+
+    def _believe(self, node: str, changed: Mapping[str, Observation]) -> None:
+        """Keep what is observed of devices, strangers included."""
+        strangers = self._strangers.get(node)
+        if strangers is not None:
+            changed = {
+                uuid: replace(seen, strange_bytes=strangers.on(uuid)) for uuid, seen in changed.items()
+            }
+        self._observed[node] = {**self._observed.get(node, {}), **changed}
         old = self._nodes.get(node)
         if old is not None:
             self._set_node(self._build(node, old.node, old.gpu))
-        return True
 
     def _state(self, name: str) -> NodeState:
         return self._nodes.get(name) or NodeState(name, observed=self._observed.get(name, {}))

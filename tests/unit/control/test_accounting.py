@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,13 +14,15 @@ from llmos_operator.clock import rfc3339
 from llmos_operator.control.accounting import KEPT_SECONDS, MARKS, Accounts
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Record, Records
-from llmos_operator.manifests.observed import Usage
 from llmos_operator.manifests.status import USAGE_SECONDS
 from llmos_operator.scheduler.plan import Evict
 from llmos_operator.state.replicas import Exit, Replica
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import Pod, PodPhase, Queue, WorkloadKind
 from tests.support.builders import NOW, a_cluster, a_node, a_workload, gpu
+
+if TYPE_CHECKING:
+    from llmos_operator.manifests.observed import Usage
 
 PRODUCT = "A100-80G"
 

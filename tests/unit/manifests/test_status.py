@@ -22,7 +22,7 @@ from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
 from llmos_operator.state.replicas import Exit, Replica
 from llmos_operator.state.types import Hold, PodPhase
-from tests.support.replicas import NOW, a_claim_of, a_pod_of, a_work
+from tests.support.replicas import NOW, a_pod_of, a_work
 
 WORK = a_work()
 READY = RuntimeStatus(state=RuntimeState.READY, model=ModelInfo(digest="sha256:1", revision="abc"))
