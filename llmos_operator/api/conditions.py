@@ -121,6 +121,7 @@ class Reason(StrEnum):
     NOT_SHRUNK = "NotShrunk"  # it was asked to come down and did not
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"
+    RIGHT_SIZED = "RightSized"  # resources.memory is far more than it needs: the next start reserves less
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
     OVERUSE_OBSERVED = "OveruseObserved"  # a replica uses more of its device than it was given
     STRANGER_OBSERVED = (

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
+from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.api.v1alpha1.modelprofile import LoadPath, LoadTime
 from llmos_operator.api.v1alpha1.workload_model import WeightFormat
-from llmos_operator.control import reconcile
+from llmos_operator.control import reconcile, rightsizing
+from llmos_operator.control.rightsizing import PROVEN_REQUESTS
 from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.api.telemetry import DemandBatch
     from llmos_operator.control.assembly import Assembly
+    from llmos_operator.control.records import Record
     from llmos_operator.state.replicas import Replica
     from llmos_operator.state.types import Claim, Workload
     from llmos_operator.telemetry.ingest import Report
@@ -66,8 +69,24 @@ class Hearing:
         pod = parts.store.pod(replica.pod)
         if pod is not None and pod.claim is not None and _below(report, pod.claim):
             parts.executor.lowering.raised.add(pod.key)
-        if report.state is RuntimeState.READY and not loaded_before and workload and pod and pod.claim:
-            self._loaded(workload, pod.claim, replica, report)
+        if report.state is RuntimeState.READY and workload and pod and pod.claim:
+            if not loaded_before:
+                self._loaded(workload, pod.claim, replica, report)
+            self._served(record, workload, pod.claim, replica, report)
+
+    def _served(
+        self, record: Record, workload: Workload, claim: Claim, replica: Replica, report: RuntimeStatus
+    ) -> None:
+        """A replica has answered enough requests for its use of memory to say something."""
+        parts = self._parts
+        if workload.kind is WorkloadKind.FINE_TUNE or report.requests.finished < PROVEN_REQUESTS:
+            return
+        found = rightsizing.after_service(workload, claim, report, record.learned)
+        if found is not None:
+            record.learned, note = found
+            parts.feedback.tell(record, "Normal", Reason.RIGHT_SIZED, note)
+        if not claim.lowered:  # with less KV cache than it was bound with it says nothing of its size
+            self._measured(workload, claim, replica, report, proven=True)
 
     def _loaded(self, workload: Workload, claim: Claim, replica: Replica, report: RuntimeStatus) -> None:
         """A model became ready: remember how long it took and what it uses."""
@@ -86,7 +105,20 @@ class Hearing:
                 milliseconds=round(took * 1000),
                 samples=1,
             )
-        memory = report.memory
+        self._measured(workload, claim, replica, report, load=load)
+
+    def _measured(
+        self,
+        workload: Workload,
+        claim: Claim,
+        replica: Replica,
+        report: RuntimeStatus,
+        *,
+        load: LoadTime | None = None,
+        proven: bool = False,
+    ) -> None:
+        """Hand what a runtime measured to the profile of its model: its peak as if its KV budget were full."""
+        parts, memory = self._parts, report.memory
         parts.queue.submit(
             Job(
                 Rank.SUPPORT,
@@ -96,9 +128,11 @@ class Hearing:
                     workload.model.revision,
                     claim.format,
                     predicted=memory.predicted_bytes,
-                    peak=memory.peak_bytes,
+                    peak=max(memory.peak_bytes, memory.full_bytes),
                     weights=memory.weights_bytes,
                     load=load,
+                    base=memory.base_bytes,
+                    proven=proven and memory.full_bytes > 0,
                 ),
             )
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.state.types import PodPhase, WorkloadKind
+from llmos_operator.state.types import Learned, PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,6 +111,7 @@ class Observed:
     scores: Mapping[str, Score] = field(default_factory=dict)  # by pod key
     products: Mapping[str, str] = field(default_factory=dict)  # device UUID -> product
     usage: Usage | None = None
+    learned: Learned = field(default_factory=Learned)
     estimated_bytes: int = 0
     profile: str = ""
     priority: int = 0

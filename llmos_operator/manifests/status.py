@@ -23,6 +23,7 @@ from llmos_operator.api.v1alpha1.workload_status import (
     PreemptionStatus,
     RejectedPlace,
     RunStatus,
+    SizingStatus,
     StatusSummary,
     UsageStatus,
 )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.manifests.observed import Observed
     from llmos_operator.scheduler.plan import Decision
-    from llmos_operator.state.types import Pod, Workload
+    from llmos_operator.state.types import Learned, Pod, Workload
 
 Json = dict[str, Any]
 USAGE_SECONDS = 600.0  # between writes for the sake of usage alone
@@ -79,6 +80,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         queue_position=seen.decision.queue_position if seen.decision is not None else None,
         last_preemption=_preemption(seen) or previous.last_preemption,
         usage=previous.usage,
+        sizing=_sizing(seen),
         run=run if run != RunStatus() else None,
         failure=_failure(seen),
         conditions=merge_conditions(
@@ -162,7 +164,7 @@ def _core(status: ModelWorkloadStatus) -> object:
     decision = status.decision.reason if status.decision else ""
     return (
         (status.observed_generation, status.phase, status.replicas, status.ready_replicas, status.url),
-        (status.placements, status.failure, status.last_preemption, quantization, decision),
+        (status.placements, status.failure, status.last_preemption, quantization, decision, status.sizing),
         conditions,
         status.run and (status.run.failures, status.run.completion_time, status.run.total),
     )
@@ -324,6 +326,26 @@ def _usage_due(seen: Observed, former: UsageStatus | None) -> bool:
         return False
     since = parse_rfc3339(str(former.time)) if former is not None and former.time else seen.usage.since
     return seen.now - since >= usage_seconds(seen.workload)
+
+
+def _sizing(seen: Observed) -> SizingStatus | None:
+    learned = seen.learned
+    if not learned.out_of_memory and not learned.needed:
+        return None
+    return SizingStatus(
+        out_of_memory_bytes=learned.out_of_memory,
+        needed_bytes=learned.needed,
+        message=learned_text(seen.workload, learned)[:1024],
+        spec_hash=learned.spec_hash,
+    )
+
+
+def learned_text(workload: Workload, learned: Learned) -> str:
+    """Return what was learned of a workload's memory, and what the next start makes of it."""
+    asked = f"resources.memory is {human_bytes(workload.memory_bytes)}; " if workload.memory_bytes else ""
+    if learned.out_of_memory:
+        return f"{asked}with {human_bytes(learned.out_of_memory)} it ran out of memory, so the next start reserves more."
+    return f"{asked}it was seen to need {human_bytes(learned.needed)}, so the next start reserves an eighth more than that."
 
 
 def _preemption(seen: Observed) -> PreemptionStatus | None:

@@ -214,6 +214,8 @@ class ModelHost:
                 kv_bytes=memory.kv_bytes,
                 base_bytes=memory.base_bytes,
                 limit_bytes=memory.limit_bytes,
+                full_bytes=memory.full_bytes,
+                needed_bytes=memory.needed_bytes,
             ),
             requests=RequestStats(
                 running=stats.running,

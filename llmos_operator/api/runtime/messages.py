@@ -65,6 +65,10 @@ class MemoryReport(Wire):
     kv_bytes: Count = 0
     base_bytes: Count = 0
     limit_bytes: Count = 0
+    full_bytes: Count = 0  # what would be in use with the whole KV budget written; 0: not told
+    needed_bytes: Count = (
+        0  # the same with as much KV cache as was needed so far, at least one context; 0: not told
+    )
 
 
 class RequestStats(Wire):

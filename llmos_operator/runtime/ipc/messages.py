@@ -203,6 +203,10 @@ class EngineMemory:
     kv_bytes: int = 0  # the KV budget, allocated or not
     base_bytes: int = 0
     limit_bytes: int = 0
+    full_bytes: int = 0  # what would be in use with the whole KV budget written
+    needed_bytes: int = (
+        0  # the same with the KV cache that was needed so far: the most, a quarter more, at least one context
+    )
 
 
 @dataclass(frozen=True, slots=True)
