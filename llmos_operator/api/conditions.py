@@ -134,4 +134,8 @@ class Reason(StrEnum):
     ON_PROBATION = "OnProbation"  # it is healthy again, not yet for long enough
     RELEASED = "Released"  # it takes work again
     REMEDY_HELD = "RemedyHeld"  # the circuit breaker lets nothing more be done
-    OVERUSE_OBSERVED = "OveruseObserved"
+    RIGHT_SIZED = "RightSized"  # resources.memory is far more than it needs: the next start reserves less
+    OVERUSE_OBSERVED = "OveruseObserved"  # a replica uses more of its device than it was given
+    STRANGER_OBSERVED = (
+        "StrangerObserved"  # a device is used by processes of nobody the ledger knows of there
+    )

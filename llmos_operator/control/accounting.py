@@ -6,7 +6,8 @@ nothing but a pod that came and went meanwhile is missed. Energy and tokens cann
 is the least there was, and the energy of that time is not counted.
 
 A claim counts as quota counts it: whole devices whole, shared ones by the part that is held. What is busy and what is
-drawn is a device's and goes to those who hold it by the same parts.
+drawn is a device's and goes to those who hold it by the same parts. What work that ends has received
+(`status.run.deviceSeconds`, of which its turns are made) is the same time with every device counted whole.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.clock import rfc3339
 from llmos_operator.control.history import time_of
 from llmos_operator.manifests.observed import Usage
-from llmos_operator.manifests.status import USAGE_SECONDS
+from llmos_operator.manifests.status import usage_seconds
 from llmos_operator.state.types import FULL_MILLI, PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class _Total:
     """What one workload has had since its creation, as of the last charge."""
 
     gpu_seconds: float
+    device_seconds: float  # the same time, shared devices counted whole
     joules: float
     tokens: int
     since: float  # epoch seconds when this process began to count it
@@ -123,12 +125,26 @@ class Accounts:
         meter = self._meters.get(uuid)
         return meter.latest if meter is not None else None
 
-    def usage(self, workload_uid: str) -> Usage | None:
-        """Return what a workload has had as of the last charge, None if it has never held anything here."""
-        total = self._totals.get(workload_uid)
+    def usage(self, workload_uid: str, pods: Iterable[Pod], now: float) -> Usage | None:
+        """Return what a workload has had until ``now`` (epoch seconds), None if nothing has been charged to it here.
+
+        ``pods`` are its pods: what they have held since the last charge counts along, so that the end of a run is exact.
+        """
+        total, since = self._totals.get(workload_uid), self._now
+        pods = tuple(pods)
         if total is None:
-            return None
-        return Usage(int(total.gpu_seconds), int(total.joules), total.tokens, total.since, self._now)
+            if self._charged_at is None or not any(pod.claim is not None for pod in pods):
+                return None
+            total, since = self._opened(workload_uid, pods, now), now
+        held = [_held(pod.claim, self._span(pod, since, now)) for pod in pods if pod.claim is not None]
+        return Usage(
+            gpu_seconds=int(total.gpu_seconds + sum(parts for parts, _ in held)),
+            device_seconds=int(total.device_seconds + sum(whole for _, whole in held)),
+            energy_joules=int(total.joules),
+            tokens=total.tokens,
+            since=total.since,
+            time=now,
+        )
 
     def charge(self, snapshot: Snapshot, now: float, monotonic: float) -> None:
         """Charge what is held for the time since the last call. ``now`` in epoch seconds."""
@@ -143,7 +159,7 @@ class Accounts:
             products = {one.uuid: one.device.product or _UNKNOWN for one in state.devices}
             known |= products.keys()
             for pod in state.pods.values():
-                if pod.claim is None or pod.phase is PodPhase.FINISHED:
+                if pod.claim is None:
                     continue
                 pods.add(pod.uid)
                 total = self._total(pod.claim.workload_uid, snapshot, now - passed)
@@ -155,14 +171,14 @@ class Accounts:
 
     def due(self) -> list[str]:
         """Return the workloads, oldest first, whose status should be written for their usage alone: a bounded number."""
-        before = rfc3339(self._now - USAGE_SECONDS)  # these texts order as their times do
         found: list[tuple[str, str]] = []
         for uid, total in self._totals.items():
             record = self._records.by_uid(uid)
             if record is None:
                 continue
             said = record.status.get("usage") or {}
-            written = str(said.get("time") or rfc3339(total.since))
+            written = str(said.get("time") or rfc3339(total.since))  # these texts order as their times do
+            before = rfc3339(self._now - usage_seconds(record.stub))
             grown = int(total.gpu_seconds) > int(said.get("gpuSeconds") or 0)
             if written < before and (grown or total.tokens > int(said.get("tokens") or 0)):
                 found.append((written, record.key))
@@ -199,18 +215,21 @@ class Accounts:
         monotonic: float,
     ) -> None:
         active = self._hear(pod, claim, total, monotonic)
-        if claim.bound_at:
-            passed = min(passed, max(0.0, self._now - claim.bound_at))
-        held = passed * claim.gpu_milli / FULL_MILLI
-        total.gpu_seconds += held
+        window, passed = passed, self._span(pod, self._now - passed, self._now)
+        if pod.phase is PodPhase.FINISHED and not passed:
+            return
+        parts, whole = _held(claim, passed)
+        total.gpu_seconds += parts
+        total.device_seconds += whole
+        drawn = passed / window if window else 0.0  # of what the device drew in this window
         for uuid in claim.devices:
             owner = (*_owner(claim), products.get(uuid, _UNKNOWN))
             self._open(owner, monotonic)
             part = claim.gpu_milli / FULL_MILLI / len(claim.devices)
             busy, joules = read.get(uuid, (None, 0.0))
             self._metrics.gpu_seconds.labels(*owner).inc(passed * part)
-            self._metrics.energy.labels(*owner).inc(joules * part)
-            total.joules += joules * part
+            self._metrics.energy.labels(*owner).inc(joules * part * drawn)
+            total.joules += joules * part * drawn
             if busy is not None:
                 worked = busy if active else 0.0
                 self._metrics.gpu_busy_seconds.labels(*owner).inc(passed * part * worked)
@@ -272,18 +291,33 @@ class Accounts:
         """Return a workload's total; its first time, what its status says and what its pods held from then to ``until``."""
         total = self._totals.get(uid)
         if total is None:
-            record = self._records.by_uid(uid)
-            said = (record.status.get("usage") or {}) if record is not None else {}
-            told_at = time_of(said.get("time"))
-            pods = [p for p in snapshot.pods_of.get(uid, ()) if p.phase is not PodPhase.FINISHED]
-            total = self._totals[uid] = _Total(
-                gpu_seconds=float(said.get("gpuSeconds") or 0)
-                + sum(_held_since(pod, told_at, until) for pod in pods),
-                joules=float(said.get("energyJoules") or 0),
-                tokens=int(said.get("tokens") or 0),
-                since=self._now,
-            )
+            total = self._totals[uid] = self._opened(uid, snapshot.pods_of.get(uid, ()), until)
         return total
+
+    def _opened(self, uid: str, pods: Iterable[Pod], until: float) -> _Total:
+        record = self._records.by_uid(uid)
+        status = record.status if record is not None else {}
+        said, run = status.get("usage") or {}, status.get("run") or {}
+        told_at = time_of(said.get("time"))
+        held = [_held(pod.claim, self._span(pod, told_at, until)) for pod in pods if pod.claim is not None]
+        return _Total(
+            gpu_seconds=float(said.get("gpuSeconds") or 0) + sum(parts for parts, _ in held),
+            device_seconds=float(run.get("deviceSeconds") or 0) + sum(whole for _, whole in held),
+            joules=float(said.get("energyJoules") or 0),
+            tokens=int(said.get("tokens") or 0),
+            since=self._now,
+        )
+
+    def _span(self, pod: Pod, after: float, until: float) -> float:
+        """Return the seconds between two epoch times in which a pod held its claim: from its binding to its end."""
+        start = (pod.claim.bound_at if pod.claim is not None else 0.0) or pod.started_at
+        if pod.phase is PodPhase.FINISHED:
+            replica = self._records.replica(pod.key)
+            end = replica.ended if replica is not None and replica.uid == pod.uid else None
+            # Without the kubelet's word on its end nothing is made up.
+            until = min(until, end.finished_at if end is not None else 0.0)
+        begun = max(start, after)
+        return max(0.0, until - begun) if begun else 0.0
 
     def _forget(self, snapshot: Snapshot, monotonic: float) -> None:
         """Drop the counters of workloads that are gone, some time after they held anything."""
@@ -302,13 +336,9 @@ def _owner(claim: Claim) -> tuple[str, str, str]:
     return namespace, name, claim.queue or names.DEFAULT_QUEUE
 
 
-def _held_since(pod: Pod, after: float, until: float) -> float:
-    """Return the devices times seconds of a pod's claim between two epoch times."""
-    claim = pod.claim
-    start = (claim.bound_at if claim is not None else 0.0) or pod.started_at
-    if claim is None or not start:
-        return 0.0
-    return max(0.0, until - max(start, after)) * claim.gpu_milli / FULL_MILLI
+def _held(claim: Claim, seconds: float) -> tuple[float, float]:
+    """Return devices times seconds: shared devices by the part that is held, and counted whole."""
+    return seconds * claim.gpu_milli / FULL_MILLI, seconds * len(claim.devices)
 
 
 def _stale(seen: Mapping[_K, float], snapshot: Snapshot, monotonic: float) -> Iterator[_K]:

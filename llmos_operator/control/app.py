@@ -227,6 +227,7 @@ class Operator:
                 snapshot, now = parts.store.snapshot(), parts.clock.now()
                 standing.show(snapshot, now)
                 parts.remedies.look(snapshot, now)
+                parts.trespass.look(snapshot)
                 parts.accounts.charge(snapshot, now, parts.clock.monotonic())
                 for key in parts.accounts.due():
                     parts.status.mark(key)

@@ -52,6 +52,7 @@ from llmos_operator.control.review import Reviewer
 from llmos_operator.control.sleepers import Sleepers
 from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.treating import Treating
+from llmos_operator.control.trespass import Trespass
 from llmos_operator.control.watching import Watching, wired
 from llmos_operator.control.yielding import Yielding
 from llmos_operator.observability.heartbeat import Heartbeat
@@ -142,6 +143,7 @@ class Assembly:
             review=self.review,
             evicted=lambda evict: self.accounts.evicted(evict, self.store, self.clock.now()),
         )
+        self.trespass = Trespass(self.metrics, self.recorder, self._gpu_node_uid)
         self.tokens = ControlTokens(_master_key(self.settings.master_key_file))
         self.summaries = Summaries(
             self.port, self.store, self.queue, self.clock, may_act=self.leadership.may_act
@@ -395,6 +397,10 @@ class Assembly:
                 self.copies.note(kind, body, exists=exists)
             if kind == ports.GPU_NODES and not exists:
                 self.ingest.forget_node(str(body["metadata"]["name"]))
+
+    def _gpu_node_uid(self, node: str) -> str:
+        known = self.watching.mirrors[ports.GPU_NODES].known(("", node))
+        return known.uid if known is not None else ""
 
     def _is_simulated(self, node: str) -> bool:
         state = self.store.node(node)

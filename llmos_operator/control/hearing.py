@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
+from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.api.v1alpha1.modelprofile import LoadPath, LoadTime
 from llmos_operator.api.v1alpha1.workload_model import WeightFormat
-from llmos_operator.control import reconcile
+from llmos_operator.control import reconcile, rightsizing
+from llmos_operator.control.rightsizing import PROVEN_REQUESTS
 from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.api.telemetry import DemandBatch
     from llmos_operator.control.assembly import Assembly
+    from llmos_operator.control.records import Record
     from llmos_operator.state.replicas import Replica
     from llmos_operator.state.types import Claim, Workload
     from llmos_operator.telemetry.ingest import Report
@@ -36,7 +39,12 @@ class Hearing:
         """Take a node's samples; only a crossing or a change of verdict asks for a cycle."""
         parts = self._parts
         parts.accounts.sampled(report.readings)
-        if parts.store.observe(report.node, report.readings, parts.clock.now()):
+        changed = parts.store.observe(report.node, report.readings, parts.clock.now())
+        if report.uses is not None and parts.leadership.may_act():  # before, not every pod is known
+            uses = _by_device(report)
+            parts.trespass.listed(report.node, uses)
+            changed = parts.store.observe_processes(report.node, uses) or changed
+        if changed:
             parts.batcher.trigger()
 
     def demand(self, batch: DemandBatch) -> None:
@@ -68,8 +76,24 @@ class Hearing:
             and pod.claim.sleeping is None
         ):
             parts.executor.lowering.waking.add(pod.key)  # put to sleep by a leader that is gone
-        if report.state is RuntimeState.READY and not loaded_before and workload and pod and pod.claim:
-            self._loaded(workload, pod.claim, replica, report)
+        if report.state is RuntimeState.READY and workload and pod and pod.claim:
+            if not loaded_before:
+                self._loaded(workload, pod.claim, replica, report)
+            self._served(record, workload, pod.claim, replica, report)
+
+    def _served(
+        self, record: Record, workload: Workload, claim: Claim, replica: Replica, report: RuntimeStatus
+    ) -> None:
+        """A replica has answered enough requests for its use of memory to say something."""
+        parts = self._parts
+        if workload.kind is WorkloadKind.FINE_TUNE or report.requests.finished < PROVEN_REQUESTS:
+            return
+        found = rightsizing.after_service(workload, claim, report, record.learned)
+        if found is not None:
+            record.learned, note = found
+            parts.feedback.tell(record, "Normal", Reason.RIGHT_SIZED, note)
+        if not claim.lowered:  # with less KV cache than it was bound with it says nothing of its size
+            self._measured(workload, claim, replica, report, proven=True)
 
     def _loaded(self, workload: Workload, claim: Claim, replica: Replica, report: RuntimeStatus) -> None:
         """A model became ready: remember how long it took and what it uses."""
@@ -89,7 +113,20 @@ class Hearing:
                 milliseconds=round(took * 1000),
                 samples=1,
             )
-        memory = report.memory
+        self._measured(workload, claim, replica, report, load=load)
+
+    def _measured(
+        self,
+        workload: Workload,
+        claim: Claim,
+        replica: Replica,
+        report: RuntimeStatus,
+        *,
+        load: LoadTime | None = None,
+        proven: bool = False,
+    ) -> None:
+        """Hand what a runtime measured to the profile of its model: its peak as if its KV budget were full."""
+        parts, memory = self._parts, report.memory
         parts.queue.submit(
             Job(
                 Rank.SUPPORT,
@@ -99,9 +136,11 @@ class Hearing:
                     workload.model.revision,
                     claim.format,
                     predicted=memory.predicted_bytes,
-                    peak=memory.peak_bytes,
+                    peak=max(memory.peak_bytes, memory.full_bytes),
                     weights=memory.weights_bytes,
                     load=load,
+                    base=memory.base_bytes,
+                    proven=proven and memory.full_bytes > 0,
                 ),
             )
         )
@@ -123,6 +162,14 @@ class Hearing:
             if parts.records.by_uid(uid) is None:
                 for retire in reconcile.orphans(pods):
                     parts.executor.retire(retire)
+
+
+def _by_device(report: Report) -> dict[str, dict[str, int | None]]:
+    """Return the memory of processes by device and pod UID, for each device whose list was told."""
+    found: dict[str, dict[str, int | None]] = {uuid: {} for uuid in report.listed}
+    for use in report.uses or ():
+        found[use.uuid][use.pod_uid] = use.memory_bytes
+    return found
 
 
 def _load_path(text: str) -> LoadPath:

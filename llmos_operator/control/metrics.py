@@ -188,6 +188,18 @@ class OperatorMetrics:
             ["node"],
             registry=registry,
         )
+        self.stranger_bytes = Gauge(
+            "llmos_operator_stranger_bytes",
+            "Device memory used by processes of nobody the ledger knows of there, by node.",
+            ["node"],
+            registry=registry,
+        )
+        self.overusing_replicas = Gauge(
+            "llmos_operator_overusing_replicas",
+            "Pods that use clearly more of a device than they were given, by node.",
+            ["node"],
+            registry=registry,
+        )
         holder = ["namespace", "workload", "queue", "product"]
         self.gpu_seconds = Counter(
             "llmos_operator_gpu_seconds_total",

@@ -8,6 +8,7 @@ from llmos_operator.api import names
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.api.v1alpha1.modelprofile import profile_name
+from llmos_operator.control import rightsizing
 from llmos_operator.manifests.observed import Observed, Refusal
 from llmos_operator.manifests.pod import selector
 
@@ -67,7 +68,8 @@ class Observer:
             degraded=self._degraded(snapshot, pods),
             scores=record.scores,
             products=_products(snapshot, pods),
-            usage=self._accounts.usage(record.uid),
+            usage=self._accounts.usage(record.uid, pods, self._clock.now()),
+            learned=rightsizing.known(record.learned, workload),
             estimated_bytes=record.estimated_bytes,
             profile=profile_name(workload.model.uri, workload.model.revision) if workload.model.uri else "",
             priority=snapshot.priority_of(workload),

@@ -45,6 +45,9 @@ log = logger(__name__)
 Model = tuple[str, str]  # URI, revision
 _FORMATS = (WeightFormat.BF16, WeightFormat.INT8, WeightFormat.INT4)
 _WORTH_WRITING = 50  # thousandths: a measurement must differ by 5 % to be written
+_MOST_LESS = (
+    8  # an estimate is corrected down by at most an eighth: a busier hour may need what this one did not
+)
 _WORKERS = 4
 _FORGET_SECONDS = 60.0
 
@@ -229,20 +232,30 @@ class Profiles:
         peak: int,
         weights: int,
         load: LoadTime | None,
+        base: int = 0,
+        proven: bool = False,
     ) -> None:
-        """Take what a runtime measured once it was ready: bytes per device, and how long the load took."""
+        """Take what a runtime measured: bytes per device, and how long the load took.
+
+        `proven`: it has served, so that its peak may also be less than predicted; before that only growth counts.
+        """
 
         def change(status: ModelProfileStatus) -> ModelProfileStatus:
             known = _format(status, fmt)
-            if peak > max(predicted, known.measured_peak_bytes or 0) and _differs(
-                known.measured_peak_bytes, peak
-            ):
-                # Only growth counts: a runtime that is ready but idle has not shown its peak yet.
-                update = {"measured_peak_bytes": peak, "estimated_peak_bytes": predicted}
+            told = known.measured_peak_bytes
+            reached = max(peak, predicted - predicted // _MOST_LESS)
+            # What the next size is corrected by; runs differ in their KV budgets, so peaks alone do not compare.
+            off, was = reached - predicted, (told or 0) - (known.estimated_peak_bytes or 0)
+            new = abs(off - was) * 1000 > predicted * _WORTH_WRITING or (proven and told is None)
+            if new and (proven or off > max(0, was)):
+                update = {"measured_peak_bytes": reached, "estimated_peak_bytes": predicted}
                 known = known.model_copy(update={**update, "samples": known.samples + 1})
             if weights and _differs(known.measured_weights_bytes, weights):
                 known = known.model_copy(update={"measured_weights_bytes": weights})
             status = _with_format(status, known)
+            if base > (status.base_bytes or 0) and _differs(status.base_bytes, base):
+                # The largest: what processes of one machine share counts less for each while there are several.
+                status = status.model_copy(update={"base_bytes": base})
             return _with_load(status, load) if load is not None else status
 
         await self._change(uri, revision, change)

@@ -18,7 +18,7 @@ from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.control import gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
-from llmos_operator.state.types import Hold, Pod, PodPhase, Workload, WorkloadKind
+from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -247,9 +247,7 @@ def _oom_message(pod: Pod) -> str:
     return f"{pod.name} was killed for using more memory than the {human_bytes(reserved)} reserved."
 
 
-def _shortage(workload: Workload, pod: Pod) -> Shortage | None:
-    if workload.kind is WorkloadKind.FINE_TUNE:
-        return None  # profiles are about serving: what training takes must not raise what serving reserves
+def _shortage(workload: Workload, pod: Pod) -> Shortage:
     claim = pod.claim
     reserved = (claim.bytes_per_device or claim.memory_bytes) if claim else 0
     return Shortage(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.manifests.observed import Scaling, Tries
+from llmos_operator.state.types import Learned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,6 +45,7 @@ class Record:
     scaling: Scaling = field(default_factory=Scaling)
     scores: dict[str, Score] = field(default_factory=dict)
     estimated_bytes: int = 0
+    learned: Learned = field(default_factory=Learned)  # of its memory, by this process
     counted: set[str] = field(default_factory=set)  # failures that have been taken into account
     gaps: dict[int, float] = field(default_factory=dict)  # `gangs.gaps` and since when (monotonic seconds)
 

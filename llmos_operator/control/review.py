@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import gangs, jobs, lifetime, reconcile
+from llmos_operator.control import gangs, jobs, lifetime, reconcile, rightsizing
 from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
+from llmos_operator.manifests.status import learned_text
 from llmos_operator.observability.logging import logger
 from llmos_operator.state.types import Hold, WorkloadKind
 
@@ -241,9 +242,12 @@ class Reviewer:
         if failed.retired and not failed.permanent:
             self._failures.fail(record.key, self._clock.monotonic())
         shortage = failed.shortage
-        if shortage is not None and workload.memory_bytes is not None:
-            note += " spec.resources.memory replaces the operator's estimate: raise or remove it."
-        elif shortage is not None:
+        if shortage is not None and rightsizing.learns_alone(workload):
+            record.learned = rightsizing.after_shortage(record.learned, workload, shortage.reserved_bytes)
+            note += f" {learned_text(workload, record.learned)}"
+            self._feedback.tell(record, "Warning", Reason.ESTIMATE_RAISED, note, key=failed.event)
+            return
+        if shortage is not None:
             note += " The estimate is raised; the next attempt reserves more or uses a narrower format."
             self._queue.submit(
                 Job(

@@ -120,6 +120,7 @@ def ledgers(snapshot: Snapshot) -> dict[str, Json]:
             continue
         devices = [
             {"uuid": one.device.uuid, "reserved": format_bytes(one.reserved_bytes), "claims": one.claims}
+            | ({"strangers": format_bytes(one.strange_bytes)} if one.strange_bytes else {})
             for one in state.devices
         ]
         found[name] = {"ledger": {"devices": devices}}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.state.types import PodPhase, WorkloadKind
+from llmos_operator.state.types import Learned, PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,11 +81,12 @@ class Scaling:
 class Usage:
     """What a workload has had since it was created, as of `time`."""
 
-    gpu_seconds: int = 0
+    gpu_seconds: int = 0  # shared devices by the part that is held
     energy_joules: int = 0
     tokens: int = 0
     since: float = 0.0  # epoch seconds when this process began to count it
     time: float = 0.0  # epoch seconds
+    device_seconds: int = 0  # every device counted whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class Observed:
     scores: Mapping[str, Score] = field(default_factory=dict)  # by pod key
     products: Mapping[str, str] = field(default_factory=dict)  # device UUID -> product
     usage: Usage | None = None
+    learned: Learned = field(default_factory=Learned)
     estimated_bytes: int = 0
     profile: str = ""
     priority: int = 0

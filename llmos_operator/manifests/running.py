@@ -1,7 +1,7 @@
-"""How work that ends comes along, and what it has received: `status.run` of FineTune and Batch.
+"""How work that ends comes along: `status.run` of FineTune and Batch.
 
-It goes on from the status as it stands in the API, so that a restarted operator neither forgets nor counts twice: what
-a pod has received is counted up to a moment that stands beside it.
+It goes on from the status as it stands in the API, so that a restarted operator neither forgets nor counts twice. What
+the run has received (`deviceSeconds`) is counted with `status.usage`, and up to the same moment.
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ from typing import TYPE_CHECKING, Final
 from llmos_operator.api.runtime.endings import parse_progress
 from llmos_operator.api.v1alpha1.workload_status import RunStatus
 from llmos_operator.clock import parse_rfc3339, rfc3339
-from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import WorkProgress
     from llmos_operator.manifests.observed import Observed
-    from llmos_operator.state.types import Claim, Pod
+    from llmos_operator.state.types import Pod
 
-# Seconds after which what a pod received is counted again: its status need not be written more often for this.
-COUNTED_EVERY: Final = 60.0
 _NOT_YET: Final = math.inf
 _SAVED_PRECISION: Final = 2.0  # seconds
-_LEAVING_EVERY: Final = 10.0  # of a pod that is on its way out: it is gone soon, and then nobody can tell
 
 
 def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
@@ -32,7 +28,7 @@ def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
     told = _progress(seen)
     ended = rfc3339(_end(seen)) if seen.finished else None
     first = min((pod.claim.bound_at for pod in seen.pods if pod.claim is not None), default=None)
-    run = before.model_copy(
+    return before.model_copy(
         update={
             "start_time": before.start_time or (rfc3339(first) if first else None),
             "completion_time": before.completion_time or ended,
@@ -46,7 +42,6 @@ def run_of(seen: Observed, former: RunStatus | None) -> RunStatus:
             "last_failed_pod": seen.tries.last_pod,
         }
     )
-    return _served(seen, run)
 
 
 def saved_time(now: float, told: WorkProgress | None, before: RunStatus) -> str | None:
@@ -57,36 +52,6 @@ def saved_time(now: float, told: WorkProgress | None, before: RunStatus) -> str 
     if before.last_saved_time and abs(parse_rfc3339(before.last_saved_time) - at) <= _SAVED_PRECISION:
         return before.last_saved_time
     return rfc3339(at)
-
-
-def _served(seen: Observed, run: RunStatus) -> RunStatus:
-    """Count what the run has received so far: the time its pods had their devices, from bind to end. Without devices: nothing.
-
-    It moves once a minute while a pod runs and at once when one ends or leaves, and stands still otherwise.
-    """
-    for pod in seen.pods:
-        if pod.claim is not None and pod.claim.devices and pod.uid:
-            run = _counted(seen, pod, pod.claim, run)
-    return run
-
-
-def _counted(seen: Observed, pod: Pod, claim: Claim, run: RunStatus) -> RunStatus:
-    known = pod.uid == run.counted_pod and run.counted_until is not None
-    since = parse_rfc3339(str(run.counted_until)) if known else claim.bound_at
-    ended = _ended_at(seen, pod)
-    until = min(seen.now, ended)
-    step = COUNTED_EVERY if pod.phase is PodPhase.BOUND else _LEAVING_EVERY
-    unknown = pod.phase is PodPhase.FINISHED and ended == _NOT_YET  # the kubelet never said when
-    whole = int(until) - int(since)  # as the API keeps times; the rest is counted next time
-    if unknown or whole <= 0 or (known and ended == _NOT_YET and whole < step):
-        return run
-    return run.model_copy(
-        update={
-            "device_seconds": run.device_seconds + whole * len(claim.devices),
-            "counted_pod": pod.uid,
-            "counted_until": rfc3339(int(until)),
-        }
-    )
 
 
 def _ended_at(seen: Observed, pod: Pod) -> float:

@@ -23,6 +23,7 @@ from llmos_operator.api.v1alpha1.workload_status import (
     PreemptionStatus,
     RejectedPlace,
     RunStatus,
+    SizingStatus,
     StatusSummary,
     UsageStatus,
 )
@@ -30,15 +31,17 @@ from llmos_operator.clock import parse_rfc3339, rfc3339
 from llmos_operator.manifests.observed import Score
 from llmos_operator.manifests.running import run_of
 from llmos_operator.manifests.verdicts import Verdict, furthest_behind, phase, verdicts
+from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.manifests.observed import Observed
     from llmos_operator.scheduler.plan import Decision
-    from llmos_operator.state.types import Pod
+    from llmos_operator.state.types import Learned, Pod, Workload
 
 Json = dict[str, Any]
 USAGE_SECONDS = 600.0  # between writes for the sake of usage alone
+_RUN_SECONDS = 60.0  # the same, of work that ends: its turns are made of it
 _REJECTIONS = 5
 _NODES = 64
 _LOADING = frozenset(RuntimeState) - {
@@ -77,6 +80,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         queue_position=seen.decision.queue_position if seen.decision is not None else None,
         last_preemption=_preemption(seen) or previous.last_preemption,
         usage=previous.usage,
+        sizing=_sizing(seen),
         run=run if run != RunStatus() else None,
         failure=_failure(seen),
         conditions=merge_conditions(
@@ -86,7 +90,17 @@ def build(seen: Observed) -> ModelWorkloadStatus:
     usage = _usage(seen, previous.usage)
     if usage == previous.usage or (status == previous and not _usage_due(seen, previous.usage)):
         return status
-    return status.model_copy(update={"usage": usage})
+    if run == RunStatus() or seen.usage is None:
+        return status.model_copy(update={"usage": usage})
+    # One count feeds both, up to the moment that stands in usage.
+    received = max(run.device_seconds, seen.usage.device_seconds)
+    run = run.model_copy(update={"device_seconds": received})
+    return status.model_copy(update={"usage": usage, "run": run})
+
+
+def usage_seconds(workload: Workload) -> float:
+    """Return after how many seconds what a workload has used is worth a write of its own."""
+    return USAGE_SECONDS if workload.kind is WorkloadKind.INFERENCE else _RUN_SECONDS
 
 
 def to_json(status: ModelWorkloadStatus) -> Json:
@@ -150,7 +164,7 @@ def _core(status: ModelWorkloadStatus) -> object:
     decision = status.decision.reason if status.decision else ""
     return (
         (status.observed_generation, status.phase, status.replicas, status.ready_replicas, status.url),
-        (status.placements, status.failure, status.last_preemption, quantization, decision),
+        (status.placements, status.failure, status.last_preemption, quantization, decision, status.sizing),
         conditions,
         status.run and (status.run.failures, status.run.completion_time, status.run.total),
     )
@@ -311,7 +325,27 @@ def _usage_due(seen: Observed, former: UsageStatus | None) -> bool:
     if seen.usage is None:
         return False
     since = parse_rfc3339(str(former.time)) if former is not None and former.time else seen.usage.since
-    return seen.now - since >= USAGE_SECONDS
+    return seen.now - since >= usage_seconds(seen.workload)
+
+
+def _sizing(seen: Observed) -> SizingStatus | None:
+    learned = seen.learned
+    if not learned.out_of_memory and not learned.needed:
+        return None
+    return SizingStatus(
+        out_of_memory_bytes=learned.out_of_memory,
+        needed_bytes=learned.needed,
+        message=learned_text(seen.workload, learned)[:1024],
+        spec_hash=learned.spec_hash,
+    )
+
+
+def learned_text(workload: Workload, learned: Learned) -> str:
+    """Return what was learned of a workload's memory, and what the next start makes of it."""
+    asked = f"resources.memory is {human_bytes(workload.memory_bytes)}; " if workload.memory_bytes else ""
+    if learned.out_of_memory:
+        return f"{asked}with {human_bytes(learned.out_of_memory)} it ran out of memory, so the next start reserves more."
+    return f"{asked}it was seen to need {human_bytes(learned.needed)}, so the next start reserves an eighth more than that."
 
 
 def _preemption(seen: Observed) -> PreemptionStatus | None:

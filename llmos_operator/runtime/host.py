@@ -267,6 +267,8 @@ class ModelHost:
                 base_bytes=memory.base_bytes,
                 limit_bytes=memory.limit_bytes,
                 host_bytes=memory.host_bytes,
+                full_bytes=memory.full_bytes,
+                needed_bytes=memory.needed_bytes,
             ),
             requests=RequestStats(
                 running=stats.running,

@@ -13,7 +13,7 @@ from llmos_operator.scheduler.filters.health import Health
 from llmos_operator.scheduler.filters.host import HostCpu, HostMemory
 from llmos_operator.scheduler.filters.node_labels import NodeLabels
 from llmos_operator.scheduler.filters.node_ready import NodeReady
-from llmos_operator.scheduler.filters.occupancy import Occupancy, Overuse
+from llmos_operator.scheduler.filters.occupancy import Occupancy, Overuse, Strangers
 from llmos_operator.scheduler.filters.plugin_gpus import PluginGpus
 from llmos_operator.scheduler.filters.pod_count import PodCount
 from llmos_operator.scheduler.filters.taints import Taints
@@ -56,6 +56,7 @@ FILTERS: Final[tuple[Filter, ...]] = (
     HostMemory(),
     PluginGpus(),
     Occupancy(),
+    Strangers(),
     Overuse(),
     DeviceCompute(),
     DeviceMemory(),

@@ -20,10 +20,11 @@ from llmos_operator.state.types import AUTO, Sharing
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
-    from llmos_operator.state.types import Profile, TrainingSpec, Workload
+    from llmos_operator.state.types import Learned, Profile, TrainingSpec, Workload
 
 _KV_ELEMENT_BYTES = {"fp8": 1, "int8": 1}
 _FLOOR_SHARE = 8  # after running out of memory ask for an eighth more
+_FAR_TOO_MUCH = 2  # times what is needed: what was asked for is corrected from there on
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
     if not allowed.allowed:
         return Sizes((), allowed.reason, allowed.message)
     if workload.memory_bytes is not None:
-        length = workload.max_model_len
-        return Sizes((Size(allowed.allowed[0], workload.memory_bytes, max_model_len=length),))
+        length, first = workload.max_model_len, allowed.allowed[0]
+        return Sizes((Size(first, asked(workload, profile, policy, first), max_model_len=length),))
     if profile is None or profile.shape is None:
         return Sizes(
             (),
@@ -64,11 +65,36 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
     found = []
     for name in allowed.allowed:
         if workload.training is not None:
-            found += _training(workload.training, profile, policy, name)
+            found += _training(workload.training, profile, policy, name, workload.learned)
             continue
         for length in _contexts(workload, profile.shape, policy):
             found += _at(workload, profile, policy, name, length)
     return Sizes(tuple(found))
+
+
+def asked(workload: Workload, profile: Profile | None, policy: Policy, name: str) -> int:
+    """Return what `resources.memory` asks for, corrected by what running it has taught.
+
+    After it ran out of memory: the model's own size at the format, else half as much again. Where it needed less than half
+    of what it asked for, as measured while it served: an eighth more than that.
+    """
+    wanted, learned = workload.memory_bytes or 0, workload.learned
+    if learned.out_of_memory:
+        known = _known(workload, profile, policy, name)
+        larger = [size for size in known if size > learned.out_of_memory]
+        return max(wanted, min(larger, default=learned.out_of_memory * 3 // 2))
+    if learned.needed and wanted > _FAR_TOO_MUCH * learned.needed:
+        return learned.needed + learned.needed // _FLOOR_SHARE
+    return wanted
+
+
+def _known(workload: Workload, profile: Profile | None, policy: Policy, name: str) -> list[int]:
+    if profile is None or profile.shape is None or workload.training is not None:
+        return []
+    lengths = _contexts(workload, profile.shape, policy)
+    return [
+        size.bytes_per_device for length in lengths for size in _at(workload, profile, policy, name, length)
+    ]
 
 
 def _contexts(workload: Workload, shape: memory.ModelShape, policy: Policy) -> list[int]:
@@ -115,7 +141,9 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
     return found
 
 
-def _training(asked: TrainingSpec, profile: Profile, policy: Policy, name: str) -> list[Size]:
+def _training(
+    asked: TrainingSpec, profile: Profile, policy: Policy, name: str, learned: Learned
+) -> list[Size]:
     """Return the sizes of a training run at a format, quickest first.
 
     Several samples at a time; one at a time; one, and layers computed again on the way back. The trainer makes the same
@@ -131,8 +159,13 @@ def _training(asked: TrainingSpec, profile: Profile, policy: Policy, name: str) 
         size = training_memory.TrainingSize(name, asked.rank, asked.targets, tokens, recompute)
         base = profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes
         estimate = training_memory.estimate_training(shape, size, base_bytes=base)
-        found.append(Size(name, estimate.total_bytes, max_model_len=longest))
+        found.append(Size(name, _raised(estimate.total_bytes, learned), max_model_len=longest))
     return found
+
+
+def _raised(estimate: int, learned: Learned) -> int:
+    """Return an estimate of a run, raised above what it ran out of memory with: a quarter, so that few tries are lost."""
+    return max(estimate, learned.out_of_memory * 5 // 4)
 
 
 def kv_element_bytes(workload: Workload) -> int:

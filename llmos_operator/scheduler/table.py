@@ -28,7 +28,8 @@ NEVER: Final = float("-inf")
 
 # Planes of `node` (what is free on a node) and of `device` (what is free on a device).
 CPU, MEMORY, PODS, GPUS = range(4)
-FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS = range(6)  # EXCESS: observed beyond reserved, bytes
+# EXCESS: observed beyond reserved, STRANGE: used by nobody known, both in bytes.
+FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS, STRANGE = range(7)
 # Planes of `fixed` (what a device is).
 CAPACITY, CAPABILITY, PRODUCT, INDEX = range(4)
 _CAPABILITY_BASE = 1000
@@ -122,7 +123,7 @@ class NodeTable:
 
     def _allocate(self, rows: int, width: int) -> None:
         self.node: Ints = np.zeros((4, rows), np.int64)
-        self.device: Ints = np.zeros((6, rows, width), np.int64)
+        self.device: Ints = np.zeros((7, rows, width), np.int64)
         self.fixed: Ints = np.zeros((4, rows, width), np.int64)
         self.schedulable: Bools = np.zeros(rows, np.bool_)
         self.exists: Bools = np.zeros((rows, width), np.bool_)
@@ -170,7 +171,7 @@ class NodeTable:
                 state.free_gpus(),
             )
 
-    def _free_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int]:
+    def _free_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int, int]:
         return (
             state.headroom_bytes(),
             state.headroom_milli(),
@@ -178,4 +179,5 @@ class NodeTable:
             self.domain_number(state.domain),
             max(0, (state.observed_bytes or 0) - state.reserved_bytes),
             state.claims,
+            state.strange_bytes,
         )

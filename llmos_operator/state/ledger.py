@@ -47,6 +47,7 @@ class DeviceState:
     verdict: Verdict = Verdict.HEALTHY
     reason: str = ""
     quarantined: str = ""  # why new work is kept off it whatever the verdict: it is being treated
+    strange_bytes: int = 0  # used by processes of nobody the ledger knows of there
 
     @property
     def usable(self) -> bool:
@@ -268,6 +269,7 @@ def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> 
                 verdict=verdict,
                 reason=reason,
                 quarantined=f"{held.phase} after {held.reason}" if held is not None else "",
+                strange_bytes=seen.strange_bytes,
             )
         )
     return tuple(states)
@@ -305,6 +307,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.verdict,
         state.reason,
         state.quarantined,
+        state.strange_bytes,
     )
 
 

@@ -10,7 +10,8 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state import ledger
 from llmos_operator.state.care import NO_CARE
 from llmos_operator.state.ledger import NodeState
-from llmos_operator.state.telemetry import Reading, Smoother
+from llmos_operator.state.strangers import Strangers
+from llmos_operator.state.telemetry import Observation, Reading, Smoother
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.breaker import Breaker
     from llmos_operator.state.care import Care
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.telemetry import Observation
+    from llmos_operator.state.strangers import Uses
     from llmos_operator.state.types import GpuNode, Node
 
 
@@ -36,6 +37,7 @@ class NodeBook:
         ] = {}  # of nodes with devices, as decided; known from the API only at first
         self._disturbed: dict[str, float] = {}  # node -> epoch seconds; outlives a GPUNode that is deleted
         self._refusing: dict[str, float] = {}  # nodes whose kubelet refused devices -> until when that counts
+        self._strangers: dict[str, Strangers] = {}
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
         """Take nodes as a snapshot has them, and believe what was observed on them."""
@@ -46,6 +48,9 @@ class NodeBook:
         self._refusing = {name: math.inf for name, state in snapshot.nodes.items() if state.refusing}
         for name, state in snapshot.nodes.items():
             self._observed[name] = state.observed
+            self._strangers[name] = Strangers(
+                {uuid: seen.strange_bytes for uuid, seen in state.observed.items()}
+            )
             smoother = self._smoothers[name] = Smoother()
             smoother.fold(
                 Reading(uuid, seen.used_bytes, verdict=seen.verdict or Verdict.UNKNOWN, reason=seen.reason)
@@ -102,6 +107,7 @@ class NodeBook:
         self._observed.pop(name, None)
         self._heard.pop(name, None)
         self._care.pop(name, None)
+        self._strangers.pop(name, None)
         self._set_node(self._build(name, old.node, None))
         return True
 
@@ -143,11 +149,28 @@ class NodeBook:
         folded = self._smoothers.setdefault(node, Smoother()).fold(readings)
         if folded is None:
             return False
-        self._observed[node] = folded
+        self._believe(node, folded)
+        return True
+
+    def observe_processes(self, node: str, uses: Uses) -> bool:
+        """Take process lists of a node's devices. True when strangers came or went; call it when all pods are known."""
+        state = self._nodes.get(node)
+        if state is None or not self._strangers.setdefault(node, Strangers()).fold(state, uses):
+            return False
+        self._believe(node, {uuid: self._observed.get(node, {}).get(uuid, Observation()) for uuid in uses})
+        return True
+
+    def _believe(self, node: str, changed: Mapping[str, Observation]) -> None:
+        """Keep what is observed of devices, strangers included."""
+        strangers = self._strangers.get(node)
+        if strangers is not None:
+            changed = {
+                uuid: replace(seen, strange_bytes=strangers.on(uuid)) for uuid, seen in changed.items()
+            }
+        self._observed[node] = {**self._observed.get(node, {}), **changed}
         old = self._nodes.get(node)
         if old is not None:
             self._set_node(self._build(node, old.node, old.gpu))
-        return True
 
     def note_refusal(self, name: str, until: float) -> None:
         """Plan no pod that asks for whole devices on a node until `until` (epoch seconds): its kubelet refused one."""

@@ -29,6 +29,7 @@ class Observation:
     used_bytes: int | None = None
     verdict: Verdict | None = None  # None: the sample did not judge
     reason: str = ""
+    strange_bytes: int = 0  # of them, used by processes of nobody the ledger knows of there
 
 
 @dataclass(frozen=True, slots=True)

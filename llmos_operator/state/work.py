@@ -160,6 +160,15 @@ class TrainingSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """What running a workload with this spec has taught of its memory, bytes of each device; 0: nothing."""
+
+    out_of_memory: int = 0  # the largest reservation with which it ran out of memory
+    needed: int = 0  # what it was seen to need, where that is far less than resources.memory
+    spec_hash: str = ""  # `Workload.template_hash` it was learned with
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """An accepted ModelWorkload as the scheduler sees it. `replicas` is what is wanted now."""
 
@@ -212,6 +221,7 @@ class Workload:
     completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
     gpu_seconds: int = 0  # status.run: service received so far, seconds times devices; Inference: 0
     template_hash: str = ""  # changes when a pod would have to be rebuilt
+    learned: Learned = field(default_factory=Learned)
     spec: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # raw, for manifests
 
     @property

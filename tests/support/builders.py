@@ -96,6 +96,7 @@ class NodeBuilder:
     gpus: GpuNode | None = None
     heard_at: float | None = NOW
     observed: dict[int, int] = field(default_factory=dict)
+    strangers: dict[int, int] = field(default_factory=dict)
 
     def with_gpus(
         self, count: int, product: str = "A100-80G", memory: str = "", mig: bool = False
@@ -160,6 +161,11 @@ class NodeBuilder:
 
     def observed_using(self, index: int, memory: str) -> NodeBuilder:
         self.observed[index] = parse_bytes(memory)
+        return self
+
+    def used_by_strangers(self, index: int, memory: str) -> NodeBuilder:
+        """Let processes of a pod nobody knows use a device, as two process lists have told."""
+        self.strangers[index] = self.observed[index] = parse_bytes(memory)
         return self
 
     def last_heard(self, seconds_ago: float | None) -> NodeBuilder:
@@ -286,6 +292,9 @@ class ClusterBuilder:
                 for d in builder.gpus.devices
             ]
             self.store.observe(builder.node.name, readings, builder.heard_at)
+        lists = {gpu(builder.node.name, index): {"nobody": used} for index, used in builder.strangers.items()}
+        for _ in range(2 if lists else 0):
+            self.store.observe_processes(builder.node.name, lists)
 
     def with_priorities(self, **values: int) -> ClusterBuilder:
         for name, value in values.items():

@@ -225,6 +225,7 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "heard",
             "unhealthy",
             "observed",
+            "strangers",
             "mig",
             "pods",
             "islands",
@@ -246,6 +247,8 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
         node.unhealthy(index)
     for index, amount in data.get("observed", {}).items():
         node.observed_using(index, amount)
+    for index, amount in data.get("strangers", {}).items():
+        node.used_by_strangers(index, amount)
     if data.get("cordoned"):
         node.cordoned()
     if not data.get("ready", True):

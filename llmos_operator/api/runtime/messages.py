@@ -66,6 +66,10 @@ class MemoryReport(Wire):
     base_bytes: Count = 0
     limit_bytes: Count = 0
     host_bytes: Count = 0  # of weights that wait in host memory while the model sleeps
+    full_bytes: Count = 0  # what would be in use with the whole KV budget written; 0: not told
+    needed_bytes: Count = (
+        0  # the same with as much KV cache as was needed so far, at least one context; 0: not told
+    )
 
 
 class RequestStats(Wire):

@@ -141,6 +141,10 @@ class LedgerDevice(KubeModel):
     claims: Annotated[int, Field(ge=0, le=INT32_MAX)] = Field(
         default=0, description="Number of claims on the device."
     )
+    strangers: Quantity = Field(
+        default="0",
+        description="Memory used by processes of nobody the ledger knows of there; nothing new is placed meanwhile.",
+    )
 
 
 class Ledger(KubeModel):

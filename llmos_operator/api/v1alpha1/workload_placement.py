@@ -56,7 +56,8 @@ class Resources(KubeModel):
     )
     memory: PositiveQuantity | None = Field(
         default=None,
-        description="Memory to reserve on each device (of the host when accelerators is 0), instead of the operator's estimate.",
+        description="Memory to reserve on each device (of the host when accelerators is 0), instead of the operator's estimate. Where running "
+        "shows it to be too little or far too much, the next start reserves what status.sizing says.",
     )
     selector: DeviceSelector | None = Field(
         default=None, description="Which devices are acceptable. Empty: any."

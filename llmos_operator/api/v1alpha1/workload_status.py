@@ -126,6 +126,24 @@ class UsageStatus(KubeModel):
     time: Time | None = Field(default=None, description="Up to when it is counted.")
 
 
+class SizingStatus(KubeModel):
+    """What running the workload has taught of its memory; the next start reserves by it. Empty while nothing was off."""
+
+    out_of_memory_bytes: Count = Field(
+        default=0,
+        description="Largest reservation of each device with which it ran out of memory; the next start reserves more.",
+    )
+    needed_bytes: Count = Field(
+        default=0,
+        description="What it was seen to need of each device, where that is far less than resources.memory; the next start reserves "
+        "an eighth more than this.",
+    )
+    message: Text = Field(default="", description="The correction in words.")
+    spec_hash: Word = Field(
+        default="", description="Of the spec it was learned with; a changed spec is believed anew."
+    )
+
+
 class RunStatus(KubeModel):
     """How work that ends comes along. FineTune and Batch only."""
 
@@ -150,10 +168,9 @@ class RunStatus(KubeModel):
     )
     device_seconds: Count = Field(
         default=0,
-        description="Seconds times devices its pods have had: its turns in the queue are made of them.",
+        description="Seconds times devices its pods have had, counted with and up to the time of usage: its turns in the queue "
+        "are made of them.",
     )
-    counted_pod: Word = Field(default="", description="UID of the pod of which seconds were counted last.")
-    counted_until: Time | None = Field(default=None, description="Until when that pod is counted.")
 
 
 class FailureStatus(KubeModel):
@@ -202,6 +219,9 @@ class ModelWorkloadStatus(KubeModel):
     )
     usage: UsageStatus | None = Field(
         default=None, description="What the workload has used since it was created."
+    )
+    sizing: SizingStatus | None = Field(
+        default=None, description="What running the workload has taught of its memory."
     )
     run: RunStatus | None = Field(
         default=None, description="How work that ends comes along. FineTune and Batch only."

@@ -361,6 +361,16 @@ CAUSES: Final[tuple[Cause, ...]] = (
         explains=(),
     ),
     Cause(
+        "StrangersOnDevices",
+        "Devices that could take it are used by processes of nobody the ledger knows of there, or far beyond it.",
+        (_of(Source.REJECTION, reason="StrangerOnDevice|DeviceOverused"),),
+        (
+            "kubectl get events -n default --field-selector reason=StrangerObserved",
+            "end those processes; docs/runbooks/alerts.md, LlmosStrangerOnDevice and LlmosLedgerDrift",
+        ),
+        explains=("NoCapacity",),
+    ),
+    Cause(
         "NodesNotUsable",
         "The nodes that could take it take no pods: cordoned, tainted or not ready.",
         (_of(Source.REJECTION, reason="NodeNotReady|UntoleratedTaint"),),

@@ -7,6 +7,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING
 
+from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.batching import Batcher, BatchLimits, Emitted
@@ -52,6 +53,7 @@ class Serving:
         self._info = loaded.info
         self._memory = loaded.memory()
         self._memory_at = clock.monotonic()
+        self._kv_most = 0  # blocks that running sequences ever held together
         self._embeds: deque[Embed] = deque()
         self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
         self._begun: set[str] = set()  # requests that have had their first output
@@ -84,7 +86,12 @@ class Serving:
 
     def memory(self) -> EngineMemory:
         """Return predicted and measured memory, measured now."""
-        self._memory, self._memory_at = self._loaded.memory(), self._clock.monotonic()
+        self._kv_most = max(self._kv_most, self._cache.live_blocks)
+        self._memory = self._loaded.memory(
+            kv_used_tokens=self._cache.used_blocks * KV_BLOCK_TOKENS,
+            kv_most_tokens=self._kv_most * KV_BLOCK_TOKENS,
+        )
+        self._memory_at = self._clock.monotonic()
         return self._memory
 
     # ------------------------------------------------------------ generation
@@ -380,11 +387,13 @@ class Serving:
         """Return counters and gauges; memory is measured now and then."""
         if self._clock.monotonic() - self._memory_at >= MEMORY_SECONDS:
             self.memory()
+        live = self._cache.live_blocks
+        self._kv_most = max(self._kv_most, live)
         return dataclasses.replace(
             self._counts,
             running=self._batcher.running,
             waiting=self._batcher.waiting + len(self._embeds) + self._forms.pending,
-            kv_blocks_used=self._cache.live_blocks,
+            kv_blocks_used=live,
             kv_blocks_total=self._cache.total_blocks,
             preemptions=self._batcher.preemptions,
             prefix_query_tokens=self._cache.query_tokens,

@@ -212,6 +212,10 @@ class EngineMemory:
     base_bytes: int = 0
     limit_bytes: int = 0
     host_bytes: int = 0  # of weights that wait in host memory while the model sleeps
+    full_bytes: int = 0  # what would be in use with the whole KV budget written
+    needed_bytes: int = (
+        0  # the same with the KV cache that was needed so far: the most, a quarter more, at least one context
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_operator.api.runtime.memory import kv_bytes_per_token
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
@@ -48,6 +49,8 @@ class Meter:
     base_bytes: int = 0
     peak_bytes: int = 0
     limit_bytes: int = 0
+    load_peak_bytes: int = 0  # of the load, before the KV cache holds anything
+    rest_bytes: int = 0  # most that was in use beside the KV cache since
 
     def measure(self) -> int:
         """Return the bytes in use now."""
@@ -78,12 +81,23 @@ class Loaded:
     adapters: tuple[AdapterInfo, ...] = ()
     host_bytes: int = 0  # of weights that wait in host memory while the model sleeps
 
-    def memory(self) -> EngineMemory:
-        """Return predicted and measured bytes now."""
-        guess = self.plan.estimate
+    def memory(self, *, kv_used_tokens: int = 0, kv_most_tokens: int = 0) -> EngineMemory:
+        """Return predicted and measured bytes now. Tokens in the KV cache: those whose memory is touched, the most so far."""
+        guess, meter = self.plan.estimate, self.meter
+        measured = meter.measure()
+        meter.load_peak_bytes = meter.load_peak_bytes or meter.peak_bytes
+        per_token = kv_bytes_per_token(self.shape)
+        causal = self.built.causal
+        lazy = causal is not None and causal.store.gives_back
+        meter.rest_bytes = max(
+            meter.rest_bytes, measured - (kv_used_tokens * per_token if lazy else guess.kv_bytes)
+        )
+        kv_needed = max(kv_most_tokens * 5 // 4, self.plan.max_model_len) * per_token
         return EngineMemory(
+            full_bytes=max(meter.load_peak_bytes, meter.rest_bytes + guess.kv_bytes),
+            needed_bytes=max(meter.load_peak_bytes, meter.rest_bytes + min(kv_needed, guess.kv_bytes)),
             predicted_bytes=guess.total_bytes,
-            measured_bytes=self.meter.measure(),
+            measured_bytes=measured,
             peak_bytes=self.meter.peak_bytes,
             weights_bytes=self.built.weights_bytes,
             kv_bytes=guess.kv_bytes,

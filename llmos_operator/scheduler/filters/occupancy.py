@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmos_operator.scheduler.table import CAPACITY, DOMAIN, EXCESS, IDLE
+import numpy as np
+
+from llmos_operator.api.quantity import human_bytes
+from llmos_operator.scheduler.table import CAPACITY, DOMAIN, EXCESS, IDLE, STRANGE
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.table import Bools, Ints
 
 _PERCENT = 100
+_NEVER = np.iinfo(np.int64).max
 
 
 class Occupancy:
@@ -35,6 +39,28 @@ class Occupancy:
         free = (devices & (scene.table.device[IDLE][rows] > 0)).sum(axis=1)
         best = int(free.argmax())
         return f"{int(free[best])} of {request.devices} devices free on {scene.table.names[int(rows[best])]}"
+
+
+class Strangers:
+    """Turns away devices used by processes of nobody the ledger knows of there: what they take may grow at any time."""
+
+    reason = "StrangerOnDevice"
+    static = False
+    for_devices = True
+
+    def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> None:  # noqa: ARG002
+        """Keep devices without strangers."""
+        candidates.devices &= candidates.device[STRANGE] == 0
+
+    def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
+        """Return what is used where strangers use least."""
+        used = np.where(
+            devices & (scene.table.device[STRANGE][rows] > 0), scene.table.device[STRANGE][rows], _NEVER
+        )
+        row, column = divmod(int(used.argmin()), used.shape[1])
+        state = scene.table.states[int(rows[row])]
+        amount = human_bytes(int(used[row, column]))
+        return f"{amount} of {state.devices[column].uuid} on {state.name} are used by processes of no pod placed there"
 
 
 class Overuse:

@@ -25,6 +25,7 @@ from llmos_operator.state.types import (
     Adapter,
     DeviceSelector,
     DisruptionStep,
+    Learned,
     Model,
     Placement,
     PreemptionPolicy,
@@ -97,11 +98,19 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         cpu_milli=cpu,
         host_memory_bytes=memory,
         template_hash=template_hash(spec.data),
+        learned=_learned(status.child("sizing"), template_hash(spec.data)),
         spec=spec.data,
         **_resources(spec),
         **_scheduling(spec.child("scheduling")),
         **_replicas(spec, spec.child("scheduling").number("minReplicas", 1, least=1)),
     )
+
+
+def _learned(fields: Fields, spec_hash: str) -> Learned:
+    """Return what was learned with this spec; a changed one is believed anew."""
+    if fields.text("specHash") != spec_hash:
+        return Learned()
+    return Learned(fields.number("outOfMemoryBytes", 0), fields.number("neededBytes", 0), spec_hash)
 
 
 def _training(fields: Fields) -> TrainingSpec:

@@ -114,6 +114,9 @@ def test_memory_is_what_was_predicted(chat_model, tmp_path):
         assert memory["peak_bytes"] <= memory["limit_bytes"], fmt
         # The KV cache is nearly full, so what was predicted should have come true (135 M parameters: 8 %).
         assert memory["peak_bytes"] == pytest.approx(memory["predicted_bytes"], rel=0.08), fmt
+        # What it says a full cache would take is no less than what a nearly full one did, and not much more.
+        assert memory["peak_bytes"] <= memory["full_bytes"] <= 1.05 * memory["peak_bytes"], fmt
+        assert memory["needed_bytes"] <= memory["full_bytes"], fmt
 
 
 def test_logprobs_are_given_where_asked(served, tokenizer):

@@ -147,6 +147,9 @@ EXAMPLES: dict[str, Facts] = {
     "TelemetryStale": undecided(
         "NoCapacity", rejected=[{"reason": "TelemetryUnavailable", "count": 3, "message": "n1 is silent"}]
     ),
+    "StrangersOnDevices": undecided(
+        "NoCapacity", rejected=[{"reason": "StrangerOnDevice", "count": 1, "message": "1.0 GiB of GPU-n1-0"}]
+    ),
     "NodesNotUsable": undecided("NoCapacity", rejected=[{"reason": "UntoleratedTaint", "count": 8}]),
     "Waiting": undecided("WaitingForPreemption", "waits for default/a-0 to leave"),
     "NoCapacity": undecided("NoCapacity", "0 of 3 nodes fit"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -15,10 +16,13 @@ from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Record, Records
 from llmos_operator.manifests.status import USAGE_SECONDS
 from llmos_operator.scheduler.plan import Evict
-from llmos_operator.state.replicas import Replica
+from llmos_operator.state.replicas import Exit, Replica
 from llmos_operator.state.telemetry import Reading
-from llmos_operator.state.types import Pod, Queue, WorkloadKind
+from llmos_operator.state.types import Pod, PodPhase, Queue, WorkloadKind
 from tests.support.builders import NOW, a_cluster, a_node, a_workload, gpu
+
+if TYPE_CHECKING:
+    from llmos_operator.manifests.observed import Usage
 
 PRODUCT = "A100-80G"
 
@@ -30,6 +34,7 @@ class Books:
         self.cluster = cluster
         self.registry = CollectorRegistry()
         self.records = Records()
+        self.last = 0.0
         self.accounts = Accounts(OperatorMetrics(self.registry), self.records)
 
     def know(self, pod: Pod, **usage: Any) -> Books:
@@ -38,6 +43,10 @@ class Books:
         record.status = {"usage": usage} if usage else {}
         self.records.put(record)
         self.records.put_replica(Replica(pod.key, pod.uid, workload.uid))
+        return self
+
+    def says_run(self, pod: Pod, **run: Any) -> Books:
+        self.records.by_uid(pod.claim.workload_uid).status["run"] = run
         return self
 
     def says(self, pod: Pod, prompt: int, generation: int, **more: Any) -> Books:
@@ -52,8 +61,14 @@ class Books:
         return self
 
     def at(self, seconds: float) -> Books:
+        self.last = seconds
         self.accounts.charge(self.cluster.snapshot(), NOW + seconds, 50.0 + seconds)
         return self
+
+    def usage(self, pod: Pod, at: float | None = None) -> Usage | None:
+        """What the status would say, at a time (default: of the last charge)."""
+        pods = self.cluster.snapshot().pods_of.get(pod.claim.workload_uid, ())
+        return self.accounts.usage(pod.claim.workload_uid, pods, NOW + (self.last if at is None else at))
 
     def __call__(self, name: str, workload: str, queue: str = "default", **labels: str) -> float | None:
         if "kind" not in labels:
@@ -79,7 +94,7 @@ def test_held_devices_times_seconds_are_counted_and_outlive_the_workload_for_a_w
     books.records.drop("default/train")
     assert books.at(20)("gpu_seconds", "train", "research") == pytest.approx(2 * 15)
     assert books.at(16 + KEPT_SECONDS)("gpu_seconds", "train", "research") is None
-    assert books.accounts.usage(pod.claim.workload_uid) is None
+    assert books.usage(pod) is None
 
 
 def test_busy_and_idle_time_add_up_to_what_was_held_and_measured() -> None:
@@ -111,7 +126,7 @@ def test_energy_is_what_the_devices_counter_grew_by_and_a_reset_counter_takes_no
     books.sampled(gpu("n1", 0), joules=5300).at(5)
     books.sampled(gpu("n1", 0), joules=10).sampled(gpu("n1", 0), joules=110).at(10)
     assert books("energy_joules", "chat") == pytest.approx(400)
-    assert books.accounts.usage(pod.claim.workload_uid).energy_joules == 400
+    assert books.usage(pod).energy_joules == 400
 
 
 def test_tokens_are_counted_by_kind_also_when_an_engine_starts_anew() -> None:
@@ -119,25 +134,80 @@ def test_tokens_are_counted_by_kind_also_when_an_engine_starts_anew() -> None:
     books.at(0).says(pod, 100, 20).at(5).says(pod, 150, 30).at(10).says(pod, 7, 1).at(15)
     assert books("tokens", "chat", kind="prompt") == 157
     assert books("tokens", "chat", kind="generation") == 31
-    assert books.accounts.usage(pod.claim.workload_uid).tokens == 188
+    assert books.usage(pod).tokens == 188
 
 
 def test_a_new_leader_goes_on_from_the_status_and_the_claims_of_the_pods() -> None:
     books, pod = one_gpu()
     books.know(pod, gpuSeconds=7000, energyJoules=300, tokens=50, time=rfc3339(NOW - 120))
     books.says(pod, 90, 10).at(0)
-    usage = books.accounts.usage(pod.claim.workload_uid)
+    usage = books.usage(pod)
     assert usage.gpu_seconds == 7120  # the two minutes nobody counted
     assert usage.tokens == 100  # more than the status said: the runtime has counted on
     assert usage.energy_joules == 300
     assert books("gpu_seconds", "chat") == 0  # counters begin anew
-    assert books.at(5).accounts.usage(pod.claim.workload_uid).gpu_seconds == 7125
+    assert books.at(5).usage(pod).gpu_seconds == 7125
 
 
 def test_a_pod_bound_after_the_status_counts_from_its_binding() -> None:
     books, pod = one_gpu(bound_at=NOW - 30)
     books.know(pod, gpuSeconds=1000, time=rfc3339(NOW - 600)).at(0)
-    assert books.accounts.usage(pod.claim.workload_uid).gpu_seconds == 1030
+    assert books.usage(pod).gpu_seconds == 1030
+
+
+def a_run(**claim: Any) -> tuple[Books, Pod]:
+    cluster = a_cluster(a_node("n1").with_gpus(2, PRODUCT), Queue("default"))
+    work = a_workload("batch").shared().with_(kind=WorkloadKind.BATCH)
+    pod = cluster.running(work, "n1", [0, 1], memory="20Gi", **claim)
+    return Books(cluster).know(pod), pod
+
+
+def ends(books: Books, pod: Pod, at: float) -> Books:
+    """Let a pod's program end, as the kubelet tells it."""
+    books.cluster.store.apply_pod(replace(pod, phase=PodPhase.FINISHED))
+    end = Exit("Completed", 0, "", NOW + at)
+    books.records.put_replica(Replica(pod.key, pod.uid, pod.claim.workload_uid, ended=end))
+    return books
+
+
+def test_one_count_tells_what_a_run_received_and_what_it_used_to_the_second_it_ended() -> None:
+    books, pod = a_run(bound_at=NOW + 2)
+    books.at(0).at(5).at(10)
+    assert books.usage(pod, 12).device_seconds == 2 * 10  # what came after the last charge counts along
+    ends(books, pod, 13.0)
+    for told in (books.usage(pod, 14), books.at(15).usage(pod), books.at(900).usage(pod)):
+        assert told.device_seconds == 2 * 11
+        assert told.gpu_seconds == 11 * pod.claim.gpu_milli // 1000
+    assert books("gpu_seconds", "batch") == pytest.approx(11 * pod.claim.gpu_milli / 1000)
+
+
+def test_a_run_shorter_than_the_time_between_two_charges_is_counted_too() -> None:
+    books, pod = a_run(bound_at=NOW + 1)
+    ends(books.at(0), pod, 4.0)
+    assert books.usage(pod, 4.5).device_seconds == 2 * 3
+    assert books.at(5).usage(pod).device_seconds == 2 * 3
+    assert books.at(10).usage(pod).device_seconds == 2 * 3
+
+
+def test_a_new_leader_counts_a_run_up_to_its_end_and_not_twice() -> None:
+    books, pod = a_run(bound_at=NOW - 100)
+    books.know(pod, gpuSeconds=40, time=rfc3339(NOW - 20)).says_run(pod, deviceSeconds=160)
+    ends(books, pod, -5.0)
+    assert books.at(0).usage(pod).device_seconds == 160 + 2 * 15
+    assert books.at(60).usage(pod).device_seconds == 160 + 2 * 15
+
+
+def test_energy_of_a_device_is_charged_for_the_time_it_was_held_only() -> None:
+    books, pod = a_run(bound_at=NOW + 6)
+    books.sampled(gpu("n1", 0), joules=1000).at(0)
+    books.sampled(gpu("n1", 0), joules=2000).at(10)
+    assert books.usage(pod).energy_joules == pytest.approx(1000 * 4 / 10 * pod.claim.gpu_milli / 2000, abs=1)
+
+
+def test_a_run_is_due_for_its_count_every_minute() -> None:
+    books, _ = a_run(bound_at=NOW)
+    assert books.at(0).at(59).accounts.due() == []
+    assert books.at(62).accounts.due() == ["default/batch"]
 
 
 def test_an_eviction_loses_the_load_of_a_server_and_the_whole_run_of_a_job() -> None:
@@ -166,7 +236,7 @@ def test_a_status_is_due_for_usage_alone_after_ten_minutes_and_only_if_it_grew()
     books.at(0)
     assert books.accounts.due() == []
     assert books.at(USAGE_SECONDS + 1).accounts.due() == ["default/chat"]
-    usage = books.accounts.usage(pod.claim.workload_uid)
+    usage = books.usage(pod)
     books.know(pod, gpuSeconds=usage.gpu_seconds, time=rfc3339(usage.time))
     assert books.accounts.due() == []
     books.cluster.store.delete_pod(pod.key)

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from llmos_operator.api.conditions import Reason
+from llmos_operator.api.v1alpha1.modelprofile import ModelProfileStatus, profile_name
 from llmos_operator.clock import FakeClock
 from llmos_operator.cluster.backoff import Curve, KeyedBackoff
 from llmos_operator.cluster.fake import FakeCluster
+from llmos_operator.cluster.mirror import Mirror
+from llmos_operator.cluster.port import MODEL_PROFILES
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.errors import Permanent
@@ -60,3 +63,56 @@ async def test_what_is_remembered_of_a_model_goes_with_its_last_workload() -> No
     assert set(profiles._refused) == {models[0]}
     assert backoff.failures(models[0]) == 1
     assert [backoff.failures(model) for model in models[1:]] == [0] * 19
+
+
+async def measured(*runs: dict[str, Any]) -> ModelProfileStatus:
+    """Return what a profile knows after these measurements of runs at bf16."""
+    clock = FakeClock()
+    port = FakeCluster(clock)
+    seen = Mirror(MODEL_PROFILES, lambda *_: None)
+    profiles = Profiles(
+        port,
+        cast("Any", NothingThere()),
+        lambda: seen,
+        OperatorMetrics(CollectorRegistry()),
+        clock,
+        KeyedBackoff(Curve(), Random(1)),
+        may_write=lambda: True,
+        failed=lambda *_: None,
+        used=set,
+    )
+    for run in runs:
+        await profiles.measured("hf://acme/m", "main", "bf16", weights=0, load=None, **run)
+    return profiles._known.get(profile_name("hf://acme/m", "main"), ModelProfileStatus())
+
+
+@pytest.mark.parametrize(
+    ("runs", "learned"),
+    [
+        ([{"predicted": 1000, "peak": 900}], None),  # idle so far: it has not shown its peak
+        ([{"predicted": 1000, "peak": 1100}], (1100, 1000)),
+        ([{"predicted": 1000, "peak": 950, "proven": True}], (950, 1000)),
+        ([{"predicted": 1000, "peak": 300, "proven": True}], (875, 1000)),  # an eighth less at most
+        (
+            [{"predicted": 1000, "peak": 1100}, {"predicted": 9000, "peak": 9110}],
+            (1100, 1000),
+        ),  # the same error
+        (
+            [{"predicted": 1000, "peak": 1100}, {"predicted": 1000, "peak": 1000, "proven": True}],
+            (1000, 1000),
+        ),
+        ([{"predicted": 1000, "peak": 1100}, {"predicted": 1000, "peak": 1000}], (1100, 1000)),
+    ],
+)
+async def test_an_estimate_is_corrected_by_peaks_that_say_something(
+    runs: list[dict[str, Any]], learned: tuple[int, int] | None
+) -> None:
+    formats = (await measured(*runs)).formats
+    told = [(one.measured_peak_bytes, one.estimated_peak_bytes) for one in formats if one.measured_peak_bytes]
+    assert told == ([learned] if learned else [])
+
+
+async def test_the_largest_memory_of_a_runtime_without_a_model_is_kept() -> None:
+    run = {"predicted": 1000, "peak": 900}
+    status = await measured(run | {"base": 400}, run | {"base": 300}, run | {"base": 500})
+    assert status.base_bytes == 500

@@ -22,7 +22,7 @@ from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
 from llmos_operator.state.replicas import Exit, Replica
 from llmos_operator.state.types import Hold, PodPhase
-from tests.support.replicas import NOW, a_claim_of, a_pod_of, a_work
+from tests.support.replicas import NOW, a_pod_of, a_work
 
 WORK = a_work()
 READY = RuntimeStatus(state=RuntimeState.READY, model=ModelInfo(digest="sha256:1", revision="abc"))
@@ -235,22 +235,23 @@ def test_work_that_failed_and_is_tried_again_has_not_failed() -> None:
     assert condition(waiting, "Scheduled")["reason"] == "BackOff"
 
 
-def test_service_is_counted_once_however_often_it_is_looked_at() -> None:
-    status: dict[str, Any] = {}
-    for at in (10, 11, 69, 71, 140, 141):
-        status = written(running(now=NOW + at, previous=status))
-    assert status["run"]["deviceSeconds"] == 140
-    leaving = replace(a_pod_of(BATCH), phase=PodPhase.TERMINATING, deletion_at=NOW + 200)
-    status = written(running(now=NOW + 151, previous=status, pods=(leaving,)))
-    assert status["run"]["deviceSeconds"] == 151
-    second = replace(a_pod_of(BATCH, ready=True), uid="second", claim=a_claim_of(BATCH, bound_at=NOW + 500))
-    status = written(running(now=NOW + 530, previous=status, pods=(second,), reports={}))
-    assert status["run"]["deviceSeconds"] == 181
-    done = replace(second, phase=PodPhase.FINISHED)
-    end = Replica(done.key, done.uid, BATCH.uid, ended=Exit("Completed", 0, "", NOW + 545))
-    for at in (550, 900):
-        status = written(running(now=NOW + at, previous=status, pods=(done,), replicas={done.key: end}))
-    assert status["run"]["deviceSeconds"] == 196
+def test_a_run_received_what_the_books_say_and_both_are_written_at_once() -> None:
+    status = written(running(usage=Usage(40, 0, 0, NOW - 10, NOW, 40)))
+    for at, count in ((10, 50), (59, 99)):  # alone it is no reason to write
+        status = written(
+            running(now=NOW + at, previous=status, usage=Usage(count, 0, 0, NOW, NOW + at, count))
+        )
+        assert (status["run"]["deviceSeconds"], status["usage"]["gpuSeconds"]) == (40, 40)
+    status = written(running(now=NOW + 61, previous=status, usage=Usage(101, 0, 0, NOW, NOW + 61, 101)))
+    assert (status["run"]["deviceSeconds"], status["usage"]["gpuSeconds"]) == (101, 101)
+    assert status["usage"]["time"] == "2023-11-14T22:14:21Z"
+    unknown = written(running(now=NOW + 300, previous=status, usage=None))  # a new leader has not counted yet
+    assert unknown["run"]["deviceSeconds"] == 101
+    over = Refusal(Reason.SUCCEEDED, "It is over.")
+    done = written(
+        running(now=NOW + 302, previous=status, usage=Usage(120, 0, 0, NOW, NOW + 302, 120), ended=over)
+    )
+    assert done["run"]["deviceSeconds"] == 120  # at the end at once
 
 
 def test_preempted_holds_until_it_serves_again() -> None:

@@ -12,8 +12,8 @@ from llmos_operator.api.runtime import memory, training_memory
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.precision import formats
 from llmos_operator.scheduler.sizing import Size, granted, sizes
-from llmos_operator.state.types import FormatProfile, TrainingSpec, WorkloadKind
-from tests.support.builders import LARGE_MODEL, SMALL_MODEL, a_profile, a_workload
+from llmos_operator.state.types import FormatProfile, Learned, TrainingSpec, WorkloadKind
+from tests.support.builders import GIB, LARGE_MODEL, SMALL_MODEL, a_profile, a_workload
 
 POLICY = Policy()
 URI = "hf://org/m"
@@ -129,6 +129,32 @@ def test_room_on_an_exclusive_device_is_granted_to_the_cache_in_whole_blocks() -
     assert granted(size, 1099) == (1096, 112)
     assert granted(size, 10**9) == (1384, 256)
     assert granted(size, 500) == (1000, 64)
+
+
+def test_a_request_that_ran_out_of_memory_becomes_the_models_own_size_or_half_as_much_again() -> None:
+    small = served(memory_bytes=300 << 20, max_model_len=2048, learned=Learned(out_of_memory=300 << 20))
+    fixed = small.at("Fixed", "bf16").value
+    own = sizes(replace(fixed, memory_bytes=None), a_profile(URI), POLICY).sizes[-1].bytes_per_device
+    assert own > 450 << 20
+    assert sizes(fixed, a_profile(URI), POLICY).sizes[0].bytes_per_device == own
+    assert sizes(fixed, None, POLICY).sizes[0].bytes_per_device == 450 << 20
+    again = replace(fixed, learned=Learned(out_of_memory=own))
+    assert sizes(again, a_profile(URI), POLICY).sizes[0].bytes_per_device > own
+
+
+def test_a_request_far_beyond_what_was_needed_is_corrected_with_a_floor_and_others_are_not() -> None:
+    large = served(memory_bytes=40 * GIB, learned=Learned(needed=4 * GIB)).value
+    assert sizes(large, a_profile(URI), POLICY).sizes[0].bytes_per_device == 4 * GIB + GIB // 2
+    double = served(memory_bytes=8 * GIB, learned=Learned(needed=4 * GIB)).value
+    assert sizes(double, a_profile(URI), POLICY).sizes[0].bytes_per_device == 8 * GIB
+
+
+def test_a_run_that_ran_out_of_memory_reserves_a_quarter_more_next_time() -> None:
+    profile = a_profile(URI, LARGE_MODEL)
+    first = sizes(trained().value, profile, POLICY).sizes
+    lost = first[0].bytes_per_device
+    after = sizes(trained(learned=Learned(out_of_memory=lost)).value, profile, POLICY).sizes
+    assert {size.bytes_per_device for size in after} == {lost * 5 // 4}
 
 
 def trained(method: str = "lora", rank: int = 16, **changes: Any) -> Any:
