@@ -153,6 +153,7 @@ class Lowering:
         self._write_down(wake.pod, wake.pod_uid, wake.workload)
         self._outcomes.woken(wake)
         return True
+
     def corrected(self, pod: Pod) -> None:
         """A pod was given other devices than planned: write down which, so that whoever reads its claim knows."""
         if pod.claim is not None:

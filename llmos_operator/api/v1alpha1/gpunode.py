@@ -214,7 +214,9 @@ class GPUNodeStatus(KubeModel):
     care: Care | None = Field(
         default=None, description="What is done about sick devices, written by the operator."
     )
-    conditions: Conditions = Field(default=(), description="Observations by type: Ready, DevicesHealthy, AllocationsKnown.")
+    conditions: Conditions = Field(
+        default=(), description="Observations by type: Ready, DevicesHealthy, AllocationsKnown."
+    )
 
 
 class GPUNode(KubeModel):

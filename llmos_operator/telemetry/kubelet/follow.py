@@ -24,7 +24,9 @@ log = logger(__name__)
 class KubeletDevices:
     """The kubelet's word on devices, asked for again and again."""
 
-    def __init__(self, socket: str, *, interval: float, note: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(
+        self, socket: str, *, interval: float, note: Callable[[bool], None] = lambda _: None
+    ) -> None:
         """``socket`` "" asks nobody; ``interval`` in seconds. ``note`` is told whether each try succeeded."""
         self.allocations: Allocations | None = None  # None: never heard
         self.trouble = ""
