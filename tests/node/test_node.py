@@ -20,7 +20,16 @@ pytestmark = pytest.mark.node
 
 def in_pod(node: Node, name: str, command: str) -> str:
     """Run a shell command in a pod of its own and return what it printed."""
-    words = ["run", name, f"--image={layout.PAUSE_IMAGE}", "--restart=Never", "--attach", "--rm", "--quiet", "--namespace=llmos-hub"]
+    words = [
+        "run",
+        name,
+        f"--image={layout.PAUSE_IMAGE}",
+        "--restart=Never",
+        "--attach",
+        "--rm",
+        "--quiet",
+        "--namespace=llmos-hub",
+    ]
     return node.tools().kubectl(*words, "--command", "--", "/usr/bin/sh", "-c", command)
 
 
