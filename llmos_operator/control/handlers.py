@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import kopf
 
@@ -129,6 +129,8 @@ class KopfThread:
                 settings=settings_of(),
                 standalone=True,
                 stop_flag=self._stop,
+                # Unused without peers. Else kopf makes one of the user's name, and an image's uid 65532 has none.
+                identity=cast("Any", "llmos-operator"),
                 **scope,
             )
         )
