@@ -159,7 +159,7 @@ def test_10_what_was_learned_is_served_beside_what_was_known(workspace: Workspac
 
 
 def test_11_a_workload_reads_the_copy_its_node_keeps(workspace: Workspace) -> None:
-    workspace.apply_file(EXAMPLES / "11-model-cache/workload.yaml")
+    workspace.apply_file(EXAMPLES / "11-model-cache/cache.yaml")
 
     def copies() -> dict[str, int] | None:
         found = json.loads(workspace.kubectl("get", "mc", "smollm2", "-o", "json")).get("status") or {}
@@ -168,6 +168,7 @@ def test_11_a_workload_reads_the_copy_its_node_keeps(workspace: Workspace) -> No
 
     try:
         workspace.wait("every node to have a copy", copies, 120)
+        workspace.apply_file(EXAMPLES / "11-model-cache/workload.yaml")
         workspace.ready("quick")
         (pod,) = workspace.pods_of("quick")
         assert "llmos-model" in [volume["name"] for volume in pod["spec"]["volumes"]]
