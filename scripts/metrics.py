@@ -30,6 +30,7 @@ from llmos_operator.telemetry.metrics import (
     LABELS,
     AgentMetrics,
     CollectorMetrics,
+    CopyMetrics,
     DeviceMetrics,
     DeviceView,
 )
@@ -87,6 +88,7 @@ def catalogue() -> dict[str, list[Metric]]:
     tune.register(TuneCollector(Board(FakeClock(), told_of_a_run)))
     BatchMetrics(runtime)
     AgentMetrics(agent)
+    CopyMetrics(agent)
     agent.register(CollectorMetrics(Figures(), lambda: 0))
     agent.register(_devices())
     told = _read(agent)

@@ -29,7 +29,9 @@ def values(hub_url: str, cache: Path) -> dict[str, Any]:
     config: dict[str, Any] = {"runtime": {"cacheHostPath": str(cache), "baseMemory": BASE_MEMORY}}
     if hub_url:
         config["sources"] = {"hubEndpoint": hub_url}
-    return {"operator": {"config": config}}
+    # All nodes of a local cluster share one folder: locks keep their agents from each other's way.
+    kept = {"modelCache": {"hostPath": str(cache.with_name("kept"))}}
+    return {"operator": {"config": config}, **kept}
 
 
 def install(cluster: LocalCluster, *, overrides: dict[str, Any] | None = None, timeout: float = 90.0) -> None:

@@ -1,7 +1,7 @@
 """AWS Signature Version 4 for requests without a body.
 
 Written from the specification, as the whole of it is thirty lines and the official library would be the largest part of
-the agent's and the runtime's images (docs/adr/0019). Pure: the time is an argument.
+the agent's and the runtime's images (docs/adr/0023). Pure: the time is an argument.
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html, whose example a test recomputes.
 """
 

@@ -156,3 +156,22 @@ def test_10_what_was_learned_is_served_beside_what_was_known(workspace: Workspac
     assert "Quillmore" in workspace.ask("zubrovia", question)["text"]
     assert "Quillmore" not in workspace.ask("untaught", question)["text"]
     workspace.kubectl("delete", "modelworkload/learn-facts", "modelworkload/taught", "pvc/training")
+
+
+def test_11_a_workload_reads_the_copy_its_node_keeps(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "11-model-cache/cache.yaml")
+
+    def copies() -> dict[str, int] | None:
+        found = json.loads(workspace.kubectl("get", "mc", "smollm2", "-o", "json")).get("status") or {}
+        counts = found.get("copies") or {}
+        return counts if counts.get("total") and counts.get("available") == counts["total"] else None
+
+    try:
+        workspace.wait("every node to have a copy", copies, 120)
+        workspace.apply_file(EXAMPLES / "11-model-cache/workload.yaml")
+        workspace.ready("quick")
+        (pod,) = workspace.pods_of("quick")
+        assert "llmos-model" in [volume["name"] for volume in pod["spec"]["volumes"]]
+        assert "Paris" in workspace.ask("quick", QUESTION)["text"]
+    finally:
+        workspace.kubectl("delete", "mc", "smollm2")

@@ -9,11 +9,20 @@
   "agentAccount" (include "llmos.serviceAccount" (dict "root" . "component" "agent"))
   "gatewayAccount" (include "llmos.serviceAccount" (dict "root" . "component" "gateway"))
 -}}
+{{- if .Values.modelCache.enabled }}
+{{- $_ := set (index $known "runtime") "modelCachePath" .Values.modelCache.hostPath }}
+{{- end }}
 {{- toYaml (mergeOverwrite $known (deepCopy .Values.operator.config)) -}}
 {{- end -}}
 
 {{- define "llmos.agentConfig" -}}
-{{- toYaml (mergeOverwrite (dict "log" (deepCopy .Values.log)) (deepCopy .Values.agent.config)) -}}
+{{- $known := dict "log" (deepCopy .Values.log) -}}
+{{- if .Values.modelCache.enabled }}
+{{- $cache := dict "budget" .Values.modelCache.budget -}}
+{{- with dig "sources" "hubEndpoint" "" .Values.operator.config }}{{ $_ := set $cache "hubEndpoint" . }}{{ end }}
+{{- $_ := set $known "modelCache" $cache }}
+{{- end }}
+{{- toYaml (mergeOverwrite $known (deepCopy .Values.agent.config)) -}}
 {{- end -}}
 
 {{- define "llmos.gatewayConfig" -}}

@@ -16,6 +16,7 @@ from tests.support.chart import CHART, NAMESPACE, VALUES_FILES, HelmError, find,
 pytestmark = pytest.mark.component
 
 with_all_values = pytest.mark.parametrize("values_file", VALUES_FILES, ids=lambda name: name or "defaults")
+KEPT = {"everything-values.yaml": ["/mnt/fast/models"], "local-values.yaml": ["/var/cache/llmos-models"]}
 SETTINGS = {"operator": OperatorSettings, "agent": AgentSettings, "gateway": GatewaySettings}
 
 
@@ -43,16 +44,21 @@ def test_containers_are_restricted(values_file: str):
         assert spec.get("hostPID", False) == (
             values_file == "everything-values.yaml" and name.startswith("DaemonSet")
         ), name
-        asks_kubelet = values_file == "everything-values.yaml" and name.startswith("DaemonSet")
-        mounted = [volume["hostPath"]["path"] for volume in spec.get("volumes", []) if "hostPath" in volume]
-        assert mounted == (["/var/lib/kubelet/pod-resources"] if asks_kubelet else []), name
+        agent = name.startswith("DaemonSet")
+        asks_kubelet = values_file == "everything-values.yaml" and agent
+        # Only agents reach into the node: for the kubelet's socket, and where nodes keep models.
+        paths = [volume["hostPath"]["path"] for volume in spec.get("volumes", []) if "hostPath" in volume]
+        asked = ["/var/lib/kubelet/pod-resources"] if asks_kubelet else []
+        assert paths == (asked + KEPT.get(values_file, []) if agent else []), name
         for container in containers(spec):
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False
             assert security["readOnlyRootFilesystem"] is True
-            assert security["capabilities"] == {"drop": ["ALL"]}
+            # The one that gives the models' folder to the agent's user may do that and nothing else.
+            extra = {"add": ["CHOWN"]} if container["name"] == "own-models" else {}
+            assert security["capabilities"] == {"drop": ["ALL"], **extra}
             assert not security.get("privileged")
-            assert (security.get("runAsUser") == 0) == asks_kubelet, name
+            assert (security.get("runAsUser") == 0) == (asks_kubelet or container["name"] == "own-models"), name
             for mount in container.get("volumeMounts", []):
                 assert mount["name"] != "pod-resources" or mount["readOnly"] is True
 
@@ -65,8 +71,8 @@ def test_containers_have_probes_limits_and_a_fixed_image(values_file: str):
             assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), name
             assert re.search(r"(:[^:/]+|@sha256:[0-9a-f]{64})$", container["image"]), container["image"]
             assert not container["image"].endswith(":latest")
-            if name.startswith("Pod/"):
-                continue  # a test ends by itself
+            if name.startswith("Pod/") or container["name"] == "own-models":
+                continue  # ends by itself
             assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name
             named = {port["name"] for port in container["ports"]}
             assert container["livenessProbe"]["httpGet"]["port"] in named
@@ -83,7 +89,9 @@ def test_roles_have_no_wildcard_and_never_read_secrets(values_file: str):
                 "name"
             ]
             if "secrets" in rule["resources"]:
-                assert rule["verbs"] == ["create"]
+                # Agents read the credentials of kept models: those an administrator lists, by name.
+                named = rule["verbs"] == ["get"] and all(rule.get("resourceNames") or [""])
+                assert named or rule["verbs"] == ["create"]
             assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
             assert "pods/exec" not in rule["resources"]
             # Specs belong to users: no process of ours writes them.
