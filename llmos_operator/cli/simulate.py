@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmos_operator.cli import explain, manifests, picture, recordings, render, session, submission, traces
+from llmos_operator.cli import (
+    explain,
+    fleets,
+    manifests,
+    picture,
+    recordings,
+    render,
+    session,
+    submission,
+    traces,
+)
 from llmos_operator.cli.failures import USAGE, CommandFailed
 from llmos_operator.cli.options import AsJson, Context, Kubeconfig, Namespace, Target
 from llmos_operator.cli.render import duration, size
@@ -71,16 +81,28 @@ def command(
     known_mix: Annotated[
         bool, typer.Option("--known-mix", help="openb: the mix of requests is known before they arrive.")
     ] = False,
+    failures: Annotated[
+        bool,
+        typer.Option(
+            "--failures", help="A fleet through published failures: --gpus, --days, --rate, --seed."
+        ),
+    ] = False,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0.1, help="--failures: how many times the published rate.")
+    ] = 20.0,
     plot: Annotated[str, typer.Option("--plot", help="PNG file to draw the curves into.")] = "",
     namespace: Namespace = "",
     as_json: AsJson = False,
     kubeconfig: Kubeconfig = "",
     context: Context = "",
 ) -> None:
-    """Show what the scheduler would do: with new work (-f), with a recorded cycle (--snapshot), or over a trace (--trace).
+    """Show what the scheduler would do: with new work (-f), with a recorded cycle (--snapshot), over a trace (--trace), or through failures (--failures).
 
     Nothing is written to the cluster.
     """
+    if failures:
+        fleets.live_through(gpus or 1000, days or "30", rate, seed, as_json=as_json)
+        return
     if trace:
         options = Options(data, name, nodes, gpus, limit, seed, traces.days(days), known_mix)
         traces.replay(trace, options, plot=plot, as_json=as_json)
@@ -89,7 +111,9 @@ def command(
         recordings.replay(snapshot, as_json=as_json)
         return
     if not file:
-        raise CommandFailed("say what to simulate: -f FILE, --snapshot FILE or --trace NAME", status=USAGE)
+        raise CommandFailed(
+            "say what to simulate: -f FILE, --snapshot FILE, --trace NAME or --failures", status=USAGE
+        )
     now = SystemClock().now()
     target = Target(kubeconfig, context, namespace)
     if snapshot:
