@@ -75,8 +75,8 @@ class Scalers:
         """Drop what is remembered of a workload."""
         self._scaled.pop(key, None)
 
-    def scale(self, record: Record, workload: Workload, now: float) -> tuple[int, Scaling] | None:
-        """Return the replicas wanted now and why; None if somebody else owns the number."""
+    def scale(self, record: Record, workload: Workload, now: float) -> tuple[int, bool, Scaling] | None:
+        """Return the replicas wanted now, whether they may sleep, and why; None if somebody else owns the number."""
         spec = workload.spec.get("scaling")
         if not spec or workload.suspended or workload.finished:
             self.forget(record.key)
@@ -98,7 +98,9 @@ class Scalers:
         known.memory, verdict = scaling.decide(spec, demand, known.memory, now, promise)
         if known.memory.wanted == 0 and known.autoscaler is not None:
             known.autoscaler.rest()
-        return known.memory.wanted, verdict
+        dozes = bool(pods) and all(_dozes(pod) for pod in pods)
+        idle = scaling.may_doze(spec, demand, known.memory, now, dozes=dozes)
+        return known.memory.wanted, idle, verdict
 
     # -- demand ---------------------------------------------------------------------------------------------
 
@@ -201,6 +203,12 @@ def _aim(slo: Mapping[str, Any]) -> tuple[Aim | None, float | None]:
     if first:
         return Aim(_WAIT_PART * parse_milliseconds(str(first)) / 1000.0), token_seconds
     return (Aim(_WAIT_SECONDS) if between else None), token_seconds
+
+
+def _dozes(pod: Pod) -> bool:
+    """Return whether a replica sleeps because nobody asked anything of it."""
+    sleeping = pod.claim.sleeping if pod.claim is not None else None
+    return sleeping is not None and not sleeping.beneficiary
 
 
 def _last_request(report: RuntimeStatus, heard_at: float) -> float:

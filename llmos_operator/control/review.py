@@ -153,10 +153,12 @@ class Reviewer:
         scaled = self._scalers.scale(record, workload, now)
         if scaled is None:
             self._store.set_replicas(record.key, None)
+            self._store.set_idle(record.key, idle=False)
             record.scaling = Scaling()
             return
-        wanted, record.scaling = scaled
+        wanted, idle, record.scaling = scaled
         self._store.set_replicas(record.key, wanted)
+        self._store.set_idle(record.key, idle=idle)
         # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
         if wanted or self._store.pods_of(record.uid):
             self._look_again(record.key, self._clock.monotonic() + 1.0)

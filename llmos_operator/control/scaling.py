@@ -109,6 +109,19 @@ def decide(
     return Memory(wanted, idle_since, enough), Scaling(active=True, reason=reason, message=text)
 
 
+def may_doze(scaling: Mapping[str, Any], demand: Demand, memory: Memory, now: float, *, dozes: bool) -> bool:
+    """Return whether replicas may sleep because nobody asks anything of them; `dozes`: they do so already.
+
+    Who sleeps goes on until somebody asks, so that neither a restart of the operator nor silence wakes it.
+    """
+    after = (scaling.get("idle") or {}).get("sleepAfter")
+    if not after or demand.waiting + demand.running > 0:
+        return False
+    if dozes or demand.lost:
+        return dozes
+    return (now - memory.idle_since) * 1000 >= parse_milliseconds(str(after))
+
+
 def _replicas(number: int) -> str:
     return f"{number} replica{'s' if number != 1 else ''}"
 

@@ -13,6 +13,7 @@ from llmos_operator.scheduler.gang import Gangs, concerns
 from llmos_operator.scheduler.moving import Moving
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
 from llmos_operator.scheduler.plan import Bind, Evict, Shrink, Sleep
+from llmos_operator.scheduler.queueing import Pending
 from llmos_operator.scheduler.quota import charge
 from llmos_operator.scheduler.reservation import Reservations
 from llmos_operator.scheduler.room import unobserved
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.plan import Move, Reservation
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.preemption import Preemption
-    from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.sizing import Size, Sizes
@@ -233,6 +233,21 @@ class Attempts:
         """Let a pod that slept be awake, in both worlds."""
         self.worlds.wake(pod)
         self._write(pod.node)
+
+    def elsewhere(self, pod: Pod, claim: Claim, workload: Workload) -> str | None:
+        """Return the node on which a replica could start now if its pod were gone, None if nowhere; nothing has changed then."""
+        shape, mark = self.shape(workload), self.worlds.checkpoint()
+        pending = Pending(workload, claim.queue, claim.priority, 0.0, (claim.ordinal,))
+        spread = self.spread_mark(pending)
+        self.worlds.now.vacate(pod)
+        self.worlds.later.vacate(pod)
+        tries = (self.bind(pending, shape, place, claim.ordinal) for place in range(len(shape.options)))
+        found = next((one.claim.node for one in tries if one is not None), None)
+        self.worlds.rollback(mark)
+        self.spread_back(pending, spread)
+        if found is not None:
+            self._write(found)
+        return found
 
     def _write(self, node: str) -> None:
         self.scene.table.write(self.scene.table.row_of[node], self.worlds.now.node(node))

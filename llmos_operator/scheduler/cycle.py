@@ -70,6 +70,7 @@ def plan(
         outcome.record(pending, attempts.place(pending))
     else:
         outcome.wake(waking.rest())
+        outcome.give_up(waking.given_up())
         outcome.restore(restores(attempts))
         outcome.rest(waking.idle())
     if budget.search_exhausted():

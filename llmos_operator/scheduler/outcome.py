@@ -107,6 +107,10 @@ class Outcome:
         """Take what is given back to replicas that came down."""
         self._restores += restores
 
+    def give_up(self, evictions: list[Evict]) -> None:
+        """Take evictions of replicas that sleep and will be better off elsewhere."""
+        self._evictions += evictions
+
     def wake(self, wakes: list[Wake]) -> None:
         """Take who wakes: before anybody who is bound later in the plan."""
         self._wakes += wakes

@@ -233,7 +233,7 @@ class VictimIndex:
         return tuple(b.key for b in budgets if b.selector is not None and matches(b.selector, pod.labels))
 
     def _cost(self, claim: Claim, pod: Pod, workload: Workload | None) -> int:
-        seconds = self._reload_seconds(claim, workload)
+        seconds = self.reload_seconds(claim, workload)
         if workload is not None and workload.kind is not WorkloadKind.INFERENCE:
             seconds += unsaved_seconds(workload, self._now, pod.started_at or claim.bound_at)
         parts = claim.gpu_milli or FULL_MILLI
@@ -243,7 +243,8 @@ class VictimIndex:
         """Return whether a model that is meant to be kept on nodes is on none of them: it would come from its source."""
         return workload.model.kept and workload.model.key not in self._copies
 
-    def _reload_seconds(self, claim: Claim, workload: Workload | None) -> float:
+    def reload_seconds(self, claim: Claim, workload: Workload | None) -> float:
+        """Return how long it would take to load what a claim holds again."""
         measured = None
         if workload is not None and self._profiles:
             key = (workload.model.uri, workload.model.revision, claim.format)

@@ -2,7 +2,8 @@
 
 Who sleeps stands in line with its own priority: before a claim of at most that priority is placed, it wakes where its
 devices have the room again, now and when everything has happened that is under way. Room that was made for a claimant
-(it is nominated) stays that claimant's. Who sleeps because nobody asked (`Snapshot.idle`) wakes when somebody does.
+(it is nominated) stays that claimant's. Who sleeps because nobody asked (`Snapshot.idle`) wakes when somebody does. Who
+cannot wake does not sleep for ever: see `Waking.given_up`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler import wording
-from llmos_operator.scheduler.plan import Sleep, Wake
+from llmos_operator.scheduler.plan import Evict, Sleep, Wake
 from llmos_operator.scheduler.sleeping import asleep_as, can_sleep
+from llmos_operator.scheduler.victims import ENDS
 from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
@@ -85,6 +87,48 @@ class Waking:
         if self._attempts.reservations.keeps(claim.devices, claim.priority):
             return False
         return all(_room(world.node(pod.node), claim) for world in (worlds.now, worlds.later))
+
+    def given_up(self) -> list[Evict]:
+        """Return who of those that cannot wake ends, to be placed anew; to be asked after `rest`.
+
+        Who makes room for another, once it has slept for as long as it would take to load it again (who does not know how
+        long it will wait pays when waiting has cost as much as paying) and has another place now. Who was idle and is
+        asked for: at once, because only as a pending replica it can displace whom it outranks. Protected as from eviction.
+        """
+        found = []
+        for pod, claim in self._asleep:
+            workload = self._attempts.snapshot.workloads.get(claim.workload)
+            place = self._other_place(pod, claim, workload) if workload is not None else None
+            if workload is None or place is None:
+                continue
+            self._attempts.worlds.leave(pod)
+            found.append(
+                Evict(
+                    pod=pod.key,
+                    pod_uid=pod.uid,
+                    node=pod.node,
+                    victim=claim.workload,
+                    victim_uid=claim.workload_uid,
+                    cost=0,
+                    reason=Reason.ASLEEP,
+                    explanation=wording.sleeps_no_more(claim, self._attempts.now, place),
+                )
+            )
+        return found
+
+    def _other_place(self, pod: Pod, claim: Claim, workload: Workload) -> str | None:
+        """Return the node a replica would start on if it ended, "" if it is to stand in line; None: it sleeps on."""
+        attempts, sleeping = self._attempts, claim.sleeping
+        index = attempts.preemption.index
+        if sleeping is None or (pod.key, ENDS) not in index.place_of or workload.uid != claim.workload_uid:
+            return None
+        if workload.suspended or workload.finished or claim.ordinal >= workload.replicas:
+            return None
+        if not sleeping.beneficiary:
+            return ""
+        if attempts.now - sleeping.at < index.reload_seconds(claim, workload):
+            return None
+        return attempts.elsewhere(pod, claim, workload)
 
     def idle(self) -> list[Sleep]:
         """Return who goes to sleep because nobody asks anything of it; to be asked when everybody has been placed."""

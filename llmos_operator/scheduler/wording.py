@@ -130,6 +130,17 @@ def woken(claim: Claim, now: float) -> str:
     return f"{why}: awake after {slept:.0f} s of sleep, with {human_bytes(claim.awake_bytes)} per device"
 
 
+def sleeps_no_more(claim: Claim, now: float, place: str) -> str:
+    """Return why a replica that sleeps ends: to start at a place, or ("") to stand in line like others."""
+    sleeping = claim.sleeping
+    if not place or sleeping is None:
+        return f"somebody asks for it, and its room on node {claim.node} is taken: it is placed anew"
+    return (
+        f"it has slept for {now - sleeping.at:.0f} s without its room on node {claim.node} coming back, longer than "
+        f"loading it again takes: it starts on node {place}"
+    )
+
+
 def moved(pending: Pending, victim: Victim, target: Claim) -> str:
     """Return why a replica is moved, and where to."""
     whereto = (

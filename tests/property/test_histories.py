@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.plan import Evict
+from llmos_operator.scheduler.plan import Evict, Sleep
 from llmos_operator.scheduler.quota import Amount, QuotaTree
 from llmos_operator.state import ledger
 from llmos_operator.state.labels import matches
@@ -121,7 +121,7 @@ def check_evictions(before: Snapshot, made: Plan, history: History) -> None:
     gone = []
     limited = any(queue.nominal_gpu_milli is not None for queue in before.queues.values())
     for action in made.actions:
-        if not isinstance(action, Evict) or not action.preemptor:
+        if not isinstance(action, Evict | Sleep) or not action.preemptor:
             continue
         pod, claimant = pods[action.pod], before.workloads[action.preemptor]
         claim = pod.claim
@@ -189,14 +189,13 @@ def check_ledger(history: History) -> None:
                 for p in state.pods.values()
                 if p.claim is not None and p.phase in AWAKE and device.uuid in p.claim.devices
             ]
-            assert sum(c.bytes_per_device for c in holders) <= device.device.memory_bytes, (
-                f"I1: {device.uuid}"
-            )
-            assert sum(c.compute_milli for c in holders) <= FULL_MILLI, f"I1: compute of {device.uuid}"
+            assert sum(c.held_bytes for c in holders) <= device.device.memory_bytes, f"I1: {device.uuid}"
+            assert sum(c.held_milli for c in holders) <= FULL_MILLI, f"I1: compute of {device.uuid}"
             if any(c.sharing is not Sharing.SHARED for c in holders):
                 assert len(holders) == 1, f"I1: {device.uuid} is shared with a whole claim"
         if state.node is not None:
             assert state.cpu_milli <= state.node.cpu_milli, f"I1: CPU of {state.name}"
+            assert state.memory_bytes <= state.node.memory_bytes, f"I1: host memory of {state.name}"
     for uid, pods in snapshot.pods_of.items():
         places = Counter(
             (p.claim.ordinal, p.claim.member) for p in pods if p.claim is not None and p.phase in AWAKE

@@ -21,6 +21,7 @@ from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import (
     DisruptionBudget,
+    Model,
     Pod,
     PodPhase,
     Queue,
@@ -29,7 +30,7 @@ from llmos_operator.state.types import (
     Sharing,
     WorkloadKind,
 )
-from tests.support.builders import NOW, ClusterBuilder, a_node, a_workload
+from tests.support.builders import LARGE_MODEL, NOW, ClusterBuilder, a_node, a_profile, a_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 PRIORITIES = {"low": 1, "mid": 2, "high": 3}
 QUEUES = ("default", "red", "blue")
+MODEL = "hf://org/large"  # of those of whom it is known what they would keep asleep
 # Half of all an hour instead of a hundredth: clusters are small here, and there is to be something to see.
 POLICY = Policy(consolidation=ConsolidationPolicy(part=0.5, cool_down=600.0))
 
@@ -53,6 +55,7 @@ class History:
         self.random = Random(seed)
         self.now = NOW
         self.cluster = ClusterBuilder().with_priorities(**PRIORITIES)
+        self.cluster.add(a_profile(MODEL, LARGE_MODEL))
         self.evictions: list[tuple[float, Evict]] = []  # sent and accepted
         self.moves: list[tuple[float, Move]] = []  # the same
         self.sleeps = 0  # replicas that went to sleep
@@ -97,6 +100,7 @@ class History:
             (1, self._change_quota),
             (1, self._guard),
             (1, self._restore),
+            (2, self._fall_silent),
         )
         weights = [weight for weight, _ in happenings]
         (_, happening) = self.random.choices(happenings, weights)[0]
@@ -162,12 +166,22 @@ class History:
             for pod in state.pods.values():
                 if pod.claim is not None and pod.phase is not PodPhase.FINISHED and pod.uid:
                     for uuid in pod.claim.devices:
-                        used[uuid] = used.get(uuid, 0) + pod.claim.bytes_per_device * 9 // 10
+                        used[uuid] = used.get(uuid, 0) + pod.claim.held_bytes * 9 // 10
             readings = [
                 Reading(d.uuid, used[d.uuid], d.memory_bytes, verdict=d.verdict) for d in state.gpu.devices
             ]
             for _ in range(2):  # a fall of what is in use must be seen twice
                 self.store.observe(name, readings, self.now)
+
+    def _fall_silent(self) -> str:
+        """Nobody asks anything of a workload for a while, or somebody does again."""
+        keys = sorted(self.snapshot().workloads)
+        if not keys:
+            return "nobody there to be asked"
+        key = self.random.choice(keys)
+        idle = key not in self.snapshot().idle
+        self.store.set_idle(key, idle=idle)
+        return f"{key} is {'not asked for' if idle else 'asked for'}"
 
     # -- what happens ---------------------------------------------------------------------------------------
 
@@ -187,6 +201,8 @@ class History:
             min_runtime=pick([0.0, 0.0, 60.0, 600.0]),
             max_runtime=pick([None, None, 300.0, 3000.0]),  # nobody ends it then: an estimate that is wrong
         )
+        if shared and self._chance(0.7):
+            builder.with_(model=Model(MODEL), kind=WorkloadKind.INFERENCE)
         if self._alike and self._chance(0.8):
             builder.in_queue("default").priority("mid").gpus(pick([1, 1, 1, 2, 3])).replicas(1)
             builder.with_(

@@ -58,7 +58,9 @@ def test_containers_are_restricted(values_file: str):
             extra = {"add": ["CHOWN"]} if container["name"] == "own-models" else {}
             assert security["capabilities"] == {"drop": ["ALL"], **extra}
             assert not security.get("privileged")
-            assert (security.get("runAsUser") == 0) == (asks_kubelet or container["name"] == "own-models"), name
+            assert (security.get("runAsUser") == 0) == (asks_kubelet or container["name"] == "own-models"), (
+                name
+            )
             for mount in container.get("volumeMounts", []):
                 assert mount["name"] != "pod-resources" or mount["readOnly"] is True
 

@@ -87,9 +87,9 @@ class Stage:
     def look(self) -> None:
         found = self.scalers.scale(self.record, self.workload.value, self.now)
         assert found is not None
-        if found[1].message != self.verdict.message:
-            self.messages.append(found[1].message)
-        self.wanted, self.verdict = found
+        if found[2].message != self.verdict.message:
+            self.messages.append(found[2].message)
+        self.wanted, self.idle, self.verdict = found
         self.sizes.append(self.wanted)
         self.resize()
 
