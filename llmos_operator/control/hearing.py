@@ -127,6 +127,8 @@ class Hearing:
     ) -> None:
         """Hand what a runtime measured to the profile of its model: its peak as if its KV budget were full."""
         parts, memory = self._parts, report.memory
+        # Less than the setting says nothing: what runtimes of one machine share counts less for each while there are several.
+        base = memory.base_bytes if memory.base_bytes > parts.policy.sizing.base_bytes else 0
         parts.queue.submit(
             Job(
                 Rank.SUPPORT,
@@ -139,7 +141,7 @@ class Hearing:
                     peak=max(memory.peak_bytes, memory.full_bytes),
                     weights=memory.weights_bytes,
                     load=load,
-                    base=memory.base_bytes,
+                    base=base,
                     proven=proven and memory.full_bytes > 0,
                 ),
             )

@@ -236,7 +236,8 @@ def device_fits(device: DeviceState, request: Request, overuse_percent: int) -> 
         return False
     excess = (device.observed_bytes or 0) - device.reserved_bytes
     return (
-        excess <= device.device.memory_bytes * overuse_percent // _PERCENT
+        not device.strange_bytes
+        and excess <= device.device.memory_bytes * overuse_percent // _PERCENT
         and device.headroom_milli() >= request.compute_milli
         and device.headroom_bytes() >= request.bytes_per_device
     )

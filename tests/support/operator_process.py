@@ -260,6 +260,9 @@ class FakeAgent:
 
     def __init__(self, bench: Bench, operator: OperatorProcess, node: str) -> None:
         self.used: dict[str, int] = {}  # by UUID; 0 without an entry
+        self.processes: dict[
+            str, dict[str, int]
+        ] = {}  # by UUID: memory by pod UID; not told without an entry
         self.statuses: list[int] = []
         self._bench = bench
         self._operator = operator
@@ -304,6 +307,13 @@ class FakeAgent:
             }
             for one in found["status"]["devices"]
         ]
+        for one in devices:
+            told = self.processes.get(one["uuid"])
+            if told is not None:
+                one["processes"] = [
+                    {"pid": pid, "memoryBytes": used, "podUid": pod}
+                    for pid, (pod, used) in enumerate(told.items(), 2)
+                ]
         body = {"node": self._node, "epoch": 1, "sequence": sequence, "devices": devices}
         url = f"http://127.0.0.1:{self._operator.port_of('ingest')}/v1/telemetry"
         async with session.post(url, json=body) as answer:
