@@ -97,6 +97,14 @@ component: artifacts ## Tests against a real API server and real models
 e2e: artifacts ## The whole system in the local cluster
 	@$(PY) -m pytest tests/e2e $(ARGS)
 
+.PHONY: node-up
+node-up: binaries ## A real Kubernetes node on this machine, without Docker (root on Linux); see docs/real-node.md
+	@$(PY) -m scripts.realnode up
+
+.PHONY: node-down
+node-down: venv ## End the node and remove all it had
+	@$(PY) -m scripts.realnode down
+
 .PHONY: stress
 stress: venv ## Property tests at length: 5,000 clusters each, 20,000 histories (two hours)
 	@LLMOS_PROPERTY_PROFILE=stress $(PY) -m pytest tests/property $(ARGS)

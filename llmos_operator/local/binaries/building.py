@@ -30,6 +30,9 @@ PACKAGES: dict[str, tuple[str, str, float]] = {
     "kube-scheduler": ("controlplane", "k8s.io/kubernetes/cmd/kube-scheduler", 0.2),
     "kubectl": ("controlplane", "k8s.io/kubernetes/cmd/kubectl", 0.5),
     "helm": ("helm", "helm.sh/helm/v4/cmd/helm", 2.0),
+    "kubelet": ("realnode", "k8s.io/kubernetes/cmd/kubelet", 1.0),
+    "kube-proxy": ("realnode", "k8s.io/kubernetes/cmd/kube-proxy", 3.0),
+    "coredns": ("coredns", ".", 2.0),
 }
 
 
@@ -37,7 +40,7 @@ def version_flags(name: str) -> str:
     """Return the linker flags that write the version into a program, as release builds have it."""
     if name == "helm":
         values = {"helm.sh/helm/v4/internal/version.version": f"v{versions.HELM}"}
-    elif name == "etcd":
+    elif name in {"etcd", "coredns"}:
         values = {}
     else:
         major, minor, _ = versions.KUBERNETES.split(".")

@@ -34,6 +34,7 @@ ENVTEST_SHA512 = {
 ENVTEST = "https://github.com/kubernetes-sigs/controller-tools/releases/download"
 KUBERNETES = "https://dl.k8s.io/release"
 HELM = "https://get.helm.sh"
+COREDNS = "https://github.com/coredns/coredns/releases/download"
 
 _CONNECT_SECONDS = 3.0
 _CHUNK = 1 << 20
@@ -67,6 +68,9 @@ def published(name: str, system: str, machine: str) -> Published:
     if name == "helm":
         url = f"{HELM}/helm-v{versions.HELM}-{system}-{machine}.tar.gz"
         return Published(url, "sha256", digest_url=f"{url}.sha256sum", member=f"{system}-{machine}/helm")
+    if name == "coredns":
+        url = f"{COREDNS}/v{versions.COREDNS}/coredns_{versions.COREDNS}_{system}_{machine}.tgz"
+        return Published(url, "sha256", digest_url=f"{url}.sha256", member="coredns")
     url = f"{KUBERNETES}/v{versions.KUBERNETES}/bin/{system}/{machine}/{name}"
     return Published(url, "sha512", digest_url=f"{url}.sha512")
 

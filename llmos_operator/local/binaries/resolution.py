@@ -53,12 +53,14 @@ def quiet(_name: str, _what: str) -> None:
     """Report nothing."""
 
 
-def resolve(names: Sequence[str] = versions.NAMES, progress: Progress = quiet) -> Binaries:
+def resolve(
+    names: Sequence[str] = versions.NAMES, progress: Progress = quiet, cache: Path | None = None
+) -> Binaries:
     """Return the programs of ``names``, downloading or building what is missing.
 
-    Raises :class:`Permanent` with what to do when a program cannot be had.
+    ``cache`` is the folder they are kept in, by default that of the control plane's programs. Raises :class:`Permanent` with what to do when a program cannot be had.
     """
-    cache = versions.cache_folder()
+    cache = cache or versions.cache_folder()
     folders = [Path(os.environ[ENV_ASSETS]), cache] if os.environ.get(ENV_ASSETS) else [cache]
     found = find(names, folders)
     missing = [name for name in names if name not in found]
@@ -91,7 +93,8 @@ def _obtain(name: str, downloader: Downloader, cache: Path, progress: Progress) 
 
 
 def _version(name: str) -> str:
-    return {"etcd": versions.ETCD, "helm": versions.HELM}.get(name, versions.KUBERNETES)
+    known = {"etcd": versions.ETCD, "helm": versions.HELM, "coredns": versions.COREDNS}
+    return known.get(name, versions.KUBERNETES)
 
 
 @contextmanager

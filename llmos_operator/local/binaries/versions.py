@@ -16,9 +16,11 @@ from llmos_operator.local.layout import cache_root
 KUBERNETES = "1.36.3"
 ETCD = "3.6.8"
 HELM = "4.3.1"
+COREDNS = "1.15.0"
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NAMES = (*CONTROL_PLANE, "helm")
+NODE = ("kubelet", "kube-proxy", "coredns")  # what a real node adds, see docs/real-node.md
 
 _MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
@@ -51,3 +53,15 @@ def cache_folder() -> Path:
     system, machine = go_platform()
     name = f"kubernetes-{KUBERNETES}-etcd-{ETCD}-helm-{HELM}-{system}-{machine}-{digest.hexdigest()[:12]}"
     return cache_root() / "controlplane" / name
+
+
+def node_folder() -> Path:
+    """Return the folder the programs of `NODE` are kept in: one of their own, so that their pins move nothing else."""
+    digest = hashlib.sha256(f"{KUBERNETES} {COREDNS}".encode())
+    root = module_root()
+    if root is not None:
+        for module in ("realnode", "coredns"):
+            digest.update((root / module / "go.mod").read_bytes())
+    system, machine = go_platform()
+    name = f"kubernetes-{KUBERNETES}-coredns-{COREDNS}-{system}-{machine}-{digest.hexdigest()[:12]}"
+    return cache_root() / "realnode" / name
