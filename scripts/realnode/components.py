@@ -166,7 +166,7 @@ def kubelet_config() -> dict[str, Any]:
         "tlsPrivateKeyFile": f"{ETC}/kubelet.key",
         "clusterDomain": layout.DOMAIN,
         "clusterDNS": [layout.NODE_ADDRESS],
-        "resolvConf": f"{ETC}/resolv.conf",
+        "resolvConf": "/etc/resolv.conf",
         "imageGCHighThresholdPercent": 100,  # images are imported: once collected, they could not be had again
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "maxPods": 100,

@@ -41,6 +41,9 @@ def main() -> None:
         if options:
             _mount("-o", f"remount,bind,{options[0]}", str(place))
     _settings(root, overlay)
+    for name, text in plan["etc"].items():
+        (root / "etc" / name).write_text(text, encoding="ascii")
+    Path("/proc/sys/kernel/hostname").write_text(plan["etc"]["hostname"], encoding="ascii")
     old = root / "old"
     old.mkdir(exist_ok=True)
     os.chdir(root)

@@ -110,11 +110,14 @@ class Node:
             [str(wheels), components.WHEELS, "ro"],
             [str(cache), components.CACHE],
         ]
+        etc = {
+            "hosts": f"127.0.0.1 localhost\n{layout.NODE_ADDRESS} {layout.NAME}\n",
+            "hostname": f"{layout.NAME}\n",
+            "resolv.conf": f"nameserver {layout.NODE_ADDRESS}\n",
+        }
         plan = self.paths.root / "plan.json"
-        plan.write_text(
-            json.dumps({"overlay": str(self.paths.overlay), "packages": str(packages), "binds": binds}),
-            encoding="utf-8",
-        )
+        document = {"overlay": str(self.paths.overlay), "packages": str(packages), "binds": binds, "etc": etc}
+        plan.write_text(json.dumps(document), encoding="utf-8")
         self._launch(plan)
 
     def _made(self, name: str) -> Path:

@@ -1,0 +1,167 @@
+"""LLMOS on a real node: the chart installed with the images of this checkout, on the node of `scripts.realnode`.
+
+``node`` is used as it runs (`make node-up`), else started for these tests and ended after them. Where this machine cannot
+carry one the tests are skipped and say why.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmos_operator.api import names
+from scripts.realnode.cluster import equip
+from scripts.realnode.host import CannotHere
+from scripts.realnode.layout import NodePaths, default_state
+from scripts.realnode.node import Node
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmos_operator.local.tools import Tools
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "llmos-operator"
+NAMESPACE = names.SYSTEM_NAMESPACE
+RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
+
+
+class Installed:
+    """The chart's release on the node, with the verbs tests need."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.tools: Tools = node.tools()
+
+    def helm(self, *arguments: str) -> str:
+        done = self.tools.run("helm", *arguments, f"--namespace={NAMESPACE}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def install(self, *options: str) -> None:
+        """Install or upgrade, and wait until everything is ready; the namespace takes restricted pods only."""
+        if self.tools.run("kubectl", "get", "namespace", NAMESPACE).returncode:
+            self.tools.kubectl("create", "namespace", NAMESPACE)
+        self.tools.kubectl("label", "namespace", NAMESPACE, "default", RESTRICTED, "--overwrite")
+        words = ["upgrade", "--install", "llmos-operator", str(CHART), f"--values={self.node.paths.values}"]
+        self.helm(*words, "--wait", "--timeout=180s", *options)
+
+    def items(self, kind: str, *options: str, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
+        found = self.tools.kubectl("get", kind, f"--namespace={namespace}", "-o", "json", *options)
+        return json.loads(found)["items"]
+
+    def pods(self, component: str) -> dict[str, dict[str, Any]]:
+        """Return the live pods of a component of the chart by name."""
+        selector = f"--selector=app.kubernetes.io/component={component}"
+        found = self.items("pods", selector)
+        return {one["metadata"]["name"]: one for one in found if "deletionTimestamp" not in one["metadata"]}
+
+    def leader(self) -> str:
+        """Return the name of the pod that holds the operator's lease, "" if nobody does."""
+        lease = self.tools.get("lease", "llmos-operator", namespace=NAMESPACE)
+        return str(lease["spec"].get("holderIdentity") or "")
+
+    # -- workloads, in the namespace default
+
+    def apply_file(self, path: Path) -> None:
+        self.tools.kubectl("apply", "--namespace=default", "-f", str(path))
+
+    def workload(self, name: str) -> dict[str, Any]:
+        return self.tools.get("modelworkload", name, namespace="default")
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        conditions = self.workload(name).get("status", {}).get("conditions", [])
+        return next((one for one in conditions if one["type"] == kind), {})
+
+    def pods_of(self, workload: str) -> list[dict[str, Any]]:
+        return self.items("pods", f"--selector=llmos.dev/workload={workload}", namespace="default")
+
+    def ready(self, name: str, seconds: float = 90.0) -> dict[str, Any]:
+        """Wait until a workload is Ready and return its one pod."""
+
+        def check() -> bool:
+            return self.condition(name, "Ready").get("status") == "True"
+
+        try:
+            eventually(check, f"{name} to be Ready", seconds)
+        except AssertionError as error:
+            error.add_note(json.dumps(self.workload(name).get("status"), indent=1))
+            for pod in self.pods_of(name):
+                error.add_note(json.dumps(pod["status"], indent=1))
+            raise
+        (pod,) = self.pods_of(name)
+        return pod
+
+    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask the gateway through its Service's address, as kube-proxy routes it; raise URLError if it cannot be reached."""
+        service = self.tools.get("service", "llmos-gateway", namespace=NAMESPACE)
+        url = f"http://{service['spec']['clusterIP']}{path}"
+        request = urllib.request.Request(
+            url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
+            return json.load(reply)
+
+    def chat(self, model: str, question: str) -> str:
+        """Return the answer of a chat model; a connection that fails is tried again, since Services take a moment."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": 16,
+            "temperature": 0,
+        }
+
+        def check() -> dict[str, Any] | None:
+            try:
+                return self.ask("/v1/chat/completions", body)
+            except urllib.error.URLError:
+                return None
+
+        answer = eventually(check, f"an answer of {model}")
+        return str(answer["choices"][0]["message"]["content"])
+
+    def clear(self) -> None:
+        """Delete all workloads and wait until their pods are gone."""
+        if self.tools.run("kubectl", "get", "crd", "modelworkloads.llmos.dev").returncode:
+            return
+        self.tools.kubectl("delete", "mw", "--all", "--namespace=default", "--wait=false")
+        eventually(
+            lambda: not self.items("pods", "--selector=llmos.dev/workload", namespace="default"), "pods to go"
+        )
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    found = Node(NodePaths(default_state()), print)
+    ran = found.record() is not None
+    try:
+        found.up()
+    except CannotHere as error:
+        pytest.skip(str(error))
+    try:
+        equip(found)
+        yield found
+    finally:
+        if not ran:
+            found.down()
+
+
+@pytest.fixture(scope="session")
+def release(node: Node) -> Installed:
+    """The means to install; nothing may be installed yet."""
+    return Installed(node)
+
+
+@pytest.fixture(scope="module")
+def installed(release: Installed) -> Iterator[Installed]:
+    """The installed chart, without workloads before and after the module."""
+    release.install()
+    release.clear()
+    yield release
+    release.clear()
