@@ -67,7 +67,9 @@ class Ruling:
     running: bool = False  # a pod of work that ends is at work again: the preemption is over
     ended: Refusal | None = None  # work that ends has ended for good
     tries: Tries = field(default_factory=Tries)  # failures of work that ends, with those seen now
-    refused: tuple[tuple[str, str], ...] = ()  # (pod UID, node): the node's kubelet had no devices for the pod
+    refused: tuple[
+        tuple[str, str], ...
+    ] = ()  # (pod UID, node): the node's kubelet had no devices for the pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ def _refused(seen: Situation) -> tuple[tuple[str, str], ...]:
     return tuple(
         (pod.uid, pod.node)
         for pod, replica in found
-        if pod.claim is not None and pod.claim.devices and replica is not None and replica.failure in NO_DEVICES
+        if pod.claim is not None
+        and pod.claim.devices
+        and replica is not None
+        and replica.failure in NO_DEVICES
     )
 
 

@@ -182,9 +182,7 @@ def allocation_condition(allocations: Allocations | None, trouble: str) -> list[
         return []
     if trouble:
         return [_condition("AllocationsKnown", "False", "KubeletSilent", trouble)]
-    return [
-        _condition("AllocationsKnown", "True", "AsExpected", "the kubelet tells which pods hold devices")
-    ]
+    return [_condition("AllocationsKnown", "True", "AsExpected", "the kubelet tells which pods hold devices")]
 
 
 def _condition(kind: str, state: str, reason: str, message: str) -> Json:

@@ -47,7 +47,9 @@ class Devices:
             self.machine.with_gpu(index, uuid=uuid)
         self.machine.write()
         self.folder = folder
-        kubelet = node.paths.data / "kubelet"  # as the machine sees the node's: a socket's path is all it takes
+        kubelet = (
+            node.paths.data / "kubelet"
+        )  # as the machine sees the node's: a socket's path is all it takes
         self.socket = kubelet / "pod-resources" / "kubelet.sock"
         self._plugins = kubelet / "device-plugins"
         self.plugin: subprocess.Popen[bytes] | None = None

@@ -28,7 +28,9 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.store = Store()
         self.served = 0
-        self.given = False  # the kubelet gave other devices than planned: claims may meet on one until it has told all
+        self.given = (
+            False  # the kubelet gave other devices than planned: claims may meet on one until it has told all
+        )
 
     @initialize()
     def start(self) -> None:
@@ -213,7 +215,9 @@ class History(RuleBasedStateMachine):
     def what_the_kubelet_gave_to_others_is_free_to_nobody(self) -> None:
         for state in self.store.snapshot().nodes.values():
             for device in state.devices:
-                others = [key for key in device.device.holders if key.startswith("kube/") and key in state.pods]
+                others = [
+                    key for key in device.device.holders if key.startswith("kube/") and key in state.pods
+                ]
                 if any(state.pods[key].phase is not PodPhase.FINISHED for key in others):
                     assert device.foreign
                     assert device.headroom_bytes() == device.headroom_milli() == 0

@@ -139,7 +139,9 @@ class GPUNodeStatus(KubeModel):
     ledger: Ledger | None = Field(
         default=None, description="What is reserved on them, written by the operator."
     )
-    conditions: Conditions = Field(default=(), description="Observations by type: Ready, DevicesHealthy, AllocationsKnown.")
+    conditions: Conditions = Field(
+        default=(), description="Observations by type: Ready, DevicesHealthy, AllocationsKnown."
+    )
 
 
 class GPUNode(KubeModel):

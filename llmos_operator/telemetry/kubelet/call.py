@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
 from h2.exceptions import H2Error
 
 from llmos_operator.errors import Retryable
@@ -111,7 +118,9 @@ class _Answer:
         """Return the one message of the answer."""
         status = self._headers.get("grpc-status", "")
         if status != "0":
-            told = self._headers.get("grpc-message") or f"HTTP {self._headers.get(':status', 'without status')}"
+            told = (
+                self._headers.get("grpc-message") or f"HTTP {self._headers.get(':status', 'without status')}"
+            )
             number = int(status) if status.isdigit() else -1
             raise CallFailed(f"{self._method}: gRPC status {status or 'absent'}: {told}", number)
         length = int.from_bytes(self._body[1:_PREFIX], "big")

@@ -320,7 +320,9 @@ async def test_a_hanging_driver_is_reported_and_the_agent_lives(bench: AgentBenc
 
     def told() -> bool:
         last = bench.endpoint.reports[-1:]  # the GPUNode may be written before a first batch arrives
-        return any(r.uuid == double.uuid(0) and r.reason == "DriverHang" for one in last for r in one.readings)
+        return any(
+            r.uuid == double.uuid(0) and r.reason == "DriverHang" for one in last for r in one.readings
+        )
 
     took = await bench.until(told, "the hang is told")
     assert took < 3 * 0.2 + 1.0, "three intervals, and a second for a busy machine"

@@ -301,10 +301,12 @@ def test_a_claim_stays_where_the_kubelet_cannot_have_given_its_devices(change: d
 def test_a_node_that_refused_devices_grants_none_until_a_while_has_passed() -> None:
     store = told((), ()).store
     store.note_refusal("n1", NOW + 60)
-    with pytest.raises(Conflict, match="0 nvidia.com/gpu free of 1 needed"):
+    with pytest.raises(Conflict, match=r"0 nvidia\.com/gpu free of 1 needed"):
         store.assume(claim())
     assert store.snapshot().nodes["n1"].free_gpus() == 0
-    store.observe("n1", [Reading(gpu("n1", 0), 5 * GIB, 24 * GIB)], NOW)  # what is learned of it changes nothing
+    store.observe(
+        "n1", [Reading(gpu("n1", 0), 5 * GIB, 24 * GIB)], NOW
+    )  # what is learned of it changes nothing
     store.advance(NOW + 59)
     assert store.snapshot().nodes["n1"].refusing
     store.advance(NOW + 60)
