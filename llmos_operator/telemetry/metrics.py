@@ -269,7 +269,7 @@ class AgentMetrics:
         else:
             self._events.labels(*labels, event.kind).inc()
 
-    def asked(self, ok: bool) -> None:  # noqa: FBT001 - the only thing there is to say
+    def asked(self, ok: bool) -> None:
         """Count a question to the kubelet."""
         self._asked.labels("ok" if ok else "error").inc()
 

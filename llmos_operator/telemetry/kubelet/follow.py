@@ -46,7 +46,7 @@ class KubeletDevices:
         try:
             self.allocations = await read(self._socket)
         except LlmosError as error:
-            trouble = str(error) if Path(self._socket).exists() else _absent(self._socket)
+            trouble = _trouble(self._socket, error)
             if trouble != self.trouble:
                 log.warning(
                     "the kubelet does not tell who holds devices; pods of others are counted by what they ask for",
@@ -62,5 +62,8 @@ class KubeletDevices:
             self._note(True)  # noqa: FBT003
 
 
-def _absent(socket: str) -> str:
+def _trouble(socket: str, error: LlmosError) -> str:
+    """Return what is wrong, and what to do about it where there is nobody to ask."""
+    if Path(socket).exists():
+        return str(error)
     return f"no socket {socket}; the chart's agent.podResources mounts it where the node's kubelet has one"

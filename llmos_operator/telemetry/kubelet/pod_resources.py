@@ -7,7 +7,6 @@ https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/device
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +14,7 @@ from llmos_operator.telemetry.kubelet import wire
 from llmos_operator.telemetry.kubelet.call import CallFailed, unary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 LIST: Final = "/v1.PodResourcesLister/List"
 ALLOCATABLE: Final = "/v1.PodResourcesLister/GetAllocatableResources"

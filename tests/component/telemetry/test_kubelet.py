@@ -13,12 +13,12 @@ from llmos_operator.telemetry.kubelet.call import CallFailed, unary
 from llmos_operator.telemetry.kubelet.follow import KubeletDevices
 from llmos_operator.telemetry.kubelet.pod_resources import LIST, Holder, read
 from tests.support.deviceplugin import RESOURCE, KubeletDouble, NoGoError, build
-from tests.support.nvml import Double
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from llmos_operator.telemetry.kubelet.pod_resources import Allocations
+    from tests.support.nvml import Double
 
 pytestmark = [pytest.mark.anyio, pytest.mark.component]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -223,3 +224,19 @@ async def test_a_sleep_that_cannot_be_written_down_is_undone() -> None:
         await bench.idle()
         assert bench.store.pod(pod.key).claim.sleeping is None
         assert f"not slept {pod.key}" in bench.heard.said
+
+
+async def test_the_devices_a_pod_was_given_are_written_into_its_claim() -> None:
+    async with a_bench() as bench:
+        pod = await a_running_pod(bench)
+        node = bench.store.node(pod.node)
+        (other,) = [one.device for one in node.devices if one.uuid not in pod.claim.devices][:1]
+        devices = tuple(
+            replace(one.device, holders=(pod.key,)) if one.device is other else one.device
+            for one in node.devices
+        )
+        bench.store.apply_gpu_node(replace(node.gpu, devices=devices))
+        for corrected in bench.store.take_corrected():
+            bench.executor.lowering.corrected(corrected)
+        await bench.idle()
+        assert (await annotation(bench, pod))["devices"] == [other.uuid]

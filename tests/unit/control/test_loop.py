@@ -13,6 +13,7 @@ from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.state.store import Store
+from tests.support.builders import GIB, a_cluster, a_node, a_pod, a_workload
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +44,10 @@ def a_loop(said: list[str], reviewer: Reviewer, **changes: Any) -> Loop:
         "store": store,
         "batcher": Batcher(),
         "reviewer": reviewer,
-        "executor": SimpleNamespace(carry_out=lambda _: 0),
+        "executor": SimpleNamespace(
+            carry_out=lambda _: 0,
+            lowering=SimpleNamespace(corrected=lambda pod: said.append(f"corrected {pod.key}")),
+        ),
         "feedback": SimpleNamespace(decided=lambda _: None),
         "policy": Policy(),
         "metrics": OperatorMetrics(CollectorRegistry()),
@@ -89,3 +93,18 @@ async def test_nothing_is_planned_twice_while_nothing_changes() -> None:
     await loop.cycle()
     await loop.cycle()
     assert loop.cycles == 1
+
+
+async def test_a_claim_on_other_devices_than_planned_is_written_down_by_who_leads() -> None:
+    said: list[str] = []
+    node = a_node("n1").with_gpus(2, "A-24G")
+    assert node.gpus is not None
+    store = a_cluster(node).store
+    work = a_workload("w")
+    pod = a_pod(store, work.value, "n1", (0,), 0, GIB, {})
+    store.apply_pod(pod)
+    given = node.with_device(1, holders=(pod.key,)).gpus
+    assert given is not None
+    store.apply_gpu_node(given)
+    await a_loop(said, Reviewer(said), store=store).cycle()
+    assert said == [f"corrected {pod.key}"]

@@ -301,7 +301,7 @@ def test_a_claim_stays_where_the_kubelet_cannot_have_given_its_devices(change: d
 def test_a_node_that_refused_devices_grants_none_until_a_while_has_passed() -> None:
     store = told((), ()).store
     store.note_refusal("n1", NOW + 60)
-    with pytest.raises(Conflict, match="0 nvidia.com/gpu free of 1 needed"):
+    with pytest.raises(Conflict, match=r"0 nvidia\.com/gpu free of 1 needed"):
         store.assume(claim())
     assert store.snapshot().nodes["n1"].free_gpus() == 0
     store.observe(
