@@ -200,6 +200,48 @@ class OperatorMetrics:
             ["node"],
             registry=registry,
         )
+        self.inspections = Counter(
+            "llmos_operator_inspections_total",
+            "Inspections of models by result.",
+            ["result"],
+            registry=registry,
+        )
+        self.profiles = Gauge(
+            "llmos_operator_model_profiles",
+            "ModelProfiles by whether a workload names the model (used, unused).",
+            ["use"],
+            registry=registry,
+        )
+        self.profiles_deleted = Counter(
+            "llmos_operator_model_profiles_deleted_total",
+            "ModelProfiles deleted because no workload had named the model for profileRetention.",
+            registry=registry,
+        )
+        self.telemetry = Counter(
+            "llmos_operator_telemetry_batches_total",
+            "Telemetry batches by result.",
+            ["result"],
+            registry=registry,
+        )
+
+        self._add_usage(registry)
+        self._add_health(registry)
+        # A label value that first shows with a count of its own has no increase Prometheus could see.
+        for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
+            for result in ("accepted", "refused"):
+                self.evictions.labels(reason.value, result)
+        for start in ("expected", "unknown"):
+            self.reservations.labels(start)
+        for result in ("asked", "yielded", "refused", "restored"):
+            self.shrinks.labels(result)
+        for result in ("asked", "asleep", "refused", "woken"):
+            self.sleeps.labels(result)
+        for result in ("accepted", "refused"):
+            self.moves.labels(result)
+        for result in ("accepted", "late"):
+            self.telemetry.labels(result)
+
+    def _add_usage(self, registry: CollectorRegistry) -> None:
         holder = ["namespace", "workload", "queue", "product"]
         self.gpu_seconds = Counter(
             "llmos_operator_gpu_seconds_total",
@@ -237,45 +279,6 @@ class OperatorMetrics:
             ["namespace", "workload", "queue", "kind"],
             registry=registry,
         )
-        self.inspections = Counter(
-            "llmos_operator_inspections_total",
-            "Inspections of models by result.",
-            ["result"],
-            registry=registry,
-        )
-        self.profiles = Gauge(
-            "llmos_operator_model_profiles",
-            "ModelProfiles by whether a workload names the model (used, unused).",
-            ["use"],
-            registry=registry,
-        )
-        self.profiles_deleted = Counter(
-            "llmos_operator_model_profiles_deleted_total",
-            "ModelProfiles deleted because no workload had named the model for profileRetention.",
-            registry=registry,
-        )
-        self.telemetry = Counter(
-            "llmos_operator_telemetry_batches_total",
-            "Telemetry batches by result.",
-            ["result"],
-            registry=registry,
-        )
-
-        self._add_health(registry)
-        # A label value that first shows with a count of its own has no increase Prometheus could see.
-        for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
-            for result in ("accepted", "refused"):
-                self.evictions.labels(reason.value, result)
-        for start in ("expected", "unknown"):
-            self.reservations.labels(start)
-        for result in ("asked", "yielded", "refused", "restored"):
-            self.shrinks.labels(result)
-        for result in ("asked", "asleep", "refused", "woken"):
-            self.sleeps.labels(result)
-        for result in ("accepted", "refused"):
-            self.moves.labels(result)
-        for result in ("accepted", "late"):
-            self.telemetry.labels(result)
 
     def _add_health(self, registry: CollectorRegistry) -> None:
         self.remedies = Gauge(

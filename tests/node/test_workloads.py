@@ -62,9 +62,8 @@ def test_an_upgrade_replaces_the_operator_and_not_the_serving_pod(
     assert same(installed, serving)
 
 
-def test_the_model_is_ready_before_the_containers_beside_it_start(
-    installed: Installed, serving: dict[str, Any]
-) -> None:
+@pytest.mark.usefixtures("serving")
+def test_the_model_is_ready_before_the_containers_beside_it_start(installed: Installed) -> None:
     app = {
         "name": "app",
         "image": layout.PAUSE_IMAGE,
