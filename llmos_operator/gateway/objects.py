@@ -104,14 +104,16 @@ def _standing(status: Fields) -> tuple[str, str]:
     finished = conditions.get(Condition.FINISHED)
     if finished is not None and finished.text("status") == "True":
         return _words(finished), ""
+    asleep = conditions.get(Condition.ASLEEP)
+    sleeps = _words(asleep) if asleep is not None and asleep.text("status") == "True" else ""
     for stage in _STAGES:
         found = conditions.get(stage)
         if found is None or found.text("status") != "False":
             continue
         if found.text("reason") in _HOPELESS:
             return _words(found), ""
-        return "", _words(found)
-    return "", ""
+        return "", sleeps or _words(found)
+    return "", sleeps
 
 
 def _words(condition: Fields) -> str:

@@ -51,7 +51,7 @@ class Idle(KubeModel):
     )
     sleep_after: PositiveDuration | None = Field(
         default=None,
-        description="Time without requests after which weights move to host memory. Without it: never.",
+        description="Time without requests after which weights move to host memory, where sharing is Shared. Without it: never.",
     )
     scale_to_zero_after: PositiveDuration | None = Field(
         default=None,

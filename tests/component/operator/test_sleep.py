@@ -6,10 +6,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import ClientSession
 
 from llmos_operator.api import names
 from llmos_operator.api.runtime.messages import RuntimeState
 from tests.support.fakekubelet import Script
+from tests.support.operator_process import agent_token
 from tests.support.tinymodels import write_model
 
 if TYPE_CHECKING:
@@ -102,3 +104,32 @@ async def test_who_does_not_go_to_sleep_is_evicted_instead(bench: Bench) -> None
     await bench.until_phase("pressing", "Running", 60)
     reasons = {event["reason"] for event in await bench.events("chat")}
     assert {"Asleep", "NotSlept", "Evicted"} <= reasons
+
+
+async def test_who_is_not_asked_anything_sleeps_until_a_request_waits(bench: Bench) -> None:
+    await bench.node("n1", devices=1)
+    operator = bench.operator(**BASE)
+    await bench.telemetry(operator, "n1")
+    scaling = {"minReplicas": 1, "maxReplicas": 1, "idle": {"sleepAfter": "2s"}}
+    uri = write_model(bench.hub, "acme/tiny", num_hidden_layers=24, max_position_embeddings=8192)
+    await bench.apply("chat", uri, resources=SHARED, scaling=scaling)
+    await bench.until_phase("chat", "Asleep", 60)
+    (before,) = await bench.pods("chat")
+    assert "for" not in claim_of(before)["sleeping"]
+    status = (await bench.workload("chat"))["status"]
+    (asleep,) = [one for one in status["conditions"] if one["type"] == "Asleep"]
+    assert "because nobody asked anything of it" in asleep["message"]
+    assert not status.get("lastPreemption")
+
+    token = await agent_token(bench.port, "n1", "llmos-gateway")
+    url = f"http://127.0.0.1:{operator.port_of('ingest')}/v1/demand"
+    item = {"namespace": "team", "name": "chat", "waiting": 1, "inFlight": 0, "requests": 1}
+    async with (
+        ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
+        session.post(url, json={"gateway": "g", "items": [item]}) as answer,
+    ):
+        assert answer.status == 204, await answer.text()
+    await bench.until_phase("chat", "Running")
+    (after,) = await bench.pods("chat")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert "sleeping" not in claim_of(after)

@@ -106,3 +106,19 @@ def test_arrivals_are_counted_over_a_minute() -> None:
         book.take(batch("a", requests=2), NOW + second)
     assert book.demand("team/chat", NOW + 115).per_minute == 12
     assert book.demand("team/other", NOW).per_minute == 0
+
+
+def test_replicas_may_sleep_after_idleness_until_somebody_asks() -> None:
+    spec = SPEC | {"idle": {"sleepAfter": "5m"}}
+    memory = scaling.begin(spec, 1, NOW)
+
+    def may(demand: Demand, after: float, *, dozes: bool = False) -> bool:
+        return scaling.may_doze(spec, demand, memory, NOW + after, dozes=dozes)
+
+    assert not may(Demand(), 299)
+    assert may(Demand(), 300)
+    assert not may(Demand(waiting=1), 300, dozes=True)
+    assert may(Demand(), 0, dozes=True), "a restart forgets how long nobody asked, and wakes nobody"
+    assert not may(Demand(lost="no report from g"), 900), "what is not known is no idleness"
+    assert may(Demand(lost="no report from g"), 900, dozes=True)
+    assert not scaling.may_doze(SPEC, Demand(), memory, NOW + 900, dozes=False)

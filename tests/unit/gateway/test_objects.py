@@ -68,6 +68,17 @@ def test_a_workload_that_is_being_deleted_is_left_out() -> None:
             "NoCapacity: y",
         ),
         ([condition("Finished", "True", "Failed", "gave up")], "Failed: gave up", ""),
+        (
+            [condition("Asleep", "True", "Asleep", "x"), condition("ModelLoaded", "False", "Loading")],
+            "",
+            "Asleep: x",
+        ),
+        (
+            [condition("Asleep", "True", "Asleep", "x"), condition("Accepted", "False", "InvalidSpec")],
+            "InvalidSpec",
+            "",
+        ),
+        ([condition("Asleep", "False", "Awake")], "", ""),
     ],
 )
 def test_conditions_say_what_it_waits_for_and_whether_waiting_is_hopeless(
