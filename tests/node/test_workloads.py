@@ -68,7 +68,7 @@ def test_the_model_is_ready_before_the_containers_beside_it_start(installed: Ins
         "name": "app",
         "image": layout.PAUSE_IMAGE,
         # Asks once, at its very start: it would fail if the model were not there.
-        "command": ["/usr/bin/sh", "-c", "wget -q -O - $OPENAI_BASE_URL/models && sleep 1000"],
+        "command": ["/usr/bin/sh", "-c", "wget -q -O - $LLMOS_ENDPOINT/models && sleep 1000"],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     workload = {
