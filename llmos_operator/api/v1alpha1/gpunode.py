@@ -59,7 +59,7 @@ class DeviceLink(KubeModel):
 class DeviceHolder(KubeModel):
     """A container the kubelet gave the device to."""
 
-    pod: Annotated[str, StringConstraints(min_length=3, max_length=317)] = Field(
+    pod: Annotated[str, StringConstraints(min_length=1, max_length=317)] = Field(
         description="Its pod, as namespace/name."
     )
     container: Annotated[str, StringConstraints(max_length=63)] = Field(
