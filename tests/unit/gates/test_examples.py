@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llmos_operator.api.v1alpha1.modelcache import ModelCache
 from llmos_operator.api.v1alpha1.modelworkload import ModelWorkload
 from llmos_operator.state import convert
 
@@ -17,9 +18,13 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.is_dir(
 MANIFESTS = sorted((ROOT / "examples").glob("*/*.yaml"))
 
 
-def workloads(path: Path) -> list[dict[str, Any]]:
+def of_kind(path: Path, kind: str) -> list[dict[str, Any]]:
     documents = yaml.safe_load_all(path.read_text(encoding="utf-8"))
-    return [item for item in documents if item["kind"] == "ModelWorkload"]
+    return [item for item in documents if item["kind"] == kind]
+
+
+def workloads(path: Path) -> list[dict[str, Any]]:
+    return of_kind(path, "ModelWorkload")
 
 
 def test_the_promised_examples_are_there() -> None:
@@ -35,14 +40,17 @@ def test_the_promised_examples_are_there() -> None:
         "gang",
         "batch",
         "fine-tune",
+        "model-cache",
     ]
     assert [name.partition("-")[0] for name in names] == [f"{i:02}" for i in range(1, len(names) + 1)]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(ROOT / "examples")))
 def test_a_manifest_is_what_the_operator_accepts(path: Path) -> None:
-    found = workloads(path)
-    assert found
+    found, caches = workloads(path), of_kind(path, "ModelCache")
+    assert found or caches
+    for item in caches:
+        ModelCache.model_validate(item)
     for item in found:
         ModelWorkload.model_validate(item)
         stored = {**item, "metadata": {**item["metadata"], "uid": "u", "namespace": "default"}}

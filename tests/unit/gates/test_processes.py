@@ -29,6 +29,17 @@ MIB = 1 << 20
 BANNED = {
     "operator": {"torch", "transformers", "pynvml", "fastapi", "typer", "rich"},
     "agent": {"torch", "transformers", "kopf", "numpy", "scipy", "typer", "rich"},
+    # One beside the agent for each download: the standard library is all it needs.
+    "fetch": {
+        "torch",
+        "transformers",
+        "kopf",
+        "numpy",
+        "aiohttp",
+        "pydantic",
+        "kubernetes",
+        "prometheus_client",
+    },
     "gateway": {"torch", "transformers", "kopf", "pynvml", "numpy", "scipy", "typer", "rich"},
     "runtime": {"torch", "transformers", "kopf", "kubernetes", "typer", "rich"},
     "batch": {"torch", "transformers", "kopf", "kubernetes", "typer", "rich"},
@@ -39,6 +50,7 @@ BANNED = {
 BUDGET_MIB = {
     "operator": 120,
     "agent": 60,
+    "fetch": 40,
     "gateway": 120,
     "runtime": 120,
     "batch": 120,
