@@ -426,7 +426,7 @@ class Month:
     def _on(self, node: str, uuid: str) -> Pod | None:
         return next((pod for pod in self._pods(node) if pod.claim and uuid in pod.claim.devices), None)
 
-    def _set_node(self, node: str, **changes: bool) -> None:
+    def _set_node(self, node: str, **changes: Any) -> None:
         state = self.store.node(node)
         if state is not None and state.node is not None:
             self.store.apply_node(replace(state.node, **changes))

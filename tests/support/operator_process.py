@@ -146,8 +146,10 @@ class Bench:
         await self.port.apply(ports.GPU_NODES, {"metadata": {"name": name}}, manager="test")
         await self.devices(name, devices, memory)
 
-    async def devices(self, name: str, count: int, memory: str = "1Gi", **verdicts: str) -> None:
-        """Write the devices of a node; ``verdicts`` maps d0, d1, … to a verdict."""
+    async def devices(
+        self, name: str, count: int, memory: str = "1Gi", reason: str = "", **verdicts: str
+    ) -> None:
+        """Write the devices of a node; ``verdicts`` maps d0, d1, … to a verdict, each for ``reason``."""
         listed = [
             {
                 "uuid": f"GPU-sim-{name}-{index}",
@@ -155,7 +157,10 @@ class Bench:
                 "product": "SIM-A",
                 "memory": memory,
                 "computeCapability": "8.0",
-                "health": {"verdict": verdicts.get(f"d{index}", "Healthy"), "reason": ""},
+                "health": {
+                    "verdict": verdicts.get(f"d{index}", "Healthy"),
+                    "reason": reason if f"d{index}" in verdicts else "",
+                },
             }
             for index in range(count)
         ]
@@ -366,8 +371,9 @@ async def _wipe(port: Transport) -> None:
         for item in await collect(port, kind):
             if not item["metadata"]["name"].startswith("system-"):
                 await _delete(port, kind, item["metadata"]["name"], "")
-    for item in await collect(port, ports.LEASES, SYSTEM):
-        await _delete(port, ports.LEASES, item["metadata"]["name"], SYSTEM)
+    for kind in (ports.LEASES, ports.JOBS):
+        for item in await collect(port, kind, SYSTEM):
+            await _delete(port, kind, item["metadata"]["name"], SYSTEM)
 
 
 async def _delete(port: Transport, kind: ports.Kind, name: str, namespace: str) -> None:
