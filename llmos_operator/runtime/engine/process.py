@@ -181,12 +181,12 @@ class Engine:
         output = RequestOutput(request_id, finish_reason=FinishReason.ERROR, message=problem)
         self._send(StepOutput((output,)))
 
-    def _start(self, load: Load) -> None:
+    def _start(self, load: Load, base_bytes: int = 0) -> None:
         """Load, and say Ready or Failed; after a failure the process ends."""
         stages = Stages(self._clock, self._send)
         failure: Failed | None = None
         try:
-            loaded = load_model(load, stages)
+            loaded = load_model(load, stages, base_bytes)
             self._serving = Serving(loaded, self._clock)
             self._send(Ready(self._serving.info(stages.seconds), loaded.memory(), loaded.adapters))
         except Permanent as error:
@@ -225,9 +225,9 @@ class Engine:
     def _wake(self) -> None:
         if not self._asleep or self._load is None:
             return
-        self._asleep, self._emptied = False, None
+        emptied, self._asleep, self._emptied = self._emptied, False, None
         if self._serving is None:
-            self._start(self._load)
+            self._start(self._load, emptied[0].base_bytes if emptied is not None else 0)
         else:
             serving = self._serving
             self._send(Progress(RuntimeState.WARMING))

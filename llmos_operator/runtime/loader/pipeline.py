@@ -107,15 +107,18 @@ class Loaded:
         )
 
 
-def load_model(load: Load, stages: Stages) -> Loaded:
-    """Load ``load`` and return it warm. Raises Permanent or Retryable; the stages say how far it came."""
+def load_model(load: Load, stages: Stages, base_bytes: int = 0) -> Loaded:
+    """Load ``load`` and return it warm. Raises Permanent or Retryable; the stages say how far it came.
+
+    ``base_bytes`` is R0 as a former load of this process measured it: what that one left behind is no base. 0: measure.
+    """
     if load.format not in FORMATS:
         raise Permanent(
             f"format {load.format!r} is not served here; served: {', '.join(FORMATS)}", reason="Unsupported"
         )
     stages.enter(RuntimeState.STARTING)
     meter = Meter(load.base_pids, limit_bytes=load.memory_limit_bytes)
-    meter.base_bytes = meter.measure()
+    meter.base_bytes = base_bytes or meter.measure()
     source = resolve(load, stages)
     folder = standard_folder(source, load, stages)
     config = read_config(folder)

@@ -255,6 +255,7 @@ def test_sleep_gives_memory_back_and_wake_serves_the_same_again(served, tokenize
         assert left < awake.measured_bytes - awake.weights_bytes * 3 // 4, f"{left >> 20} MiB are left"
         assert asleep.memory.host_bytes == (awake.weights_bytes if level == 1 else 0)
         assert woken.memory.host_bytes == 0
+        assert woken.memory.base_bytes == awake.base_bytes, "what a former load left behind is no base"
         assert woken.info.load_path == ("hot" if level == 1 else "warm")
         assert dict(woken.info.stage_seconds)["Warming"] > 0
         assert served.run(served.answer("awake", ids(tokenizer, PROMPTS[0])))[0] == before
