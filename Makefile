@@ -105,6 +105,10 @@ node-up: binaries ## A real Kubernetes node on this machine, without Docker (roo
 node-down: venv ## End the node and remove all it had
 	@$(PY) -m scripts.realnode down
 
+.PHONY: test-node
+test-node: artifacts ## The chart and model workloads on the real node (started for it, and ended, unless node-up has run)
+	@$(PY) -m pytest tests/node $(ARGS)
+
 .PHONY: stress
 stress: venv ## Property tests at length: 5,000 clusters each, 20,000 histories (two hours)
 	@LLMOS_PROPERTY_PROFILE=stress $(PY) -m pytest tests/property $(ARGS)

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from llmos_operator.__main__ import PROCESSES
+from llmos_operator.errors import Permanent
 from scripts.chart import CHART
+from scripts.realnode.recipe import recipe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TEXT = (REPOSITORY / "Dockerfile").read_text()
@@ -131,3 +133,19 @@ def test_image_user_and_ports_are_the_charts():
         "gateway": {8000, 8080},
         "runtime": {8000, 8001},
     }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_images_made_without_docker_have_the_same_words(target: str):
+    made = recipe(TEXT, target)
+    assert made.user == "65532:65532"
+    assert made.entrypoint == ("python", "-m", "llmos_operator")
+    assert made.command == (target,)
+    assert made.environment["PATH"].startswith("/opt/llmos/bin:/usr")
+    assert made.labels["org.opencontainers.image.version"] == "0.0.0"
+    assert ("MALLOC_ARENA_MAX" in made.environment) == (target == "runtime")
+
+
+def test_an_instruction_that_is_not_understood_is_no_image():
+    with pytest.raises(Permanent, match="HEALTHCHECK"):
+        recipe("FROM scratch AS odd\nHEALTHCHECK NONE\n", "odd")

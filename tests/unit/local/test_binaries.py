@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 def _pin(module: str, path: str) -> str:
     text = (ROOT / "tools" / module / "go.mod").read_text()
-    found = re.search(rf"^\s*{re.escape(path)} v(\S+)", text, re.MULTILINE)
+    found = re.search(rf"^(?:\s*|require ){re.escape(path)} v(\S+)", text, re.MULTILINE)
     assert found, f"{path} is not pinned in tools/{module}/go.mod"
     return found.group(1)
 
@@ -29,10 +29,12 @@ def test_versions_are_those_the_go_modules_pin() -> None:
     assert _pin("controlplane", "k8s.io/kubernetes") == versions.KUBERNETES
     assert _pin("controlplane", "go.etcd.io/etcd/server/v3") == versions.ETCD
     assert _pin("helm", "helm.sh/helm/v4") == versions.HELM
+    assert _pin("realnode", "k8s.io/kubernetes") == versions.KUBERNETES
+    assert _pin("coredns", "github.com/coredns/coredns") == versions.COREDNS
 
 
 def test_every_program_can_be_built_from_a_tool_line() -> None:
-    assert set(building.PACKAGES) == set(versions.NAMES)
+    assert set(building.PACKAGES) == {*versions.NAMES, *versions.NODE}
     for module, package, _ in building.PACKAGES.values():
         assert package in (ROOT / "tools" / module / "go.mod").read_text()
 
