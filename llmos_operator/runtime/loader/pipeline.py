@@ -94,7 +94,7 @@ class Loaded:
         )
         kv_needed = max(kv_most_tokens * 5 // 4, self.plan.max_model_len) * per_token
         return EngineMemory(
-            full_bytes=max(meter.load_peak_bytes, meter.rest_bytes + guess.kv_bytes),
+            full_bytes=max(meter.peak_bytes, meter.rest_bytes + guess.kv_bytes),
             needed_bytes=max(meter.load_peak_bytes, meter.rest_bytes + min(kv_needed, guess.kv_bytes)),
             predicted_bytes=guess.total_bytes,
             measured_bytes=measured,
