@@ -89,5 +89,8 @@ def test_the_model_is_ready_before_the_containers_beside_it_start(installed: Ins
     (runtime,) = pod["status"]["initContainerStatuses"]
     assert (status["restartCount"], runtime["ready"]) == (0, True)
     assert status["state"]["running"]["startedAt"] > runtime["state"]["running"]["startedAt"]
-    logs = installed.tools.kubectl("logs", pod["metadata"]["name"], "--namespace=default", "--container=app")
-    assert json.loads(logs)["data"][0]["id"] == "beside"
+    words = ["logs", pod["metadata"]["name"], "--namespace=default", "--container=app"]
+    said = eventually(lambda: installed.tools.kubectl(*words), "what the app was answered")
+    assert json.loads(said)["data"][0]["id"] == "beside"
+    (after,) = installed.pods_of("beside")
+    assert after["status"]["containerStatuses"][0]["restartCount"] == 0, "the first request was answered"
