@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from scripts.realnode import layout
+from scripts.realnode.cluster import image
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.node
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+_ASK_ONCE = """
+import os, time, urllib.request
+print(urllib.request.urlopen(os.environ["LLMOS_ENDPOINT"] + "/models").read().decode())
+time.sleep(1000)
+"""
 QUESTION = "What is the capital of France?"
 
 
@@ -66,9 +72,9 @@ def test_an_upgrade_replaces_the_operator_and_not_the_serving_pod(
 def test_the_model_is_ready_before_the_containers_beside_it_start(installed: Installed) -> None:
     app = {
         "name": "app",
-        "image": layout.PAUSE_IMAGE,
+        "image": image("gateway"),
         # Asks once, at its very start: it would fail if the model were not there.
-        "command": ["/usr/bin/sh", "-c", "wget -q -O - $LLMOS_ENDPOINT/models && sleep 1000"],
+        "command": ["python", "-uc", _ASK_ONCE],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     workload = {
@@ -90,5 +96,8 @@ def test_the_model_is_ready_before_the_containers_beside_it_start(installed: Ins
     (runtime,) = pod["status"]["initContainerStatuses"]
     assert (status["restartCount"], runtime["ready"]) == (0, True)
     assert status["state"]["running"]["startedAt"] > runtime["state"]["running"]["startedAt"]
-    logs = installed.tools.kubectl("logs", pod["metadata"]["name"], "--namespace=default", "--container=app")
-    assert json.loads(logs)["data"][0]["id"] == "beside"
+    words = ["logs", pod["metadata"]["name"], "--namespace=default", "--container=app"]
+    said = eventually(lambda: installed.tools.kubectl(*words), "what the app was answered")
+    assert json.loads(said)["data"][0]["id"] == "beside"
+    (after,) = installed.pods_of("beside")
+    assert after["status"]["containerStatuses"][0]["restartCount"] == 0, "the first request was answered"
