@@ -11,7 +11,16 @@ from pydantic import Field, StringConstraints
 
 from llmos_operator.api.meta import Conditions, ObjectMeta
 from llmos_operator.api.names import API_VERSION
-from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListMap, ListSet, Quantity, Time
+from llmos_operator.api.schema import (
+    INT32_MAX,
+    INT64_MAX,
+    KubeModel,
+    ListAtomic,
+    ListMap,
+    ListSet,
+    Quantity,
+    Time,
+)
 from llmos_operator.api.telemetry import MAX_DEVICES, MAX_HOLDERS, Verdict
 from llmos_operator.api.v1alpha1.modelcache import CopyState
 
@@ -102,7 +111,7 @@ class GPUDevice(KubeModel):
         default="",
         description="Extended resource under which the kubelet hands the device out; empty where it does not, or does not tell.",
     )
-    holders: Annotated[tuple[DeviceHolder, ...], Field(max_length=MAX_HOLDERS)] = Field(
+    holders: Annotated[tuple[DeviceHolder, ...], ListAtomic(), Field(max_length=MAX_HOLDERS)] = Field(
         default=(), description="Containers that were given the device, as the kubelet tells."
     )
 
