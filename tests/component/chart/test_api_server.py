@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import tempfile
@@ -15,6 +16,8 @@ from tests.support.chart import NAMESPACE, VALUES_FILES, find, render
 from tests.support.crds import install_crds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from llmos_operator.local.controlplane import ControlPlane
 
 pytestmark = pytest.mark.component
@@ -164,16 +167,11 @@ APPLY = ("apply", "--server-side", "--field-manager=llmos-agent", "-f", "-")
 
 
 def wait_for_policy(plane: ControlPlane, token: str) -> None:
-    """Policies take effect some time after they are written."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            as_account(plane, token, *APPLY, "--dry-run=server", body=gpu_node("nobody-s-node"))
-        except subprocess.CalledProcessError as error:
-            if "must not write" in error.stderr:
-                return
-        time.sleep(0.1)
-    raise TimeoutError("the admission policy never took effect")
+    """Wait until the chart's policies hold."""
+    _until_refused(
+        lambda: as_account(plane, token, *APPLY, "--dry-run=server", body=gpu_node("nobody-s-node")),
+        "must not write",
+    )
 
 
 def test_an_agent_writes_the_gpunode_of_its_own_node_only(installed: ControlPlane):
@@ -193,6 +191,89 @@ def test_an_agent_writes_the_gpunode_of_its_own_node_only(installed: ControlPlan
             installed, token, *APPLY, "--subresource=status", body=gpu_node("node-2", devices=[device])
         )
     assert "must not write GPUNode" in foreign_status.value.stderr
+
+
+def test_an_agent_cannot_touch_what_is_done_about_its_devices(installed: ControlPlane):
+    token = agent_token(installed, "node-7")
+    wait_for_policy(installed, token)
+    care = {"treatments": [{"target": "GPU-1", "phase": "Draining"}]}
+    as_account(installed, token, *APPLY, body=gpu_node("node-7"))
+    installed.kubectl(
+        "apply", "--server-side", "--field-manager=llmos-operator-care", "--subresource=status", "-f", "-",
+        stdin=json.dumps(gpu_node("node-7", care=care)),
+    )  # fmt: skip
+    released = {"treatments": [{"target": "GPU-1", "phase": "Released"}]}
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        as_account(
+            installed,
+            token,
+            *APPLY,
+            "--subresource=status",
+            "--force-conflicts",
+            body=gpu_node("node-7", care=released),
+        )
+    assert "status.care belongs to the operator" in refused.value.stderr
+
+
+@pytest.fixture
+def acting(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """The rights and the policy of an operator that may cordon."""
+    act = render(values={"operator": {"config": {"health": {"mode": "Act"}}}})
+    nodes = {"llmos-operator-nodes"}
+    policies = [one for one in act if one["metadata"]["name"] in nodes]
+    assert len(policies) == 2  # the policy and its binding
+    apply(installed, [find(act, "ClusterRole", "llmos-operator"), *policies])
+    yield installed
+    installed.kubectl("delete", "-f", "-", stdin=yaml.safe_dump_all(policies))
+    apply(installed, [find(render(), "ClusterRole", "llmos-operator")])
+
+
+def test_an_operator_that_acts_cordons_nodes_and_changes_nothing_else(acting: ControlPlane):
+    node = "to-be-cordoned"
+    acting.kubectl(
+        "create",
+        "-f",
+        "-",
+        stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}),
+    )
+    token = acting.kubectl("create", "token", "llmos-operator", "-n", NAMESPACE).strip()
+
+    def patch(body: dict[str, Any]) -> str:
+        return as_account(
+            acting, token, "patch", "node", node, "--type=merge", "--patch-file=/dev/stdin", body=body
+        )
+
+    try:
+        labels = map(str, itertools.count())  # one that is there already would change nothing
+        _until_refused(
+            lambda: patch({"metadata": {"labels": {"a": next(labels)}}}), "changes nothing else of them"
+        )
+        for change in (
+            {"metadata": {"annotations": {"a": "b"}}},
+            {"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}},
+            {"spec": {"unschedulable": True, "providerID": "elsewhere"}},
+        ):
+            with pytest.raises(subprocess.CalledProcessError) as refused:
+                patch(change)
+            assert "the operator cordons nodes and changes nothing else of them" in refused.value.stderr
+        patch({"spec": {"unschedulable": True}})
+        assert json.loads(acting.kubectl("get", "node", node, "-o", "json"))["spec"]["unschedulable"] is True
+        patch({"spec": {"unschedulable": None}})
+    finally:
+        acting.kubectl("delete", "node", node)
+
+
+def _until_refused(act: Callable[[], object], why: str) -> None:
+    """Policies and rights take effect some time after they are written."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            act()
+        except subprocess.CalledProcessError as error:
+            if why in error.stderr:
+                return
+        time.sleep(0.1)
+    raise TimeoutError("the admission policy never took effect")
 
 
 def test_an_agent_cannot_touch_the_operators_ledger(installed: ControlPlane):
