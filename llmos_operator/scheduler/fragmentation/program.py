@@ -74,29 +74,42 @@ class _Rows:
         self.right: list[float] = []
         self.cost: list[float] = []
         self.upper: list[float] = []
-        self.at: list[tuple[int, int, float]] = []
+        self.starts: list[int] = []  # of each column, the first of its entries
+        self.rows: list[int] = []
+        self.values: list[float] = []
 
     def row(self, right: float = 0.0) -> int:
         self.right.append(right)
         return len(self.right) - 1
 
     def column(self, entries: list[tuple[int, float]], cost: float = 0.0, upper: float = np.inf) -> None:
-        self.at += [(row, len(self.cost), value) for row, value in entries]
+        self.starts.append(len(self.rows))
+        self.rows += [row for row, _ in entries]
+        self.values += [value for _, value in entries]
         self.cost.append(cost)
         self.upper.append(upper)
 
     def duals(self) -> Floats:
         """Solve; return what one more on the right side of each row would bring. Raises NoSolution."""
-        from scipy.optimize import linprog  # noqa: PLC0415 - slow import, wanted where prices are made only
-        from scipy.sparse import coo_matrix  # noqa: PLC0415
+        import highspy  # noqa: PLC0415 - slow import, wanted where prices are made only
 
-        rows, columns, values = zip(*self.at, strict=True)
-        matrix = coo_matrix((values, (rows, columns)), shape=(len(self.right), len(self.cost))).tocsr()
-        bounds = np.column_stack([np.zeros(len(self.upper)), np.array(self.upper)])
-        found = linprog(self.cost, A_ub=matrix, b_ub=self.right, bounds=bounds, method="highs")
-        if found.status != 0:
-            raise NoSolution(f"no prices: {found.message}")
-        duals: Floats = -found.ineqlin.marginals
+        program = highspy.HighsLp()
+        program.num_col_, program.num_row_ = len(self.cost), len(self.right)
+        program.col_cost_ = np.array(self.cost)
+        program.col_lower_, program.col_upper_ = np.zeros(len(self.upper)), np.array(self.upper)
+        program.row_lower_, program.row_upper_ = np.full(len(self.right), -np.inf), np.array(self.right)
+        program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+        program.a_matrix_.start_ = np.array([*self.starts, len(self.rows)])
+        program.a_matrix_.index_, program.a_matrix_.value_ = np.array(self.rows), np.array(self.values)
+        solver = highspy.Highs()
+        solver.setOptionValue("output_flag", False)  # noqa: FBT003 - the library's own way
+        solver.setOptionValue("threads", 1)
+        solver.passModel(program)
+        solver.run()
+        state = solver.getModelStatus()
+        if state != highspy.HighsModelStatus.kOptimal:
+            raise NoSolution(f"no prices: {solver.modelStatusToString(state)}")
+        duals: Floats = -np.array(solver.getSolution().row_dual)
         return duals
 
 

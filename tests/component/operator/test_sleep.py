@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.component]
 GIB = 1 << 30
 SHARED = {"accelerators": 1, "sharing": "Shared"}
 BASE = {"LLMOS_RUNTIME__BASE_MEMORY": "200Mi"}
-CONTEXT = 8192 * 2 * 24 * 2 * 16 * 2  # bytes of the KV cache of one full context
+LAYERS = 192
+CONTEXT = 8192 * 2 * LAYERS * 2 * 16 * 2  # bytes of the KV cache of one full context
 
 
 def claim_of(pod: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def claim_of(pod: dict[str, Any]) -> dict[str, Any]:
 
 async def a_chat(bench: Bench, **more: Any) -> dict[str, Any]:
     """Let a chat with two contexts run on a device of its own; return its pod."""
-    uri = write_model(bench.hub, "acme/tiny", num_hidden_layers=24, max_position_embeddings=8192)
+    uri = write_model(bench.hub, "acme/tiny", num_hidden_layers=LAYERS, max_position_embeddings=8192)
     context = {"maxModelLen": 8192, "maxNumSeqs": 8}
     await bench.apply("chat", uri, resources=SHARED, context=context, **more)
     await bench.until_phase("chat", "Running")
@@ -111,7 +112,7 @@ async def test_who_is_not_asked_anything_sleeps_until_a_request_waits(bench: Ben
     operator = bench.operator(**BASE)
     await bench.telemetry(operator, "n1")
     scaling = {"minReplicas": 1, "maxReplicas": 1, "idle": {"sleepAfter": "2s"}}
-    uri = write_model(bench.hub, "acme/tiny", num_hidden_layers=24, max_position_embeddings=8192)
+    uri = write_model(bench.hub, "acme/tiny", num_hidden_layers=LAYERS, max_position_embeddings=8192)
     await bench.apply("chat", uri, resources=SHARED, scaling=scaling)
     await bench.until_phase("chat", "Asleep", 60)
     (before,) = await bench.pods("chat")

@@ -18,10 +18,10 @@ HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$")
 # transformers model beside a torch build they were not made for.
 FORBIDDEN = {
     "operator": {"torch", "transformers", "nvidia-ml-py", "fastapi", "tokenizers", "triton"},
-    "agent": {"torch", "transformers", "kopf", "numpy", "scipy", "fastapi"},
+    "agent": {"torch", "transformers", "kopf", "numpy", "highspy", "fastapi"},
     "gateway": {"torch", "transformers", "kopf", "nvidia-ml-py", "numpy", "fastapi"},
     "runtime": {"kopf", "kubernetes", "nvidia-ml-py"},
-    "cli": {"torch", "transformers", "kopf", "nvidia-ml-py", "fastapi", "scipy", "matplotlib"},
+    "cli": {"torch", "transformers", "kopf", "nvidia-ml-py", "fastapi", "highspy", "matplotlib"},
     "sim": {"torch", "transformers", "kopf", "kubernetes", "nvidia-ml-py", "fastapi"},
 }
 NOWHERE = {"torchvision", "timm", "torchaudio"}

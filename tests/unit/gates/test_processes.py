@@ -28,7 +28,7 @@ MIB = 1 << 20
 # Process -> modules that must not be loaded once its entry point is imported.
 BANNED = {
     "operator": {"torch", "transformers", "pynvml", "fastapi", "typer", "rich"},
-    "agent": {"torch", "transformers", "kopf", "numpy", "scipy", "typer", "rich"},
+    "agent": {"torch", "transformers", "kopf", "numpy", "highspy", "typer", "rich"},
     # One beside the agent for each download: the standard library is all it needs.
     "fetch": {
         "torch",
@@ -40,7 +40,7 @@ BANNED = {
         "kubernetes",
         "prometheus_client",
     },
-    "gateway": {"torch", "transformers", "kopf", "pynvml", "numpy", "scipy", "typer", "rich"},
+    "gateway": {"torch", "transformers", "kopf", "pynvml", "numpy", "highspy", "typer", "rich"},
     "runtime": {"torch", "transformers", "kopf", "kubernetes", "typer", "rich"},
     "batch": {"torch", "transformers", "kopf", "kubernetes", "typer", "rich"},
     "tune": {"torch", "transformers", "kopf", "kubernetes", "typer", "rich"},

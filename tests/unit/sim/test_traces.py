@@ -236,7 +236,7 @@ def test_the_command_prints_a_table_json_and_a_picture(
     assert "like 14-42" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("package", "trace"), [("matplotlib", "philly"), ("scipy", "openb")])
+@pytest.mark.parametrize(("package", "trace"), [("matplotlib", "philly"), ("highspy", "openb")])
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path, package: str, trace: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nclass A:\n"
