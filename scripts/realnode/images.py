@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,6 +188,7 @@ def busybox_image() -> Image:
     return Image(layout.PAUSE_IMAGE, archive, layer.size)
 
 
+_OLD_SECONDS = 24 * 3600.0
 _APPLETS = (
     "sh",
     "cat",
@@ -223,6 +225,10 @@ def _make(target: str, folder: Path) -> Image:
     tag = code_digest()
     name = f"{layout.REGISTRY}/llmos-{target}:{tag}"
     archive = folder / f"{target}-{tag}.tar"
+    size = archive.with_suffix(".size")  # written last: what it stands beside is whole
+    if size.exists() and archive.exists() and environment_folder(target).is_dir():
+        return Image(name, archive, int(size.read_text(encoding="ascii")))
+    _remove_old(folder, target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as place:
         app = Path(place) / "app"
         shutil.copytree(
@@ -247,7 +253,17 @@ def _make(target: str, folder: Path) -> Image:
             _place(
                 archive, name, recipe((REPOSITORY / "Dockerfile").read_text(encoding="utf-8"), target), layers
             )
-    return Image(name, archive, sum(layer.size for layer in layers))
+    size.write_text(str(sum(layer.size for layer in layers)), encoding="ascii")
+    return Image(name, archive, int(size.read_text(encoding="ascii")))
+
+
+def _remove_old(folder: Path, target: str) -> None:
+    """Remove what was made for other code more than a day ago; layers of environments stay."""
+    before = time.time() - _OLD_SECONDS
+    for path in folder.glob(f"{target}-*"):
+        of_code = path.suffix != ".layer" or path.stem.endswith((".app", ".env"))
+        if of_code and path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
 
 
 def _layer(folder: Path, name: str, folders: list[tuple[Path, str]]) -> Layer:
