@@ -92,6 +92,7 @@ class _Rows:
     def duals(self) -> Floats:
         """Solve; return what one more on the right side of each row would bring. Raises NoSolution."""
         import highspy  # noqa: PLC0415 - slow import, wanted where prices are made only
+        from highspy._core import _Highs as Highs  # noqa: PLC0415 - highspy.Highs adds callbacks, and prints a line
 
         program = highspy.HighsLp()
         program.num_col_, program.num_row_ = len(self.cost), len(self.right)
@@ -101,7 +102,7 @@ class _Rows:
         program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
         program.a_matrix_.start_ = np.array([*self.starts, len(self.rows)])
         program.a_matrix_.index_, program.a_matrix_.value_ = np.array(self.rows), np.array(self.values)
-        solver = highspy.Highs()
+        solver = Highs()
         solver.setOptionValue("output_flag", False)  # noqa: FBT003 - the library's own way
         solver.setOptionValue("threads", 1)
         solver.passModel(program)
