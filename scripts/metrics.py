@@ -99,7 +99,7 @@ def catalogue() -> dict[str, list[Metric]]:
         "gateway": _read(gateway),
         "runtime": _read(runtime),
         "tune": _read(tune),
-        "agent": [one for one in told if one.name.startswith("llmos_agent_")],
+        "agent": [one for one in told if one.name.startswith(("llmos_agent_", "llmos_node_"))],
         "devices": fixed
         + [one for one in told if one.name.startswith("llmos_gpu_") and one.name not in known],
         "dcgm": [*_figures(DCGM, DCGM_LABELS)],
