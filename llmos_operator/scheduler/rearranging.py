@@ -2,7 +2,8 @@
 
 Tried in both worlds between checkpoint and rollback: a target is free now, beside those who move, and nobody waits for
 it. All who move run on nodes on which the claimant starts; nobody makes way for somebody who makes way. On one node every
-set is tried, fewest first, as far as the limits of `ConsolidationPolicy` go, so up to two replicas are always; targets are
+set is tried, fewest first, and every device for a share, as far as the limits of `ConsolidationPolicy` go, so up to two
+replicas are always; targets are
 looked for with steps back (`relocation`). Nodes are tried in the order of a lower bound of the cost.
 """
 
@@ -205,10 +206,29 @@ class Rearranging:
         mark = worlds.checkpoint()
         for mover in chosen:
             self._relocations.vacate(mover)
-        claim = self._relocations.hold(wanted, spot)
-        targets = self._relocations.places(everybody) if claim is not None else None
+        vacated = worlds.checkpoint()
+        targets = None
+        while (claim := self._relocations.hold(wanted, spot)) is not None:
+            targets = self._relocations.places(everybody)
+            worlds.rollback(vacated)
+            if (
+                targets is not None
+                or wanted.request.whole
+                or wanted.request.devices != 1
+                or self._exhausted()
+            ):
+                break  # which of a node's devices makes no difference, or is left to `pick`
+            spot = self._without(spot, claim.devices[0])
         worlds.rollback(mark)
         return ((claim,), targets) if claim is not None and targets is not None else None
+
+    def _without(self, spot: Spot, uuid: str) -> Spot:
+        """Return a row's spot without one of its devices."""
+        table, domain = self._attempts.scene.table, spot.domain
+        columns = np.ones(table.exists.shape[1], bool) if domain.columns is None else domain.columns.copy()
+        devices = self._attempts.worlds.later.node(table.names[spot.row]).devices
+        columns[next(column for column, one in enumerate(devices) if one.uuid == uuid)] = False
+        return Spot(spot.row, Domain(domain.name, domain.rows, columns))
 
     def _exhausted(self) -> bool:
         limits = self._attempts.policy.consolidation
