@@ -3,8 +3,8 @@
 Tried in both worlds between checkpoint and rollback: a target is free now, beside those who move, and nobody waits for
 it. All who move run on nodes on which the claimant starts; nobody makes way for somebody who makes way. On one node every
 set is tried, fewest first, and every device for a share, as far as the limits of `ConsolidationPolicy` go, so up to two
-replicas are always; targets are
-looked for with steps back (`relocation`). Nodes are tried in the order of a lower bound of the cost.
+replicas are always; targets are looked for with steps back (`relocation`). Nodes are tried in the order of a lower bound
+of the cost.
 """
 
 from __future__ import annotations
