@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import ClientSession, web
+from aiohttp import ClientError, ClientSession, web
 
 from llmos_operator.cluster import port as ports
 from llmos_operator.cluster.failures import NotFound
@@ -255,9 +255,10 @@ class Bench:
         return await self.until(reached, f"{name}: {kind}={status} {reason}", seconds)
 
     async def events(self, name: str) -> list[Json]:
-        """Return the Events about a workload."""
+        """Return the Events about a workload that is there, and none about former ones of its name."""
+        uid = (await self.workload(name))["metadata"]["uid"]
         found = await collect(self.port, ports.EVENTS, self.namespace)
-        return [one for one in found if (one.get("regarding") or {}).get("name") == name]
+        return [one for one in found if (one.get("regarding") or {}).get("uid") == uid]
 
 
 class FakeAgent:
@@ -296,7 +297,7 @@ class FakeAgent:
         async with ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
             while True:
                 sequence += 1
-                with suppress(OSError, IndexError):
+                with suppress(OSError, IndexError, ClientError, LlmosError):  # an agent goes on
                     await self._send(session, sequence)
                 await asyncio.sleep(0.3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ async def test_memory_is_given_up_for_who_stands_higher_and_comes_back_after_it(
     assert status["phase"] == "Running"
 
     # A new leader has the same ledger, and a runtime that started anew is told anew.
-    bench.operators[-1].stop()
+    await asyncio.to_thread(bench.operators[-1].stop)  # it writes through this process
     report = bench.kubelet.reported(pod["metadata"]["uid"])
     memory = report.memory.model_copy(update={"limit_bytes": claim["bytesPerDevice"]})
     bench.kubelet.report(pod["metadata"]["uid"], report.model_copy(update={"memory": memory}))

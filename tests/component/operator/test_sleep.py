@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ async def test_a_replica_sleeps_for_who_stands_higher_and_wakes_after_it(bench: 
     assert "to make room for team/pressing" in asleep["message"]
 
     # A new leader has the same ledger, and a runtime that started anew is told anew.
-    bench.operators[-1].stop()
+    await asyncio.to_thread(bench.operators[-1].stop)  # it writes through this process
     bench.kubelet.report(uid, bench.kubelet.reported(uid).model_copy(update={"state": RuntimeState.READY}))
     operator = bench.operator("operator-b", **BASE)
 
