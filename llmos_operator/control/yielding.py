@@ -7,79 +7,37 @@ runtime that started again knows only the limit its pod was created with, so it 
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.control.following import Following, address_of
 from llmos_operator.observability.logging import logger
 from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from llmos_operator.actuators.lowering import Lowering
-    from llmos_operator.actuators.runtime_client import RuntimeClient
     from llmos_operator.api.runtime.messages import RuntimeStatus
-    from llmos_operator.clock import Clock
-    from llmos_operator.control.records import Records
-    from llmos_operator.state.store import Store
     from llmos_operator.state.types import Claim, Pod
 
 log = logger(__name__)
 
-TICK = 0.5
-_WIDTH = 16  # runtimes that are talked to at once
 
-
-class Yielding:
+class Yielding(Following):
     """Talks to the runtimes whose claims were lowered or restored."""
 
-    def __init__(
-        self,
-        store: Store,
-        records: Records,
-        client: RuntimeClient,
-        lowering: Lowering,
-        clock: Clock,
-        *,
-        timeout: float,
-        may_act: Callable[[], bool],
-    ) -> None:
-        """`timeout` is the seconds a runtime has to come down."""
-        self._store = store
-        self._records = records
-        self._client = client
-        self._lowering = lowering
-        self._clock = clock
-        self._timeout = timeout
-        self._may_act = may_act
-        self._since: dict[str, float] = {}  # pod UID -> monotonic time since which it is watched
-        self._gate = asyncio.Semaphore(_WIDTH)
+    refusal = "runtime does not take its budget yet"
 
-    async def run(self) -> None:
-        """Go on until cancelled."""
-        while True:
-            if self._may_act():
-                await self.turn()
-            await asyncio.sleep(TICK)
-
-    async def turn(self) -> None:
-        """Look once at every runtime that has to come down, or may go up again."""
-        lowered = self._store.lowered()
-        watched = [
+    def _watched(self) -> list[Pod]:
+        return [
             pod
-            for pod in lowered
+            for pod in self._store.lowered()
             if pod.claim is not None
             and pod.claim.sleeping is None
             and not (pod.claim.yielded and self._keeps(pod))
         ]
-        present = {pod.uid for pod in watched}
-        self._since = {uid: at for uid, at in self._since.items() if uid in present}
-        raised = [pod for key in sorted(self._lowering.raised) if (pod := self._store.pod(key)) is not None]
-        self._lowering.raised &= {pod.key for pod in raised}
-        await asyncio.gather(*(self._attend(pod) for pod in (*watched, *raised)))
+
+    def _undoing(self) -> set[str]:
+        return self._lowering.raised
 
     def _keeps(self, pod: Pod) -> bool:
         """Return whether the runtime's last word is that it keeps to what its claim was lowered to, or it serves nobody."""
@@ -88,17 +46,11 @@ class Yielding:
             return True
         return report.memory.limit_bytes <= pod.claim.asked_bytes
 
-    async def _attend(self, pod: Pod) -> None:
-        async with self._gate:
-            try:
-                await (
-                    self._come_down(pod, pod.claim)
-                    if pod.claim is not None and pod.claim.lowered
-                    else self._go_up(pod)
-                )
-            except (Retryable, Permanent) as error:
-                log.debug("runtime does not take its budget yet", pod=pod.key, error=error)
-                self._expire(pod, str(error))
+    async def _see_to(self, pod: Pod) -> None:
+        if pod.claim is not None and pod.claim.lowered:
+            await self._come_down(pod, pod.claim)
+        else:
+            await self._go_up(pod)
 
     async def _come_down(self, pod: Pod, claim: Claim) -> None:
         """Tell a runtime its lower limit, and count it with that once it keeps to it."""
@@ -122,9 +74,7 @@ class Yielding:
 
     def _expire(self, pod: Pod, why: str) -> None:
         """Let a replica keep what it has if its time to come down is over; one that has come down before is told for ever."""
-        since = self._since.get(pod.uid)
-        late = since is not None and self._clock.monotonic() - since >= self._timeout
-        if late and pod.claim is not None and pod.claim.lowered and not pod.claim.yielded:
+        if self._late(pod) and pod.claim is not None and pod.claim.lowered and not pod.claim.yielded:
             self._lowering.refused(pod, f"after {self._timeout:.0f} s {why}")
 
     async def _go_up(self, pod: Pod) -> None:
@@ -136,14 +86,6 @@ class Yielding:
             pod.namespace, address_of(self._records, pod), pod.claim.bytes_per_device
         )
         self._lowering.raised.discard(pod.key)
-
-
-def address_of(records: Records, pod: Pod) -> str:
-    """Return where a pod's runtime listens. Raises Retryable while that is not known."""
-    replica = records.replica(pod.key)
-    if replica is None or replica.uid != pod.uid or not replica.ip:
-        raise Retryable(f"{pod.key} has no address")
-    return replica.ip
 
 
 def _is_down(report: RuntimeStatus, claim: Claim) -> bool:
