@@ -234,6 +234,11 @@ class Attempts:
         self.worlds.wake(pod)
         self._write(pod.node)
 
+    def restored(self, pod: Pod, claim: Claim) -> None:
+        """Let a pod that came down have its memory back, in both worlds."""
+        self.worlds.restore(pod, claim)
+        self._write(pod.node)
+
     def elsewhere(self, pod: Pod, claim: Claim, workload: Workload) -> str | None:
         """Return the node on which a replica could start now if its pod were gone, None if nowhere; nothing has changed then."""
         shape, mark = self.shape(workload), self.worlds.checkpoint()

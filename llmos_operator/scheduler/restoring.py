@@ -29,8 +29,7 @@ def restores(attempts: Attempts) -> list[Restore]:
             _room(world.node(pod.node), claim) for world in (attempts.worlds.now, attempts.worlds.later)
         ):
             continue
-        attempts.worlds.restore(pod, claim)
-        attempts.scene.table.write(attempts.scene.table.row_of[pod.node], attempts.worlds.now.node(pod.node))
+        attempts.restored(pod, claim)
         found.append(
             Restore(
                 pod=pod.key,

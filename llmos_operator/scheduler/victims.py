@@ -1,9 +1,8 @@
 """Who may be displaced, and what it would cost.
 
 A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to sleep (`sleeping`), and
-to end. A pod
-of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the device time that
-is lost, in milliseconds of one device:
+to end. A pod of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the
+device time that is lost, in milliseconds of one device:
 
     part of a device x (work since the last checkpoint + reload)      reload = measured load time, else bytes / rate
 
@@ -104,7 +103,7 @@ class VictimIndex:
         self._profiles = {(p.uri, p.revision): p for p in snapshot.profiles.values()}
         self._beyond = {queue: tree.beyond_milli(queue) for queue in snapshot.charged}
         self._reload: dict[tuple[str, str, str], float | None] = {}
-        self._copies = {key for s in snapshot.nodes.values() if s.gpu is not None for key in s.gpu.models}
+        self._nodes = snapshot.nodes
         self._workloads = {w.uid: w for w in snapshot.workloads.values()}
         self._pods_of = snapshot.pods_of
         self._budgets_in: dict[str, list[DisruptionBudget]] = defaultdict(list)
@@ -241,7 +240,10 @@ class VictimIndex:
 
     def _downloads(self, workload: Workload) -> bool:
         """Return whether a model that is meant to be kept on nodes is on none of them: it would come from its source."""
-        return workload.model.kept and workload.model.key not in self._copies
+        if not workload.model.kept:
+            return False
+        gpus = (state.gpu for state in self._nodes.values())
+        return not any(gpu is not None and workload.model.key in gpu.models for gpu in gpus)
 
     def reload_seconds(self, claim: Claim, workload: Workload | None) -> float:
         """Return how long it would take to load what a claim holds again."""
