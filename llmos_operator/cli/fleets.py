@@ -10,7 +10,8 @@ _LEAST_GPUS = 64
 
 def live_through(gpus: int, days: str, rate: float, seed: int, *, as_json: bool) -> None:
     """Run and print what came of it. Raises `CommandFailed` for a size that cannot be simulated."""
-    from llmos_operator.sim.month import Fleet, Month  # noqa: PLC0415 - numpy: only some commands pay for it
+    from llmos_operator.sim.fleet import Fleet  # noqa: PLC0415 - as below
+    from llmos_operator.sim.month import Month  # noqa: PLC0415 - numpy: only some commands pay for it
 
     try:
         length = float(days)

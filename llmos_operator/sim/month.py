@@ -1,7 +1,6 @@
 """A fleet through weeks of failures in virtual time, with the real decisions: verdicts, repairs, treatments, placement.
 
-Nodes of eight GPUs run single-GPU services, whole-node jobs and gangs of four nodes; a part stays free as spare. Whatever
-happens is drawn beforehand (`sim.failures`). Time is spent where nobody computes: between the end of a pod and the readiness of
+What runs is `sim.fleet`'s. Whatever happens is drawn beforehand (`sim.failures`). Time is spent where nobody computes: between the end of a pod and the readiness of
 its successor, and as work since the last checkpoint; slow devices count half. All else, how pods end and start, is an assumption
 named here.
 """
@@ -20,12 +19,13 @@ from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.policy import Policy, ScoreKind
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.sim.failures import DAY, Effect, Fault, Noise, draw
+from llmos_operator.sim.fleet import GPUS, START, Fleet, node_named
 from llmos_operator.sim.ward import Ward
 from llmos_operator.sim.whatif import vacate
 from llmos_operator.state.care import Phase
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.store import Store
-from llmos_operator.state.types import Device, GpuNode, Kind, Model, Node, PodPhase, Workload
+from llmos_operator.state.types import Kind, PodPhase
 from llmos_operator.telemetry.policy import LOST_REASONS
 from llmos_operator.telemetry.remediation import DISRUPTIVE, Limits, SickDevice
 from llmos_operator.telemetry.remediation import plan as propose
@@ -37,26 +37,11 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.plan import Evict
     from llmos_operator.state.types import Pod
 
-GPUS: Final = 8  # of a node
-START: Final = 1_700_000_000.0
 LOAD: Final = 120.0  # seconds from the creation of a pod until it computes
 GRACE: Final = 5.0  # seconds a pod that is asked to leave takes
 CHECKPOINT: Final = 600.0  # seconds between checkpoints of jobs; services lose no work
 LOOK: Final = 60.0  # seconds between looks at what is sick
 QUIET: Final = 2 * DAY  # after the last fault, for everything to come back
-_GIB: Final = 1 << 30
-_MEMORY: Final = 80 * _GIB
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """What is simulated. `rate` multiplies the published rate of faults; `spare` is the part of the GPUs left free."""
-
-    gpus: int = 1000
-    days: float = 30.0
-    rate: float = 20.0
-    spare: float = 0.05
-    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -114,8 +99,10 @@ class Month:
 
     def run(self) -> Outcome:
         """Return what came of it."""
-        self._make_nodes()
-        self._make_work()
+        for name in self.fleet.names():
+            self._add_node(name)
+        for workload in self.fleet.work():
+            self.store.apply_workload(workload)
         for kind in Kind:
             self.store.mark_synced(kind)
         self._decide()
@@ -130,38 +117,10 @@ class Month:
             self._decide()
         return self._settle(end)
 
-    # -- what there is ---------------------------------------------------------------------------------------
-
-    def _make_nodes(self) -> None:
-        for i in range(self.fleet.gpus // GPUS):
-            self._add_node(f"n{i:04}")
-
     def _add_node(self, name: str) -> None:
-        node = Node(name, f"uid-{name}", cpu_milli=256_000, memory_bytes=2048 * _GIB, gpus=GPUS)
-        devices = tuple(Device(f"GPU-{name}-{i}", i, "H100", _MEMORY) for i in range(GPUS))
+        node, gpus = node_named(name)
         self.store.apply_node(node)
-        self.store.apply_gpu_node(GpuNode(name, devices))
-
-    def _make_work(self) -> None:
-        """Half of the GPUs in gangs of four nodes, three tenths in jobs of one node, the rest in services of one GPU."""
-        used = int(self.fleet.gpus * (1.0 - self.fleet.spare))
-        gangs = used // 2 // (4 * GPUS)
-        jobs = int(used * 0.3) // GPUS
-        services = used - gangs * 4 * GPUS - jobs * GPUS
-        shapes: list[tuple[str, int, dict[str, Any]]] = [
-            ("gang", gangs, {"accelerators": GPUS, "copies": 4}),
-            ("job", jobs, {"accelerators": GPUS}),
-            ("service", services, {"accelerators": 1}),
-        ]
-        for name, count, fields in shapes:
-            for i in range(count):
-                key = f"default/{name}-{i}"
-                self.store.apply_workload(
-                    Workload(
-                        key, f"uid-{name}-{i}", Model("hf://o/m"), created_at=START - DAY, memory_bytes=40 * _GIB,
-                        min_runtime=0.0, **fields,
-                    )
-                )  # fmt: skip
+        self.store.apply_gpu_node(gpus)
 
     # -- what happens ----------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from llmos_operator.cli.app import app
 from llmos_operator.cli.failures import CommandFailed
 from llmos_operator.sim.failures import GPU_DAYS, KINDS, NOISE, TOTAL, Fault, draw
-from llmos_operator.sim.month import Fleet, Month
+from llmos_operator.sim.fleet import Fleet
+from llmos_operator.sim.month import Month
 
 SMALL = Fleet(gpus=160, days=1.0, rate=200.0)
 
