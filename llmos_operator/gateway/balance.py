@@ -91,8 +91,13 @@ class Balancer:
         load.observed_at = now
 
     def refused(self, uid: str, now: float, *, rest: float | None = None) -> None:
-        """The replica refused the connection or said that it cannot take requests; it rests."""
+        """The replica refused the connection or said that it cannot take requests; it rests.
+
+        Requests that fail together are one failure: those that come back while it rests already change nothing.
+        """
         load = self._load(uid)
+        if now < load.rests_until:
+            return
         first, longest = REST_SECONDS
         load.rests_until = now + (rest if rest is not None else min(longest, first * 2**load.failures))
         load.failures = min(load.failures + 1, 16)

@@ -70,6 +70,15 @@ def test_a_replica_that_refused_rests_longer_each_time() -> None:
     assert rests == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
+def test_requests_that_fail_together_are_one_failure() -> None:
+    balancer, replicas = Balancer(), _replicas("a")
+    for _ in range(75):
+        balancer.refused("a", 0.0)
+    assert balancer.rests_for(replicas, 0.0) == 1.0
+    balancer.refused("a", 1.0)
+    assert balancer.rests_for(replicas, 1.0) == 2.0
+
+
 def test_an_answer_ends_the_rest() -> None:
     balancer, replicas = Balancer(), _replicas("a")
     balancer.refused("a", 0.0)
