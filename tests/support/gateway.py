@@ -116,6 +116,10 @@ class ScriptedReplica:
         self.port = int(self._runner.addresses[0][1])
         return self
 
+    def runs(self, count: int) -> bool:
+        """Whether so many requests are being answered."""
+        return self.running == count
+
     async def stop(self) -> None:
         """Stop listening and cut connections."""
         if self._runner is not None:
