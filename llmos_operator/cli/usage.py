@@ -198,7 +198,17 @@ def show(console: Console, found: Usage, *, priced: bool) -> None:
     if not found.rows:
         console.print(f"nothing was held in the last {found.since}")
         return
-    columns = [found.by.value.upper(), "GPU HOURS", "BUSY", "IDLE", "LOST", "GIB HOURS", "ENERGY", "PROMPT", "GENERATED"]
+    columns = [
+        found.by.value.upper(),
+        "GPU HOURS",
+        "BUSY",
+        "IDLE",
+        "LOST",
+        "GIB HOURS",
+        "ENERGY",
+        "PROMPT",
+        "GENERATED",
+    ]
     columns += ["COST"] if priced else []
     lines = [_line(row, priced=priced) for row in found.rows]
     if len(found.rows) > 1:
