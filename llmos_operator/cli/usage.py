@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOUR = 3600.0
 _KWH = 3_600_000.0
+_GIB = 1024.0**3
 _RANGE = re.compile(r"([1-9][0-9]*[smhdw])+")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # Figure of a row -> the operator's counter.
@@ -37,6 +38,7 @@ _DEVICES = {
     "busy_gpu_seconds": "llmos_operator_gpu_busy_seconds_total",
     "idle_gpu_seconds": "llmos_operator_gpu_idle_seconds_total",
     "lost_gpu_seconds": "llmos_operator_gpu_lost_seconds_total",
+    "memory_byte_seconds": "llmos_operator_gpu_memory_byte_seconds_total",
     "energy_joules": "llmos_operator_energy_joules_total",
 }
 _TOKENS = "llmos_operator_tokens_total"
@@ -67,6 +69,7 @@ class UsageRow:
     busy_gpu_seconds: float = 0.0
     idle_gpu_seconds: float = 0.0
     lost_gpu_seconds: float = 0.0
+    memory_byte_seconds: float = 0.0  # device memory reserved
     energy_joules: float = 0.0
     prompt_tokens: float = 0.0
     generation_tokens: float = 0.0
@@ -100,7 +103,7 @@ def command(
     output: Annotated[Output, typer.Option("--output", "-o", help="How to print.")] = Output.TABLE,
     as_json: AsJson = False,
 ) -> None:
-    """Show GPU hours, energy and tokens by queue, namespace or workload, from Prometheus."""
+    """Show GPU hours, memory, energy and tokens by queue, namespace or workload, from Prometheus."""
     rates = read_rates(rate or ())
     if not _RANGE.fullmatch(since):
         raise CommandFailed(f"--since {since!r}: write a range like 7d, 12h or 1d12h", status=USAGE)
@@ -195,7 +198,17 @@ def show(console: Console, found: Usage, *, priced: bool) -> None:
     if not found.rows:
         console.print(f"nothing was held in the last {found.since}")
         return
-    columns = [found.by.value.upper(), "GPU HOURS", "BUSY", "IDLE", "LOST", "ENERGY", "PROMPT", "GENERATED"]
+    columns = [
+        found.by.value.upper(),
+        "GPU HOURS",
+        "BUSY",
+        "IDLE",
+        "LOST",
+        "GIB HOURS",
+        "ENERGY",
+        "PROMPT",
+        "GENERATED",
+    ]
     columns += ["COST"] if priced else []
     lines = [_line(row, priced=priced) for row in found.rows]
     if len(found.rows) > 1:
@@ -222,6 +235,7 @@ def _line(row: UsageRow, *, priced: bool) -> list[str]:
         _share(row.busy_gpu_seconds, row.gpu_seconds),
         _share(row.idle_gpu_seconds, row.gpu_seconds),
         f"{row.lost_gpu_seconds / _HOUR:,.2f}",
+        f"{row.memory_byte_seconds / _GIB / _HOUR:,.1f}",
         f"{row.energy_joules / _KWH:,.3f} kWh",
         f"{row.prompt_tokens:,.0f}",
         f"{row.generation_tokens:,.0f}",

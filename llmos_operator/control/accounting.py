@@ -1,4 +1,4 @@
-"""Who has had how much: devices times seconds, energy and tokens, by workload, queue, namespace and product.
+"""Who has had how much: devices and bytes times seconds, energy and tokens, by workload, queue, namespace and product.
 
 Two readers: Prometheus, whose counters begin at 0 with every leader, and `status.usage`, which never goes back. After a
 restart a workload goes on from what its status says, with the seconds since then taken from the claims of its pods, so
@@ -228,6 +228,7 @@ class Accounts:
             part = claim.gpu_milli / FULL_MILLI / len(claim.devices)
             busy, joules = read.get(uuid, (None, 0.0))
             self._metrics.gpu_seconds.labels(*owner).inc(passed * part)
+            self._metrics.gpu_memory.labels(*owner).inc(passed * claim.held_bytes)
             self._metrics.energy.labels(*owner).inc(joules * part * drawn)
             total.joules += joules * part * drawn
             if busy is not None:
@@ -249,6 +250,7 @@ class Accounts:
             metrics.gpu_busy_seconds,
             metrics.gpu_idle_seconds,
             metrics.gpu_lost_seconds,
+            metrics.gpu_memory,
             metrics.energy,
         )
 

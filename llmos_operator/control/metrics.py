@@ -273,6 +273,12 @@ class OperatorMetrics:
             holder,
             registry=registry,
         )
+        self.gpu_memory = Counter(
+            "llmos_operator_gpu_memory_byte_seconds_total",
+            "Device memory reserved, times seconds: what the ledger counts as held.",
+            holder,
+            registry=registry,
+        )
         self.tokens = Counter(
             "llmos_operator_tokens_total",
             "Tokens as the runtimes count them, by kind (prompt, generation).",

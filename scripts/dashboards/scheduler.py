@@ -120,6 +120,14 @@ SCHEDULER = Board(
                     },
                 ),
                 Panel(
+                    "Memory reserved",
+                    "Device memory that claims hold, by queue.",
+                    "bytes",
+                    {
+                        "sum by (queue) (rate(llmos_operator_gpu_memory_byte_seconds_total[$__rate_interval]))": "{{queue}}"
+                    },
+                ),
+                Panel(
                     "Power of work",
                     "Power of the devices that are held, by queue.",
                     "watt",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.component
 
 MINUTES = 180
+RESERVED = 40 * 2**30  # bytes of each of two devices
 
 
 Run = Callable[..., str]
@@ -54,8 +55,8 @@ def _history(until: float) -> str:
     cluster = a_cluster(
         a_node("n1").with_gpus(2, "A100-80G"), a_node("n2").with_gpus(1, "L4-24G"), Queue("research")
     )
-    cluster.running(a_workload("train").gpus(2).in_queue("research"), "n1", [0, 1])
-    cluster.running(a_workload("chat"), "n2", [0])
+    cluster.running(a_workload("train").gpus(2).in_queue("research"), "n1", [0, 1], memory="40Gi")
+    cluster.running(a_workload("chat"), "n2", [0], memory="20Gi")
     registry = CollectorRegistry()
     metrics = OperatorMetrics(registry)
     accounts = Accounts(metrics, Records())
@@ -101,6 +102,7 @@ def test_usage_by_queue_is_what_the_books_counted(
     assert research["busyGpuSeconds"] / research["gpuSeconds"] == pytest.approx(0.5, abs=0.01)
     assert research["energyJoules"] == pytest.approx(7200 * 300, rel=0.02)
     assert default["busyGpuSeconds"] == 0
+    assert research["memoryByteSeconds"] == pytest.approx(2 * 7200 * RESERVED, rel=0.02)
     assert research["cost"] is None
 
 

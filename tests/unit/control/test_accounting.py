@@ -120,6 +120,16 @@ def test_on_a_shared_device_a_server_without_requests_is_idle_while_its_neighbou
     assert books("gpu_idle_seconds", "rests") == pytest.approx(10 * rests.claim.gpu_milli / 1000)
 
 
+def test_memory_counts_as_the_ledger_holds_it_and_less_once_a_claim_has_come_down() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(2, PRODUCT), Queue("default"))
+    pod = cluster.running(a_workload("chat").gpus(2), "n1", [0, 1], memory="40Gi")
+    books = Books(cluster).know(pod).at(0).at(10)
+    assert books("gpu_memory_byte_seconds", "chat") == pytest.approx(2 * 10 * 40 * 2**30)
+    cluster.store.ask_to_lower(pod.key, pod.uid, 10 * 2**30, NOW)
+    cluster.store.note_yielded(pod.key, pod.uid)
+    assert books.at(20)("gpu_memory_byte_seconds", "chat") == pytest.approx(2 * 10 * 50 * 2**30)
+
+
 def test_energy_is_what_the_devices_counter_grew_by_and_a_reset_counter_takes_nothing_back() -> None:
     books, pod = one_gpu()
     books.sampled(gpu("n1", 0), joules=5000).at(0)
