@@ -41,7 +41,7 @@ class Llmos:
             check=False,
             cwd=ROOT,
             env={**os.environ, "LLMOS_LOCAL_DIR": "/nonexistent"},
-            timeout=60,
+            timeout=180,
         )
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout if expect == 0 else done.stderr

@@ -36,7 +36,7 @@ def get(plane: ControlPlane, *what: str) -> dict[str, Any]:
 
 
 def test_a_release_through_its_life(plane: ControlPlane):
-    run(plane, "install", *RELEASE, "--create-namespace", "--timeout=60s")
+    run(plane, "install", *RELEASE, "--create-namespace", "--timeout=180s")
     key = get(plane, "secret", "llmos-control", "-n", "llmos-system")["data"]["master.key"]
     queue = get(plane, "workloadqueue", "default")
     assert queue["spec"]["weight"] == 1
@@ -53,25 +53,25 @@ def test_a_release_through_its_life(plane: ControlPlane):
     }
     plane.kubectl("apply", "-f", "-", stdin=json.dumps(workload))
 
-    run(plane, "upgrade", *RELEASE, "--set", "operator.replicas=3", "--timeout=60s")
+    run(plane, "upgrade", *RELEASE, "--set", "operator.replicas=3", "--timeout=180s")
     assert get(plane, "deployment", "llmos-operator", "-n", "llmos-system")["spec"]["replicas"] == 3
     assert get(plane, "secret", "llmos-control", "-n", "llmos-system")["data"]["master.key"] == key
     assert get(plane, "workloadqueue", "default")["spec"]["weight"] == 7
 
-    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=60s")
+    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=180s")
     with pytest.raises(Exception, match=r"not found|NotFound") as gone:
         get(plane, "deployment", "llmos-operator", "-n", "llmos-system")
     assert "llmos-operator" in str(gone.value)
     assert get(plane, "modelworkload", "chat")["spec"]["model"]["uri"] == "hf://a/b"
 
-    run(plane, "install", *RELEASE, "--timeout=60s")
+    run(plane, "install", *RELEASE, "--timeout=180s")
     assert get(plane, "secret", "llmos-control", "-n", "llmos-system")["data"]["master.key"] == key
     assert get(plane, "workloadqueue", "default")["spec"]["weight"] == 7
-    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=60s")
+    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=180s")
 
 
 def test_an_upgrade_may_reuse_the_values_of_the_local_cluster(plane: ControlPlane):
-    run(plane, "install", *RELEASE, "--values", str(CHART / "ci" / "local-values.yaml"), "--timeout=60s")
+    run(plane, "install", *RELEASE, "--values", str(CHART / "ci" / "local-values.yaml"), "--timeout=180s")
     run(
         plane,
         "upgrade",
@@ -79,20 +79,20 @@ def test_an_upgrade_may_reuse_the_values_of_the_local_cluster(plane: ControlPlan
         "--reuse-values",
         "--set",
         "operator.config.scheduling.writes=8",
-        "--timeout=60s",
+        "--timeout=180s",
     )
     agents = get(plane, "daemonset", "llmos-agent", "-n", "llmos-system")["spec"]["template"]["spec"]
     assert agents["nodeSelector"] == {"llmos.dev/simulated": "true"}
-    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=60s")
+    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=180s")
 
 
 def test_without_keep_the_kinds_leave_with_the_release(plane: ControlPlane):
-    release = ("install", *RELEASE, "--create-namespace", "--set", "crds.keep=false", "--timeout=60s")
+    release = ("install", *RELEASE, "--create-namespace", "--set", "crds.keep=false", "--timeout=180s")
     try:
         run(plane, *release)
     except HelmError as error:
         pytest.fail(f"kept objects of an earlier release are in the way: {error}")
-    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=60s")
+    run(plane, "uninstall", "llmos-operator", "--namespace", "llmos-system", "--timeout=180s")
     deadline = time.monotonic() + 60
     while any(item["spec"]["group"] == "llmos.dev" for item in get(plane, "crd")["items"]):
         assert time.monotonic() < deadline, "CRDs are still there"

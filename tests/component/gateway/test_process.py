@@ -244,7 +244,7 @@ def test_a_gateway_that_cannot_start_says_why(tmp_path: Path) -> None:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 1

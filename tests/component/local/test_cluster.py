@@ -116,7 +116,7 @@ def test_a_part_that_ends_is_started_again(tmp_path) -> None:
         )
         assert cluster.state().restarts.keys() >= {"kube-scheduler", "kube-apiserver", "etcd"}
         pods = _pods(cluster)
-        pods.wait_ready(pods.create(sh("sleep 600")), timeout=60)
+        pods.wait_ready(pods.create(sh("sleep 600")), timeout=180)
 
 
 def test_the_files_of_a_cluster_are_its_owners_alone(local_cluster) -> None:
@@ -162,7 +162,7 @@ def test_an_attached_cluster_ends_with_its_command(tmp_path, number) -> None:
         assert cluster.running()
         command.send_signal(number)
         command.wait(30)
-        eventually(lambda: not _left(root), "everything has ended", timeout=30)
+        eventually(lambda: not _left(root), "everything has ended", timeout=180)
         assert command.returncode == (-9 if number is signal.SIGKILL else 0)
     finally:
         command.kill()
@@ -181,10 +181,10 @@ def test_the_command_line_from_up_to_down(tmp_path) -> None:
         "--gpu=SIM-B:2Gi",
         f"--kubeconfig={copy}",
         root=root,
-    ).communicate(timeout=60)
+    ).communicate(timeout=180)
     try:
         assert f"export KUBECONFIG={copy}" in output, errors
-        output, _ = _cli("status", "--json", root=root).communicate(timeout=30)
+        output, _ = _cli("status", "--json", root=root).communicate(timeout=180)
         status = json.loads(output)
         assert (status["stage"], status["nodes"], status["gpus"]) == ("ready", 3, 12)
         assert all(part["running"] for part in status["parts"])
@@ -194,15 +194,15 @@ def test_the_command_line_from_up_to_down(tmp_path) -> None:
         }
         assert products == {"sim-0": "SIM-A", "sim-1": "SIM-B", "sim-2": "SIM-A"}
         again = _cli("up", "--detach", root=root)
-        _, errors = again.communicate(timeout=30)
+        _, errors = again.communicate(timeout=180)
         assert (again.returncode, "is running" in errors) == (1, True)
     finally:
         down = _cli("down", root=root)
-        down.communicate(timeout=60)
+        down.communicate(timeout=180)
     assert down.returncode == 0
     assert not copy.exists()
     absent = _cli("status", root=root)
-    _, errors = absent.communicate(timeout=30)
+    _, errors = absent.communicate(timeout=180)
     assert (absent.returncode, "no cluster is running" in errors) == (3, True)
 
 
@@ -217,7 +217,7 @@ def test_the_command_line_from_up_to_down(tmp_path) -> None:
 )
 def test_bad_options_are_refused_before_anything_starts(tmp_path, option, words) -> None:
     command = _cli("up", option, root=tmp_path / "local")
-    _, errors = command.communicate(timeout=30)
+    _, errors = command.communicate(timeout=180)
     assert command.returncode in {1, 2}
     assert words in errors
     assert not (tmp_path / "local").exists()

@@ -65,7 +65,7 @@ def test_nodes_renew_their_lease_and_little_else(local_cluster) -> None:
 
     first = eventually(lease, "the lease exists")["spec"]["renewTime"]
     version = local_cluster.tools.get("node", "sim-0")["metadata"]["resourceVersion"]
-    eventually(lambda: lease()["spec"]["renewTime"] != first, "the lease was renewed", timeout=15)
+    eventually(lambda: lease()["spec"]["renewTime"] != first, "the lease was renewed", timeout=60)
     assert local_cluster.tools.get("node", "sim-0")["metadata"]["resourceVersion"] == version
 
 
@@ -194,11 +194,11 @@ def test_a_claim_is_a_folder_that_outlives_its_pods(pods, local_cluster) -> None
             "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
         }
     )
-    pods.wait_phase(writer, "Succeeded", timeout=90)
+    pods.wait_phase(writer, "Succeeded", timeout=180)
     reader = pods.create(
         sh("cat /llmos/volumes/kept/file", volumeMounts=mounts), restartPolicy="Never", volumes=volumes
     )
-    pods.wait_phase(reader, "Succeeded", timeout=90)
+    pods.wait_phase(reader, "Succeeded", timeout=180)
     assert pods.logs(reader) == "written\n"
     (folder,) = local_cluster.paths.claims.glob("*/kept")
     assert (folder / "file").read_text() == "written\n"
@@ -265,7 +265,7 @@ def test_pods_run_on_while_the_api_server_is_away(tmp_path) -> None:
         time.sleep(4)  # the API server does not answer; the second pod ends and starts meanwhile
         assert processes & set(_processes(uid))
         cluster.kill("kube-apiserver", signal.SIGCONT)
-        pods.wait(restarting, lambda pod: container(pod)["restartCount"] >= 1, timeout=60)
+        pods.wait(restarting, lambda pod: container(pod)["restartCount"] >= 1, timeout=180)
         assert container(pods.get(name))["restartCount"] == 0
         pods.delete(name)
         pods.wait_gone(name)

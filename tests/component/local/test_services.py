@@ -210,10 +210,10 @@ def test_deployments_roll_out_and_roll_over(pods) -> None:
         }
 
     pods.apply(deployment("one"))
-    pods.kubectl("rollout", "status", "deployment/roll", "--timeout=60s")
+    pods.kubectl("rollout", "status", "deployment/roll", "--timeout=180s")
     before = pods.kubectl("get", "pods", "-l", "app=roll", "-o", "name")
     pods.apply(deployment("two"))
-    pods.kubectl("rollout", "status", "deployment/roll", "--timeout=60s")
+    pods.kubectl("rollout", "status", "deployment/roll", "--timeout=180s")
     after = pods.kubectl(
         "get", "pods", "-l", "app=roll", "--field-selector=status.phase=Running", "-o", "name"
     )
@@ -231,7 +231,7 @@ def test_a_daemon_set_runs_on_every_node(pods) -> None:
         },
     }
     pods.apply(body)
-    pods.kubectl("rollout", "status", "daemonset/everywhere", "--timeout=60s")
+    pods.kubectl("rollout", "status", "daemonset/everywhere", "--timeout=180s")
     found = json.loads(pods.kubectl("get", "pods", "-l", "app=everywhere", "-o", "json"))["items"]
     assert {pod["spec"]["nodeName"] for pod in found} == {"sim-0", "sim-1"}
 
@@ -248,7 +248,7 @@ def test_jobs_run_to_their_end(pods) -> None:
         },
     }
     pods.apply(body)
-    pods.kubectl("wait", "--for=condition=Complete", "job/once", "--timeout=60s")
+    pods.kubectl("wait", "--for=condition=Complete", "job/once", "--timeout=180s")
 
 
 def test_a_disruption_budget_holds_back_evictions(pods, local_cluster) -> None:
@@ -269,7 +269,7 @@ def test_a_disruption_budget_holds_back_evictions(pods, local_cluster) -> None:
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "guarded"}}},
     }
     pods.apply(replicas, budget)
-    pods.kubectl("wait", "--for=jsonpath={.status.currentHealthy}=1", "pdb/guarded", "--timeout=30s")
+    pods.kubectl("wait", "--for=jsonpath={.status.currentHealthy}=1", "pdb/guarded", "--timeout=180s")
     name = pods.kubectl("get", "pods", "-l", "app=guarded", "-o", "jsonpath={.items[0].metadata.name}")
     eviction = {
         "apiVersion": "policy/v1",

@@ -59,7 +59,14 @@ async def test_a_sick_node_is_emptied_closed_reset_and_let_back_across_a_crash(b
     await until_equal(bench, lambda: placed_on(bench, "chat"), other, "the replica runs elsewhere")
     await until_equal(bench, lambda: phase_of(bench, node), "Resetting", "the node is empty and reset")
     assert await cordoned(bench, node)
-    (job,) = await collect(bench.port, ports.JOBS, SYSTEM)
+    jobs: list[Any] = []
+
+    async def has_its_job() -> bool:  # what is to be done is written down before it is done
+        jobs[:] = await collect(bench.port, ports.JOBS, SYSTEM)
+        return bool(jobs)
+
+    await bench.until(has_its_job, "the reset has its Job")
+    (job,) = jobs
     first.kill()
     second = bench.operator("operator-b", **ACT, LLMOS_HEALTH__RESET_JOB=JOB)
     await bench.telemetry(second, node)

@@ -78,7 +78,7 @@ async def llmos(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess
         check=False,
         cwd=REPOSITORY,
         env={**os.environ, "LLMOS_LOCAL_DIR": "/nonexistent"},
-        timeout=60,
+        timeout=180,
     )
 
 

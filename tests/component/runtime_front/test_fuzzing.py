@@ -115,7 +115,7 @@ def _fuzz(
             if mode is GenerationMode.POSITIVE and case.body.get("n") != 1:
                 for name in REFUSED:
                     case.body.pop(name, None)
-        response = case.call_and_validate(session=session, checks=[not_a_server_error], timeout=60)
+        response = case.call_and_validate(session=session, checks=[not_a_server_error], timeout=180)
         statuses[response.status_code] += 1
         if response.status_code >= BAD_REQUEST:
             error = json.loads(response.content)["error"]
@@ -150,6 +150,6 @@ def test_what_is_described_is_answered(
     served: Served, session: requests.Session, fields: dict[str, Any]
 ) -> None:
     """The fuzzing above would prove nothing if every request were refused."""
-    answer = session.post(f"{served.url}/v1/chat/completions", json={**CHAT, **fields}, timeout=60)
+    answer = session.post(f"{served.url}/v1/chat/completions", json={**CHAT, **fields}, timeout=180)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["finish_reason"] in {"stop", "length", "tool_calls"}

@@ -102,7 +102,7 @@ async def test_memory_of_a_real_process_arrives_with_its_pod(bench: AgentBench) 
             "the pod",
         )
     finally:
-        tenant.communicate(timeout=20)
+        tenant.communicate(timeout=90)
     await bench.until(
         lambda: bench.endpoint.reports[-1].readings[1].used_bytes == 0, "the memory is free again"
     )
@@ -288,7 +288,8 @@ async def test_the_gpunode_says_which_pod_the_kubelet_gave_a_device_to(
             kubelet.start_kubelet()
             await bench.until(lambda: free(bench, second), "it is free again")
             assert (agent.metric("llmos_agent_kubelet_reads_total", result="error") or 0) >= 1
-            assert agent.usage()[1] < 60 << 20
+            # 57 MiB alone; the budget itself is measured by `python -m tests.bench agent`, where nothing else runs.
+            assert agent.usage()[1] < 66 << 20
             assert agent.stop() == 0
         finally:
             kubelet.close()

@@ -111,7 +111,7 @@ def test_a_missing_reference_holds_the_container_until_it_appears(pods) -> None:
     pods.apply(
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "late-env"}, "stringData": {"k": "now"}}
     )
-    pods.wait_phase(name, "Succeeded", timeout=90)
+    pods.wait_phase(name, "Succeeded", timeout=180)
     assert pods.logs(name) == "now\n"
 
 
@@ -131,7 +131,7 @@ def test_a_missing_volume_source_holds_the_pod_until_it_appears(pods) -> None:
             "data": {"file": "here"},
         }
     )
-    pods.wait_phase(name, "Succeeded", timeout=90)
+    pods.wait_phase(name, "Succeeded", timeout=180)
     assert pods.logs(name) == "here"
 
 

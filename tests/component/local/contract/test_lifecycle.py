@@ -45,7 +45,7 @@ def test_on_failure_restarts_until_it_succeeds(pods) -> None:
         restartPolicy="OnFailure",
         volumes=[{"name": "state", "emptyDir": {}}],
     )
-    pod = pods.wait_phase(name, "Succeeded", timeout=60)
+    pod = pods.wait_phase(name, "Succeeded", timeout=180)
     assert container(pod)["restartCount"] == 2
     assert container(pod)["lastState"]["terminated"]["exitCode"] == 1
 
@@ -116,7 +116,7 @@ def test_a_failing_init_container_is_tried_again(pods) -> None:
         initContainers=[sh(script, "flaky", **mount)],
         volumes=[{"name": "state", "emptyDir": {}}],
     )
-    pod = pods.wait_ready(name, timeout=60)
+    pod = pods.wait_ready(name, timeout=180)
     assert container(pod, "flaky")["restartCount"] == 1
 
 
@@ -128,7 +128,7 @@ def test_deletion_asks_first_and_removes_the_object_when_the_containers_have_end
     follower = pods.follow(name)
     pods.delete(name)
     assert pods.wait_gone(name) < 10
-    output, _ = follower.communicate(timeout=10)
+    output, _ = follower.communicate(timeout=90)
     assert output.splitlines()[-2:] == ["asked", "bye"]
 
 
@@ -195,7 +195,7 @@ def test_a_name_can_be_used_again_as_soon_as_the_pod_is_gone(pods) -> None:
 
 def test_active_deadline_ends_a_pod(pods) -> None:
     name = pods.create(sh("sleep 600"), activeDeadlineSeconds=2)
-    pod = pods.wait_phase(name, "Failed", timeout=40)
+    pod = pods.wait_phase(name, "Failed", timeout=180)
     assert pod["status"]["reason"] == "DeadlineExceeded"
 
 
@@ -204,7 +204,7 @@ def test_a_memory_limit_is_enforced(pods) -> None:
         "import time\nblocks = []\nwhile True:\n blocks.append(bytearray(b'x' * (8 << 20))); time.sleep(0.05)"
     )
     name = pods.create(python(code, resources={"limits": {"memory": "100Mi"}}), restartPolicy="Never")
-    pod = pods.wait_phase(name, "Failed", timeout=60)
+    pod = pods.wait_phase(name, "Failed", timeout=180)
     assert (ended(pod)["exitCode"], ended(pod)["reason"]) == (137, "OOMKilled")
 
 

@@ -35,7 +35,7 @@ def test_previous_shows_the_run_before(pods) -> None:
     pods.wait(
         name,
         lambda pod: container(pod).get("restartCount") == 1 and container(pod)["state"].get("running"),
-        timeout=60,
+        timeout=180,
     )
     pods.wait(name, lambda _pod: pods.logs(name) == "run 2\n")
     assert pods.logs(name, "--previous") == "run 1\n"
@@ -53,7 +53,7 @@ def test_follow_shows_lines_as_they_come_and_ends_with_the_container(pods) -> No
     name = pods.create(sh("for i in 1 2 3 4; do echo tick $i; sleep 0.4; done"), restartPolicy="Never")
     pods.wait(name, lambda pod: container(pod).get("state", {}).get("running"))
     follower = pods.follow(name)
-    output, _ = follower.communicate(timeout=30)
+    output, _ = follower.communicate(timeout=180)
     assert output.splitlines() == ["tick 1", "tick 2", "tick 3", "tick 4"]
 
 

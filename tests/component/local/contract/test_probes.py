@@ -48,7 +48,7 @@ def test_liveness_restarts_a_container_that_fails_it(pods) -> None:
         "initialDelaySeconds": 1,
     }
     name = pods.create(sh(script, livenessProbe=probe, **STATE), volumes=VOLUME)
-    pod = pods.wait(name, lambda pod: container(pod).get("restartCount") == 1, timeout=60)
+    pod = pods.wait(name, lambda pod: container(pod).get("restartCount") == 1, timeout=180)
     assert ended(pod)["exitCode"] in {137, 143}
     assert "liveness" in pods.wait_event(name, "Killing")
 
@@ -81,7 +81,7 @@ def test_a_startup_probe_that_never_passes_ends_the_container(pods) -> None:
         "sleep 600", startupProbe={"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 2}
     )
     name = pods.create(main, restartPolicy="Never")
-    pod = pods.wait_phase(name, "Failed", timeout=60)
+    pod = pods.wait_phase(name, "Failed", timeout=180)
     assert ended(pod)["exitCode"] in {137, 143}
 
 
@@ -103,7 +103,7 @@ def test_pre_stop_runs_before_the_container_is_asked_to_end(pods) -> None:
     follower = pods.follow(name)
     pods.delete(name)
     pods.wait_gone(name)
-    output, _ = follower.communicate(timeout=10)
+    output, _ = follower.communicate(timeout=90)
     assert output.splitlines()[-2:] == ["hook", "asked"]
 
 
@@ -129,7 +129,7 @@ def test_post_start_runs_beside_the_container(pods) -> None:
 def test_a_failed_post_start_hook_ends_the_container(pods) -> None:
     hook = {"postStart": {"exec": {"command": ["false"]}}}
     name = pods.create(sh("sleep 600", lifecycle=hook), restartPolicy="Never")
-    pods.wait_phase(name, "Failed", timeout=60)
+    pods.wait_phase(name, "Failed", timeout=180)
     assert pods.events(name, "FailedPostStartHook") or pods.events(name, "FailedLifecycleHook")
 
 

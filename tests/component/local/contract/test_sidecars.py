@@ -37,7 +37,7 @@ def test_the_app_waits_for_the_sidecars_startup_probe(pods) -> None:
 def test_a_sidecar_ends_when_the_app_has_finished(pods) -> None:
     sidecar = _sidecar(f"trap 'echo asked; exit 0' TERM; {LOOP}")
     name = pods.create(sh("sleep 1; echo done"), initContainers=[sidecar], restartPolicy="Never")
-    pod = pods.wait_phase(name, "Succeeded", timeout=60)
+    pod = pods.wait_phase(name, "Succeeded", timeout=180)
     assert ended(pod, "sidecar")["exitCode"] == 0
     assert pods.logs(name, "-c", "sidecar") == "asked\n"
 
@@ -53,7 +53,7 @@ def test_a_sidecar_is_restarted_whatever_the_pods_policy(pods) -> None:
             container(pod, "sidecar").get("restartCount") == 1
             and container(pod, "sidecar").get("state", {}).get("running")
         ),
-        timeout=60,
+        timeout=180,
     )
     assert pod["status"]["phase"] == "Running"
 
@@ -83,7 +83,7 @@ def test_on_deletion_sidecars_outlive_the_app_and_end_in_reverse_order(pods) -> 
     follower = pods.follow(name, "-c", "watcher")
     pods.delete(name)
     pods.wait_gone(name)
-    output, _ = follower.communicate(timeout=10)
+    output, _ = follower.communicate(timeout=90)
     assert output.splitlines() == ["main", "two", "one"]
 
 
