@@ -21,7 +21,7 @@ from llmos_operator import __version__
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_bytes
 from llmos_operator.errors import Permanent
-from llmos_operator.observability.tracing import check_endpoint
+from llmos_operator.observability.receivers import check_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

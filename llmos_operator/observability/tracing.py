@@ -17,7 +17,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
-from urllib.parse import urlsplit
 
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import context, logger
@@ -217,21 +216,6 @@ def parse(parent: str | None, state: str | None = None) -> TraceContext | None:
         sampled=bool(int(flags, 16) & _SAMPLED),
         state=kept if len(kept) <= _STATE_BYTES and kept.isascii() and kept.isprintable() else "",
     )
-
-
-def check_endpoint(endpoint: str) -> str:
-    """Return an address that spans can be sent to. Raises ValueError saying what is wrong."""
-    try:
-        parts = urlsplit(endpoint)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or "@" in endpoint or "?" in endpoint:
-        raise ValueError(
-            "must be the http:// or https:// address of an OTLP receiver without user, password and query, "
-            "like http://otel-collector.monitoring.svc:4318"
-        )
-    return endpoint.rstrip("/")
 
 
 def open_tracer(

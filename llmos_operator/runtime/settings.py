@@ -15,7 +15,7 @@ from llmos_operator.api import names
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
 from llmos_operator.api.runtime.uris import SOURCE_VARIABLES
 from llmos_operator.errors import Permanent
-from llmos_operator.observability.tracing import check_endpoint
+from llmos_operator.observability.receivers import check_endpoint
 from llmos_operator.runtime.ipc.messages import AdapterSource, Load
 
 if TYPE_CHECKING:

@@ -117,7 +117,9 @@ async def test_a_new_leader_goes_on_with_the_trace(bench: Bench, collector: Rece
     uid = pod["metadata"]["uid"]
     loading = bench.kubelet.reported(uid)
     bench.operator("operator-b", **settings_of(collector))
-    warming = loading.model_copy(update={"load": LoadProgress(stage=RuntimeState.WARMING)})
+    warming = loading.model_copy(
+        update={"state": RuntimeState.WARMING, "load": LoadProgress(stage=RuntimeState.WARMING)}
+    )
     bench.kubelet.report(uid, warming)
     await bench.until(lambda: _shows(bench, "Warming"), "the second operator has asked the runtime")
     trace, root = expected_trace(pod)
