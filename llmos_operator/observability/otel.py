@@ -120,20 +120,16 @@ class OtelTracer:
 class _Span:
     """A span of the SDK under our port."""
 
-    __slots__ = ("_span", "_state")
+    __slots__ = ("_span", "context")
 
     def __init__(self, span: api.Span, state: str) -> None:
         self._span = span
-        self._state = state
-
-    @property
-    def context(self) -> TraceContext:
-        own = self._span.get_span_context()
-        return TraceContext(
+        own = span.get_span_context()
+        self.context = TraceContext(
             api.format_trace_id(own.trace_id),
             api.format_span_id(own.span_id),
             sampled=own.trace_flags.sampled,
-            state=self._state,
+            state=state,
         )
 
     @property

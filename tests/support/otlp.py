@@ -54,7 +54,7 @@ class Receiver:
         """Return the spans of a name, as far as they have come."""
         return [one for one in self.spans if one.name == name]
 
-    def one(self, name: str, **attributes: Any) -> Seen:
+    def one(self, name: str, *, within: float = 90.0, **attributes: Any) -> Seen:
         """Return the only span of a name (with these attributes, dots as two underscores); waits for it."""
         wanted = {key.replace("__", "."): value for key, value in attributes.items()}
 
@@ -65,7 +65,10 @@ class Receiver:
                 if all(one.attributes.get(key) == value for key, value in wanted.items())
             ]
 
-        eventually(found, f"span {name!r} {wanted} comes; there are {[one.name for one in self.spans]}")
+        try:
+            eventually(found, f"span {name!r} {wanted} comes", within)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; there are {[one.name for one in self.spans]}") from None
         (only,) = found()
         return only
 

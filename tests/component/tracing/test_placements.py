@@ -105,13 +105,14 @@ async def test_the_reasons_of_a_wait_are_told_and_a_replacement_has_a_trace_of_i
     assert third.start >= second.start, "the wait for the replacement, not the first one"
 
 
+@pytest.mark.timeout(600)
 async def test_a_new_leader_goes_on_with_the_trace(bench: Bench, collector: Receiver) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1")
     bench.kubelet.script = lambda _: Script(ready_after=float("inf"))
     first = bench.operator(**settings_of(collector))
     await bench.apply("chat", uri)
-    started = await the(collector, "start")
+    started = await the(collector, "start", within=240.0)
     first.kill()
     (pod,) = await bench.pods("chat")
     uid = pod["metadata"]["uid"]
@@ -121,7 +122,8 @@ async def test_a_new_leader_goes_on_with_the_trace(bench: Bench, collector: Rece
         update={"state": RuntimeState.WARMING, "load": LoadProgress(stage=RuntimeState.WARMING)}
     )
     bench.kubelet.report(uid, warming)
-    await bench.until(lambda: _shows(bench, "Warming"), "the second operator has asked the runtime")
+    asked = "the second operator has asked the runtime"
+    await bench.until(lambda: _shows(bench, "Warming"), asked, 240.0)  # it starts, and waits for the lease
     trace, root = expected_trace(pod)
     assert started.trace == trace
     assert collector.named("placement") == []
