@@ -21,6 +21,7 @@ from llmos_operator import __version__
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_bytes
 from llmos_operator.errors import Permanent
+from llmos_operator.observability.receivers import check_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +60,20 @@ class LogSettings(_Group):
     """Least severe level that is written: debug, info, warning or error."""
     format: Literal["json", "text"] = "json"
     """json for collectors, text for people."""
+
+
+class TracingSettings(_Group):
+    """Spans over OTLP (OpenTelemetry), HTTP with protobuf."""
+
+    endpoint: str = ""
+    """Address of an OTLP receiver, like http://otel-collector.monitoring.svc:4318; empty: no spans, unless OTEL_EXPORTER_OTLP_ENDPOINT names one."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of requests without a trace of their own that are traced, 0 to 1; placements always are. OTEL_TRACES_SAMPLER counts instead where it is set."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return check_endpoint(value) if value else value
 
 
 class ProcessSettings(_Group):
@@ -247,6 +262,8 @@ class OperatorSettings(ProcessSettings):
     """Port for telemetry from agents and demand from gateways; 0 picks a free one."""
     console: ConsoleSettings = ConsoleSettings()
     """Page for people."""
+    tracing: TracingSettings = TracingSettings()
+    """Spans of placements; runtimes are told the same."""
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     sources: SourceSettings = SourceSettings()
@@ -353,6 +370,8 @@ class GatewaySettings(ProcessSettings):
     """Host name of a request to the namespace it means, for names that several namespaces serve."""
     access_log: bool = True
     """Whether to write one line per request."""
+    tracing: TracingSettings = TracingSettings()
+    """Spans of requests."""
     drain_delay: Seconds = 5.0
     """Seconds between a stop signal and the end of listening, for load balancers to notice."""
     drain_timeout: Seconds = 50.0

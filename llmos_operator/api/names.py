@@ -91,6 +91,9 @@ ENV_TERMINATION_LOG = (
     "LLMOS_TERMINATION_LOG"  # file of the termination message, where it is not the kubelet's default
 )
 ENV_DEVICES = "NVIDIA_VISIBLE_DEVICES"  # comma separated device UUIDs; "void" for CPU only
+ENV_TRACE_ENDPOINT = "LLMOS_TRACING__ENDPOINT"  # of an OTLP receiver; "": no spans
+ENV_TRACE_RATIO = "LLMOS_TRACING__SAMPLE_RATIO"
+ENV_TRACEPARENT = "TRACEPARENT"  # the placement's span, as the header traceparent writes one
 ENV_POD_UID = "POD_UID"
 ENV_POD_NAME = "POD_NAME"
 ENV_POD_NAMESPACE = "POD_NAMESPACE"

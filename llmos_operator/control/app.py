@@ -25,6 +25,7 @@ from llmos_operator.errors import LlmosError
 from llmos_operator.observability import logging as logs
 from llmos_operator.observability.health import HealthServer
 from llmos_operator.observability.metrics import new_registry
+from llmos_operator.observability.tracing import BadTracing
 from llmos_operator.settings import BadSettings, OperatorSettings, load
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     sys.setrecursionlimit(NESTING)
     try:
         asyncio.run(run(settings))
-    except (BadSettings, BadCredentials) as error:
+    except (BadSettings, BadCredentials, BadTracing) as error:
         sys.stderr.write(f"llmos operator: {error}\n")
         return BAD_SETTINGS
     except BaseExceptionGroup as group:
@@ -96,6 +97,7 @@ async def run(settings: OperatorSettings) -> None:
         await parts.console.close()
         await parts.ingest.close()
         await health.close()
+        await asyncio.to_thread(parts.tracer.close)
         for client in (parts.inspector, parts.client, port):
             await client.close()
 

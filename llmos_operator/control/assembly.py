@@ -40,6 +40,7 @@ from llmos_operator.control.intake import Intake
 from llmos_operator.control.leadership import LeaderLabel, Leadership
 from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
+from llmos_operator.control.placement_spans import PlacementSpans
 from llmos_operator.control.policies import course_of, gangs_of, pods_of, policy_of
 from llmos_operator.control.poller import Poller
 from llmos_operator.control.pricing import Pricing, SolverProcess
@@ -55,6 +56,7 @@ from llmos_operator.control.treating import Treating
 from llmos_operator.control.trespass import Trespass
 from llmos_operator.control.watching import Watching, wired
 from llmos_operator.control.yielding import Yielding
+from llmos_operator.observability import tracing
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.observability.logging import logger
 from llmos_operator.settings import BadSettings
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.port import ClusterPort, Json, Kind
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Record
+    from llmos_operator.observability.tracing import Tracer
     from llmos_operator.scheduler.fragmentation.prices import Prices
     from llmos_operator.scheduler.plan import Plan
     from llmos_operator.settings import OperatorSettings
@@ -88,13 +91,15 @@ class Assembly:
     """All parts of one operator process."""
 
     def __init__(self, port: ClusterPort, settings: OperatorSettings, metrics: OperatorMetrics) -> None:
-        """Raises BadSettings for settings that only show to be bad when they are used."""
+        """Raises BadSettings and BadTracing for settings that only show to be bad when they are used."""
         self.settings, self.metrics = settings, metrics
         self.clock = SystemClock()
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
         self.store, self.records, self.demand = Store(), Records(), DemandBook()
         self.accounts = Accounts(metrics, self.records)
+        self.tracer = self._open_tracer()
+        self.spans = PlacementSpans(self.tracer, self.clock.now, self._placed_before)
         scheduling = settings.scheduling
         self.batcher = Batcher(quiet=scheduling.quiet, longest=scheduling.max_batch)
         self.heartbeat = Heartbeat(LOOP_LIMIT)
@@ -105,6 +110,15 @@ class Assembly:
         self._make_actuators()
         self._make_loop()
         self._make_servers()
+
+    def _open_tracer(self) -> Tracer:
+        def count(result: str, spans: int) -> None:
+            self.metrics.spans.labels(result).inc(spans)
+
+        # Placements are few: all are kept, whatever share of requests is.
+        return tracing.open_tracer(
+            "operator", endpoint=self.settings.tracing.endpoint, always=True, count=count
+        )
 
     def _make_leadership(self, port: ClusterPort) -> None:
         settings = self.settings
@@ -142,6 +156,7 @@ class Assembly:
             self.failures,
             review=self.review,
             evicted=lambda evict: self.accounts.evicted(evict, self.store, self.clock.now()),
+            spans=self.spans,
         )
         self.trespass = Trespass(self.metrics, self.recorder, self._gpu_node_uid)
         self.tokens = ControlTokens(_master_key(self.settings.master_key_file))
@@ -300,6 +315,7 @@ class Assembly:
             may_act=self.leadership.may_act,
             reviewed=self.status.mark,
             record=self._recorder(),
+            planned=self.spans.planned,
             prices=self.pricing.current,
         )
         self.hearing = Hearing(self)
@@ -366,6 +382,11 @@ class Assembly:
     def _gone(self, record: Record) -> None:
         self.reviewer.forget(record)
         self.status.forget(record.key)
+        self.spans.forget(record.uid)
+
+    def _placed_before(self, workload_uid: str) -> bool:
+        record = self.records.by_uid(workload_uid)
+        return record is not None and bool(record.status.get("usage"))
 
     def _synced(self) -> None:
         """Every list is complete: look at everything once, also for pods whose workload was deleted meanwhile."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.cluster.events import EventRecorder, EventType
     from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.control.placement_spans import PlacementSpans
     from llmos_operator.control.records import Record, Records
     from llmos_operator.scheduler.plan import Bind, Decision, Evict, Move, Restore, Shrink, Sleep, Wake
     from llmos_operator.state.types import Pod, PodKey
@@ -56,6 +57,7 @@ class Feedback:
         *,
         review: Callable[[str], None],
         evicted: Callable[[Evict], None],
+        spans: PlacementSpans,
     ) -> None:
         """`review` looks at a workload again; `evicted` is told each accepted eviction, while its pod is still known."""
         self._records = records
@@ -65,6 +67,7 @@ class Feedback:
         self._failures = failures
         self._review = review
         self._evicted = evicted
+        self._spans = spans
 
     def tell(self, record: Record, kind: EventType, reason: Reason, note: str, *, key: str = "") -> None:
         """Record an Event on a workload."""
@@ -72,6 +75,7 @@ class Feedback:
 
     def bound(self, bind: Bind) -> None:
         """Say that a replica's pod exists."""
+        self._spans.bound(bind)
         record = self._current(bind.workload.key, bind.workload.uid)
         if record is None:
             return
@@ -93,6 +97,7 @@ class Feedback:
     def bind_failed(self, bind: Bind, error: Exception) -> None:
         """Say that a replica's pod could not be created, for sure."""
         self._metrics.bind_failures.inc()
+        self._spans.dropped(bind.claim.pod)
         record = self._current(bind.workload.key, bind.workload.uid)
         if record is None:
             return
@@ -121,6 +126,7 @@ class Feedback:
         """Say that an eviction was accepted."""
         self._metrics.evictions.labels(evict.reason.value, "accepted").inc()
         self._evicted(evict)
+        self._spans.ended(evict.pod, evict.reason.value)
         record = self._current(evict.victim, evict.victim_uid)
         if record is None:
             return
@@ -139,6 +145,7 @@ class Feedback:
     def moved(self, move: Move) -> None:
         """Say that a replica goes to another place."""
         self._metrics.moves.labels("accepted").inc()
+        self._spans.ended(move.pod, Reason.MOVED.value)
         record = self._current(move.workload, move.workload_uid)
         if record is not None:
             self._disrupted(record, "Move", move.beneficiary, move)
@@ -220,6 +227,7 @@ class Feedback:
 
     def retired(self, retire: Retire) -> None:
         """Say that the deletion of a pod was accepted."""
+        self._spans.ended(retire.pod, retire.reason)
         record = self._current(retire.workload, retire.workload_uid)
         if record is not None and retire.reason not in _SILENT_RETIREMENTS:
             note = f"{retire.pod} was deleted: {retire.message}"

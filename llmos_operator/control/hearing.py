@@ -67,6 +67,8 @@ class Hearing:
         loaded_before = before is not None and before.state is RuntimeState.READY
         workload = parts.store.workload(record.key)
         pod = parts.store.pod(replica.pod)
+        if pod is not None and pod.claim is not None and before is None:
+            parts.spans.started(pod.key, pod.claim)
         if pod is not None and pod.claim is not None and _below(report, pod.claim):
             parts.executor.lowering.raised.add(pod.key)
         if (
@@ -78,6 +80,7 @@ class Hearing:
             parts.executor.lowering.waking.add(pod.key)  # put to sleep by a leader that is gone
         if report.state is RuntimeState.READY and workload and pod and pod.claim:
             if not loaded_before:
+                parts.spans.ready(pod.key, pod.claim, seen_before=before is not None)
                 self._loaded(workload, pod.claim, replica, report)
             self._served(record, workload, pod.claim, replica, report)
 

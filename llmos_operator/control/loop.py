@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.slices import in_slices
+from llmos_operator.control.placement_spans import Cycle
 from llmos_operator.observability.logging import context, logger
 from llmos_operator.scheduler.budget import Budget
 from llmos_operator.scheduler.cycle import plan as make_plan
@@ -64,12 +65,13 @@ class Loop:
         reviewed: Callable[[str], None],
         prices: Callable[[], Prices | None],
         record: Callable[[Snapshot, Plan, Prices | None], None] | None = None,
+        planned: Callable[[Plan, Cycle], None] = lambda _plan, _cycle: None,
     ) -> None:
         """`prices` gives the newest there are.
 
         `reviewed` is told each workload that was looked at: only then is all known that its status is made from.
 
-        `record` is told each plan and what it was made of, once it is on its way.
+        `record` is told each plan and what it was made of, once it is on its way; `planned` each that will be carried out, before.
         """
         self._store = store
         self._batcher = batcher
@@ -85,6 +87,7 @@ class Loop:
         self._may_act = may_act
         self._reviewed = reviewed
         self._record = record
+        self._planned = planned
         self._prices = prices
         self._table = NodeTable()
         self._dirty: set[str] = set()
@@ -148,6 +151,7 @@ class Loop:
             given_up = bool(snapshot.lowered or snapshot.sleeping)
             self._waiting = plan is None or bool(plan.waits) or plan.interrupted or given_up
             if plan is not None and self._may_act():
+                self._planned(plan, Cycle(self.cycles, now, self._clock.now()))
                 self._hand_over(plan)
             if plan is not None and self._record is not None:
                 self._record(snapshot, plan, prices)

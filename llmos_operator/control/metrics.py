@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.observability.metrics import DECISION_BUCKETS, LOAD_BUCKETS, REQUEST_BUCKETS, WAIT_BUCKETS
+from llmos_operator.observability.metrics import (
+    DECISION_BUCKETS,
+    LOAD_BUCKETS,
+    REQUEST_BUCKETS,
+    WAIT_BUCKETS,
+    span_counter,
+)
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -17,6 +23,7 @@ class OperatorMetrics:
     """All metrics of the process, on one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.spans = span_counter(registry)
         self.leader = Gauge("llmos_operator_leader", "1 while this process may write.", registry=registry)
         self.synced = Gauge(
             "llmos_operator_synced",

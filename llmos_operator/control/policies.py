@@ -66,6 +66,8 @@ def pods_of(settings: OperatorSettings) -> PodSettings:
         control_secret=runtime.control_secret,
         startup_seconds=runtime.startup_seconds,
         hub_endpoint=settings.sources.hub_endpoint,
+        trace_endpoint=settings.tracing.endpoint,
+        trace_ratio=settings.tracing.sample_ratio,
         env=runtime.env,
     )
 

@@ -31,7 +31,7 @@ from llmos_operator.gateway.proxy import Proxy
 from llmos_operator.gateway.serve import Front, Rules
 from llmos_operator.gateway.upstream import Upstream
 from llmos_operator.gateway.watch import Watches
-from llmos_operator.observability import logging, metrics
+from llmos_operator.observability import logging, metrics, tracing
 from llmos_operator.observability.health import HealthServer
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.settings import BadSettings, GatewaySettings, load
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from llmos_operator.cluster.port import ClusterPort
+    from llmos_operator.observability.tracing import Tracer
 
 log = logging.logger(__name__)
 
@@ -64,9 +65,10 @@ class Gateway:
         registry: CollectorRegistry,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``token`` returns the bearer token for the operator. Raises BadSettings if the keys file is bad."""
+        """``token`` returns the bearer token for the operator. Raises BadSettings, if the keys file is bad, and BadTracing."""
         self.settings = settings
         self.metrics = Metrics(registry)
+        self.tracer = self._open_tracer()
         self.catalog = Catalog()
         self.keys = keys.KeyRing(settings.keys_file)
         self._limiter = Limiter()
@@ -81,6 +83,7 @@ class Gateway:
             monotonic,
             hold_limit=settings.hold_limit,
             on_hold=self.demand.changed.set,
+            tracer=self.tracer,
         )
         self._upstream = Upstream(connect_seconds=settings.connect_timeout)
         self.front = self._front()
@@ -146,6 +149,7 @@ class Gateway:
             await self._runner.cleanup()
         await self._upstream.close()
         await self._health.close()
+        await asyncio.to_thread(self.tracer.close)
 
     async def _drain(self, stop_now: asyncio.Event) -> None:
         """Let requests in flight finish; see the module docstring."""
@@ -201,6 +205,7 @@ class Gateway:
             self._monotonic,
             settings.hold_timeout,
             lambda: self.front.draining,
+            self.tracer,
         )
         rules = Rules(
             max_depth=settings.max_depth,
@@ -220,6 +225,16 @@ class Gateway:
             rules=rules,
             monotonic=self._monotonic,
             synced=lambda: self.watches.synced,
+            tracer=self.tracer,
+        )
+
+    def _open_tracer(self) -> Tracer:
+        wanted = self.settings.tracing
+        return tracing.open_tracer(
+            "gateway",
+            endpoint=wanted.endpoint,
+            ratio=wanted.sample_ratio,
+            count=lambda result, spans: self.metrics.spans.labels(result).inc(spans),
         )
 
     def _ready_checks(self) -> dict[str, Callable[[], str]]:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from llmos_operator.gateway import spans
 from llmos_operator.gateway.answers import Refused
 from llmos_operator.gateway.catalog import ColdStart, Route
 from llmos_operator.gateway.waiting import WaitingRoom
+from llmos_operator.observability import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from llmos_operator.gateway.balance import Balancer
     from llmos_operator.gateway.catalog import Catalog, Replica, Workload, WorkloadKey
     from llmos_operator.gateway.metrics import Metrics
+    from llmos_operator.observability.tracing import Tracer
 
 RETRY_AFTER_SECONDS = 10.0  # where nobody knows better
 
@@ -52,6 +55,7 @@ class Dispatcher:
     monotonic: Callable[[], float]
     hold_limit: int
     on_hold: Callable[[], None]
+    tracer: Tracer = tracing.OFF
     _rooms: dict[str, _Room] = field(default_factory=dict)  # by their key
 
     def __post_init__(self) -> None:
@@ -106,6 +110,7 @@ class Dispatcher:
         room = self._enter(route, ticket)
         began = self.monotonic()
         self.metrics.hold(lead.key)
+        span = self.tracer.start(spans.HOLD, parent=tracing.current().context)
         self.on_hold()
         self._pump(room)
         how = "gone"
@@ -131,6 +136,7 @@ class Dispatcher:
             self.metrics.held.labels(*labels).dec()
             self.metrics.hold_seconds.labels(*labels).observe(self.monotonic() - began)
             self.metrics.hold_ended.labels(*labels, how).inc()
+            spans.held(span, how)
 
     def _enter(self, route: Route, ticket: _Ticket) -> _Room:
         """Put ``ticket`` into the route's room, which is opened if need be. Raises Refused if it is full."""

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
 
+from llmos_operator.observability.tracing import TRACEPARENT, TRACESTATE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from llmos_operator.observability.tracing import TraceContext
 
 REQUEST_ID = "X-Request-Id"
 NAMESPACE = "X-LLMOS-Namespace"
@@ -66,6 +70,16 @@ def to_replica(
     if remote:
         kept["X-Forwarded-For"] = remote
     return kept
+
+
+def tell_span(forwarded: CIMultiDict[str], span: TraceContext | None) -> None:
+    """Make ``span`` the one the replica's work is part of, instead of the client's."""
+    for name in (TRACEPARENT, TRACESTATE):
+        forwarded.popall(name, None)
+    if span is not None:
+        forwarded[TRACEPARENT] = span.parent
+        if span.state:
+            forwarded[TRACESTATE] = span.state
 
 
 def to_client(headers: Mapping[str, str], *, request_id: str, workload: str) -> CIMultiDict[str]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from llmos_operator.observability.metrics import span_counter
+
 if TYPE_CHECKING:
     from llmos_operator.gateway.catalog import WorkloadKey
 
@@ -79,6 +81,7 @@ class Metrics:
             "objects_skipped_total", "Watched objects that could not be read.", ["kind"]
         )
         self.buffered_bytes = gauge("buffered_bytes", "Bytes of request bodies in memory.", [])
+        self.spans = span_counter(registry)
         self.key_reloads = counter("key_reloads_total", "Reloads of the keys file, by result.", ["result"])
         self._by_workload = [
             self.requests, self.seconds, self.first_byte, self.in_flight, self.held, self.hold_seconds,

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from llmos_operator.gateway import headers
+from llmos_operator.gateway import headers, spans
 from llmos_operator.gateway.answers import Refused, error_body
 from llmos_operator.gateway.body import with_model
 from llmos_operator.gateway.upstream import Broken, NotSent, chunks, declined
 from llmos_operator.gateway.usage import NOTHING, Meter, Usage
+from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from llmos_operator.gateway.intake import BodyStore
     from llmos_operator.gateway.metrics import Metrics
     from llmos_operator.gateway.upstream import Upstream
+    from llmos_operator.observability.tracing import Tracer
 
 log = logger(__name__)
 
 ATTEMPTS = 8  # replicas tried for one request, each time without anything begun
+EVENT_STREAM = "text/event-stream"
 OVERLOADED = "overloaded"  # a declined request whose replica is healthy but full
 
 
@@ -73,6 +76,7 @@ class Proxy:
     monotonic: Callable[[], float]
     hold_seconds: float
     draining: Callable[[], bool]
+    tracer: Tracer = tracing.OFF
 
     async def run(self, exchange: Exchange) -> web.StreamResponse:
         """Return the finished response. Raises Refused before anything was sent to the client."""
@@ -89,6 +93,8 @@ class Proxy:
             workload = self._workload_of(exchange.route, replica)
             self.demand.began(workload.key)
             try:
+                if self.tracer.on:
+                    return await self._traced(exchange, replica, workload)
                 return await self._attempt(exchange, replica, workload)
             except NotSent as error:
                 last = error.reason
@@ -117,6 +123,35 @@ class Proxy:
         finally:
             exchange.held_seconds += self.monotonic() - began
 
+    async def _traced(self, exchange: Exchange, replica: Replica, workload: Workload) -> web.StreamResponse:
+        """Make an attempt within a span of its own, which the replica is told."""
+        model = exchange.route.model_of(workload)
+        above = tracing.current().context
+        span = self.tracer.start(
+            spans.attempt_name(exchange, model),
+            tracing.Kind.CLIENT,
+            parent=above,
+            attributes=spans.of_attempt(exchange, replica, workload, model),
+        )
+        headers.tell_span(exchange.forwarded, span.context)
+        try:
+            with tracing.entered(span):
+                response = await self._attempt(exchange, replica, workload)
+        except NotSent as error:
+            span.fail(error.reason)
+            raise
+        except Refused as refusal:
+            span.fail(refusal.code)
+            raise
+        except (asyncio.CancelledError, ConnectionError):
+            span.fail(spans.CANCELLED)
+            raise
+        else:
+            spans.attempted(span, exchange)
+            return response
+        finally:
+            span.end()
+
     async def _attempt(self, exchange: Exchange, replica: Replica, workload: Workload) -> web.StreamResponse:
         """Send to one replica. Raises NotSent if another may be tried."""
         asked = exchange.asked
@@ -139,6 +174,9 @@ class Proxy:
             now = self.monotonic()
             self.balancer.answered(replica.uid, now - sent, now)
             self.metrics.first_byte.labels(*workload.key).observe(now - sent)
+            if self.tracer.on:
+                streamed = answer.content_type == EVENT_STREAM
+                spans.first_byte(tracing.current(), now - sent, streamed=streamed)
             self._free_body(exchange)
             return await self._relay(exchange, answer, replica, workload)
         finally:
@@ -171,7 +209,7 @@ class Proxy:
         response.content_length = answer.content_length
         if self.draining():
             response.force_close()
-        streamed = answer.content_type == "text/event-stream"
+        streamed = answer.content_type == EVENT_STREAM
         meter = Meter(stream=streamed)
         exchange.status = answer.status
         try:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
-from llmos_operator.gateway import headers
+from llmos_operator.gateway import headers, spans
 from llmos_operator.gateway.answers import Refused
 from llmos_operator.gateway.body import Asked, read_json, read_multipart
 from llmos_operator.gateway.catalog import Ambiguous, Unknown
 from llmos_operator.gateway.keys import ANONYMOUS, Client
 from llmos_operator.gateway.models import describe_model, list_models
 from llmos_operator.gateway.proxy import Exchange, bounded, spent
+from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from llmos_operator.gateway.limits import Limiter
     from llmos_operator.gateway.metrics import Metrics
     from llmos_operator.gateway.proxy import Proxy
+    from llmos_operator.observability.tracing import Tracer
 
 log = logger(__name__)
 
@@ -68,20 +70,47 @@ class Front:
     rules: Rules
     monotonic: Callable[[], float]
     synced: Callable[[], bool]
+    tracer: Tracer = tracing.OFF
     draining: bool = False
     active: int = 0  # requests being answered
     quiet: asyncio.Event = field(default_factory=asyncio.Event)  # set while none is being answered
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        arrived = self.monotonic()
         request_id = headers.request_id(request.headers)
+        if self.tracer.on:
+            return await self._traced(request, request_id)
+        return await self._handle(request, request_id)
+
+    async def _traced(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """Answer one request within a span of its own, below the client's if it names one."""
+        given = request.headers.get
+        span = self.tracer.start(
+            spans.server_name(request),
+            tracing.Kind.SERVER,
+            parent=tracing.parse(given(tracing.TRACEPARENT), given(tracing.TRACESTATE)),
+            attributes=spans.of_request(request, request_id),
+        )
+        try:
+            with tracing.entered(span):
+                response = await self._handle(request, request_id)
+        except (asyncio.CancelledError, ConnectionError):
+            span.fail(spans.CLIENT_GONE)
+            raise
+        else:
+            return response
+        finally:
+            span.end()
+
+    async def _handle(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        arrived = self.monotonic()
         self.active += 1
         self.quiet.clear()
         try:
             response = await self._answer(request, request_id, arrived)
         except Refused as refusal:
             self.metrics.refused.labels(refusal.code).inc()
+            spans.refused(tracing.current(), refusal)
             response = refusal.response()
             response.headers[headers.REQUEST_ID] = request_id
         finally:
@@ -97,7 +126,9 @@ class Front:
             client = self._admit(request)
             path = request.rel_url.raw_path
             if path == "/v1/models" or path.startswith("/v1/models/"):
-                return self._models(request, path, client)
+                response = self._models(request, path, client)
+                spans.answered(tracing.current(), response.status)
+                return response
             exchange = await self._exchange(request, request_id, arrived, client)
         except Refused as refusal:
             self._log(request, request_id, arrived, refusal.status, code=refusal.code)
@@ -183,6 +214,8 @@ class Front:
     def _settle(self, exchange: Exchange, client: Client, status: int) -> None:
         """Count what a request was, whichever way it ended."""
         lead, now = exchange.route.lead, self.monotonic()
+        if (span := tracing.current()).recording:
+            spans.told(span, exchange, status)
         self.metrics.in_flight.labels(*lead.key).dec()
         self.metrics.requests.labels(*lead.key, str(status)).inc()
         self.metrics.seconds.labels(*lead.key).observe(now - exchange.arrived)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
 from llmos_operator.api.runtime.uris import SECRET_KEYS, SOURCE_VARIABLES
-from llmos_operator.manifests import gang, jobs
+from llmos_operator.manifests import gang, jobs, traces
 from llmos_operator.state.types import Sharing, WorkloadKind
 
 if TYPE_CHECKING:
@@ -158,6 +158,12 @@ def environment(
     if not claim.devices or simulated or claim.sharing is not Sharing.EXCLUSIVE:
         # Whole devices of a real node are named by its device plugin instead.
         plain[names.ENV_DEVICES] = device_mode
+    if settings.trace_endpoint:
+        plain |= {
+            names.ENV_TRACE_ENDPOINT: settings.trace_endpoint,
+            names.ENV_TRACE_RATIO: str(settings.trace_ratio),
+            names.ENV_TRACEPARENT: traces.traceparent(claim),
+        }
     plain |= gang.environment(workload, claim)
     plain |= settings.env
     engine = {

@@ -20,4 +20,6 @@ class PodSettings:
     control_secret: str = "llmos-runtime-control"  # noqa: S105 - a Secret's name
     startup_seconds: float = 1800.0
     hub_endpoint: str = ""
+    trace_endpoint: str = ""  # that runtimes send spans to
+    trace_ratio: float = 1.0
     env: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmos_operator import __version__
@@ -32,6 +39,16 @@ def new_registry(process: str) -> CollectorRegistry:
     )
     build.labels(process=process, version=__version__).set(1)
     return registry
+
+
+def span_counter(registry: CollectorRegistry) -> Counter:
+    """Return what counts spans by what became of them: ended, then sent or failed; the rest waits or was dropped."""
+    return Counter(
+        "llmos_tracing_spans_total",
+        "Spans by what became of them: ended; sent; failed. What is neither sent nor failed waits or was dropped.",
+        ["result"],
+        registry=registry,
+    )
 
 
 def render(registry: CollectorRegistry) -> tuple[bytes, str]:

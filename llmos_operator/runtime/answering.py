@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from llmos_operator.observability import tracing
+from llmos_operator.runtime import spans
 from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
 from llmos_operator.runtime.choices import Choice, Piece, Tally, tally
 from llmos_operator.runtime.ipc import FinishReason, Submit
@@ -17,6 +19,7 @@ from llmos_operator.runtime.outputs import Outputs, Stopping
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from llmos_operator.observability.tracing import Tracer
     from llmos_operator.runtime.admission import Admission
     from llmos_operator.runtime.drain import Drain
     from llmos_operator.runtime.ipc import RequestOutput
@@ -38,6 +41,7 @@ class Kitchen:
     metrics: RequestMetrics
     monotonic: Callable[[], float]
     max_wait_seconds: float
+    tracer: Tracer = tracing.OFF
 
 
 class Answer:
@@ -55,6 +59,7 @@ class Answer:
         self._by_id = {choice.request_id: choice for choice in self.choices}
         self._kitchen = kitchen
         self._began = kitchen.monotonic()
+        self._first_token: float | None = None  # seconds after that
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Answer]:
@@ -81,6 +86,8 @@ class Answer:
             kitchen.drain.forget(self.outputs)
             kitchen.admission.leave(self.plan.sequences)
             self._count()
+            if kitchen.tracer.on:
+                spans.answered(kitchen.tracer, self, self._first_token)
 
     async def pieces(self) -> AsyncIterator[list[tuple[Choice, Piece]]]:
         """Yield what is new, as often as something is, until all answers are over. Raises ApiError, EngineLost."""
@@ -121,6 +128,9 @@ class Answer:
             metrics.inter_token.observe((now - choice.last_token_at) / tokens)
         else:
             choice.first_token_at = now
+            if self._first_token is None:
+                self._first_token = now - self._began
+                tracing.current().event(spans.FIRST_TOKEN)
             metrics.first_token.observe(now - self._began)
         choice.last_token_at = now
 

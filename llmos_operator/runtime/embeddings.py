@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.errors import Permanent
+from llmos_operator.runtime import spans
 from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
 from llmos_operator.runtime.ipc import Embed
 from llmos_operator.runtime.ipc.client import EngineLost, EngineUnavailable
@@ -46,6 +47,7 @@ async def embed(body: EmbeddingRequest, model: ServedModel, kitchen: Kitchen) ->
     result = await _ask(
         Embed(f"embd-{uuid.uuid4().hex}", tuple(inputs), dimensions=body.dimensions or 0), kitchen
     )
+    spans.embedded(model.name, result.prompt_tokens)
     return {
         "object": "list",
         "data": _entries(result, as_base64=body.encoding_format == "base64"),

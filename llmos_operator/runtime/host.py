@@ -19,8 +19,10 @@ from llmos_operator.api.runtime.messages import (
     RuntimeStatus,
 )
 from llmos_operator.errors import LlmosError, Permanent
+from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime import served as reading
+from llmos_operator.runtime import spans
 from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.api.runtime.messages import WorkProgress
     from llmos_operator.clock import Clock
+    from llmos_operator.observability.tracing import Tracer
     from llmos_operator.runtime.admission import Admission
     from llmos_operator.runtime.drain import Drain
     from llmos_operator.runtime.ipc import EngineInfo
@@ -59,6 +62,7 @@ class ModelHost:
         drain: Drain,
         clock: Clock,
         swaps: Callable[[str, float], None] = lambda _, __: None,
+        tracer: Tracer = tracing.OFF,
     ) -> None:
         """``swaps`` is told of each adapter that came ("load") or went ("unload"), and of the seconds it took."""
         self.settings = settings
@@ -68,6 +72,7 @@ class ModelHost:
         self._drain = drain
         self._clock = clock
         self._swaps = swaps
+        self._tracer = tracer
         self._unreadable: Failure | None = None  # the engine loaded it, the front cannot use it
         self.last_request_at: float | None = None  # monotonic seconds
         self.progress: Callable[[], WorkProgress] | None = None  # of a batch that runs through this model
@@ -77,14 +82,26 @@ class ModelHost:
 
     async def run(self) -> None:
         """Load, then follow the engine until cancelled: over crashes, restarts, sleep and failure."""
+        began = self._clock.monotonic()
         await self.engine.load(self.settings.load_order())
+        first = True
         while True:
             status = await self.engine.wait(*_SETTLED)
+            if first and self._tracer.on:
+                self._trace_load(status, began)
+            first = False
             if status.state is RuntimeState.READY and status.info is not None:
                 await self._take_over(status.info)
             while (now := self.engine.status()).state is status.state and now.info is status.info:
                 self._admission.observe(now.stats)
                 await asyncio.sleep(STATS_SECONDS)
+
+    def _trace_load(self, status: EngineStatus, began: float) -> None:
+        parent, now = self.settings.trace_parent, self._clock.monotonic()
+        if status.info is not None:
+            spans.loaded(self._tracer, parent, status.info, began, now)
+        elif (failure := self.failure()) is not None:
+            spans.not_loaded(self._tracer, parent, failure.reason, began, now)
 
     async def _take_over(self, info: EngineInfo) -> None:
         before = self.served

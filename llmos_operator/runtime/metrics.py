@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from llmos_operator.observability.metrics import span_counter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -92,6 +94,7 @@ class RequestMetrics:
             buckets=SWAP,
             registry=registry,
         )
+        self.spans = span_counter(registry)
         self.drain = Histogram(
             "llmos_runtime_drain_seconds", "Time a drain took.", buckets=LATENCY, registry=registry
         )

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmos_operator.clock import Clock, SystemClock
-from llmos_operator.observability import logging, metrics
+from llmos_operator.observability import logging, metrics, tracing
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.runtime.adapters_api import AdaptersApi
 from llmos_operator.runtime.admission import Admission
@@ -60,7 +60,7 @@ class Runtime:
         clock: Clock | None = None,
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
-        """``linger_seconds`` is how long requests are still taken after the order to stop."""
+        """``linger_seconds`` is how long requests are still taken after the order to stop. Raises BadTracing."""
         self._linger = linger_seconds
         self.settings = settings
         self.engine = engine
@@ -69,8 +69,20 @@ class Runtime:
         self.drain = Drain(clock.monotonic)
         self.admission = Admission(settings.max_num_seqs, settings.max_queue, settings.max_wait_seconds)
         counted = RequestMetrics(self.registry, settings.model_name)
+        self.tracer = tracing.open_tracer(
+            "runtime",
+            endpoint=settings.trace_endpoint,
+            ratio=settings.trace_ratio,
+            count=lambda result, spans: counted.spans.labels(result).inc(spans),
+        )
         self.host = ModelHost(
-            settings, engine, self.admission, self.drain, clock, swaps=counted.adapter_swapped
+            settings,
+            engine,
+            self.admission,
+            self.drain,
+            clock,
+            swaps=counted.adapter_swapped,
+            tracer=self.tracer,
         )
         self.registry.register(
             EngineCollector(
@@ -78,7 +90,13 @@ class Runtime:
             )
         )
         kitchen = Kitchen(
-            engine, self.admission, self.drain, counted, clock.monotonic, float(settings.max_wait_seconds)
+            engine,
+            self.admission,
+            self.drain,
+            counted,
+            clock.monotonic,
+            float(settings.max_wait_seconds),
+            self.tracer,
         )
         self._beat = Heartbeat(STALLED_SECONDS, clock.monotonic)
         api = ServingApi(self.host, kitchen, self.registry, clock, self._beat.check)
@@ -92,6 +110,7 @@ class Runtime:
             max_body=settings.max_body_bytes,
             requests=counted.http,
             known=paths.__contains__,
+            tracer=self.tracer,
         )
         control_gate = Gate([settings.control_token], open_without=False)
         self._control = ControlApi(self.host, self.drain, control_gate).build()
@@ -124,6 +143,7 @@ class Runtime:
                 task.cancel()
             await asyncio.gather(stopping, *background, *serving, return_exceptions=True)
             await self.engine.close()
+            await asyncio.to_thread(self.tracer.close)
 
     async def _leave(self) -> None:
         began = time.monotonic()
@@ -155,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Its start and end are ours to report.
         stdlib_logging.getLogger("uvicorn.error").setLevel(stdlib_logging.WARNING)
         loop_run(_run(settings))
-    except BadEnvironment as error:
+    except (BadEnvironment, tracing.BadTracing) as error:
         sys.stderr.write(f"llmos runtime: {error}\n")
         return 1
     except OSError as error:

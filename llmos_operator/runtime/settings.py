@@ -15,6 +15,7 @@ from llmos_operator.api import names
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
 from llmos_operator.api.runtime.uris import SOURCE_VARIABLES
 from llmos_operator.errors import Permanent
+from llmos_operator.observability.receivers import check_endpoint
 from llmos_operator.runtime.ipc.messages import AdapterSource, Load
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class RuntimeSettings:
     max_choices: int = 128  # prompts x n of one request
     log_level: str = "info"
     log_format: str = "json"
+    trace_endpoint: str = ""  # of an OTLP receiver; "": no spans
+    trace_ratio: float = 1.0
+    trace_parent: str = ""  # the placement's span, as a traceparent
 
     def load_order(self) -> Load:
         """Return what the engine is told to load."""
@@ -141,6 +145,9 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         max_choices=env.number("LLMOS_MAX_CHOICES", 128, least=1),
         log_level=env.text("LLMOS_LOG__LEVEL") or "info",
         log_format=env.text("LLMOS_LOG__FORMAT") or "json",
+        trace_endpoint=env.receiver(names.ENV_TRACE_ENDPOINT),
+        trace_ratio=env.ratio(names.ENV_TRACE_RATIO, 1.0),
+        trace_parent=env.text(names.ENV_TRACEPARENT),
     )
 
 
@@ -158,6 +165,23 @@ class _Reader:
         if not text.isdecimal() or int(text) < least:
             raise BadEnvironment(f"{name} = {text!r} must be a whole number of at least {least}")
         return int(text)
+
+    def ratio(self, name: str, default: float) -> float:
+        text = self.text(name)
+        try:
+            found = float(text) if text else default
+        except ValueError:
+            found = -1.0
+        if not 0.0 <= found <= 1.0:
+            raise BadEnvironment(f"{name} = {text!r} must be a number from 0 to 1")
+        return found
+
+    def receiver(self, name: str) -> str:
+        text = self.text(name)
+        try:
+            return check_endpoint(text) if text else ""
+        except ValueError as error:
+            raise BadEnvironment(f"{name} {error}") from None
 
     def flag(self, name: str) -> bool:
         text = self.text(name).lower()

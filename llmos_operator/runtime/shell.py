@@ -9,7 +9,9 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
+from llmos_operator.runtime import spans
 from llmos_operator.runtime.adapters_api import GUARDED
 from llmos_operator.runtime.answers import ApiError
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from prometheus_client import Counter
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from llmos_operator.observability.tracing import Tracer
     from llmos_operator.runtime.auth import Gate
     from llmos_operator.runtime.drain import Drain
 
@@ -44,6 +47,7 @@ class Shell:
         max_body: int,
         requests: Counter,
         known: Callable[[str], bool],
+        tracer: Tracer = tracing.OFF,
     ) -> None:
         """``guard`` is before the routes that change what is served; ``known`` says whether a path exists: others share one label in the metrics."""
         self._app = app
@@ -53,6 +57,7 @@ class Shell:
         self._max_body = max_body
         self._requests = requests
         self._known = known
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI scope."""
@@ -62,6 +67,21 @@ class Shell:
         headers = dict(scope["headers"])
         given = headers.get(_REQUEST_ID, b"")
         call = _Call(send, given if _SANE_ID.fullmatch(given) else b"", closing=lambda: self._drain.declining)
+        if self._tracer.on and scope["method"] == "POST":
+            await self._traced(scope, receive, call, headers)
+        else:
+            await self._serve(scope, receive, call, headers)
+
+    async def _traced(self, scope: Scope, receive: Receive, call: _Call, headers: dict[bytes, bytes]) -> None:
+        path = scope["path"]
+        span = spans.started(self._tracer, headers, path, known=self._known(path))
+        try:
+            with tracing.entered(span):
+                await self._serve(scope, receive, call, headers)
+        finally:
+            spans.ended(span, call.status)
+
+    async def _serve(self, scope: Scope, receive: Receive, call: _Call, headers: dict[bytes, bytes]) -> None:
         works = scope["method"] == "POST"
         entered = False
         try:

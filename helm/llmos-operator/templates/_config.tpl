@@ -4,6 +4,7 @@
 {{- $image := include "llmos.image" (dict "root" . "component" "runtime" "digest" "") -}}
 {{- $known := dict
   "log" (deepCopy .Values.log)
+  "tracing" (dict "endpoint" .Values.tracing.endpoint "sampleRatio" .Values.tracing.sampleRatio)
   "lease" (dict "name" (include "llmos.name" (dict "root" . "component" "operator")))
   "runtime" (dict "image" $image "imagePullPolicy" .Values.image.pullPolicy)
   "agentAccount" (include "llmos.serviceAccount" (dict "root" . "component" "agent"))
@@ -26,5 +27,5 @@
 {{- end -}}
 
 {{- define "llmos.gatewayConfig" -}}
-{{- toYaml (mergeOverwrite (dict "log" (deepCopy .Values.log)) (deepCopy .Values.gateway.config)) -}}
+{{- toYaml (mergeOverwrite (dict "log" (deepCopy .Values.log) "tracing" (dict "endpoint" .Values.tracing.endpoint "sampleRatio" .Values.tracing.sampleRatio)) (deepCopy .Values.gateway.config)) -}}
 {{- end -}}

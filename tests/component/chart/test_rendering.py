@@ -201,6 +201,36 @@ def test_values_reach_the_settings(tmp_path):
     assert settings.scheduling.writes == 8
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector.monitoring.svc:4318", 4318),
+        ("https://otlp.example.com/prefix", 443),
+        ("http://collector", 80),
+    ],
+)
+def test_a_receiver_of_spans_reaches_operator_and_gateway_with_a_way_to_it(
+    endpoint: str, port: int, tmp_path
+):
+    values = {
+        "tracing": {"endpoint": endpoint, "sampleRatio": 0.25},
+        "networkPolicy": {"enabled": True, "apiServerPorts": [6443]},
+    }
+    objects, silent = render(values=values), render(values={"networkPolicy": values["networkPolicy"]})
+    for component, kind in (("operator", OperatorSettings), ("gateway", GatewaySettings)):
+        path = tmp_path / f"{component}.yaml"
+        path.write_text(find(objects, "ConfigMap", f"llmos-{component}")["data"]["config.yaml"])
+        tracing = load(kind, str(path), {}).tracing
+        assert (tracing.endpoint, tracing.sample_ratio) == (endpoint, 0.25)
+        way = {"ports": [{"port": port}]}
+        with_receiver = find(objects, "NetworkPolicy", f"llmos-{component}")["spec"]["egress"]
+        without = find(silent, "NetworkPolicy", f"llmos-{component}")["spec"]["egress"]
+        assert with_receiver.count(way) == without.count(way) + 1
+        assert len(with_receiver) == len(without) + 1
+    agent = find(objects, "ConfigMap", "llmos-agent")["data"]["config.yaml"]
+    assert "tracing" not in agent
+
+
 def test_large_numbers_stay_whole_numbers(tmp_path):
     path = tmp_path / "gateway.yaml"
     path.write_text(
@@ -222,6 +252,8 @@ def test_large_numbers_stay_whole_numbers(tmp_path):
             {"operator": {"config": {"runtime": {"runAsUser": 0}}}},
             ["/operator/config/runtime/runAsUser", "minimum"],
         ),
+        ({"tracing": {"endpoint": "collector:4318"}}, ["/tracing/endpoint", "does not match pattern"]),
+        ({"tracing": {"sampleRatio": 2}}, ["/tracing/sampleRatio", "maximum"]),
         ({"agent": {"config": {"mode": "magic"}}}, ["/agent/config/mode", "'auto'"]),
         ({"gateway": {"service": {"type": "Loadbalancer"}}}, ["/gateway/service/type", "'LoadBalancer'"]),
         ({"image": {"pullSecrets": ["registry"]}}, ["/image/pullSecrets/0", "want object"]),

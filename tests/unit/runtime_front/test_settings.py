@@ -40,8 +40,13 @@ def test_everything_the_operator_writes_is_read() -> None:
             "NVIDIA_VISIBLE_DEVICES": "void",
             "HF_ENDPOINT": "http://hub",
             "HF_TOKEN": "hf",
+            "LLMOS_TRACING__ENDPOINT": "http://collector:4318",
+            "LLMOS_TRACING__SAMPLE_RATIO": "0.1",
+            "TRACEPARENT": "00-aa-bb-01",
         }
     )
+    traced = (settings.trace_endpoint, settings.trace_ratio, settings.trace_parent)
+    assert traced == ("http://collector:4318", 0.1, "00-aa-bb-01")
     assert (settings.model_name, settings.model_revision, settings.model_digest) == (
         "chat",
         "abc",
@@ -82,6 +87,9 @@ def test_a_model_without_a_name_is_served_under_its_own(uri: str, name: str) -> 
         ("LLMOS_MEMORY_LIMIT_BYTES", "1Gi"),
         ("LLMOS_APIS", "chat,telepathy"),
         ("LLMOS_ALLOW_FILE", "maybe"),
+        ("LLMOS_TRACING__ENDPOINT", "collector:4318"),
+        ("LLMOS_TRACING__SAMPLE_RATIO", "2"),
+        ("LLMOS_TRACING__SAMPLE_RATIO", "some"),
     ],
 )
 def test_a_bad_value_ends_the_start_and_is_named(
