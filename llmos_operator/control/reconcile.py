@@ -16,8 +16,9 @@ from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
-from llmos_operator.control import gangs, jobs
+from llmos_operator.control import engines, gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
+from llmos_operator.scheduler.sizing import VLLM
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
@@ -343,13 +344,15 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
             Reason.INVALID_SPEC,
             f"spec.adapters: {served} is the name of the model itself; name the adapter otherwise.",
         )
+    if workload.engine == VLLM and (unfit := engines.refusal(workload)):
+        return Refusal(Reason.INVALID_SPEC, f"{unfit}.")
     sources = [("spec.model.uri", workload.model.uri, MODEL_SCHEMES)]
     sources += [(f"spec.adapters[{one.name}].uri", one.uri, ADAPTER_SCHEMES) for one in workload.adapters]
     found = (
         _source_refusal(*source, allow_file=allow_file, allowed_hosts=allowed_hosts) for source in sources
     )
-    unfit = next((one for one in found if one is not None), None)
-    return unfit or jobs.refusal(workload, allow_file=allow_file, allowed_hosts=allowed_hosts)
+    refused = next((one for one in found if one is not None), None)
+    return refused or jobs.refusal(workload, allow_file=allow_file, allowed_hosts=allowed_hosts)
 
 
 def _source_refusal(
@@ -399,9 +402,7 @@ def unsupported(workload: Workload) -> str:
             f"A replica of {workload.members} pods (spec.parallelism) needs an engine that runs over several pods; engine builtin "
             "does not. Use engine custom, or leave out parallelism.data and parallelism.pods."
         )
-    if workload.engine == "vllm":
-        return "Engine vllm is accepted, but this release cannot run it. Use engine builtin."
-    return ""
+    return engines.unsupported(workload) if workload.engine == VLLM else ""
 
 
 def hold(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
@@ -70,6 +71,11 @@ class RuntimeSettings:
     max_choices: int = 128  # prompts x n of one request
     log_level: str = "info"
     log_format: str = "json"
+    engine: str = ""  # "": our own | vllm: one in the container beside this
+    engine_dir: Path = Path()  # folder shared with that container
+    engine_url: str = ""  # where it listens; "": on the socket in that folder
+    engine_sleeps: bool = False  # it was started so that it can
+    engine_has_devices: bool = False  # its KV cache is on devices, and its size the pod's business
 
     def load_order(self) -> Load:
         """Return what the engine is told to load."""
@@ -141,7 +147,30 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         max_choices=env.number("LLMOS_MAX_CHOICES", 128, least=1),
         log_level=env.text("LLMOS_LOG__LEVEL") or "info",
         log_format=env.text("LLMOS_LOG__FORMAT") or "json",
+        **_engine(env, devices),
     )
+
+
+def _engine(env: _Reader, devices: str) -> dict[str, Any]:
+    """Return the settings of an engine beside the runtime, none without one."""
+    engine = env.text(names.ENV_ENGINE)
+    if not engine:
+        return {}
+    if engine != "vllm":
+        raise BadEnvironment(f"{names.ENV_ENGINE} = {engine!r} is not an engine this runtime fronts: vllm")
+    folder, url = env.text(names.ENV_ENGINE_DIR), env.text(names.ENV_ENGINE_URL)
+    if not folder.startswith("/"):
+        raise BadEnvironment(
+            f"{names.ENV_ENGINE_DIR} = {folder!r} must be the absolute folder shared with the engine"
+        )
+    return {
+        "engine": engine,
+        "engine_dir": Path(folder),
+        "engine_url": url,
+        "engine_sleeps": env.flag(names.ENV_ENGINE_SLEEPS),
+        # Simulated devices are the host's memory; the engine has an address there.
+        "engine_has_devices": devices != "void" and not url,
+    }
 
 
 class _Reader:

@@ -1,0 +1,91 @@
+"""Looks at vLLM twice a second: whether it came up, went down, or says nothing any more."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime.messages import Failure, RuntimeState
+from llmos_operator.observability.logging import logger
+from llmos_operator.runtime.handover import fetching, figures
+from llmos_operator.runtime.handover.link import EngineLost, Health, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmos_operator.runtime.handover.host import VllmHost
+
+log = logger(__name__)
+
+_UP = (RuntimeState.READY, RuntimeState.ASLEEP)
+_COMING = (RuntimeState.LOADING, RuntimeState.WARMING)
+
+
+class Watch:
+    """Follows one vLLM and tells its host."""
+
+    def __init__(self, host: VllmHost, stuck_seconds: float, monotonic: Callable[[], float]) -> None:
+        """``stuck_seconds`` of silence and its container is to be started again."""
+        self._host = host
+        self._stuck_seconds = stuck_seconds
+        self._monotonic = monotonic
+        self._silent_since: float | None = None
+        self._starts = 0
+
+    async def look(self) -> None:
+        """Look once, and tell the host what has changed."""
+        host = self._host
+        if host.state_now is RuntimeState.FAILED:
+            return
+        health = await host.link.health()
+        if health is Health.SILENT:
+            self._silent()
+            return
+        self._silent_since = None
+        if health is Health.DOWN:
+            if host.state_now in _UP:
+                self._lost("vLLM has ended; it is started again")
+            return
+        started = fetching.starts(host.folder)
+        if host.state_now in _UP and started != self._starts:
+            self._lost("vLLM has ended and was started again")  # faster than anybody looked
+        try:
+            await (self._took_up(started) if host.state_now in _COMING else self._read())
+        except (EngineLost, Refused) as error:
+            log.info("vLLM does not answer yet", error=error)
+
+    async def _took_up(self, started: int) -> None:
+        host = self._host
+        longest = _longest(await host.link.call("GET", "/v1/models"), host.settings.model_name)
+        self._starts = started
+        await host.serve(longest)
+
+    async def _read(self) -> None:
+        self._host.observe(figures.read(await self._host.link.call("GET", "/metrics")))
+
+    def _lost(self, why: str) -> None:
+        log.warning("vLLM is gone", detail=why, starts=self._starts)
+        self._host.begin(Failure(reason=Reason.LOAD_FAILED, message=f"{why}.", permanent=False))
+
+    def _silent(self) -> None:
+        """Note silence. While it loads it may well be busy; once it served, its liveness probe is told."""
+        if self._host.state_now not in _UP:
+            return
+        now = self._monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        if now - self._silent_since >= self._stuck_seconds:
+            (self._host.folder / fetching.STUCK).touch()
+            self._silent_since = None
+            self._lost(f"vLLM said nothing for {self._stuck_seconds:.0f} s; it is started again")
+
+
+def _longest(raw: bytes, name: str) -> int:
+    """Return the context of the model of that name in vLLM's list."""
+    try:
+        listed: list[Any] = json.loads(raw)["data"]
+        found = next(one for one in listed if one.get("id") == name)
+        return int(found.get("max_model_len") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise Refused(502, f"vLLM does not list the model {name!r} it was started with") from error
