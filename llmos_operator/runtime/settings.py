@@ -75,6 +75,9 @@ class RuntimeSettings:
     engine_dir: Path = Path()  # folder shared with that container
     engine_url: str = ""  # where it listens; "": on the socket in that folder
     engine_sleeps: bool = False  # it was started so that it can
+    engine_stuck_seconds: int = (
+        60  # without an answer to /health: longer than any step of an engine that works
+    )
     engine_has_devices: bool = False  # its KV cache is on devices, and its size the pod's business
 
     def load_order(self) -> Load:
@@ -167,6 +170,7 @@ def _engine(env: _Reader, devices: str) -> dict[str, Any]:
         "engine": engine,
         "engine_dir": Path(folder),
         "engine_url": url,
+        "engine_stuck_seconds": env.number("LLMOS_ENGINE_STUCK_SECONDS", 60, least=1),
         "engine_sleeps": env.flag(names.ENV_ENGINE_SLEEPS),
         # Simulated devices are the host's memory; the engine has an address there.
         "engine_has_devices": devices != "void" and not url,

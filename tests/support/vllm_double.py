@@ -95,7 +95,12 @@ class Double:
 
     async def told(self, _: web.Request) -> web.Response:
         """What the double saw: its options, its environment, the orders it got."""
-        seen = {"options": vars(self.given), "environment": dict(os.environ), "calls": self.calls, "pid": os.getpid()}
+        seen = {
+            "options": vars(self.given),
+            "environment": dict(os.environ),
+            "calls": self.calls,
+            "pid": os.getpid(),
+        }
         return web.json_response(seen)
 
     async def metrics(self, _: web.Request) -> web.Response:
@@ -133,7 +138,9 @@ class Double:
             await self._pace(prompt)
             text = " ".join([prompt] * 2)
             self.finished, self.generated = self.finished + 1, self.generated + TOKENS
-            message = {"message": {"role": "assistant", "content": text}} if field == "delta" else {"text": text}
+            message = (
+                {"message": {"role": "assistant", "content": text}} if field == "delta" else {"text": text}
+            )
             return web.json_response({"model": body["model"], "choices": [{"index": 0, **message}]})
         finally:
             self.running -= 1

@@ -135,7 +135,7 @@ class VllmPod:
         url = f"http://{self.host}:8001/control/v1/{path}"
         data = json.dumps(body).encode() if body is not None else None
         return self._ask(
-            urllib.request.Request(url, data, {"Authorization": f"Bearer {TOKEN}"}, method=method)  # noqa: S310
+            urllib.request.Request(url, data, {"Authorization": f"Bearer {TOKEN}"}, method=method)
         )
 
     def report(self) -> Json:
@@ -170,7 +170,9 @@ def double_path(folder: Path) -> str:
     """Return a folder for PATH in which `vllm` is the double."""
     program = folder / "bin" / "vllm"
     program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec env PYTHONPATH={ROOT} {sys.executable} -m tests.support.vllm_double "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\nexec env PYTHONPATH={ROOT} {sys.executable} -m tests.support.vllm_double "$@"\n'
+    )
     program.chmod(0o755)
     return str(program.parent)
 

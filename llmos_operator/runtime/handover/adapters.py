@@ -62,15 +62,15 @@ class Adapters:
         """Note that vLLM starts again, and has none."""
         self._served.clear()
 
-    async def load_all(self) -> None:
-        """Load what the workload has and what was loaded since, but is not there: vLLM has just come up.
+    async def load_all(self, there: frozenset[str]) -> None:
+        """Load what the workload has and what was loaded since, but is not there: vLLM, or this process, has just come up.
 
         Raises EngineLost, and Permanent or Retryable where one of the workload's cannot be had.
         """
         demanded = {one.name for one in self._settings.adapters}
         for source in [one for one in self._wanted.values() if one.name not in self._served]:
             try:
-                await self._load(source)
+                await self._load(source, there=source.name in there)
             except (Permanent, Retryable) as error:
                 if source.name in demanded:
                     raise
@@ -108,13 +108,15 @@ class Adapters:
         self._wanted.pop(name, None)
         self._swaps("unload", self._clock.monotonic() - began)
 
-    async def _load(self, source: AdapterSource) -> None:
+    async def _load(self, source: AdapterSource, *, there: bool = False) -> None:
+        """Fetch an adapter and hand it over, unless vLLM has it."""
         stages = Stages(self._clock, lambda _: None)
         order = self._settings.load_order()
         folder, report = await asyncio.to_thread(fetching.fetch_adapter, source, order, stages)
         body = {"lora_name": source.name, "lora_path": str(folder)}
         try:
-            await self._link.call("POST", LOAD, body, seconds=_LOAD_SECONDS)
+            if not there:
+                await self._link.call("POST", LOAD, body, seconds=_LOAD_SECONDS)
         except Refused as error:
             text = f"adapter {source.name!r}: vLLM refuses it: {error}"
             raise Permanent(text, reason=Reason.UNSUPPORTED) from error

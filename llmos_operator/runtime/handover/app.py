@@ -89,7 +89,14 @@ class RelayApi:
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", text) from None
         self._host.require()
         return Relayed(
-            self._host.link, self._admission, self._drain, self._metrics, path, request.headers, body
+            self._host.link,
+            self._admission,
+            self._drain,
+            self._metrics,
+            path,
+            request.headers,
+            body,
+            self._host.look_soon,
         )
 
     async def models(self, _: Request) -> Response:

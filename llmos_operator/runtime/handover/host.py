@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
@@ -55,9 +56,8 @@ class VllmHost:
         swaps: Callable[[str, float], None] = lambda _, __: None,
         *,
         look_seconds: float = LOOK_SECONDS,
-        stuck_seconds: float = 60.0,
     ) -> None:
-        """``swaps`` is told of each adapter that came or went; ``stuck_seconds`` is how long vLLM may say nothing."""
+        """``swaps`` is told of each adapter that came or went."""
         self.settings = settings
         self.link = link
         self.state_now = RuntimeState.STARTING
@@ -71,7 +71,8 @@ class VllmHost:
         self._drain = drain
         self._clock = clock
         self._look_seconds = look_seconds
-        self._watch = Watch(self, stuck_seconds, clock.monotonic)
+        self._watch = Watch(self, settings.engine_stuck_seconds, clock.monotonic)
+        self._hint = asyncio.Event()
         self._stages = Stages(clock, self._note)
         self._progress: Progress | None = None
         self._load_seconds: dict[str, float] = {}
@@ -98,7 +99,10 @@ class VllmHost:
         self.begin(None)
         while True:
             await self._watch.look()
-            await asyncio.sleep(self._look_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._look_seconds):
+                    await self._hint.wait()
+            self._hint.clear()
 
     async def _fetch(self) -> Fetched | None:
         order = self.settings.load_order()
@@ -120,7 +124,7 @@ class VllmHost:
     # ------------------------------------------------------------ for the watch
 
     def begin(self, trouble: Failure | None) -> None:
-        """VLLM is on its way up, for the first time or, with ``trouble``, again."""
+        """Follow vLLM on its way up, for the first time or, with ``trouble``, again."""
         self.trouble = trouble
         self.figures = Figures()
         self.adapters.forget()
@@ -128,13 +132,13 @@ class VllmHost:
         self.state_now = RuntimeState.LOADING
         self._stages.enter(RuntimeState.LOADING, self._model.weights_bytes if self._model else 0)
 
-    async def serve(self, max_model_len: int) -> None:
-        """VLLM is up: load the adapters, and be ready. Raises EngineLost."""
+    async def serve(self, max_model_len: int, there: frozenset[str]) -> None:
+        """Load the adapters that are not ``there``, and be ready: vLLM is up. Raises EngineLost."""
         self.max_model_len = max_model_len
         self._stages.enter(RuntimeState.WARMING)
         self.state_now = RuntimeState.WARMING
         try:
-            await self.adapters.load_all()
+            await self.adapters.load_all(there)
         except Permanent as error:
             self.fail(error)
             return
@@ -180,6 +184,10 @@ class VllmHost:
         text = f"The model is not ready: {self.state().value}."
         raise unavailable("model_not_ready", text, retry_after=5.0, refused="loading")
 
+    def look_soon(self) -> None:
+        """A request lost vLLM: look now whether it is there."""
+        self._hint.set()
+
     def names(self) -> list[str]:
         """Return what requests may ask for: the model, then its adapters."""
         return [self.settings.model_name, *self.adapters.names()]
@@ -195,7 +203,7 @@ class VllmHost:
         self.slumber.wake(self)
 
     def woken(self, seconds: float) -> None:
-        """VLLM is awake again, after so long."""
+        """Serve again: vLLM is awake, after so long."""
         self._load_seconds, self._load_path = {RuntimeState.LOADING.value: seconds}, "hot"
         self.state_now = RuntimeState.READY
 

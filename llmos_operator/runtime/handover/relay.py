@@ -20,7 +20,7 @@ from llmos_operator.runtime.handover.link import EngineLost, chunks
 from llmos_operator.runtime.outputs import ClientGone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import aiohttp
     from starlette.types import Receive, Scope, Send
@@ -68,8 +68,11 @@ class Relayed(Response):
         path: str,
         headers: Mapping[str, str],
         body: bytes,
+        lost: Callable[[], None],
     ) -> None:
+        """``lost`` is told when vLLM could not be reached, or broke off."""
         super().__init__()
+        self._lost = lost
         self._link = link
         self._admission = admission
         self._drain = drain
@@ -154,6 +157,8 @@ class Relayed(Response):
         if isinstance(error, ClientGone):
             self._metrics.disconnects.inc()
             return
+        if isinstance(error, EngineLost):
+            self._lost()
         if isinstance(error, EngineLost) and not error.begun:
             text = "The engine is not there; it is being started again."
             await self._fail(

@@ -18,8 +18,6 @@ from llmos_operator.runtime.metrics import FrontMetrics
 if TYPE_CHECKING:
     from llmos_operator.runtime.settings import RuntimeSettings
 
-STUCK_SECONDS = 60.0  # without an answer to /health: longer than any step of an engine that works
-
 
 class VllmRuntime(Front):
     """A runtime whose answers are made by a vLLM in the container beside it."""
@@ -31,7 +29,6 @@ class VllmRuntime(Front):
         clock: Clock | None = None,
         linger_seconds: float = LINGER_SECONDS,
         look_seconds: float = LOOK_SECONDS,
-        stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
         """``look_seconds`` lie between looks at vLLM."""
         clock = clock or SystemClock()
@@ -48,7 +45,6 @@ class VllmRuntime(Front):
             clock,
             counted.adapter_swapped,
             look_seconds=look_seconds,
-            stuck_seconds=stuck_seconds,
         )
         self.registry.register(VllmCollector(self.host, self.admission))
         api = RelayApi(self.host, self.admission, self.drain, counted, self.registry, self.live)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import Failure, RuntimeState
@@ -57,9 +58,12 @@ class Watch:
 
     async def _took_up(self, started: int) -> None:
         host = self._host
-        longest = _longest(await host.link.call("GET", "/v1/models"), host.settings.model_name)
+        listed = _listed(await host.link.call("GET", "/v1/models"))
+        if host.settings.model_name not in listed:
+            text = f"vLLM does not list the model {host.settings.model_name!r} it was started with"
+            raise Refused(HTTPStatus.BAD_GATEWAY, text)
         self._starts = started
-        await host.serve(longest)
+        await host.serve(listed[host.settings.model_name], frozenset(listed))
 
     async def _read(self) -> None:
         self._host.observe(figures.read(await self._host.link.call("GET", "/metrics")))
@@ -81,11 +85,9 @@ class Watch:
             self._lost(f"vLLM said nothing for {self._stuck_seconds:.0f} s; it is started again")
 
 
-def _longest(raw: bytes, name: str) -> int:
-    """Return the context of the model of that name in vLLM's list."""
+def _listed(raw: bytes) -> dict[str, int]:
+    """Return the context of each model and adapter in vLLM's list."""
     try:
-        listed: list[Any] = json.loads(raw)["data"]
-        found = next(one for one in listed if one.get("id") == name)
-        return int(found.get("max_model_len") or 0)
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise Refused(502, f"vLLM does not list the model {name!r} it was started with") from error
+        return {str(one["id"]): int(one.get("max_model_len") or 0) for one in json.loads(raw)["data"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(HTTPStatus.BAD_GATEWAY, "vLLM's list of models cannot be read") from error
