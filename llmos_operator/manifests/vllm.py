@@ -151,7 +151,7 @@ def _arguments(workload: Workload, claim: Claim, *, simulated: bool, share: str)
     if share:
         found += ["--gpu-memory-utilization", share]
     if len(claim.devices) > 1:
-        stages = max(1, workload.stages)
+        stages = int((workload.spec.get("parallelism") or {}).get("pipeline") or 1)
         found += ["--tensor-parallel-size", str(len(claim.devices) // stages)]
         found += ["--pipeline-parallel-size", str(stages)]
     if workload.max_adapters:

@@ -196,6 +196,52 @@ def test_sources_are_accepted_as_the_administrator_allows() -> None:
     assert reason("https://Good.example:443/m", hosts=("good.example",)) == ""
 
 
+VLLM = {"name": "vllm", "image": "vllm:1"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"engine": {"name": "vllm"}}, "spec.engine.image: engine vllm needs an image"),
+        ({"engine": {**VLLM, "args": ["--enforce-eager", "-tp=2"]}}, "spec.engine.args[1]: -tp is set by"),
+        ({"engine": VLLM, "quantization": {"kvCacheDtype": "int8"}}, "spec.quantization.kvCacheDtype"),
+        (
+            {
+                "engine": VLLM,
+                "adapters": [{"name": "a", "uri": "hf://a/b"}],
+                "adapterLimits": {"maxAdapters": 1, "maxRank": 1024},
+            },
+            "spec.adapterLimits.maxRank",
+        ),
+    ],
+)
+def test_what_a_vllm_cannot_be_told_is_refused_and_the_field_named(spec: dict[str, Any], words: str) -> None:
+    found = reconcile.refusal(a_work(**spec), allow_file=False, allowed_hosts=())
+    assert found is not None
+    assert found.reason is Reason.INVALID_SPEC
+    assert words in found.message
+
+
+def test_a_vllm_as_it_should_be_is_accepted_and_can_be_run() -> None:
+    work = a_work(engine={**VLLM, "args": ["--enforce-eager"]})
+    assert reconcile.refusal(work, allow_file=False, allowed_hosts=()) is None
+    assert reconcile.unsupported(work) == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"parallelism": {"data": 2}}, "one pod"),
+        (
+            {"type": "Batch", "batch": {"input": {"uri": "pvc://c/i"}, "output": {"uri": "pvc://c/o"}}},
+            "Batch",
+        ),
+    ],
+)
+def test_what_this_release_does_not_run_on_a_vllm_is_said(spec: dict[str, Any], words: str) -> None:
+    assert words in reconcile.unsupported(a_work(engine=VLLM, **spec))
+
+
 def test_a_uri_with_credentials_is_refused_without_showing_them() -> None:
     work = a_work(model={"uri": "https://me:hunter2@good.example/m"})
     found = reconcile.refusal(work, allow_file=False, allowed_hosts=("good.example", "me"))
