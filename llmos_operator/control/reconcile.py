@@ -34,6 +34,7 @@ ADAPTER_SCHEMES = frozenset({"hf", "https", "file", "pvc"})
 OOM_KILLED = "OOMKilled"
 # Words of the kubelet for a pod whose devices it does not have: pkg/kubelet/lifecycle/predicate.go.
 NO_DEVICES = frozenset({"UnexpectedAdmissionError", "OutOfnvidia.com/gpu"})
+_LAST_WORDS = 300  # characters
 _CRASHES = 3  # restarts after which a crash is shown as a failure
 
 
@@ -238,10 +239,19 @@ def _ended(seen: Situation, pod: Pod, replica: Replica) -> FailedReplica | None:
         text = replica.failure_message or (end.message if end else "") or "the pod ended"
         return FailedReplica(pod.uid, _failure(seen, word, f"{pod.name}: {text}", code))
     if replica.restarts >= _CRASHES and end is not None and not pod.ready:
-        text = f"{pod.name}: the runtime ended {replica.restarts} times, last with exit code {code}; see its logs."
+        text = f"{pod.name}: {_crashed(seen.workload, replica.restarts, code, end.message)}"
         failure = _failure(seen, Reason.BACK_OFF, text, code)
         return FailedReplica(f"{pod.uid}/{replica.restarts}", failure, retired=False)
     return None
+
+
+def _crashed(workload: Workload, times: int, code: int | None, message: str) -> str:
+    """Return what is said of containers that keep ending; of an engine beside the runtime its last words as well."""
+    if workload.engine != VLLM:
+        return f"the runtime ended {times} times, last with exit code {code}; see its logs."
+    last = next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "")
+    said = f" Its last words: {last[:_LAST_WORDS]}" if last else ""
+    return f"vLLM ended {times} times, last with exit code {code}; see its logs (container engine).{said}"
 
 
 def _failure(seen: Situation, reason: str, message: str, exit_code: int | None = None) -> Failure:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator.api import names, vllm
-from llmos_operator.state.types import Sharing
+from llmos_operator.state.types import QuantizationMode, Sharing
 
 if TYPE_CHECKING:
     from llmos_operator.manifests.settings import PodSettings
@@ -163,8 +163,10 @@ def _arguments(workload: Workload, claim: Claim, *, simulated: bool, share: str)
 
 
 def _precision(workload: Workload, claim: Claim) -> list[str]:
-    """Return the options of the format that was chosen; a checkpoint that is quantised says itself how."""
-    dtype, method = vllm.DTYPES.get(claim.format, "auto"), vllm.METHODS.get(claim.format)
+    """Return the options of the format that was chosen; a checkpoint that is to stay as it is says itself how."""
+    as_published = workload.quantization.mode is QuantizationMode.NONE
+    dtype = "auto" if as_published else vllm.DTYPES.get(claim.format, "auto")
+    method = vllm.METHODS.get(claim.format)
     kv_dtype = vllm.KV_DTYPES.get(workload.quantization.kv_cache_dtype, "auto")
     converted = ["--quantization", method] if method else []
     return ["--dtype", dtype, *converted, "--kv-cache-dtype", kv_dtype]

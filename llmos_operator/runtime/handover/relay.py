@@ -7,6 +7,7 @@ shell's, as before our own engine; the body goes through as it came, and so does
 from __future__ import annotations
 
 import asyncio
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,19 +87,23 @@ class Relayed(Response):
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Relay. A client that leaves closes the connection to vLLM, which ends its generation."""
+        at_once = self._admission.waiting() == 0
         try:
             self._admission.enter(1)
         except ApiError as error:
             await self._fail(error, send)
             return
+        began = time.monotonic()
         self._drain.track(self)
+        work = self._work = asyncio.create_task(self._relay(send))
         try:
-            self._work = asyncio.create_task(self._relay(send))
             async with watching(receive, self.interrupt):
-                await asyncio.wait([self._work])
-            await self._conclude(self._work, send)
+                await asyncio.wait([work])
+            if at_once and not work.cancelled() and work.exception() is None:
+                self._admission.finished(time.monotonic() - began)  # one that waited says less of the others
+            await self._conclude(work, send)
         finally:
-            self._work.cancel() if self._work is not None else None
+            work.cancel()
             self._drain.forget(self)
             self._admission.leave(1)
 

@@ -149,6 +149,16 @@ def test_a_crashing_container_is_left_to_the_kubelet_and_told_once_a_restart() -
     assert first.failed[0].event != again.failed[0].event
 
 
+def test_a_vllm_that_keeps_ending_is_told_with_its_last_words() -> None:
+    work = a_work(engine={"name": "vllm", "image": "v"})
+    end = Exit("Error", 1, "Traceback\nValueError: too long\n")
+    seen = situation(work, a_pod_of(work), replicas=replica(work, restarts=3, last=end))
+    (failed,) = reconcile.rule(seen).failed
+    assert failed.failure.reason == Reason.BACK_OFF
+    assert "vLLM ended 3 times, last with exit code 1" in failed.failure.message
+    assert failed.failure.message.endswith("Its last words: ValueError: too long")
+
+
 def test_a_missing_secret_is_read_off_the_kubelets_complaint() -> None:
     work = a_work()
     waiting = replica(work, waiting="CreateContainerConfigError", waiting_message='secret "hf" not found')

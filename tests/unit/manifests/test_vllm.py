@@ -86,6 +86,16 @@ def test_what_the_scheduler_decided_is_on_the_command_line() -> None:
     assert env_of(engine)["VLLM_SERVER_DEV_MODE"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("mode", "fmt", "dtype"),
+    [("None", "bf16", "auto"), ("Auto", "bf16", "bfloat16"), ("Auto", "awq", "auto")],
+)
+def test_a_checkpoint_that_is_to_stay_as_it_is_says_itself_how(mode: str, fmt: str, dtype: str) -> None:
+    engine = engine_of(build(work(quantization={"mode": mode}), claim={"format": fmt}))
+    assert option(engine, "--dtype") == dtype
+    assert "--quantization" not in engine["args"]
+
+
 def test_pipeline_stages_are_taken_from_the_devices() -> None:
     workload = work(resources={"accelerators": 4}, parallelism={"pipeline": 2})
     engine = engine_of(build(workload, claim={"devices": ("a", "b", "c", "d")}, share="0.9"))
