@@ -47,7 +47,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("model", nargs="?")
     for name in ("--uds", "--host", "--served-model-name", "--chat-template"):
         parser.add_argument(name)
-    for name in ("--port", "--max-model-len", "--max-num-seqs", "--kv-cache-memory-bytes"):
+    for name in (
+        "--port",
+        "--max-model-len",
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+        "--kv-cache-memory-bytes",
+    ):
         parser.add_argument(name, type=int)
     for name in ("--tensor-parallel-size", "--pipeline-parallel-size", "--max-loras", "--max-cpu-loras"):
         parser.add_argument(name, type=int)

@@ -96,7 +96,7 @@ class VllmHost:
         lines = fetching.order(model, memory_limit=self.settings.memory_limit_bytes, on_host=on_host)
         fetching.give(self.folder, lines)
         log.info("vLLM may start", model=str(model.folder), architecture=model.architecture)
-        self.begin(None)
+        self.begin()
         while True:
             await self._watch.look()
             with contextlib.suppress(TimeoutError):
@@ -123,9 +123,8 @@ class VllmHost:
 
     # ------------------------------------------------------------ for the watch
 
-    def begin(self, trouble: Failure | None) -> None:
-        """Follow vLLM on its way up, for the first time or, with ``trouble``, again."""
-        self.trouble = trouble
+    def begin(self) -> None:
+        """Follow vLLM on its way up, for the first time or again."""
         self.figures = Figures()
         self.adapters.forget()
         self.slumber.level = 0

@@ -6,8 +6,7 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.conditions import Reason
-from llmos_operator.api.runtime.messages import Failure, RuntimeState
+from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.handover import fetching, figures
 from llmos_operator.runtime.handover.link import EngineLost, Health, Refused
@@ -69,8 +68,9 @@ class Watch:
         self._host.observe(figures.read(await self._host.link.call("GET", "/metrics")))
 
     def _lost(self, why: str) -> None:
+        """Note that vLLM is gone. No failure is reported: it is started where it is, which is quicker than elsewhere."""
         log.warning("vLLM is gone", detail=why, starts=self._starts)
-        self._host.begin(Failure(reason=Reason.LOAD_FAILED, message=f"{why}.", permanent=False))
+        self._host.begin()
 
     def _silent(self) -> None:
         """Note silence. While it loads it may well be busy; once it served, its liveness probe is told."""

@@ -161,6 +161,7 @@ def test_a_vllm_that_dies_in_an_answer_is_said_and_back_with_its_adapters(pod: V
     assert status == 200, "the answer had begun"
     assert json.loads(text.rstrip().rpartition("data: ")[2])["error"]["code"] == "engine_lost"
 
+    assert pod.report()["failure"] is None, "the operator would replace a pod that is back sooner"
     eventually(lambda: "engine_restarts_total 1.0" in pod.get("/metrics")[1], "another start", 120)
     eventually(lambda: pod.report().get("state") == "Ready" and ask(pod, "x")[0] == 200, "it to serve", 120)
     assert seen(pod)["pid"] != before
