@@ -176,6 +176,9 @@ def _environment(workload: Workload, claim: Claim, settings: PodSettings, *, sim
     """Return vLLM's environment: neither keys nor tokens, nothing that reaches out, and what the operator decided last."""
     engine = (workload.spec.get("engine") or {}).get("env", ())
     plain = {name: value for name, value in settings.env.items() if not name.startswith("LLMOS_")}
+    if not claim.devices or simulated:
+        # On CPUs vLLM takes every core of a NUMA node, unless OMP_NUM_THREADS is to count.
+        plain["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     plain |= {str(one["name"]): _literal(str(one.get("value", ""))) for one in engine}
     plain |= {
         "HF_HUB_OFFLINE": "1",

@@ -224,6 +224,7 @@ def test_a_model_that_cannot_be_had_leaves_vllm_waiting_and_the_reason_told(tmp_
         assert pod.stop()[0] == 0
 
 
+@pytest.mark.timeout(2700)  # it imports for minutes on a busy machine
 def test_a_real_vllm_answers_behind_the_runtime() -> None:
     where = os.environ.get("LLMOS_TEST_VLLM", "")
     if not where:

@@ -152,8 +152,11 @@ def test_requests_of_both_containers_add_up_to_what_the_claim_counts(template: d
     assert convert.pod(pod).claim == claim
 
 
-def test_without_a_device_the_engine_has_the_memory_limit() -> None:
-    pod = build(claim={"devices": (), "bytes_per_device": 0, "memory_bytes": 4 << 30})
+def test_without_a_device_the_engine_has_the_memory_limit_and_as_many_threads_as_cpus_were_claimed() -> None:
+    pod = build(claim={"devices": (), "bytes_per_device": 0, "memory_bytes": 4 << 30, "cpu_milli": 2000})
+    env = env_of(engine_of(pod))
+    assert (env["OMP_NUM_THREADS"], env["VLLM_CPU_OMP_THREADS_BIND"]) == ("2", "nobind")
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in env_of(engine_of(build()))
     assert int(engine_of(pod)["resources"]["limits"]["memory"]) > 4 << 30
     assert "limits" not in pod["spec"]["containers"][0]["resources"]
     assert env_of(engine_of(pod))["NVIDIA_VISIBLE_DEVICES"] == "void"
