@@ -138,6 +138,10 @@ class RuntimeSettings(_Group):
     """CPU request of a runtime container."""
     memory_request: str = "512Mi"
     """Host memory request of a runtime container whose model is on a GPU; CPU-only ones ask for their estimate."""
+    vllm_base_memory: str = "2Gi"
+    """Memory of engine vllm without a model, per device: CUDA context, compiled graphs, activations of its batches."""
+    vllm_memory_request: str = "4Gi"
+    """Host memory request of a replica of engine vllm with devices, its runtime container included."""
     runtime_class_name: str = ""
     """RuntimeClass of pods with devices; empty for the node's default."""
     run_as_user: int = Field(default=65532, ge=1)

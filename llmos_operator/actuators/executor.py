@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.actuators.gangs import Attempts, in_gangs
 from llmos_operator.actuators.lowering import Lowering
-from llmos_operator.actuators.pods import body_of, owned_by
+from llmos_operator.actuators.pods import body_of, claimed_share, owned_by
 from llmos_operator.actuators.removals import Removals
 from llmos_operator.actuators.writequeue import Job, Rank, WriteQueue
 from llmos_operator.api.conditions import Reason
@@ -149,12 +149,14 @@ class Executor:
         if self._gangs.given_up(bind):
             self._drop(bind)
             return
+        node = self._store.node(claim.node)
         try:
             body = body_of(
                 bind,
                 self._settings,
                 simulated=self._is_simulated(claim.node),
                 kept=self._mounts_copy(bind),
+                share=claimed_share(claim, node.gpu if node is not None else None),
             )
             await self._support.before_bind(workload)
             made, _ = await self._retrier.create(self._port, PODS, body, namespace=workload.namespace)

@@ -55,6 +55,9 @@ SYSTEM_NAMESPACE = "llmos-system"
 # -- ports
 PORT_SERVING = 8000  # runtime: OpenAI-style API (spec.serving.port overrides)
 PORT_CONTROL = 8001  # runtime: control API for the operator, bearer token
+PORT_ENGINE = (
+    8002  # engine vllm on simulated nodes, whose pods share a file system; elsewhere it has a socket instead
+)
 PORT_HEALTH = 8080  # operator, agent, gateway: /livez /readyz /metrics
 PORT_INGEST = 8090  # operator: telemetry and demand from agents and gateways, bearer ServiceAccount token
 PORT_CONSOLE = 8086  # operator: the read-only page for people, on loopback only
@@ -90,6 +93,10 @@ ENV_VOLUMES_ROOT = "LLMOS_VOLUMES_ROOT"  # folder the claims of data URIs are mo
 ENV_TERMINATION_LOG = (
     "LLMOS_TERMINATION_LOG"  # file of the termination message, where it is not the kubelet's default
 )
+ENV_ENGINE = "LLMOS_ENGINE"  # "": the runtime's own engine | vllm: one in the container beside it
+ENV_ENGINE_DIR = "LLMOS_ENGINE_DIR"  # folder shared with that container: its order to start, its socket
+ENV_ENGINE_URL = "LLMOS_ENGINE_URL"  # where it listens; "": on the socket in that folder
+ENV_ENGINE_SLEEPS = "LLMOS_ENGINE_SLEEPS"  # "true" where it was started so that it can sleep
 ENV_DEVICES = "NVIDIA_VISIBLE_DEVICES"  # comma separated device UUIDs; "void" for CPU only
 ENV_TRACE_ENDPOINT = "LLMOS_TRACING__ENDPOINT"  # of an OTLP receiver; "": no spans
 ENV_TRACE_RATIO = "LLMOS_TRACING__SAMPLE_RATIO"

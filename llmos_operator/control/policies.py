@@ -31,9 +31,13 @@ def policy_of(settings: OperatorSettings) -> Policy:
             base_bytes=parse_bytes(runtime.base_memory),
             runtime_cpu_milli=parse_milli(runtime.cpu_request),
             runtime_memory_bytes=parse_bytes(runtime.memory_request),
+            vllm_base_bytes=parse_bytes(runtime.vllm_base_memory),
+            vllm_memory_bytes=parse_bytes(runtime.vllm_memory_request),
         )
     except ValueError as error:
-        raise BadSettings(f"runtime.baseMemory, cpuRequest or memoryRequest: {error}") from error
+        raise BadSettings(
+            f"runtime.baseMemory, cpuRequest, memoryRequest, vllmBaseMemory or vllmMemoryRequest: {error}"
+        ) from error
     return replace(
         base,
         sample_interval=scheduling.telemetry_interval,

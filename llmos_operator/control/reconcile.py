@@ -16,8 +16,9 @@ from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
-from llmos_operator.control import gangs, jobs
+from llmos_operator.control import engines, gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
+from llmos_operator.scheduler.sizing import VLLM
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ ADAPTER_SCHEMES = frozenset({"hf", "https", "file", "pvc"})
 OOM_KILLED = "OOMKilled"
 # Words of the kubelet for a pod whose devices it does not have: pkg/kubelet/lifecycle/predicate.go.
 NO_DEVICES = frozenset({"UnexpectedAdmissionError", "OutOfnvidia.com/gpu"})
+_LAST_WORDS = 300  # characters
 _CRASHES = 3  # restarts after which a crash is shown as a failure
 
 
@@ -237,10 +239,19 @@ def _ended(seen: Situation, pod: Pod, replica: Replica) -> FailedReplica | None:
         text = replica.failure_message or (end.message if end else "") or "the pod ended"
         return FailedReplica(pod.uid, _failure(seen, word, f"{pod.name}: {text}", code))
     if replica.restarts >= _CRASHES and end is not None and not pod.ready:
-        text = f"{pod.name}: the runtime ended {replica.restarts} times, last with exit code {code}; see its logs."
+        text = f"{pod.name}: {_crashed(seen.workload, replica.restarts, code, end.message)}"
         failure = _failure(seen, Reason.BACK_OFF, text, code)
         return FailedReplica(f"{pod.uid}/{replica.restarts}", failure, retired=False)
     return None
+
+
+def _crashed(workload: Workload, times: int, code: int | None, message: str) -> str:
+    """Return what is said of containers that keep ending; of an engine beside the runtime its last words as well."""
+    if workload.engine != VLLM:
+        return f"the runtime ended {times} times, last with exit code {code}; see its logs."
+    last = next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "")
+    said = f" Its last words: {last[:_LAST_WORDS]}" if last else ""
+    return f"vLLM ended {times} times, last with exit code {code}; see its logs (container engine).{said}"
 
 
 def _failure(seen: Situation, reason: str, message: str, exit_code: int | None = None) -> Failure:
@@ -343,13 +354,15 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
             Reason.INVALID_SPEC,
             f"spec.adapters: {served} is the name of the model itself; name the adapter otherwise.",
         )
+    if workload.engine == VLLM and (unfit := engines.refusal(workload)):
+        return Refusal(Reason.INVALID_SPEC, f"{unfit}.")
     sources = [("spec.model.uri", workload.model.uri, MODEL_SCHEMES)]
     sources += [(f"spec.adapters[{one.name}].uri", one.uri, ADAPTER_SCHEMES) for one in workload.adapters]
     found = (
         _source_refusal(*source, allow_file=allow_file, allowed_hosts=allowed_hosts) for source in sources
     )
-    unfit = next((one for one in found if one is not None), None)
-    return unfit or jobs.refusal(workload, allow_file=allow_file, allowed_hosts=allowed_hosts)
+    refused = next((one for one in found if one is not None), None)
+    return refused or jobs.refusal(workload, allow_file=allow_file, allowed_hosts=allowed_hosts)
 
 
 def _source_refusal(
@@ -399,9 +412,7 @@ def unsupported(workload: Workload) -> str:
             f"A replica of {workload.members} pods (spec.parallelism) needs an engine that runs over several pods; engine builtin "
             "does not. Use engine custom, or leave out parallelism.data and parallelism.pods."
         )
-    if workload.engine == "vllm":
-        return "Engine vllm is accepted, but this release cannot run it. Use engine builtin."
-    return ""
+    return engines.unsupported(workload) if workload.engine == VLLM else ""
 
 
 def hold(

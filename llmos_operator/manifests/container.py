@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
 from llmos_operator.api.runtime.uris import SECRET_KEYS, SOURCE_VARIABLES
-from llmos_operator.manifests import gang, jobs, traces
+from llmos_operator.manifests import gang, jobs, traces, vllm
 from llmos_operator.state.types import Sharing, WorkloadKind
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ def runtime_container(
     ``requests`` are its resource requests; ``kept`` says whether the node's copy of the model is mounted.
     """
     engine = workload.spec.get("engine") or {}
+    own = {} if vllm.fronts(workload) else engine  # image and arguments are those of the container beside it
     port = serving_port(workload)
     return {
         "name": NAME,
-        "image": engine.get("image") or settings.image,
+        "image": own.get("image") or settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": [*_command(workload, engine), *engine.get("args", ())],
+        "args": [*_command(workload, engine), *own.get("args", ())],
         "env": environment(workload, claim, settings, simulated=simulated, kept=kept),
         "ports": [
             {"name": "http", "containerPort": port, "protocol": "TCP"},
@@ -69,12 +70,11 @@ def runtime_container(
         ],
         **_probes(workload, port, claim, settings),
         **_last_words(workload),
-        "resources": _resources(claim, requests),
+        "resources": {"requests": requests} if vllm.fronts(workload) else _resources(claim, requests),
         "volumeMounts": [
-            {"name": "llmos-cache", "mountPath": CACHE_DIR},
+            *_models(workload, kept=kept),
             {"name": "llmos-tmp", "mountPath": TMP_DIR},
-            *([{"name": "llmos-model", "mountPath": KEPT_DIR, "readOnly": True}] if kept else []),
-            *jobs.mounts(workload),
+            *([{"name": vllm.VOLUME, "mountPath": vllm.FOLDER}] if vllm.fronts(workload) else []),
         ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -85,6 +85,39 @@ def runtime_container(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+
+
+def engine_container(
+    workload: Workload,
+    claim: Claim,
+    settings: PodSettings,
+    requests: Json,
+    *,
+    simulated: bool,
+    kept: bool,
+    share: str,
+) -> Json:
+    """Return the container of a vLLM beside the runtime; it has what the claim is for, devices and memory limit included."""
+    resources = _resources(claim, requests)
+    return vllm.container(
+        workload,
+        claim,
+        settings,
+        resources["requests"],
+        resources.get("limits", {}),
+        _models(workload, kept=kept),
+        simulated=simulated,
+        share=share,
+    )
+
+
+def _models(workload: Workload, *, kept: bool) -> list[Json]:
+    """Return the mounts that models and adapters are read from."""
+    return [
+        {"name": "llmos-cache", "mountPath": CACHE_DIR},
+        *([{"name": "llmos-model", "mountPath": KEPT_DIR, "readOnly": True}] if kept else []),
+        *jobs.mounts(workload),
+    ]
 
 
 def _last_words(workload: Workload) -> Json:
@@ -166,6 +199,9 @@ def environment(
         }
     plain |= gang.environment(workload, claim)
     plain |= settings.env
+    if vllm.fronts(workload):
+        plain |= vllm.front_environment(claim, simulated=simulated)
+        return [*_downward(), *_secrets(workload, settings), *_pairs(plain)]
     engine = {
         str(one["name"]): str(one.get("value", ""))
         for one in (workload.spec.get("engine") or {}).get("env", ())

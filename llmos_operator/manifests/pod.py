@@ -7,11 +7,13 @@ ledger is rebuilt from the pod.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
-from llmos_operator.manifests import gang, jobs, template
+from llmos_operator.manifests import gang, jobs, template, vllm
 from llmos_operator.manifests.container import (
+    engine_container,
     grace_seconds,
     runtime_container,
     serving_port,
@@ -28,9 +30,18 @@ ENDPOINT = "LLMOS_ENDPOINT"  # where application containers of the pod find the 
 
 
 def build(
-    workload: Workload, claim: Claim, settings: PodSettings, *, simulated: bool = False, kept: bool = False
+    workload: Workload,
+    claim: Claim,
+    settings: PodSettings,
+    *,
+    simulated: bool = False,
+    kept: bool = False,
+    share: str = "",
 ) -> Json:
-    """Return the pod; with ``kept`` the node's copy of the model is mounted, read-only. Raises Permanent(InvalidSpec) if the workload's template asks for what tenants must not have."""
+    """Return the pod; with ``kept`` the node's copy of the model is mounted, read-only; ``share`` is the claimed part of each device's memory, "" without real ones.
+
+    Raises Permanent(InvalidSpec) if the workload asks for what tenants must not have.
+    """
     user = workload.spec.get("podTemplate") or {}
     template.check(user, settings.service_account)
     template.check_engine(workload.spec.get("engine") or {})
@@ -38,7 +49,9 @@ def build(
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": _metadata(workload, claim, user.get("metadata") or {}),
-        "spec": _spec(workload, claim, settings, user.get("spec") or {}, simulated=simulated, kept=kept),
+        "spec": _spec(
+            workload, claim, settings, user.get("spec") or {}, simulated=simulated, kept=kept, share=share
+        ),
     }
 
 
@@ -87,11 +100,23 @@ def _metadata(workload: Workload, claim: Claim, user: Json) -> Json:
 
 
 def _spec(
-    workload: Workload, claim: Claim, settings: PodSettings, user: Json, *, simulated: bool, kept: bool
+    workload: Workload,
+    claim: Claim,
+    settings: PodSettings,
+    user: Json,
+    *,
+    simulated: bool,
+    kept: bool,
+    share: str,
 ) -> Json:
     sidecar = bool(user.get("containers"))
-    requests = _requests(workload, claim, sidecar=sidecar)
-    runtime = runtime_container(workload, claim, settings, requests, simulated=simulated, kept=kept)
+    engine, front = _parts(workload, claim, sidecar=sidecar)
+    runtime = runtime_container(workload, claim, settings, front, simulated=simulated, kept=kept)
+    beside = (
+        engine_container(workload, claim, settings, engine, simulated=simulated, kept=kept, share=share)
+        if vllm.fronts(workload)
+        else None
+    )
     own = template.kept_pod_spec(user)
     spec: Json = {
         **own,
@@ -115,8 +140,9 @@ def _spec(
             *_volumes(settings),
             *_copy(workload, settings, kept=kept),
             *jobs.volumes(workload),
+            *(vllm.volumes(claim) if beside else []),
         ],
-        **_containers(runtime, user, serving_port(workload), gang.environment(workload, claim)),
+        **_containers(runtime, beside, user, serving_port(workload), gang.environment(workload, claim)),
     }
     if workload.priority_class:
         spec["priorityClassName"] = workload.priority_class
@@ -125,16 +151,25 @@ def _spec(
     return spec
 
 
-def _containers(runtime: Json, user: Json, port: int, rendezvous: dict[str, str]) -> Json:
-    """Return the containers: the runtime alone, or as a native sidecar that is up before the user's containers start."""
+def _containers(
+    runtime: Json, engine: Json | None, user: Json, port: int, rendezvous: dict[str, str]
+) -> Json:
+    """Return the containers: the runtime alone, or as a native sidecar that is up before the user's containers start.
+
+    A separate engine is a sidecar before it in either case: sidecars end last, and in reverse.
+    """
     init = [_without_devices(copy.deepcopy(one)) for one in user.get("initContainers") or ()]
     apps = [
         _without_devices(_with_endpoint(copy.deepcopy(one), port, rendezvous))
         for one in user.get("containers") or ()
     ]
+    beside = [engine] if engine is not None else []
     if not apps:
-        return {"containers": [runtime]} | ({"initContainers": init} if init else {})
-    return {"initContainers": [{**runtime, "restartPolicy": "Always"}, *init], "containers": apps}
+        # After the user's own: they end before it starts, so that their requests do not add up with its.
+        first = [*init, *beside]
+        return {"containers": [runtime]} | ({"initContainers": first} if first else {})
+    sidecars = [*beside, {**runtime, "restartPolicy": "Always"}]
+    return {"initContainers": [*sidecars, *init], "containers": apps}
 
 
 def _with_endpoint(container: Json, port: int, rendezvous: dict[str, str]) -> Json:
@@ -151,6 +186,16 @@ def _without_devices(container: Json) -> Json:
     """Keep devices from a container beside the runtime: its image or envFrom may ask the container runtime for all."""
     container["env"] = [*(container.get("env") or ()), {"name": names.ENV_DEVICES, "value": "void"}]
     return container
+
+
+def _parts(workload: Workload, claim: Claim, *, sidecar: bool) -> tuple[Json, Json]:
+    """Return the requests of a separate engine and of the runtime; all are the runtime's where it has the engine itself."""
+    if not vllm.fronts(workload):
+        return {}, _requests(workload, claim, sidecar=sidecar)
+    cpu = min(vllm.FRONT_CPU_MILLI, claim.cpu_milli // 2)
+    memory = min(vllm.FRONT_MEMORY_BYTES, claim.memory_bytes // 2)
+    rest = replace(claim, cpu_milli=claim.cpu_milli - cpu, memory_bytes=claim.memory_bytes - memory)
+    return _requests(workload, rest, sidecar=sidecar), {"cpu": f"{cpu}m", "memory": str(memory)}
 
 
 def _requests(workload: Workload, claim: Claim, *, sidecar: bool) -> Json:

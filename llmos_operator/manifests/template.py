@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.api import vllm
 from llmos_operator.api.conditions import Reason
 from llmos_operator.errors import Permanent
 
@@ -33,7 +34,7 @@ _KEPT = (
 _NEVER = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 _FORBIDDEN_ENV = ("LD_", "NVIDIA_", "CUDA_VISIBLE", "PYTHONPATH", "PYTHONHOME")
 _SAFE_CAPABILITIES = {"NET_BIND_SERVICE"}
-_OWN_NAMES = {"llmos-cache", "llmos-model", "llmos-tmp"}
+_OWN_NAMES = {"llmos-cache", "llmos-engine", "llmos-engine-tmp", "llmos-model", "llmos-shm", "llmos-tmp"}
 _OWN_PREFIX = "llmos-data-"  # volumes of the claims that data URIs name
 
 
@@ -99,7 +100,16 @@ def _check_container(container: Mapping[str, Any], path: str) -> None:
 
 
 def check_engine(engine: Mapping[str, Any]) -> None:
-    """Raise Permanent(InvalidSpec) if the engine's environment could change which code or devices are used."""
+    """Raise Permanent(InvalidSpec) if the engine's environment could change which code or devices are used.
+
+    Or, of engine vllm, if there is no image or an argument that the operator decides.
+    """
+    if engine.get("name") == "vllm":
+        if not engine.get("image"):
+            raise _refused("spec.engine.image", "engine vllm needs an image, like vllm/vllm-openai:v0.32.0")
+        found = vllm.refusal([str(one) for one in engine.get("args") or ()])
+        if found:
+            raise Permanent(found, reason=Reason.INVALID_SPEC)
     for variable in engine.get("env") or ():
         name = str(variable.get("name", ""))
         if name.startswith((*_FORBIDDEN_ENV, "LLMOS_")):

@@ -140,11 +140,14 @@ def model_loaded(seen: Observed) -> Verdict:
     """Whether every live replica has its model in memory."""
     if seen.all_ready:
         return Verdict(TRUE, Reason.LOADED, "The model is loaded.")
-    behind = furthest_behind(seen)
-    if behind is not None:
+    behind, failure = furthest_behind(seen), seen.failure
+    if failure is not None and failure.generation != seen.workload.generation:
+        failure = None
+    # Containers that keep ending say more than the progress of the latest try.
+    crashing = failure is not None and failure.reason == Reason.BACK_OFF
+    if behind is not None and (behind.failure is not None or not crashing):
         return _loading(behind)
-    failure = seen.failure
-    if failure is not None and failure.generation == seen.workload.generation:
+    if failure is not None:
         return Verdict(FALSE, failure.reason, failure.message)
     if seen.live:
         return Verdict(FALSE, Reason.STARTING, _waiting(seen) or "The runtime is starting.")

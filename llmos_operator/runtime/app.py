@@ -126,20 +126,20 @@ class ServingApi:
 
     async def livez(self, _: Request) -> Response:
         """200 unless the process should be restarted."""
-        return _probe(self._live())
+        return probe(self._live())
 
     async def readyz(self, _: Request) -> Response:
         """200 while requests are welcome."""
-        return _probe(self._host.not_ready())
+        return probe(self._host.not_ready())
 
     async def startupz(self, _: Request) -> Response:
         """200 once loading is over, well or badly: a model that cannot be loaded is no reason for a restart."""
         state = self._host.state()
         if state.value in {"Ready", "Draining", "Asleep", "Failed"}:
-            return _probe("")
+            return probe("")
         load = self._host.status().load
         share = f" {load.bytes_done} of {load.bytes_total} bytes" if load.bytes_total else ""
-        return _probe(f"{state.value}{share}")
+        return probe(f"{state.value}{share}")
 
     async def metrics(self, _: Request) -> Response:
         """Return Prometheus' text."""
@@ -203,8 +203,8 @@ def build(api: ServingApi, adapters: AdaptersApi | None = None) -> FastAPI:
     ]
     for path, handler in plain:
         app.add_api_route(path, handler, methods=["GET"], response_model=None)
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
     kinds = {kind for _, _, kind in bodies}
 
     async def openapi(_: Request) -> Response:
@@ -214,13 +214,14 @@ def build(api: ServingApi, adapters: AdaptersApi | None = None) -> FastAPI:
     return app
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def on_api_error(_: Request, error: Exception) -> Response:
+    """Answer with an ApiError."""
     if not isinstance(error, ApiError):
         raise error
     return error_reply(error)
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: Exception) -> Response:
     """Give the framework's own 404 and 405 OpenAI's shape."""
     if not isinstance(error, HTTPException):
         raise error
@@ -237,7 +238,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def _probe(trouble: str) -> Response:
+def probe(trouble: str) -> Response:
+    """Return the answer to a probe: 200, or 503 and why."""
     return Response(trouble or "ok", status_code=503 if trouble else 200, media_type="text/plain")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
@@ -17,16 +17,15 @@ from starlette.routing import Route
 
 from llmos_operator.api.runtime.messages import AdapterRequest, BudgetRequest, DrainRequest, SleepRequest
 from llmos_operator.observability.logging import logger
-from llmos_operator.runtime.answers import ApiError, from_validation, unavailable
+from llmos_operator.runtime.answers import ApiError, from_validation
 from llmos_operator.runtime.exchange import error_reply
-from llmos_operator.runtime.ipc.client import EngineUnavailable
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.runtime.auth import Gate
     from llmos_operator.runtime.drain import Drain
-    from llmos_operator.runtime.host import ModelHost
 
 log = logger(__name__)
 
@@ -35,10 +34,38 @@ LINGER_SECONDS = 1.0
 B = TypeVar("B", bound=BaseModel)
 
 
+class Host(Protocol):
+    """What the control API orders. All raise ApiError."""
+
+    def status(self) -> RuntimeStatus:
+        """Return all there is to know."""
+        ...
+
+    def set_budget(self, memory_bytes: int) -> None:
+        """Take a new memory budget."""
+        ...
+
+    def sleep(self, level: int, timeout_seconds: float) -> None:
+        """Go to sleep once what is in progress has ended."""
+        ...
+
+    def wake(self) -> None:
+        """Serve again."""
+        ...
+
+    async def load_adapter(self, name: str, uri: str, *, param: str | None = None) -> None:
+        """Serve an adapter."""
+        ...
+
+    async def unload_adapter(self, name: str, *, param: str | None = None) -> None:
+        """Stop serving an adapter."""
+        ...
+
+
 class ControlApi:
     """Handlers of the control API."""
 
-    def __init__(self, host: ModelHost, drain: Drain, gate: Gate) -> None:
+    def __init__(self, host: Host, drain: Drain, gate: Gate) -> None:
         self._host = host
         self._drain = drain
         self._gate = gate
@@ -78,10 +105,7 @@ class ControlApi:
         """Take a new memory budget; its effect shows in the status' memory."""
         self._gate.check(request.headers.get("authorization", ""))
         order = await _read(request, BudgetRequest)
-        try:
-            self._host.engine.set_budget(order.memory_bytes)
-        except EngineUnavailable as error:
-            raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
+        self._host.set_budget(order.memory_bytes)
         log.info("new memory budget", bytes=order.memory_bytes)
         return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from llmos_operator.runtime.answers import unavailable
 from llmos_operator.runtime.outputs import Stopping
@@ -17,10 +17,18 @@ from llmos_operator.runtime.outputs import Stopping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llmos_operator.runtime.outputs import Outputs
+    from llmos_operator.errors import LlmosError
 
 DECLINED = "draining"
 END_MARGIN_SECONDS = 5.0  # kept of the grace time for the last answers, the engine's end and our own
+
+
+class Interruptible(Protocol):
+    """Something that makes an answer and can be told to end."""
+
+    def interrupt(self, error: LlmosError) -> None:
+        """End with this error."""
+        ...
 
 
 @dataclass(slots=True)
@@ -31,7 +39,7 @@ class Drain:
     draining: bool = False  # not ready any more
     declining: bool = False  # takes no new requests
     inside: int = 0
-    _outputs: set[Outputs] = field(default_factory=set)
+    _outputs: set[Interruptible] = field(default_factory=set)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self) -> None:
@@ -46,11 +54,11 @@ class Drain:
         if not self.inside:
             self._empty.set()
 
-    def track(self, outputs: Outputs) -> None:
+    def track(self, outputs: Interruptible) -> None:
         """These outputs are to be cut at the deadline."""
         self._outputs.add(outputs)
 
-    def forget(self, outputs: Outputs) -> None:
+    def forget(self, outputs: Interruptible) -> None:
         """These outputs are over."""
         self._outputs.discard(outputs)
 

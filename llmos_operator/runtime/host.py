@@ -198,6 +198,13 @@ class ModelHost:
         except LlmosError as error:
             raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
 
+    def set_budget(self, memory_bytes: int) -> None:
+        """Keep below so many bytes from now on; its effect shows in the status. Raises ApiError (503) without an engine."""
+        try:
+            self.engine.set_budget(memory_bytes)
+        except LlmosError as error:
+            raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
+
     # ------------------------------------------------------------ adapters
 
     async def load_adapter(

@@ -41,10 +41,41 @@ _LABELS: Final = ["model_name", "engine"]
 ENGINE: Final = "0"
 
 
-class RequestMetrics:
-    """What the front observes of requests."""
+class FrontMetrics:
+    """What the front counts whoever makes the answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.http = Counter(
+            "llmos_runtime_http_requests_total",
+            "Requests by endpoint and HTTP status.",
+            ["endpoint", "code"],
+            registry=registry,
+        )
+        self.disconnects = Counter(
+            "llmos_runtime_client_gone_total", "Requests whose client left before the end.", registry=registry
+        )
+        self._swaps = Histogram(
+            "llmos_runtime_adapter_swap_seconds",
+            "Time from the order to load or unload an adapter to its effect.",
+            ["action"],
+            buckets=SWAP,
+            registry=registry,
+        )
+        self.spans = span_counter(registry)
+        self.drain = Histogram(
+            "llmos_runtime_drain_seconds", "Time a drain took.", buckets=LATENCY, registry=registry
+        )
+
+    def adapter_swapped(self, action: str, seconds: float) -> None:
+        """Count an adapter that came ("load") or went ("unload")."""
+        self._swaps.labels(action).observe(seconds)
+
+
+class RequestMetrics(FrontMetrics):
+    """What the front observes of requests to our own engine."""
 
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        super().__init__(registry)
         self._registry = registry
         self._model = model
 
@@ -78,30 +109,6 @@ class RequestMetrics:
             reason: self._success.labels(model, ENGINE, reason)
             for reason in ("stop", "length", "abort", "error")
         }
-        self.http = Counter(
-            "llmos_runtime_http_requests_total",
-            "Requests by endpoint and HTTP status.",
-            ["endpoint", "code"],
-            registry=registry,
-        )
-        self.disconnects = Counter(
-            "llmos_runtime_client_gone_total", "Requests whose client left before the end.", registry=registry
-        )
-        self._swaps = Histogram(
-            "llmos_runtime_adapter_swap_seconds",
-            "Time from the order to load or unload an adapter to its effect.",
-            ["action"],
-            buckets=SWAP,
-            registry=registry,
-        )
-        self.spans = span_counter(registry)
-        self.drain = Histogram(
-            "llmos_runtime_drain_seconds", "Time a drain took.", buckets=LATENCY, registry=registry
-        )
-
-    def adapter_swapped(self, action: str, seconds: float) -> None:
-        """Count an adapter that came ("load") or went ("unload")."""
-        self._swaps.labels(action).observe(seconds)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
         found = Histogram(f"vllm:{name}", text, _LABELS, buckets=buckets, registry=self._registry)
@@ -169,13 +176,13 @@ class EngineCollector(Collector):
             "waiting_lora_adapters": ",".join(one.name for one in use if one.waiting),
             "running_lora_adapters": ",".join(one.name for one in use if one.running),
         }
-        yield _labelled(
+        yield labelled(
             "vllm:lora_requests_info",
             "Adapters in use; the value is when that was so.",
             [(lora, self._now())],
         )
         state = [({"state": status.state.value}, 1.0)]
-        yield _labelled("llmos_runtime_state", "State of the runtime; 1 for the current one.", state)
+        yield labelled("llmos_runtime_state", "State of the runtime; 1 for the current one.", state)
         if info is None:
             return
         cache = {
@@ -184,28 +191,26 @@ class EngineCollector(Collector):
             "cache_dtype": "auto",
             "engine": ENGINE,
         }
-        yield _labelled("vllm:cache_config_info", "The KV cache; always 1.", [(cache, 1.0)])
+        yield labelled("vllm:cache_config_info", "The KV cache; always 1.", [(cache, 1.0)])
         model = {
             "model_name": self._labels[0],
             "format": info.format,
             "digest": info.digest,
             "architecture": info.architecture,
         }
-        yield _labelled("llmos_runtime_model_info", "The model; always 1.", [(model, 1.0)])
+        yield labelled("llmos_runtime_model_info", "The model; always 1.", [(model, 1.0)])
         stages = [
             ({"stage": stage, "path": info.load_path}, seconds) for stage, seconds in info.stage_seconds
         ]
-        yield _labelled("llmos_runtime_load_seconds", "Time of the last load, by stage.", stages)
+        yield labelled("llmos_runtime_load_seconds", "Time of the last load, by stage.", stages)
 
     def _own(self, status: EngineStatus) -> Iterator[Metric]:
         memory = status.memory
         kinds = ("predicted", "measured", "peak", "weights", "kv", "base", "limit")
         sizes = [({"kind": kind}, float(getattr(memory, f"{kind}_bytes"))) for kind in kinds]
-        yield _labelled(
-            "llmos_runtime_memory_bytes", "Memory by kind: predicted, measured, its parts.", sizes
-        )
+        yield labelled("llmos_runtime_memory_bytes", "Memory by kind: predicted, measured, its parts.", sizes)
         wait: list[tuple[dict[str, str], float]] = [({}, self._admission.expected_wait())]
-        yield _labelled("llmos_runtime_expected_wait_seconds", "Expected wait of a new request.", wait)
+        yield labelled("llmos_runtime_expected_wait_seconds", "Expected wait of a new request.", wait)
         for name, text, value in (
             ("engine_restarts", "Engines that ended unasked.", float(status.restarts)),
             ("step_seconds", "Time spent in engine steps.", status.stats.step_seconds),
@@ -226,7 +231,8 @@ class EngineCollector(Collector):
         return family
 
 
-def _labelled(name: str, text: str, samples: list[tuple[dict[str, str], float]]) -> Metric:
+def labelled(name: str, text: str, samples: list[tuple[dict[str, str], float]]) -> Metric:
+    """Return a gauge with these labels and values."""
     family = GaugeMetricFamily(name, text, labels=list(samples[0][0]) if samples else [])
     for labels, value in samples:
         family.add_metric(list(labels.values()), value)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
@@ -74,6 +75,14 @@ class RuntimeSettings:
     trace_endpoint: str = ""  # of an OTLP receiver; "": no spans
     trace_ratio: float = 1.0
     trace_parent: str = ""  # the placement's span, as a traceparent
+    engine: str = ""  # "": our own | vllm: one in the container beside this
+    engine_dir: Path = Path()  # folder shared with that container
+    engine_url: str = ""  # where it listens; "": on the socket in that folder
+    engine_sleeps: bool = False  # it was started so that it can
+    engine_stuck_seconds: int = (
+        60  # without an answer to /health: longer than any step of an engine that works
+    )
+    engine_has_devices: bool = False  # its KV cache is on devices, and its size the pod's business
 
     def load_order(self) -> Load:
         """Return what the engine is told to load."""
@@ -148,7 +157,31 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         trace_endpoint=env.receiver(names.ENV_TRACE_ENDPOINT),
         trace_ratio=env.ratio(names.ENV_TRACE_RATIO, 1.0),
         trace_parent=env.text(names.ENV_TRACEPARENT),
+        **_engine(env, devices),
     )
+
+
+def _engine(env: _Reader, devices: str) -> dict[str, Any]:
+    """Return the settings of an engine beside the runtime, none without one."""
+    engine = env.text(names.ENV_ENGINE)
+    if not engine:
+        return {}
+    if engine != "vllm":
+        raise BadEnvironment(f"{names.ENV_ENGINE} = {engine!r} is not an engine this runtime fronts: vllm")
+    folder, url = env.text(names.ENV_ENGINE_DIR), env.text(names.ENV_ENGINE_URL)
+    if not folder.startswith("/"):
+        raise BadEnvironment(
+            f"{names.ENV_ENGINE_DIR} = {folder!r} must be the absolute folder shared with the engine"
+        )
+    return {
+        "engine": engine,
+        "engine_dir": Path(folder),
+        "engine_url": url,
+        "engine_stuck_seconds": env.number("LLMOS_ENGINE_STUCK_SECONDS", 60, least=1),
+        "engine_sleeps": env.flag(names.ENV_ENGINE_SLEEPS),
+        # Simulated devices are the host's memory; the engine has an address there.
+        "engine_has_devices": devices != "void" and not url,
+    }
 
 
 class _Reader:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api import names
 from llmos_operator.api.v1alpha1.modelprofile import profile_name
 from llmos_operator.scheduler.request import Constraints, Request
-from llmos_operator.scheduler.sizing import granted
+from llmos_operator.scheduler.sizing import VLLM, granted
 from llmos_operator.state.types import FULL_MILLI, Claim, Sharing
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def request_of(workload: Workload, size: Size, policy: Policy, domain: str) -> R
         milli if shared else FULL_MILLI,
         domain if shared else "",
         sizing.runtime_cpu_milli + workload.cpu_milli,
-        sizing.runtime_memory_bytes + workload.host_memory_bytes,
+        (sizing.vllm_memory_bytes if workload.engine == VLLM else sizing.runtime_memory_bytes)
+        + workload.host_memory_bytes,
         workload.placement,
         model,
     )

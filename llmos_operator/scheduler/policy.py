@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import vllm
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.scheduler.thrift import Thrift
 from llmos_operator.state.breaker import Breaker
@@ -29,6 +30,8 @@ class SizingPolicy:
     """Defaults of the memory model."""
 
     base_bytes: int = 400 * MIB  # R0 of the runtime image on a device until a profile has measured it
+    vllm_base_bytes: int = 2 * GIB  # R0 of engine vllm; profiles measure the runtime's own engine alone
+    vllm_memory_bytes: int = 4 * GIB  # host memory requested by a replica of it with devices
     auto_context_tokens: int = 8192  # maxModelLen: auto aims at this (or the model's own limit, if lower)
     least_context_tokens: int = 2048  # and never goes below this (or the model's own limit, if lower)
     runtime_cpu_milli: int = 250  # host CPU requested by a replica with devices
@@ -83,7 +86,7 @@ def _default_service() -> dict[WorkloadKind, float]:
 
 
 def _default_formats() -> dict[str, tuple[str, ...]]:
-    return {"builtin": ("bf16", "int8", "int4")}
+    return {"builtin": ("bf16", "int8", "int4"), "vllm": vllm.FORMATS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
     left = bound - (KV tokens held - tokens of one context) x bytes of a token, at least what a fresh start would reserve
 
-Only where that is known and of use: an inference workload on shared devices whose size came from its model's profile. A
+Only where that is known and of use: an inference workload on shared devices, of an engine that can, whose size came from its model's profile. A
 device that is held as a whole gives nothing to others however little of it is used, and `resources.memory` is what
 the workload asks for at least. Nobody is ended and nothing is loaded again; what may be lost is keys and values of
 requests in flight, which are computed anew:
@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime import memory
-from llmos_operator.scheduler.sizing import corrected, kv_element_bytes
+from llmos_operator.scheduler.sizing import base_bytes, corrected, kv_element_bytes
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, Sharing, WorkloadKind
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, Pod, Profile, Workload
 
 _MILLISECONDS = 1000
+_FIXED_CACHE = frozenset({"vllm"})  # engines whose KV cache is made once, at the start
 
 
 def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: float) -> bool:
@@ -31,6 +32,7 @@ def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: 
         DisruptionStep.SHRINK in workload.disruption_order
         and DisruptionStep.SHRINK in policy.preemption.steps
         and workload.kind is WorkloadKind.INFERENCE
+        and workload.engine not in _FIXED_CACHE
         and workload.members == 1
         and claim.sharing is Sharing.SHARED
         and bool(claim.devices)
@@ -51,7 +53,7 @@ def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, poli
     sizes = {
         "max_model_len": claim.max_model_len,
         "max_num_seqs": workload.max_num_seqs,
-        "base_bytes": profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes,
+        "base_bytes": base_bytes(workload, profile, policy),
         "shards": max(1, workload.accelerators),
         "kv_bytes_per_element": kv_element_bytes(workload),
         "adapters": workload.max_adapters,
@@ -60,7 +62,7 @@ def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, poli
     held = memory.estimate(profile.shape, claim.format, kv_tokens=claim.kv_tokens, **sizes)
     least = memory.estimate(profile.shape, claim.format, kv_tokens=claim.max_model_len, **sizes)
     left = claim.bytes_per_device - (held.kv_bytes - least.kv_bytes)
-    left = max(left, corrected(least.total_bytes, profile, claim.format))
+    left = max(left, corrected(least.total_bytes, workload, profile, claim.format))
     return left if left < claim.bytes_per_device else None
 
 

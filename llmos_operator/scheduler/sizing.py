@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.types import Learned, Profile, TrainingSpec, Workload
 
+VLLM = "vllm"
 _KV_ELEMENT_BYTES = {"fp8": 1, "int8": 1}
 _FLOOR_SHARE = 8  # after running out of memory ask for an eighth more
 _FAR_TOO_MUCH = 2  # times what is needed: what was asked for is corrected from there on
@@ -65,7 +66,7 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
     found = []
     for name in allowed.allowed:
         if workload.training is not None:
-            found += _training(workload.training, profile, policy, name, workload.learned)
+            found += _training(workload, workload.training, profile, policy, name)
             continue
         for length in _contexts(workload, profile.shape, policy):
             found += _at(workload, profile, policy, name, length)
@@ -130,19 +131,21 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
             max_model_len=length,
             max_num_seqs=workload.max_num_seqs,
             kv_tokens=tokens,
-            base_bytes=profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes,
+            base_bytes=base_bytes(workload, profile, policy),
             shards=shards,
             kv_bytes_per_element=element,
             adapters=workload.max_adapters,
             adapter_rank=workload.adapter_rank,
         ).total_bytes
         wanted = tokens if workload.sharing is Sharing.SHARED else max(tokens, full)
-        found.append(Size(name, corrected(estimate, profile, name), length, tokens, wanted, per_token))
+        found.append(
+            Size(name, corrected(estimate, workload, profile, name), length, tokens, wanted, per_token)
+        )
     return found
 
 
 def _training(
-    asked: TrainingSpec, profile: Profile, policy: Policy, name: str, learned: Learned
+    workload: Workload, asked: TrainingSpec, profile: Profile, policy: Policy, name: str
 ) -> list[Size]:
     """Return the sizes of a training run at a format, quickest first.
 
@@ -157,9 +160,9 @@ def _training(
     found = []
     for tokens, recompute in dict.fromkeys([(wanted, False), (longest, False), (longest, True)]):
         size = training_memory.TrainingSize(name, asked.rank, asked.targets, tokens, recompute)
-        base = profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes
+        base = base_bytes(workload, profile, policy)
         estimate = training_memory.estimate_training(shape, size, base_bytes=base)
-        found.append(Size(name, _raised(estimate.total_bytes, learned), max_model_len=longest))
+        found.append(Size(name, _raised(estimate.total_bytes, workload.learned), max_model_len=longest))
     return found
 
 
@@ -173,13 +176,25 @@ def kv_element_bytes(workload: Workload) -> int:
     return _KV_ELEMENT_BYTES.get(workload.quantization.kv_cache_dtype, 2)
 
 
-def corrected(estimate: int, profile: Profile, name: str) -> int:
-    """Return the estimate moved by what a measured run differed from its own, and raised above the OOM floor."""
+def base_bytes(workload: Workload, profile: Profile, policy: Policy) -> int:
+    """Return R0 on a device: as measured, where the runtime's own engine is the one that was measured."""
+    if workload.engine == VLLM:
+        return policy.sizing.vllm_base_bytes
+    return profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes
+
+
+def corrected(estimate: int, workload: Workload, profile: Profile, name: str) -> int:
+    """Return the estimate moved by what a measured run differed from its own, and raised above the OOM floor.
+
+    What profiles measure are runs of the runtime's own engine; vLLM keeps what it is given.
+    """
     known = profile.formats.get(name)
     if known is None:
         return estimate
-    if known.measured_peak_bytes is not None and known.estimated_peak_bytes is not None:
-        estimate = max(memory.SLACK_BYTES, estimate + known.measured_peak_bytes - known.estimated_peak_bytes)
+    measured = known.measured_peak_bytes is not None and known.estimated_peak_bytes is not None
+    if measured and workload.engine != VLLM:
+        moved = (known.measured_peak_bytes or 0) - (known.estimated_peak_bytes or 0)
+        estimate = max(memory.SLACK_BYTES, estimate + moved)
     if known.oom_floor_bytes:
         estimate = max(estimate, known.oom_floor_bytes + known.oom_floor_bytes // _FLOOR_SHARE)
     return estimate

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime import memory
-from llmos_operator.scheduler.sizing import corrected, kv_element_bytes
+from llmos_operator.scheduler.sizing import base_bytes, corrected, kv_element_bytes
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, Sharing, Sleeping, WorkloadKind
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, Pod, Profile, Workload
 
 _MILLISECONDS = 1000
+_SLEEPERS = frozenset({"builtin", "vllm"})
 HOT = "Hot"  # load path of a model that was woken
 
 
@@ -32,7 +33,7 @@ def can_sleep(pod: Pod, claim: Claim, workload: Workload, now: float) -> bool:
     """Return whether a replica could sleep: it serves on shared devices, is awake, and did not just fail to."""
     return (
         workload.kind is WorkloadKind.INFERENCE
-        and workload.engine == "builtin"
+        and workload.engine in _SLEEPERS
         and workload.members == 1
         and workload.together <= 1
         and claim.sharing is Sharing.SHARED
@@ -71,13 +72,13 @@ def asleep_as(
         max_model_len=claim.max_model_len,
         max_num_seqs=workload.max_num_seqs,
         kv_tokens=0,
-        base_bytes=profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes,
+        base_bytes=base_bytes(workload, profile, policy),
         shards=max(1, workload.accelerators),
         kv_bytes_per_element=kv_element_bytes(workload),
         adapters=workload.max_adapters,
         adapter_rank=workload.adapter_rank,
     )
-    measured = corrected(estimate.total_bytes, profile, claim.format)
+    measured = corrected(estimate.total_bytes, workload, profile, claim.format)
     left = max(estimate.total_bytes, measured) - estimate.weights_bytes + memory.SLACK_BYTES
     if left >= claim.held_bytes:
         return None

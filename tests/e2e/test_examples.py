@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from demo import asking
 from llmos_operator.api import names
+from llmos_operator.local.images import Image, write_images
+from tests.support.vllm_pod import double_path
 
 if TYPE_CHECKING:
     from tests.support.installed import Workspace
@@ -175,3 +178,26 @@ def test_11_a_workload_reads_the_copy_its_node_keeps(workspace: Workspace) -> No
         assert "Paris" in workspace.ask("quick", QUESTION)["text"]
     finally:
         workspace.kubectl("delete", "mc", "smollm2")
+
+
+def test_12_a_vllm_answers_behind_the_runtime(workspace: Workspace, tmp_path: Path) -> None:
+    image = Image(repository="vllm/vllm-openai", env={"PATH": f"{double_path(tmp_path)}:/usr/bin:/bin"})
+    write_images(workspace.cluster.paths.images, [image])
+    try:
+        (manifest,) = yaml.safe_load_all((EXAMPLES / "12-vllm/workload.yaml").read_text())
+        manifest["spec"]["resources"]["memory"] = (
+            "1Gi"  # devices here are too small for what a real one takes
+        )
+        workspace.kubectl(
+            "apply", f"--namespace={workspace.namespace}", "-f", "-", stdin=json.dumps(manifest)
+        )
+        workspace.ready("on-vllm")
+        assert workspace.ask("on-vllm", "hello")["text"].startswith("hello")
+        status = workspace.get("modelworkload", "on-vllm")["status"]
+        assert status["model"]["digest"].startswith("sha256:")
+        (pod,) = workspace.pods_of("on-vllm")
+        workspace.kubectl("delete", "modelworkload/on-vllm")
+        workspace.wait("the pod to be gone", lambda: not workspace.pods_of("on-vllm"), 90)
+        assert pod["spec"]["initContainers"][0]["image"] == "vllm/vllm-openai:v0.32.0"
+    finally:
+        workspace.cluster.paths.images.unlink()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from llmos_operator.api import vllm
 from llmos_operator.api.meta import ClusterReference, LocalReference
 from llmos_operator.api.schema import (
     IntOrString,
@@ -176,20 +177,39 @@ class Engine(KubeModel):
             "engine custom needs an image",
             ".image",
         ),
+        Rule(
+            "self.name != 'vllm' || (has(self.image) && self.image != '')",
+            "engine vllm needs an image, like vllm/vllm-openai:v0.32.0",
+            ".image",
+        ),
+        Rule(
+            f"self.name != 'vllm' || !has(self.args) || !self.args.exists(arg, arg.matches('{vllm.pattern()}'))",
+            "an argument of engine vllm sets what the operator decides: model, served name, address, precision, context, memory, "
+            "parallelism, adapters, keys and sleep belong to the fields of the spec",
+            ".args",
+        ),
     )
     name: EngineName = Field(
         default=EngineName.BUILTIN,
-        description="builtin: the operator's own runtime. vllm: vLLM under the runtime's supervision. custom: any image that "
+        description="builtin: the operator's own runtime. vllm: vLLM (0.14 or newer) from an image of yours, "
+        "behind the runtime, which fetches the model and starts, watches and drains it. custom: any image that "
         "serves the runtime's API, started with args alone; of a replica of several pods only rank 0 serves.",
     )
     image: Annotated[
         str,
         StringConstraints(max_length=512),
         Rule("!self.matches('[[:space:]]')", "must be an image reference without white space"),
-    ] = Field(default="", description="Image of the engine. Empty: the one the operator is configured with.")
+    ] = Field(
+        default="",
+        description="Image of the engine; engines vllm and custom need one. Empty: the one the operator is configured with.",
+    )
     args: Annotated[
         tuple[Annotated[str, StringConstraints(max_length=1024)], ...], ListAtomic(), Field(max_length=64)
-    ] = Field(default=(), description="Arguments appended to the engine's command.")
+    ] = Field(
+        default=(),
+        description="Arguments appended to the engine's command. Of vllm: options of `vllm serve`, without those the "
+        "operator decides.",
+    )
     env: Annotated[tuple[EnvVar, ...], ListMap(("name",)), Field(max_length=64)] = Field(
         default=(), description="Further environment of the engine."
     )

@@ -76,7 +76,7 @@ def pod(obj: Mapping[str, Any]) -> Pod:
 
 def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
     """Return the claim as the runtime was created with it, and what the annotation says otherwise ("": nothing)."""
-    told = _environment(spec)
+    told = environment(spec)
     devices, limit = told.get(names.ENV_DEVICES, ""), told.get(names.ENV_MEMORY_LIMIT, "")
     changes: dict[str, Any] = {}
     if devices and devices != "void" and tuple(devices.split(",")) != claim.devices:
@@ -111,7 +111,7 @@ def _may_be_asleep(claim: Claim, bound_bytes: int) -> bool:
     )
 
 
-def _environment(spec: Fields) -> dict[str, str]:
+def environment(spec: Fields) -> dict[str, str]:
     """Return the literal environment of the runtime container."""
     for one in (*spec.objects("containers"), *spec.objects("initContainers")):
         if one.data.get("name") == _RUNTIME:

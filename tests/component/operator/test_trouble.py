@@ -8,6 +8,7 @@ import pytest
 
 from llmos_operator.api.runtime.messages import Failure
 from llmos_operator.cluster import port as ports
+from llmos_operator.errors import LlmosError
 from tests.support.fakekubelet import Script
 from tests.support.operator_process import collect, condition_of
 from tests.support.tinymodels import write_model
@@ -73,11 +74,36 @@ async def test_work_this_release_cannot_run_says_so(bench: Bench) -> None:
     uri = write_model(bench.hub, "acme/tiny")
     await bench.node("n1")
     bench.operator()
-    await bench.apply("vllm", uri, engine={"name": "vllm"})
+    await bench.apply("vllm", uri, engine={"name": "vllm", "image": "vllm:1"}, parallelism={"data": 2})
     scheduled = await bench.until_condition("vllm", "Scheduled", "False", "Unsupported")
-    assert "release" in scheduled["message"]
+    assert "one pod" in scheduled["message"]
     assert condition_of(await bench.workload("vllm"), "Accepted")["status"] == "True"
     assert await bench.pods("vllm") == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"name": "vllm"}, "engine vllm needs an image"),
+        ({"name": "vllm", "image": "v", "args": ["--max_model_len=8"]}, "what the operator decides"),
+    ],
+)
+async def test_a_vllm_the_schema_can_refuse_is_refused_at_once(
+    bench: Bench, engine: dict[str, object], words: str
+) -> None:
+    with pytest.raises(LlmosError, match=words):
+        await bench.apply("vllm", "hf://acme/tiny", engine=engine)
+
+
+async def test_an_abbreviated_argument_the_schema_lets_through_is_refused_by_the_operator(
+    bench: Bench,
+) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1")
+    bench.operator()
+    await bench.apply("vllm", uri, engine={"name": "vllm", "image": "v", "args": ["--gpu-mem=0.9"]})
+    accepted = await bench.until_condition("vllm", "Accepted", "False", "InvalidSpec")
+    assert accepted["message"].startswith("spec.engine.args[0]: --gpu-mem is set by the operator")
 
 
 async def test_a_queue_that_does_not_exist_is_named(bench: Bench) -> None:

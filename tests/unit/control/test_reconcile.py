@@ -149,6 +149,16 @@ def test_a_crashing_container_is_left_to_the_kubelet_and_told_once_a_restart() -
     assert first.failed[0].event != again.failed[0].event
 
 
+def test_a_vllm_that_keeps_ending_is_told_with_its_last_words() -> None:
+    work = a_work(engine={"name": "vllm", "image": "v"})
+    end = Exit("Error", 1, "Traceback\nValueError: too long\n")
+    seen = situation(work, a_pod_of(work), replicas=replica(work, restarts=3, last=end))
+    (failed,) = reconcile.rule(seen).failed
+    assert failed.failure.reason == Reason.BACK_OFF
+    assert "vLLM ended 3 times, last with exit code 1" in failed.failure.message
+    assert failed.failure.message.endswith("Its last words: ValueError: too long")
+
+
 def test_a_missing_secret_is_read_off_the_kubelets_complaint() -> None:
     work = a_work()
     waiting = replica(work, waiting="CreateContainerConfigError", waiting_message='secret "hf" not found')
@@ -194,6 +204,52 @@ def test_sources_are_accepted_as_the_administrator_allows() -> None:
     assert reason("file:///m", files=True) == ""
     assert reason("https://evil.example/m") == "SourceNotAllowed"
     assert reason("https://Good.example:443/m", hosts=("good.example",)) == ""
+
+
+VLLM = {"name": "vllm", "image": "vllm:1"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"engine": {"name": "vllm"}}, "spec.engine.image: engine vllm needs an image"),
+        ({"engine": {**VLLM, "args": ["--enforce-eager", "-tp=2"]}}, "spec.engine.args[1]: -tp is set by"),
+        ({"engine": VLLM, "quantization": {"kvCacheDtype": "int8"}}, "spec.quantization.kvCacheDtype"),
+        (
+            {
+                "engine": VLLM,
+                "adapters": [{"name": "a", "uri": "hf://a/b"}],
+                "adapterLimits": {"maxAdapters": 1, "maxRank": 1024},
+            },
+            "spec.adapterLimits.maxRank",
+        ),
+    ],
+)
+def test_what_a_vllm_cannot_be_told_is_refused_and_the_field_named(spec: dict[str, Any], words: str) -> None:
+    found = reconcile.refusal(a_work(**spec), allow_file=False, allowed_hosts=())
+    assert found is not None
+    assert found.reason is Reason.INVALID_SPEC
+    assert words in found.message
+
+
+def test_a_vllm_as_it_should_be_is_accepted_and_can_be_run() -> None:
+    work = a_work(engine={**VLLM, "args": ["--enforce-eager"]})
+    assert reconcile.refusal(work, allow_file=False, allowed_hosts=()) is None
+    assert reconcile.unsupported(work) == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"parallelism": {"data": 2}}, "one pod"),
+        (
+            {"type": "Batch", "batch": {"input": {"uri": "pvc://c/i"}, "output": {"uri": "pvc://c/o"}}},
+            "Batch",
+        ),
+    ],
+)
+def test_what_this_release_does_not_run_on_a_vllm_is_said(spec: dict[str, Any], words: str) -> None:
+    assert words in reconcile.unsupported(a_work(engine=VLLM, **spec))
 
 
 def test_a_uri_with_credentials_is_refused_without_showing_them() -> None:

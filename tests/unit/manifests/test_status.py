@@ -108,6 +108,15 @@ def test_a_place_in_the_queue_can_wait_longest() -> None:
     assert manifest.urgency(first, manifest.build(moved)) is Urgency.LATER
 
 
+def test_containers_that_keep_ending_are_told_over_the_progress_of_the_latest_try() -> None:
+    crash = Failure(Reason.BACK_OFF, "vLLM ended 3 times", NOW, 1, WORK.generation)
+    trying = {"pods": (a_pod_of(WORK),), "reports": {"pod-0": loading(10)}}
+    told = condition(written(seen(**trying, failure=crash)), "ModelLoaded")
+    assert (told["reason"], told["message"]) == ("BackOff", "vLLM ended 3 times")
+    for other in (replace(crash, generation=WORK.generation - 1), replace(crash, reason=Reason.LOAD_FAILED)):
+        assert condition(written(seen(**trying, failure=other)), "ModelLoaded")["reason"] == "Loading"
+
+
 def test_a_failed_load_is_told_at_once_with_its_reason() -> None:
     first = written(seen(pods=(a_pod_of(WORK),), reports={"pod-0": loading(1)}))
     failure = RuntimeFailure(reason="Corrupted", message="digest mismatch")

@@ -29,7 +29,7 @@ def test_formats_go_from_most_bits_to_least_whatever_order_they_are_listed_in() 
 
 
 def test_of_equal_bits_the_smaller_loss_goes_first() -> None:
-    workload = served(engine="vllm").at("Auto", allowed=("int4", "awq")).value
+    workload = served(engine="custom").at("Auto", allowed=("int4", "awq")).value
     assert formats(workload, None, POLICY).allowed == ("awq", "int4")
     measured = a_profile(URI, SMALL_MODEL, FormatProfile("int4", quality_loss_milli=100))
     assert formats(workload, measured, POLICY).allowed == ("int4", "awq")

@@ -1,0 +1,38 @@
+"""What of a workload its engine cannot do, said before anything is placed. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api import vllm
+from llmos_operator.state.types import WorkloadKind
+
+if TYPE_CHECKING:
+    from llmos_operator.state.types import Workload
+
+
+def refusal(workload: Workload) -> str:
+    """Return what is wrong with a spec of engine vllm, naming field, value and fix; "" if nothing is."""
+    engine = workload.spec.get("engine") or {}
+    if not engine.get("image"):
+        return "spec.engine.image: engine vllm needs an image, like vllm/vllm-openai:v0.32.0"
+    cache = workload.quantization.kv_cache_dtype
+    if cache not in vllm.KV_DTYPES:
+        known = ", ".join(vllm.KV_DTYPES)
+        return f"spec.quantization.kvCacheDtype: vLLM keeps no KV cache in {cache}; use one of {known}"
+    if workload.max_adapters and workload.adapter_rank > vllm.LORA_RANKS[-1]:
+        most = vllm.LORA_RANKS[-1]
+        return f"spec.adapterLimits.maxRank: {workload.adapter_rank}: vLLM serves adapters up to rank {most}"
+    return vllm.refusal([str(one) for one in engine.get("args") or ()])
+
+
+def unsupported(workload: Workload) -> str:
+    """Return why this release cannot run a workload of engine vllm, "" if it can."""
+    if workload.kind is not WorkloadKind.INFERENCE:
+        return f"Engine vllm serves; a {workload.kind} runs on engine builtin in this release."
+    if workload.members > 1:
+        return (
+            f"A replica of engine vllm is one pod in this release, not {workload.members}: leave out parallelism.data and "
+            "parallelism.pods, or use engine custom."
+        )
+    return ""
