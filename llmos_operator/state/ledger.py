@@ -145,8 +145,8 @@ class NodeState:
         )
 
     def free_gpus(self) -> int:
-        """Return how many units of nvidia.com/gpu its kubelet would still grant."""
-        return 0 if self.node is None or self.refusing else self.node.gpus - self.gpus
+        """Return how many units of nvidia.com/gpu its kubelet would still grant, never below 0: it may advertise fewer than it gave."""
+        return 0 if self.node is None or self.refusing else max(0, self.node.gpus - self.gpus)
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:

@@ -1,0 +1,100 @@
+"""Two ways to say "fits" hold to each other: the filters, over arrays, and `pick` and its parts, over the ledger's values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmos_operator.scheduler.budget import UNLIMITED
+from llmos_operator.scheduler.cycle import prepare
+from llmos_operator.scheduler.placement import device_fits, fits_on, host_fits, pick
+from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.table import ALL
+from llmos_operator.state.types import Pod
+from tests.support.builders import NOW, ClusterBuilder
+from tests.support.strategies import clusters, workloads
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.attempt import Attempts
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.state.types import Workload
+
+POLICY = Policy()
+OVERUSE = POLICY.overuse_percent
+
+
+@st.composite
+def disturbed(draw: st.DrawFn) -> ClusterBuilder:
+    """A cluster with pods of others, kubelets that refuse, devices that are gone and memory that strangers use."""
+    cluster = draw(clusters(pending=0, running=10))
+    store = cluster.store
+    for name, state in sorted(store.snapshot().nodes.items()):
+        if draw(st.booleans()):
+            store.apply_pod(Pod(f"others/{name}", f"uid-{name}", name, gpus=draw(st.integers(0, 3))))
+        if state.node is not None and draw(st.booleans()):
+            changes = replace(state.node, gpus=draw(st.integers(0, 4)), pods=draw(st.integers(0, 6)))
+            store.apply_node(changes)
+        if draw(st.integers(0, 5)) == 0:
+            store.note_refusal(name, NOW + 60)
+        if state.devices and draw(st.integers(0, 3)) == 0:
+            uuid = draw(st.sampled_from([one.uuid for one in state.devices]))
+            for _ in range(2):
+                store.observe_processes(name, {uuid: {"nobody": draw(st.sampled_from([0, 1 << 33]))}})
+    return cluster
+
+
+@given(disturbed(), workloads("asked"))
+def test_filters_let_through_what_can_be_picked_and_nothing_else(
+    cluster: ClusterBuilder, asked: Workload
+) -> None:
+    attempts = prepare(cluster.snapshot(), POLICY, NOW, UNLIMITED, None)
+    for _, request in attempts.shape(asked).options:
+        agree(attempts, request)
+
+
+@given(disturbed(), workloads("asked"), workloads("first"))
+def test_they_agree_after_placements_of_the_same_plan(
+    cluster: ClusterBuilder, asked: Workload, first: Workload
+) -> None:
+    snapshot = cluster.add(first).snapshot()
+    attempts = prepare(snapshot, POLICY, NOW, UNLIMITED, None)
+    requests = [request for _, request in attempts.shape(asked).options]
+    for request in requests:
+        agree(attempts, request)  # what was kept before the placement must not outlive it
+    for state in list(snapshot.nodes.values()):
+        for key in list(state.pods):
+            attempts.worlds.now.view.remove(state.name, key)
+        attempts.scene.table.write(
+            attempts.scene.table.row_of[state.name], attempts.worlds.now.node(state.name)
+        )
+    for request in requests:
+        agree(attempts, request)
+
+
+def agree(attempts: Attempts, request: Request) -> None:
+    """Compare both for every node and every device."""
+    acceptable = attempts.feasibility.acceptable(request)
+    fits, candidates = attempts.feasibility.check(request, ALL)
+    assert (attempts.feasibility.fitting(request) == fits).all(), "kept answers are others than new ones"
+    for row, name in enumerate(attempts.scene.table.names):
+        state, columns = attempts.worlds.now.node(name), acceptable.devices[row]
+        devices = pick(state, request, columns, OVERUSE)
+        picked = bool(acceptable.nodes[row]) and devices is not None
+        assert picked == bool(fits[row]), f"{name}: filters say {fits[row]}, pick {devices}"
+        if not request.devices or not acceptable.nodes[row]:
+            continue
+        width = len(state.devices)
+        singly = [bool(columns[i]) and device_fits(d, request, OVERUSE) for i, d in enumerate(state.devices)]
+        assert candidates.devices[row][:width].tolist() == singly, f"{name}: devices differ"
+        assert not candidates.devices[row][width:].any()
+        if devices is not None:
+            assert fits_on(state, request, [d.uuid for d in devices], OVERUSE)
+            assert host_fits(state, request)
+        _, one_by_one, host = attempts.feasibility.parts(request)
+        assert np.array_equal(one_by_one[row][:width], np.array(singly, np.bool_))
+        if not host[row]:
+            assert not host_fits(state, request), f"{name}: its host suffices after all"
