@@ -13,14 +13,17 @@ from llmos_operator.scheduler.budget import UNLIMITED
 from llmos_operator.scheduler.cycle import prepare
 from llmos_operator.scheduler.placement import device_fits, fits_on, host_fits, pick
 from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.power import asked_on
 from llmos_operator.scheduler.table import ALL
-from llmos_operator.state.types import Pod
+from llmos_operator.state import ledger
+from llmos_operator.state.types import Claim, Pod
 from tests.support.builders import NOW, ClusterBuilder
 from tests.support.strategies import clusters, workloads
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Attempts
     from llmos_operator.scheduler.request import Request
+    from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.types import Workload
 
 POLICY = Policy()
@@ -44,7 +47,20 @@ def disturbed(draw: st.DrawFn) -> ClusterBuilder:
             uuid = draw(st.sampled_from([one.uuid for one in state.devices]))
             for _ in range(2):
                 store.observe_processes(name, {uuid: {"nobody": draw(st.sampled_from([0, 1 << 33]))}})
+    if draw(st.booleans()):
+        in_racks(draw, cluster)
     return cluster
+
+
+def in_racks(draw: st.DrawFn, cluster: ClusterBuilder) -> None:
+    """Put nodes into racks, some of them with a power budget."""
+    for state in list(cluster.store.snapshot().nodes.values()):
+        rack = draw(st.sampled_from(["", "r1", "r2"]))
+        if rack and state.node is not None:
+            watts = draw(st.sampled_from([None, 500, 1000, 2000]))
+            budget = None if watts is None else watts * 1000
+            labels = {**state.node.labels, "topology.llmos.dev/rack": rack}
+            cluster.store.apply_node(replace(state.node, labels=labels, rack_milliwatts=budget))
 
 
 @given(disturbed(), workloads("asked"))
@@ -75,6 +91,24 @@ def test_they_agree_after_placements_of_the_same_plan(
         agree(attempts, request)
 
 
+def held(request: Request, state: NodeState, uuids: list[str]) -> Claim:
+    """Return a claim of what a request asks for."""
+    return Claim(
+        "default/asked",
+        "uid",
+        0,
+        "default/asked-0",
+        state.name,
+        tuple(uuids),
+        bytes_per_device=request.bytes_per_device,
+        compute_milli=request.compute_milli,
+        sharing=request.constraints.sharing,
+        domain=request.domain,
+        cpu_milli=request.cpu_milli,
+        memory_bytes=request.memory_bytes,
+    )
+
+
 def agree(attempts: Attempts, request: Request) -> None:
     """Compare both for every node and every device."""
     acceptable = attempts.feasibility.acceptable(request)
@@ -83,7 +117,8 @@ def agree(attempts: Attempts, request: Request) -> None:
     for row, name in enumerate(attempts.scene.table.names):
         state, columns = attempts.worlds.now.node(name), acceptable.devices[row]
         devices = pick(state, request, columns, OVERUSE)
-        picked = bool(acceptable.nodes[row]) and devices is not None
+        within = asked_on(state, request) <= attempts.worlds.now.rack_room(name)
+        picked = bool(acceptable.nodes[row]) and devices is not None and (within or not request.devices)
         assert picked == bool(fits[row]), f"{name}: filters say {fits[row]}, pick {devices}"
         if not request.devices or not acceptable.nodes[row]:
             continue
@@ -98,3 +133,7 @@ def agree(attempts: Attempts, request: Request) -> None:
         assert np.array_equal(one_by_one[row][:width], np.array(singly, np.bool_))
         if not host[row]:
             assert not host_fits(state, request), f"{name}: its host suffices after all"
+        if devices is not None:
+            claim = held(request, state, [one.uuid for one in devices])
+            assert state.added_by(claim) <= asked_on(state, request), "it draws more than it was judged by"
+            assert not ledger.shortfall(state, claim), "the ledger would refuse what was picked"

@@ -150,6 +150,29 @@ class NodeBuilder:
                 self.with_device(index, links=others)
         return self
 
+    def drawing(self, *limits: int | None) -> NodeBuilder:
+        """Give the devices power limits in watts, in order of index; a single one to all of them. None: it does not tell."""
+        assert self.gpus is not None
+        told = limits * len(self.gpus.devices) if len(limits) == 1 else limits
+        for device, limit in zip(self.gpus.devices, told, strict=True):
+            self.with_device(device.index, limit_milliwatts=None if limit is None else limit * 1000)
+        return self
+
+    def within_watts(
+        self, budget: int | None = None, rack: str = "", of_rack: int | None = None
+    ) -> NodeBuilder:
+        """Give the node a power budget, a rack and the rack a budget."""
+        labels = {names.LABEL_RACK: rack} if rack else {}
+        for label, watts in ((names.LABEL_POWER_BUDGET, budget), (names.LABEL_RACK_POWER_BUDGET, of_rack)):
+            if watts is not None:
+                labels[label] = str(watts)
+        self.node = replace(
+            self.labelled(**labels).node,
+            power_milliwatts=None if budget is None else budget * 1000,
+            rack_milliwatts=None if of_rack is None else of_rack * 1000,
+        )
+        return self
+
     def keeping(self, *models: str) -> NodeBuilder:
         """Have whole copies of models, by key."""
         assert self.gpus is not None
