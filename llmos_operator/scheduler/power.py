@@ -112,20 +112,26 @@ class RackRows:
             for rack in self.names
         )
         table.mates = {row: rows for rows in self._rows for row in rows}
-        self._seen = -1
-        self._room = np.zeros(0, np.int64)
+        self._draws = [state.power_draw() for state in table.states]
+        self._seen = (table.generation, len(table.log))
+        left = [self._left(number) for number in range(len(self.names))]
+        self._room = np.array([*left, power.NO_BUDGET], np.int64)  # NO_RACK is the last
 
     def room(self) -> Ints:
         """Return the milliwatts that the rack of each row leaves."""
-        if self._seen != len(self._table.log):
-            self._seen = len(self._table.log)
-            left = [self._left(number) for number in range(len(self.names))]
-            self._room = np.array([*left, power.NO_BUDGET], np.int64)  # NO_RACK is the last
+        table = self._table
+        if self._seen != (table.generation, len(table.log)):
+            changed = {row for row in table.log[self._seen[1] :] if self.number[row] != NO_RACK}
+            for row in changed:
+                self._draws[row] = table.states[row].power_draw()
+            for number in {int(self.number[row]) for row in changed}:
+                self._room[number] = self._left(number)
+            self._seen = (table.generation, len(table.log))
         found: Ints = self._room[self.number]
         return found
 
     def _left(self, number: int) -> int:
-        draws = [self._table.states[row].power_draw() for row in self._rows[number]]
+        draws = [self._draws[row] for row in self._rows[number]]
         known = [one for one in draws if one is not None]
         budget = self.racks.budgets[self.names[number]]
         return power.room(budget, sum(known) if len(known) == len(draws) else None)

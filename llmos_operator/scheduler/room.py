@@ -107,14 +107,11 @@ def _with_racks(room: Room, scene: Scene, *worlds: World) -> Room:
     """Tell a room what racks with a power budget could take in all of the worlds."""
     if scene.racks is None or not room.request.devices:
         return room
+    racks, draws = scene.racks, asked(scene.table, room.request, ALL)
     found = []
-    for rack in scene.racks.names:
-        members = scene.racks.racks.members[rack]
-        draw = max(
-            (asked_on(scene.table.states[scene.table.row_of[name]], room.request) for name in members),
-            default=0,
-        )
-        left = min(world.rack_room(members[0]) for world in worlds)
+    for number, rack in enumerate(racks.names):
+        draw = int(draws[racks.number == number].max(initial=0))
+        left = min(world.rack_room(racks.racks.members[rack][0]) for world in worlds)
         found.append(max(0, left // draw) if draw else _ANY)
     room.racks, room.rack_pods = scene.racks, tuple(found)
     return room
