@@ -256,4 +256,5 @@ def fits_on(state: NodeState, request: Request, uuids: Iterable[str], overuse_pe
 def _device_order(device: DeviceState, request: Request) -> tuple[bool, int, bool, int, int]:
     size = device.device.memory_bytes if request.whole else device.headroom_bytes()
     used_first = device.idle and not request.whole
-    return (device.verdict is Verdict.DEGRADED, used_first, size, device.device.index)
+    worn = device.verdict is Verdict.DEGRADED
+    return (worn, device.strain_milli, used_first, size, device.device.index)

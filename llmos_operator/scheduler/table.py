@@ -143,6 +143,7 @@ class NodeTable:
         self.mig: Bools = np.zeros((rows, width), np.bool_)
         self.healthy: Bools = np.zeros((rows, width), np.bool_)
         self.degraded: Bools = np.zeros((rows, width), np.bool_)
+        self.strain: Ints = np.zeros((rows, width), np.int64)  # thousandths
         self.device_count: Ints = np.zeros(rows, np.int64)
 
     def _write_fixed(self, row: int, state: NodeState) -> None:
@@ -154,6 +155,7 @@ class NodeTable:
         self.device_count[row] = count
         for plane in (self.exists, self.mig, self.healthy, self.degraded):
             plane[row] = False
+        self.strain[row] = 0
         self.fixed[:, row] = 0
         if not count:
             return
@@ -161,6 +163,7 @@ class NodeTable:
         self.mig[row, :count] = [d.device.mig for d in devices]
         self.healthy[row, :count] = [d.usable for d in devices]
         self.degraded[row, :count] = [d.verdict is Verdict.DEGRADED for d in devices]
+        self.strain[row, :count] = [d.strain_milli for d in devices]
         self.fixed[:, row, :count] = np.array([self._fixed_of(d) for d in devices], np.int64).T
 
     def _fixed_of(self, state: DeviceState) -> tuple[int, int, int, int, int]:

@@ -49,11 +49,23 @@ class DeviceState:
     reason: str = ""
     quarantined: str = ""  # why new work is kept off it whatever the verdict: it is being treated
     strange_bytes: int = 0  # used by processes of nobody the ledger knows of there
+    throttled_milli: int = 0  # of its time, held down by heat or a power brake
+    risk_milli: int = 0  # how its memory ages
+    held_down: bool = False  # for so much of its time that it takes nothing new
 
     @property
     def usable(self) -> bool:
         """Whether new work may be placed on it."""
-        return not self.quarantined and self.verdict in {Verdict.HEALTHY, Verdict.DEGRADED}
+        return (
+            not self.quarantined
+            and not self.held_down
+            and self.verdict in {Verdict.HEALTHY, Verdict.DEGRADED}
+        )
+
+    @property
+    def strain_milli(self) -> int:
+        """Thousandths of a device that work on it is expected to lose."""
+        return min(FULL_MILLI, self.throttled_milli + self.risk_milli)
 
     @property
     def uuid(self) -> str:
@@ -289,6 +301,9 @@ def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> 
                 reason=reason,
                 quarantined=f"{held.phase} after {held.reason}" if held is not None else "",
                 strange_bytes=seen.strange_bytes,
+                throttled_milli=seen.throttled_milli,
+                risk_milli=seen.risk_milli,
+                held_down=seen.held_down,
             )
         )
     return tuple(states)
@@ -327,6 +342,9 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.reason,
         state.quarantined,
         state.strange_bytes,
+        state.throttled_milli,
+        state.risk_milli,
+        state.held_down,
     )
 
 

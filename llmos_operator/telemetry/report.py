@@ -72,6 +72,8 @@ def _sample(view: DeviceView, processes: tuple[ProcessUse, ...] | None) -> Json:
             ("temperatureCelsius", sample.temperature_celsius),
             ("powerMilliwatts", sample.power_milliwatts),
             ("energyMillijoules", sample.energy_millijoules),
+            ("throttledMilli", view.throttled_milli),
+            ("riskMilli", view.risk_milli),
         )
         entry.update((name, value) for name, value in told if value is not None)
     if processes is not None:

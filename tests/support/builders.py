@@ -97,6 +97,8 @@ class NodeBuilder:
     heard_at: float | None = NOW
     observed: dict[int, int] = field(default_factory=dict)
     strangers: dict[int, int] = field(default_factory=dict)
+    throttled: dict[int, int] = field(default_factory=dict)
+    risks: dict[int, int] = field(default_factory=dict)
 
     def with_gpus(
         self, count: int, product: str = "A100-80G", memory: str = "", mig: bool = False
@@ -184,6 +186,16 @@ class NodeBuilder:
 
     def observed_using(self, index: int, memory: str) -> NodeBuilder:
         self.observed[index] = parse_bytes(memory)
+        return self
+
+    def held_down(self, index: int, milli: int) -> NodeBuilder:
+        """Let heat hold a device down for so many thousandths of its time."""
+        self.throttled[index] = milli
+        return self
+
+    def ageing(self, index: int, milli: int) -> NodeBuilder:
+        """Let the memory of a device be at risk."""
+        self.risks[index] = milli
         return self
 
     def used_by_strangers(self, index: int, memory: str) -> NodeBuilder:
@@ -311,7 +323,13 @@ class ClusterBuilder:
         self.store.apply_gpu_node(builder.gpus)
         if builder.heard_at is not None:
             readings = [
-                Reading(d.uuid, builder.observed.get(d.index, 0), d.memory_bytes)
+                Reading(
+                    d.uuid,
+                    builder.observed.get(d.index, 0),
+                    d.memory_bytes,
+                    throttled_milli=builder.throttled.get(d.index),
+                    risk_milli=builder.risks.get(d.index),
+                )
                 for d in builder.gpus.devices
             ]
             self.store.observe(builder.node.name, readings, builder.heard_at)

@@ -231,6 +231,8 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "mig",
             "pods",
             "islands",
+            "throttled",
+            "risk",
             "watts",
             "budget",
             "rack",
@@ -266,6 +268,10 @@ def _tell_of_devices(node: NodeBuilder, data: dict[str, Any]) -> None:
         node.observed_using(index, amount)
     for index, amount in data.get("strangers", {}).items():
         node.used_by_strangers(index, amount)
+    for index, milli in data.get("throttled", {}).items():
+        node.held_down(index, milli)
+    for index, milli in data.get("risk", {}).items():
+        node.ageing(index, milli)
     if "watts" in data:
         node.drawing(*(data["watts"] if isinstance(data["watts"], list) else [data["watts"]]))
     node.within_watts(data.get("budget"), data.get("rack", ""), data.get("rack_budget"))

@@ -39,6 +39,10 @@ def nodes(draw: st.DrawFn, least: int = 1, most: int = 4) -> ClusterBuilder:
         count = draw(st.integers(0, 4))
         if count:
             node.with_gpus(count, draw(st.sampled_from(["A-80G", "L-24G"])))
+            if draw(st.integers(0, 4)) == 0:
+                strained = draw(st.integers(0, count - 1))
+                node.held_down(strained, draw(st.sampled_from([100, 500, 900])))
+                node.ageing(strained, draw(st.sampled_from([0, 150, 300])))
             if draw(st.booleans()):
                 limits = st.sampled_from([400, 400, 400, 300, None] if draw(st.booleans()) else [400])
                 node.drawing(*draw(st.lists(limits, min_size=count, max_size=count)))
