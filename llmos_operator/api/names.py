@@ -40,6 +40,9 @@ LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
 LABEL_GPU_MEMORY_MIB = "nvidia.com/gpu.memory"
 LABEL_SIMULATED = "llmos.dev/simulated"  # "true" on nodes of the local cluster
 LABEL_RACK = "topology.llmos.dev/rack"
+# Whole watts: what the devices of a node may draw together, and those of all nodes of its rack.
+LABEL_POWER_BUDGET = "llmos.dev/power-budget"
+LABEL_RACK_POWER_BUDGET = "llmos.dev/rack-power-budget"
 RESOURCE_GPU = "nvidia.com/gpu"
 
 # -- field managers, one per writer

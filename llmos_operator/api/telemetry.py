@@ -45,6 +45,8 @@ class DeviceSample(Wire):
     temperature_celsius: int | None = None
     power_milliwatts: int | None = None
     energy_millijoules: int | None = None
+    throttled_milli: int | None = None  # thousandths of its time in which heat or a power brake holds it down
+    risk_milli: int | None = None  # thousandths of a device that the ageing of its memory counts for
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = Field(default="", max_length=64)
     # None: not told with this batch. Process lists are expensive and come with one batch in ten.

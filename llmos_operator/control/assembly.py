@@ -32,6 +32,7 @@ from llmos_operator.control.batcher import Batcher
 from llmos_operator.control.console.server import ConsoleServer, console_host
 from llmos_operator.control.copies import Copies
 from llmos_operator.control.demand import DemandBook
+from llmos_operator.control.drawing import Drawing
 from llmos_operator.control.feedback import Feedback
 from llmos_operator.control.hearing import Hearing
 from llmos_operator.control.identity import Identities
@@ -97,7 +98,7 @@ class Assembly:
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
         self.store, self.records, self.demand = Store(), Records(), DemandBook()
-        self.accounts = Accounts(metrics, self.records)
+        self.accounts, self.drawing = Accounts(metrics, self.records), Drawing()
         self.tracer = self._open_tracer()
         self.spans = PlacementSpans(self.tracer, self.clock.now, self._placed_before)
         scheduling = settings.scheduling

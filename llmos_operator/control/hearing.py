@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
@@ -39,6 +40,7 @@ class Hearing:
         """Take a node's samples; only a crossing or a change of verdict asks for a cycle."""
         parts = self._parts
         parts.accounts.sampled(report.readings)
+        self._drawn(report)
         changed = parts.store.observe(report.node, report.readings, parts.clock.now())
         if report.uses is not None and parts.leadership.may_act():  # before, not every pod is known
             uses = _by_device(report)
@@ -46,6 +48,19 @@ class Hearing:
             changed = parts.store.observe_processes(report.node, uses) or changed
         if changed:
             parts.batcher.trigger()
+
+    def _drawn(self, report: Report) -> None:
+        """Hand what devices were seen to draw to the profiles of their models."""
+        parts = self._parts
+        state = parts.store.node(report.node) if parts.leadership.may_act() else None
+        for finding in parts.drawing.sampled(report.readings, state, parts.store.workload, parts.clock.now()):
+            parts.queue.submit(
+                Job(
+                    Rank.SUPPORT,
+                    f"drew {finding.subject}",
+                    functools.partial(parts.profiles.drew, finding),
+                )
+            )
 
     def demand(self, batch: DemandBatch) -> None:
         """Take a gateway's report; workloads that scale are looked at."""

@@ -19,6 +19,7 @@ from llmos_operator.api.v1alpha1.modelprofile import (
     LoadPath,
     LoadTime,
     ModelProfileStatus,
+    PowerDraw,
     ShapeStatus,
     profile_name,
 )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.cluster.mirror import Mirror
     from llmos_operator.cluster.port import ClusterPort, Json
+    from llmos_operator.control.drawing import Finding
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.reconcile import Shortage
 
@@ -259,6 +261,24 @@ class Profiles:
             return _with_load(status, load) if load is not None else status
 
         await self._change(uri, revision, change)
+
+    async def drew(self, finding: Finding) -> None:
+        """Take what a model was seen to draw at work; less than is known already is not news."""
+        wanted = finding.subject
+
+        def change(status: ModelProfileStatus) -> ModelProfileStatus:
+            others = tuple(
+                one for one in status.draws if (one.product, one.format) != (wanted.product, wanted.format)
+            )
+            known = next((one.milliwatts for one in status.draws if one not in others), 0)
+            if finding.milliwatts <= known:
+                return status
+            draw = PowerDraw(
+                product=wanted.product, format=WeightFormat(wanted.format), milliwatts=finding.milliwatts
+            )
+            return status.model_copy(update={"draws": (*others, draw)})
+
+        await self._change(wanted.uri, wanted.revision, change)
 
     async def _change(
         self,

@@ -125,8 +125,11 @@ class Attempts:
         key = signature(workload, domain)
         found = self._shapes.get(key)
         if found is None:
-            known = sizes(workload, self.profile(workload), self.policy)
-            options = tuple((size, request_of(workload, size, self.policy, domain)) for size in known.sizes)
+            profile = self.profile(workload)
+            known = sizes(workload, profile, self.policy)
+            options = tuple(
+                (size, request_of(workload, size, self.policy, domain, profile)) for size in known.sizes
+            )
             number = self._numbers.setdefault(options, len(self._numbers))
             found = self._shapes[key] = Shape(known, options, number)
         return found
@@ -262,7 +265,7 @@ class Attempts:
         now, later = self.worlds.now, self.worlds.later
         if not self._quota_fits(now, claim) or not self._quota_fits(later, claim):
             return False
-        if not self.reservations.leave(claim):
+        if not now.powers(claim) or not later.powers(claim) or not self.reservations.leave(claim):
             return False
         if claim.node not in self.worlds.differing:
             return True
@@ -335,7 +338,7 @@ class Attempts:
         if devices is None:
             return False
         claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
-        if not self._quota_fits(later, claim):
+        if not later.admits(claim):
             return False
         self.worlds.hold(claim)
         return True

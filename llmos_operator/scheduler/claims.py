@@ -8,7 +8,7 @@ from llmos_operator.api import names
 from llmos_operator.api.v1alpha1.modelprofile import profile_name
 from llmos_operator.scheduler.request import Constraints, Request
 from llmos_operator.scheduler.sizing import VLLM, granted
-from llmos_operator.state.types import FULL_MILLI, Claim, Sharing
+from llmos_operator.state.types import FULL_MILLI, Claim, Sharing, WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 _MILLISECONDS = 1000
 
 
-def request_of(workload: Workload, size: Size, policy: Policy, domain: str) -> Request:
-    """Return what a replica of that size asks of a node."""
+def request_of(
+    workload: Workload, size: Size, policy: Policy, domain: str, profile: Profile | None = None
+) -> Request:
+    """Return what a replica of that size asks of a node; the profile of its model says what it draws."""
     sizing = policy.sizing
     shared = workload.sharing is Sharing.SHARED and workload.accelerators > 0
     constraints = Constraints(
@@ -53,7 +55,17 @@ def request_of(workload: Workload, size: Size, policy: Policy, domain: str) -> R
         + workload.host_memory_bytes,
         workload.placement,
         model,
+        measured_draws(profile, size.format)
+        if workload.kind is WorkloadKind.INFERENCE and not shared
+        else (),
     )
+
+
+def measured_draws(profile: Profile | None, fmt: str) -> tuple[tuple[str, int], ...]:
+    """Return the milliwatts a model that serves was measured to draw on each device at a format, by product."""
+    if profile is None:
+        return ()
+    return tuple((one.product, one.milliwatts) for one in profile.draws if one.format == fmt)
 
 
 def sharing_domain(snapshot: Snapshot, policy: Policy, namespace: str) -> str:
@@ -71,6 +83,7 @@ def profile_of(snapshot: Snapshot, workload: Workload) -> Profile | None:
 def signature(workload: Workload, domain: str) -> tuple[object, ...]:
     """Return a key that workloads with the same sizes and requests share."""
     return (
+        workload.kind,
         workload.model.uri,
         workload.model.revision,
         workload.quantization,
@@ -137,7 +150,16 @@ def claim_for(
         bound_at=round(now * _MILLISECONDS) / _MILLISECONDS,
         min_runtime=least_runtime(workload, policy),
         member=member,
+        draw_milliwatts=_measured(request, devices),
     )
+
+
+def _measured(request: Request, devices: tuple[DeviceState, ...]) -> int | None:
+    """Return what a claim is expected to draw on each of its devices as measured, None if it is not known for all."""
+    known = dict(request.draws)
+    found = [known.get(one.device.product) for one in devices]
+    told = [one for one in found if one is not None]
+    return max(told) if told and len(told) == len(found) else None
 
 
 def least_runtime(workload: Workload, policy: Policy) -> float:

@@ -91,6 +91,8 @@ def prepare(
     worlds = Worlds.of(snapshot, now, policy.preemption.stuck_after)
     table.sync(worlds.now.view.nodes)
     scene = Scene.of(table, policy, now, snapshot.heard)
+    if scene.racks is not None:
+        worlds.now.racks = worlds.later.racks = scene.racks.racks
     feasibility = Feasibility(scene)
     placer = Placer(scene, feasibility, prices if usable(prices, policy, now) else None)
     preemption = Preemption(snapshot, policy, now, worlds, scene, feasibility, budget)

@@ -220,7 +220,8 @@ def _fits_somewhere(attempts: Attempts, workload: Workload) -> Size | None:
     """Return the first size of a changed workload that some node could take now."""
     domain = sharing_domain(attempts.snapshot, attempts.policy, workload.namespace)
     for size in sizes(workload, attempts.profile(workload), attempts.policy).sizes:
-        if attempts.placer.count(request_of(workload, size, attempts.policy, domain)):
+        profile = attempts.profile(workload)
+        if attempts.placer.count(request_of(workload, size, attempts.policy, domain, profile)):
             return size
     return None
 

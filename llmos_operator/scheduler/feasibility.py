@@ -16,6 +16,7 @@ from llmos_operator.scheduler.filters.node_ready import NodeReady
 from llmos_operator.scheduler.filters.occupancy import Occupancy, Overuse, Strangers
 from llmos_operator.scheduler.filters.plugin_gpus import PluginGpus
 from llmos_operator.scheduler.filters.pod_count import PodCount
+from llmos_operator.scheduler.filters.power import NodePower, RackPower
 from llmos_operator.scheduler.filters.taints import Taints
 from llmos_operator.scheduler.filters.telemetry import TelemetryFresh
 from llmos_operator.scheduler.plan import Rejection
@@ -55,6 +56,8 @@ FILTERS: Final[tuple[Filter, ...]] = (
     HostCpu(),
     HostMemory(),
     PluginGpus(),
+    NodePower(),
+    RackPower(),
     Occupancy(),
     Strangers(),
     Overuse(),

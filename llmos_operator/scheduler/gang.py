@@ -18,7 +18,7 @@ from llmos_operator.scheduler import failure, shortage, topology
 from llmos_operator.scheduler.claims import claim_for
 from llmos_operator.scheduler.displacement import Displacement
 from llmos_operator.scheduler.placement import device_fits, pick
-from llmos_operator.scheduler.quota import Amount, charge
+from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.room import room_later, room_now, unobserved
 from llmos_operator.scheduler.topology import INSIDE, Map, Spot, allot, width
 
@@ -267,7 +267,7 @@ class Gangs:
         state = later.node(self.attempts.scene.table.names[spot.row])
         state = state if measured else unobserved(state)
         claim = self.claim(pending, ordinal, member, size, request, spot, state)
-        if claim is None or not later.tree.fits(claim.queue, charge(claim)):
+        if claim is None or not later.admits(claim):
             return False
         self.attempts.worlds.hold(claim)
         return True

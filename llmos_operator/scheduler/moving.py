@@ -16,7 +16,6 @@ from llmos_operator.scheduler.claims import claim_for
 from llmos_operator.scheduler.failure import Failure
 from llmos_operator.scheduler.gang import concerns
 from llmos_operator.scheduler.placement import fits_on
-from llmos_operator.scheduler.quota import charge
 from llmos_operator.scheduler.room import unobserved
 from llmos_operator.state.snapshot import ordinals_of
 
@@ -80,7 +79,7 @@ class Moving:
         claim = claim_for(
             pending, ordinal, target.node, devices, request, size, attempts.policy, attempts.now
         )
-        if not later.tree.fits(claim.queue, charge(claim)):
+        if not later.admits(claim):
             return
         attempts.worlds.hold(claim)
         self._held[pending.workload.uid, ordinal] = Held(target, claim, place)
@@ -94,7 +93,7 @@ class Moving:
         now = attempts.worlds.now
         size, request = shape.options[held.place]
         fits = fits_on(now.node(claim.node), request, claim.devices, attempts.policy.overuse_percent)
-        if not fits or not now.tree.fits(claim.queue, charge(claim)):
+        if not fits or not now.admits(claim):
             text = f"{_moves(held.target)} as soon as the memory there is measured to be free"
             return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=size)
         row = attempts.scene.table.row_of[claim.node]

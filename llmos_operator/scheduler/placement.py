@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.scheduler import power
 from llmos_operator.scheduler.feasibility import KEPT_REQUESTS
 from llmos_operator.scheduler.scene import Candidates
 from llmos_operator.scheduler.scores.best_fit import BestFit
@@ -216,7 +217,7 @@ def pick(
 
 
 def host_fits(state: NodeState, request: Request) -> bool:
-    """Return whether CPU, host memory, pod count and device-plugin units of a node suffice."""
+    """Return whether CPU, host memory, pod count, device-plugin units and the power budget of a node suffice."""
     node = state.node
     return (
         node is not None
@@ -224,6 +225,7 @@ def host_fits(state: NodeState, request: Request) -> bool:
         and node.memory_bytes - state.memory_bytes >= request.memory_bytes
         and node.pods - state.pod_count >= 1
         and state.free_gpus() >= request.plugin_gpus
+        and power.fits(state, request)
     )
 
 
@@ -251,7 +253,8 @@ def fits_on(state: NodeState, request: Request, uuids: Iterable[str], overuse_pe
     return all(d is not None and device_fits(d, request, overuse_percent) for d in found)
 
 
-def _device_order(device: DeviceState, request: Request) -> tuple[bool, bool, int, int]:
+def _device_order(device: DeviceState, request: Request) -> tuple[bool, int, bool, int, int]:
     size = device.device.memory_bytes if request.whole else device.headroom_bytes()
     used_first = device.idle and not request.whole
-    return (device.verdict is Verdict.DEGRADED, used_first, size, device.device.index)
+    worn = device.verdict is Verdict.DEGRADED
+    return (worn, device.strain_milli, used_first, size, device.device.index)

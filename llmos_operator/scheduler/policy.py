@@ -135,6 +135,11 @@ class Policy:
     )
 
     @property
+    def rack_label(self) -> str:
+        """Label of nodes that names their rack; "" where there is no such level."""
+        return self.topology_labels.get("rack", "")
+
+    @property
     def stale_seconds(self) -> float:
         """Age at which telemetry is stale."""
         return max(self.least_stale_seconds, self.sample_interval * self.stale_after_intervals)

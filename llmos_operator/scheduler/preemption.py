@@ -25,6 +25,7 @@ import numpy as np
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.bounds import NEVER, lower_bound, lower_bounds, roomless
 from llmos_operator.scheduler.placement import pick
+from llmos_operator.scheduler.power import NO_RACK, asked_on
 from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.search import Pool, cheapest
 from llmos_operator.scheduler.table import CAPACITY
@@ -294,10 +295,18 @@ class Preemption:
         if within is not None:
             worth &= np.isin(np.arange(len(table)), within.rows)
         if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
-            worth &= np.isin(np.arange(len(table)), self.index.rows[rights])
+            worth &= self._reached(self.index.rows[rights])
         rows = np.flatnonzero(worth)
         order = np.lexsort((rows, cost[rows], rank[rows]))[: self._policy.preemption.nodes]
         return [((int(rank[row]), int(cost[row])), int(row)) for row in rows[order]]
+
+    def _reached(self, rows: Ints) -> Bools:
+        """Return the rows where the leaving of somebody on `rows` could help: there, and in racks with a power budget."""
+        racks = self._scene.racks
+        reached: Bools = np.isin(np.arange(len(self._scene.table)), rows)
+        if racks is not None:
+            reached |= np.isin(racks.number, racks.number[rows]) & (racks.number != NO_RACK)
+        return reached
 
     def _on(self, row: int, rights: Bools, pending: Pending) -> list[tuple[int, Victim]]:
         """Return the victims on a row that may still be displaced, with their places in the index."""
@@ -325,13 +334,15 @@ class Preemption:
             devices = pick(later.node(name), request, columns, overuse)
             if devices is None:
                 return False
+            if asked_on(later.node(name), request) > later.rack_room(name):
+                return False
             amount = charge_of(request, devices)
             borrowed = any(_borrowed(pool.rank(v), v) for v in pool.gone)
             if borrowed and not later.tree.within_nominal(pending.queue, amount):
                 return False  # what others borrowed is taken back for the queue's own share only
             return later.tree.fits(pending.queue, amount)
 
-        victims = [*self._on(row, rights, pending), *self._elsewhere(pending, row, rights, ranks)]
+        victims = [*self._on(row, rights, pending), *self._elsewhere(pending, request, row, rights, ranks)]
         rank_of = {victim.key: int(ranks[i]) for i, victim in victims}
         of_index = self.index.place_of
 
@@ -357,14 +368,18 @@ class Preemption:
             return None
         return Proposal(size, request, name, found, max(map(rank, found)), pool.cost(list(found)))
 
-    def _elsewhere(self, pending: Pending, row: int, rights: Bools, ranks: Ints) -> list[tuple[int, Victim]]:
-        """Return victims on other rows whose leaving would give quota, if quota is what is missing."""
-        if self._worlds.later.tree.fits(pending.queue, pending.least_charge()):
-            return []
-        index = self.index
-        others = (
-            (int(i), index.victims[i]) for i in np.flatnonzero(rights & index.ends & (index.rows != row))
-        )
+    def _elsewhere(
+        self, pending: Pending, request: Request, row: int, rights: Bools, ranks: Ints
+    ) -> list[tuple[int, Victim]]:
+        """Return victims on other rows whose leaving would give quota, or power of the rack, if that is what is missing."""
+        index, later, name = self.index, self._worlds.later, self._scene.table.names[row]
+        may = rights & index.ends & (index.rows != row)
+        if later.tree.fits(pending.queue, pending.least_charge()):
+            racks = self._scene.racks
+            if racks is None or asked_on(later.node(name), request) <= later.rack_room(name):
+                return []
+            may &= racks.number[index.rows] == racks.number[row]
+        others = ((int(i), index.victims[i]) for i in np.flatnonzero(may))
         allowed = ((i, v) for i, v in others if self.right(pending, v) is not None)
         return heapq.nsmallest(_REMOTE_VICTIMS, allowed, key=lambda one: (int(ranks[one[0]]), *one[1].order))
 

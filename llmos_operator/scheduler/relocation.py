@@ -15,7 +15,6 @@ from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, host_fits, p
 from llmos_operator.scheduler.plan import KEPT_SECONDS
 from llmos_operator.scheduler.preemption import displacing
 from llmos_operator.scheduler.queueing import Pending
-from llmos_operator.scheduler.quota import charge
 from llmos_operator.state.types import Placement
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ class Relocations:
         claim = attempts.gangs.claim(
             wanted.pending, wanted.ordinal, wanted.member, wanted.size, wanted.request, spot, state
         )
-        if claim is None or not later.tree.fits(claim.queue, charge(claim)):
+        if claim is None or not later.admits(claim):
             return None
         attempts.worlds.hold(claim)
         return claim
@@ -178,10 +177,10 @@ class Relocations:
 
     def _free(self, claim: Claim, former: Claim, delay: float) -> bool:
         """Return whether a place is another one than before, within quota, and kept for nobody."""
-        worlds, amount = self._attempts.worlds, charge(claim)
+        worlds = self._attempts.worlds
         if claim.node == former.node and set(claim.devices) == set(former.devices):
             return False
-        if not all(world.tree.fits(claim.queue, amount) for world in (worlds.now, worlds.later)):
+        if not all(world.admits(claim) for world in (worlds.now, worlds.later)):
             return False
         return self._attempts.reservations.leave(claim, delay)
 

@@ -32,6 +32,9 @@ class Request:
     memory_bytes: int = 0  # host
     placement: Placement = Placement.BIN_PACK
     model: str = ""  # key of a model whose copies on nodes count; "": none does
+    draws: tuple[
+        tuple[str, int], ...
+    ] = ()  # milliwatts its model was measured to draw on whole devices, by product
     _hash: int = field(
         init=False, repr=False, compare=False, default=0
     )  # worked out once: it is a key everywhere

@@ -9,18 +9,34 @@ import numpy as np
 
 from llmos_operator.scheduler.feasibility import matching_devices
 from llmos_operator.scheduler.placement import device_fits, host_fits
-from llmos_operator.scheduler.table import ALL, CAPACITY, CPU, FREE_BYTES, FREE_MILLI, GPUS, MEMORY, PODS
+from llmos_operator.scheduler.power import asked, asked_on
+from llmos_operator.scheduler.table import (
+    ALL,
+    CAPACITY,
+    CPU,
+    FREE_BYTES,
+    FREE_MILLI,
+    GPUS,
+    MEMORY,
+    PODS,
+    POWER,
+)
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from llmos_operator.scheduler.feasibility import Feasibility
+    from llmos_operator.scheduler.power import RackRows
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
     from llmos_operator.scheduler.table import Bools, Ints
     from llmos_operator.scheduler.topology import Domain
-    from llmos_operator.scheduler.world import Worlds
+    from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.ledger import DeviceState, NodeState
     from llmos_operator.state.types import Node
+
+_ANY = 1 << 30  # pods: more than a rack takes
 
 
 @dataclass(slots=True)
@@ -30,6 +46,8 @@ class Room:
     request: Request
     host: Ints  # rows
     slots: Ints  # rows x columns
+    racks: RackRows | None = None  # those with a power budget
+    rack_pods: tuple[int, ...] = ()  # how many pods each of them could take
 
     def pods(self, domain: Domain) -> Ints:
         """Return how many pods each row of a domain could take."""
@@ -39,6 +57,16 @@ class Room:
             return host
         slots = self.slots[rows] if domain.columns is None else self.slots[rows] * domain.columns
         fit: Ints = np.minimum(slots.sum(axis=1) // self.request.devices, host)
+        return self._within_racks(rows, fit)
+
+    def _within_racks(self, rows: npt.NDArray[np.intp], fit: Ints) -> Ints:
+        """Return how many pods rows take so that no rack goes beyond its power budget; where most fit they stay."""
+        for number, most in enumerate(self.rack_pods if self.racks is not None else ()):
+            left = most
+            members = np.flatnonzero(self.racks.number[rows] == number) if self.racks is not None else ()
+            for at in sorted(members, key=lambda at: (-int(fit[at]), int(at))):
+                fit[at] = min(int(fit[at]), left)
+                left -= int(fit[at])
         return fit
 
     def total(self, domain: Domain) -> int:
@@ -55,7 +83,7 @@ def room_now(scene: Scene, feasibility: Feasibility, worlds: Worlds, request: Re
         host, slots = _of_state(worlds.later.node(name), request, acceptable.devices[row], scene)
         room.host[row] = min(int(room.host[row]), host)
         room.slots[row] = np.minimum(room.slots[row], slots)
-    return room
+    return _with_racks(room, scene, worlds.now, worlds.later)
 
 
 def room_later(
@@ -72,6 +100,20 @@ def room_later(
             state = worlds.later.node(name)
             state = state if measured else unobserved(state)
             room.host[row], room.slots[row] = _of_state(state, request, acceptable.devices[row], scene)
+    return _with_racks(room, scene, worlds.later)
+
+
+def _with_racks(room: Room, scene: Scene, *worlds: World) -> Room:
+    """Tell a room what racks with a power budget could take in all of the worlds."""
+    if scene.racks is None or not room.request.devices:
+        return room
+    racks, draws = scene.racks, asked(scene.table, room.request, ALL)
+    found = []
+    for number, rack in enumerate(racks.names):
+        draw = int(draws[racks.number == number].max(initial=0))
+        left = min(world.rack_room(racks.racks.members[rack][0]) for world in worlds)
+        found.append(max(0, left // draw) if draw else _ANY)
+    room.racks, room.rack_pods = scene.racks, tuple(found)
     return room
 
 
@@ -113,6 +155,8 @@ def _of_table(scene: Scene, feasibility: Feasibility, request: Request) -> Room:
     ):
         if amount:
             np.minimum(host, table.node[plane] // amount, out=host)
+    if table.budgeted and request.devices:
+        np.minimum(host, table.node[POWER] // asked(table, request, ALL).clip(1), out=host)
     slots = candidates.devices * _parts(request, table.device[FREE_BYTES], table.device[FREE_MILLI])
     return Room(request, np.where(fits, host.clip(0), 0), slots)
 
@@ -131,6 +175,7 @@ def _of_state(state: NodeState, request: Request, acceptable: Bools, scene: Scen
         (node.cpu_milli - state.cpu_milli, request.cpu_milli),
         (node.memory_bytes - state.memory_bytes, request.memory_bytes),
         (state.free_gpus(), request.plugin_gpus),
+        (state.power_room(), asked_on(state, request)),
     ):
         if amount:
             free.append(left // amount)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from llmos_operator.scheduler.power import RackRows, Racks
 from llmos_operator.scheduler.table import NEVER
 
 if TYPE_CHECKING:
@@ -27,12 +28,15 @@ class Scene:
     policy: Policy
     now: float
     heard: Floats
+    racks: RackRows | None = None  # those with a power budget
 
     @classmethod
     def of(cls, table: NodeTable, policy: Policy, now: float, heard: Mapping[str, float]) -> Scene:
         """Return the scene of a table that has been synchronised."""
         times = np.fromiter((heard.get(name, NEVER) for name in table.names), np.float64, len(table.names))
-        return cls(table, policy, now, times)
+        table.mates = {}
+        racks = Racks.among(table.states, policy.rack_label) if table.rack_budgets.any() else None
+        return cls(table, policy, now, times, RackRows(racks, table) if racks and racks.of else None)
 
     def heard_lately(self, node: str) -> bool:
         """Return whether what is known of a node's devices is not stale."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from llmos_operator.api.telemetry import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from llmos_operator.state.ledger import DeviceState, NodeState
 
@@ -27,11 +27,12 @@ ALL: Final = slice(None)
 NEVER: Final = float("-inf")
 
 # Planes of `node` (what is free on a node) and of `device` (what is free on a device).
-CPU, MEMORY, PODS, GPUS = range(4)
+CPU, MEMORY, PODS, GPUS, POWER = range(5)
 # EXCESS: observed beyond reserved, STRANGE: used by nobody known, both in bytes.
 FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS, STRANGE = range(7)
 # Planes of `fixed` (what a device is).
-CAPACITY, CAPABILITY, PRODUCT, INDEX = range(4)
+# LIMIT: power limit in milliwatts, 0 where a device does not tell.
+CAPACITY, CAPABILITY, PRODUCT, INDEX, LIMIT = range(5)
 _CAPABILITY_BASE = 1000
 
 
@@ -50,6 +51,9 @@ class NodeTable:
         self.log: list[int] = []  # rows in the order in which they were rewritten since the last rebuild
         self.generation = 0  # grows with every rebuild
         self.static_version = 0  # grows when anything but free amounts changed
+        self.mates: Mapping[
+            int, Sequence[int]
+        ] = {}  # rows that share a power budget with a row, itself included
         self._products: dict[str, int] = {}
         self._domains: dict[str, int] = {"": 0}
         self._allocate(0, 1)
@@ -108,6 +112,13 @@ class NodeTable:
                     self.device[:, row, column] = self._free_of(device)
         self.states[row] = state
         self.log.append(row)
+        if row in self.mates and former.power_draw() != state.power_draw():
+            self.log.extend(mate for mate in self.mates[row] if mate != row)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether a node has a power budget."""
+        return bool(self.budgets.any())
 
     def _rebuild(self, nodes: Mapping[str, NodeState]) -> None:
         self.names = sorted(nodes)
@@ -117,28 +128,34 @@ class NodeTable:
         for row, state in enumerate(self.states):
             self._write_fixed(row, state)
             self._write_free(row, state)
-        self.log = []
+        self.log, self.mates = [], {}
         self.generation += 1
         self.static_version += 1
 
     def _allocate(self, rows: int, width: int) -> None:
-        self.node: Ints = np.zeros((4, rows), np.int64)
+        self.node: Ints = np.zeros((5, rows), np.int64)
         self.device: Ints = np.zeros((7, rows, width), np.int64)
-        self.fixed: Ints = np.zeros((4, rows, width), np.int64)
+        self.fixed: Ints = np.zeros((5, rows, width), np.int64)
         self.schedulable: Bools = np.zeros(rows, np.bool_)
+        self.budgets: Bools = np.zeros(rows, np.bool_)  # nodes with a power budget
+        self.rack_budgets: Bools = np.zeros(rows, np.bool_)  # nodes that tell one of their rack
         self.exists: Bools = np.zeros((rows, width), np.bool_)
         self.mig: Bools = np.zeros((rows, width), np.bool_)
         self.healthy: Bools = np.zeros((rows, width), np.bool_)
         self.degraded: Bools = np.zeros((rows, width), np.bool_)
+        self.strain: Ints = np.zeros((rows, width), np.int64)  # thousandths
         self.device_count: Ints = np.zeros(rows, np.int64)
 
     def _write_fixed(self, row: int, state: NodeState) -> None:
         node, devices = state.node, state.devices
         self.schedulable[row] = node is not None and node.ready and not node.unschedulable
+        self.budgets[row] = node is not None and node.power_milliwatts is not None
+        self.rack_budgets[row] = node is not None and node.rack_milliwatts is not None
         count = len(devices)
         self.device_count[row] = count
         for plane in (self.exists, self.mig, self.healthy, self.degraded):
             plane[row] = False
+        self.strain[row] = 0
         self.fixed[:, row] = 0
         if not count:
             return
@@ -146,12 +163,14 @@ class NodeTable:
         self.mig[row, :count] = [d.device.mig for d in devices]
         self.healthy[row, :count] = [d.usable for d in devices]
         self.degraded[row, :count] = [d.verdict is Verdict.DEGRADED for d in devices]
+        self.strain[row, :count] = [d.strain_milli for d in devices]
         self.fixed[:, row, :count] = np.array([self._fixed_of(d) for d in devices], np.int64).T
 
-    def _fixed_of(self, state: DeviceState) -> tuple[int, int, int, int]:
+    def _fixed_of(self, state: DeviceState) -> tuple[int, int, int, int, int]:
         device = state.device
         product = self._products.setdefault(device.product, len(self._products))
-        return device.memory_bytes, capability_number(device.compute_capability), product, device.index
+        capability, limit = capability_number(device.compute_capability), device.limit_milliwatts or 0
+        return device.memory_bytes, capability, product, device.index, limit
 
     def _write_free(self, row: int, state: NodeState) -> None:
         self._write_host(row, state)
@@ -169,6 +188,7 @@ class NodeTable:
                 node.memory_bytes - state.memory_bytes,
                 node.pods - state.pod_count,
                 state.free_gpus(),
+                state.power_room(),
             )
 
     def _free_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int, int]:

@@ -19,7 +19,6 @@ from llmos_operator.scheduler import gang
 from llmos_operator.scheduler.claims import claim_for
 from llmos_operator.scheduler.ends import NEVER
 from llmos_operator.scheduler.placement import device_fits, pick
-from llmos_operator.scheduler.quota import charge
 from llmos_operator.scheduler.topology import INSIDE, Domain
 from llmos_operator.scheduler.yielding import yields_from
 from llmos_operator.state.snapshot import assumed_pod
@@ -271,7 +270,7 @@ class Search:
             attempts.policy,
             attempts.now,
         )
-        return [claim] if later.tree.fits(claim.queue, charge(claim)) else []
+        return [claim] if later.admits(claim) else []
 
     def _arranged(
         self, claims: list[Claim], before: Mapping[str, NodeState], *, freest_first: bool

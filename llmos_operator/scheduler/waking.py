@@ -8,6 +8,7 @@ cannot wake does not sleep for ever: see `Waking.given_up`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
@@ -20,6 +21,7 @@ from llmos_operator.state.types import PodPhase
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Attempts
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.world import World
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.types import Claim, Pod, Workload
 
@@ -86,7 +88,10 @@ class Waking:
         worlds = self._attempts.worlds
         if self._attempts.reservations.keeps(claim.devices, claim.priority):
             return False
-        return all(_room(world.node(pod.node), claim) for world in (worlds.now, worlds.later))
+        return all(
+            _room(world.node(pod.node), claim) and _power(world, claim)
+            for world in (worlds.now, worlds.later)
+        )
 
     def given_up(self) -> list[Evict]:
         """Return who of those that cannot wake ends, to be placed anew; to be asked after `rest`.
@@ -182,3 +187,10 @@ def _room(state: NodeState, claim: Claim) -> bool:
         and device.headroom_milli() >= claim.compute_milli - claim.held_milli
         for device in devices
     )
+
+
+def _power(world: World, claim: Claim) -> bool:
+    """Return whether the power budgets of node and rack take what a replica draws more when it is awake."""
+    state = world.node(claim.node)
+    more = state.added_by(replace(claim, sleeping=None)) - state.added_by(claim)
+    return more <= 0 or more <= min(state.power_room(), world.rack_room(claim.node))

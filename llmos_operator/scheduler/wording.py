@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.scheduler.policy import ScoreKind
+from llmos_operator.scheduler.power import watts
 from llmos_operator.scheduler.scores.fragmentation import loss_of
+from llmos_operator.state.power import NO_BUDGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,8 +42,29 @@ def bound(
         f"{claim.format} on node {claim.node} device {indexes}, {chosen}: "
         f"{human_bytes(claim.bytes_per_device)} reserved per device"
     )
+    text += _power(claim, state) + _strain(claim, state)
     better = [size_text(size) for size, _ in options[:place]]
     return f"{text}; no room now for {', '.join(better)}" if better else text
+
+
+def _power(claim: Claim, state: NodeState) -> str:
+    """Return what a claim draws of its node's power budget, "" where there is none; the claim counts there already."""
+    room = state.power_room()
+    if room == NO_BUDGET:
+        return ""
+    return f", expected to draw {watts(state.added_by(claim))} more ({watts(room)} of the node's power budget left)"
+
+
+def _strain(claim: Claim, state: NodeState) -> str:
+    """Return what speaks against the devices of a claim, "" where nothing does."""
+    found = []
+    for one in state.devices:
+        if one.device.uuid in claim.devices and one.strain_milli:
+            held = f"held down {one.throttled_milli // 10} % of its time" if one.throttled_milli else ""
+            aged = f"memory risk {one.risk_milli // 10} %" if one.risk_milli else ""
+            found.append(f"device {one.device.index} counts {one.strain_milli // 10} % less ({held or aged}")
+            found[-1] += f", {aged})" if held and aged else ")"
+    return f"; {', '.join(found)}" if found else ""
 
 
 def chosen(by: ScoreKind, waste: int, candidates: int) -> str:

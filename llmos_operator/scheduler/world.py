@@ -13,9 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.scheduler.quota import Amount, QuotaTree, charge
+from llmos_operator.state.power import NO_BUDGET
 from llmos_operator.state.snapshot import View
 
 if TYPE_CHECKING:
+    from llmos_operator.scheduler.power import Racks
     from llmos_operator.scheduler.victims import Victim
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
@@ -29,11 +31,38 @@ class World:
         self.snapshot = snapshot
         self.view = view
         self.tree = tree
+        self.racks: Racks | None = None  # those with a power budget
         self._charges: list[tuple[str, Amount, int]] = []
+        self._draws: dict[
+            str, tuple[NodeState, int | None]
+        ] = {}  # of nodes in such racks, as last worked out
 
     def node(self, name: str) -> NodeState:
         """Return a node's state."""
         return self.view.nodes[name]
+
+    def rack_room(self, node: str) -> int:
+        """Return the milliwatts that the power budget of a node's rack leaves; NO_BUDGET without one."""
+        if self.racks is None or node not in self.racks.of:
+            return NO_BUDGET
+        members = self.racks.members[self.racks.of[node]]
+        return self.racks.room(node, {name: self._draw(name) for name in members})
+
+    def _draw(self, name: str) -> int | None:
+        state, known = self.view.nodes[name], self._draws.get(name)
+        if known is None or known[0] is not state:
+            known = self._draws[name] = state, state.power_draw()
+        return known[1]
+
+    def admits(self, claim: Claim) -> bool:
+        """Return whether a claim is within what is not of its node alone: its queue's quota, its rack's power budget."""
+        return self.tree.fits(claim.queue, charge(claim)) and self.powers(claim)
+
+    def powers(self, claim: Claim) -> bool:
+        """Return whether the power budget of a claim's rack takes it."""
+        if self.racks is None or not claim.devices:
+            return True
+        return self.node(claim.node).added_by(claim) <= self.rack_room(claim.node)
 
     def place(self, claim: Claim) -> None:
         """Count a claim on its node and in its queue."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.state import power
 from llmos_operator.state.care import Phase
 from llmos_operator.state.telemetry import Observation, worse
 from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
@@ -48,11 +49,23 @@ class DeviceState:
     reason: str = ""
     quarantined: str = ""  # why new work is kept off it whatever the verdict: it is being treated
     strange_bytes: int = 0  # used by processes of nobody the ledger knows of there
+    throttled_milli: int = 0  # of its time, held down by heat or a power brake
+    risk_milli: int = 0  # how its memory ages
+    held_down: bool = False  # for so much of its time that it takes nothing new
 
     @property
     def usable(self) -> bool:
         """Whether new work may be placed on it."""
-        return not self.quarantined and self.verdict in {Verdict.HEALTHY, Verdict.DEGRADED}
+        return (
+            not self.quarantined
+            and not self.held_down
+            and self.verdict in {Verdict.HEALTHY, Verdict.DEGRADED}
+        )
+
+    @property
+    def strain_milli(self) -> int:
+        """Thousandths of a device that work on it is expected to lose."""
+        return min(FULL_MILLI, self.throttled_milli + self.risk_milli)
 
     @property
     def uuid(self) -> str:
@@ -101,6 +114,7 @@ class NodeState:
     stray_claims: int = 0  # claims on devices the node does not have (any more)
     sick: bool = False  # a device is Unhealthy, or work is asked to leave it
     refusing: bool = False  # its kubelet has lately refused devices to a pod: it has fewer than it advertises
+    claimed_milliwatts: int = 0  # that our claims are expected to add to the idle draw of the devices
 
     def with_pod(self, pod: Pod) -> NodeState:
         """Return the state with `pod` added (or replaced)."""
@@ -142,11 +156,28 @@ class NodeState:
             self.stray_claims + sign * self._strays(pod),
             self.sick,
             self.refusing,
+            self.claimed_milliwatts + (sign * self.added_by(pod.claim) if pod.claim is not None else 0),
         )
 
+    def added_by(self, claim: Claim) -> int:
+        """Return the milliwatts a claim is expected to add to what the devices draw idle."""
+        if self.gpu is None or not self.gpu.measured or not claim.devices:
+            return 0
+        return power.added_by(claim, self.gpu.devices)
+
+    def power_room(self) -> int:
+        """Return the milliwatts its budget leaves; `power.NO_BUDGET` without one, `power.UNKNOWN` where a device is silent."""
+        if self.node is None or self.node.power_milliwatts is None:
+            return power.NO_BUDGET
+        return power.room(self.node.power_milliwatts, self.power_draw())
+
+    def power_draw(self) -> int | None:
+        """Return the milliwatts its devices are expected to draw, None where one of them does not tell its limit."""
+        return power.draw(self.devices, self.claimed_milliwatts)
+
     def free_gpus(self) -> int:
-        """Return how many units of nvidia.com/gpu its kubelet would still grant."""
-        return 0 if self.node is None or self.refusing else self.node.gpus - self.gpus
+        """Return how many units of nvidia.com/gpu its kubelet would still grant, never below 0: it may advertise fewer than it gave."""
+        return 0 if self.node is None or self.refusing else max(0, self.node.gpus - self.gpus)
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:
@@ -184,7 +215,7 @@ class NodeState:
         if not claim.asleep:
             return True
         found = [self.device(uuid) for uuid in claim.devices]
-        return all(
+        return self.added_by(replace(claim, sleeping=None)) <= self.power_room() and all(
             one is not None
             and one.reserved_bytes + claim.awake_bytes - claim.held_bytes <= one.device.memory_bytes
             and one.compute_milli + claim.compute_milli <= FULL_MILLI
@@ -270,6 +301,9 @@ def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> 
                 reason=reason,
                 quarantined=f"{held.phase} after {held.reason}" if held is not None else "",
                 strange_bytes=seen.strange_bytes,
+                throttled_milli=seen.throttled_milli,
+                risk_milli=seen.risk_milli,
+                held_down=seen.held_down,
             )
         )
     return tuple(states)
@@ -308,6 +342,9 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.reason,
         state.quarantined,
         state.strange_bytes,
+        state.throttled_milli,
+        state.risk_milli,
+        state.held_down,
     )
 
 
@@ -373,6 +410,9 @@ def shortfall(state: NodeState, claim: Claim) -> str:
     ):
         if needed and used + needed > capacity:
             return f"node {state.name} has {capacity - used} {what} free of {needed} needed"
+    watts, left = state.added_by(claim), state.power_room()
+    if claim.devices and watts > left:
+        return f"node {state.name} has {left} milliwatts of its power budget left of {watts} needed"
     whole = claim.sharing is not Sharing.SHARED
     problems = (_device_shortfall(state.device(uuid), uuid, claim, whole=whole) for uuid in claim.devices)
     return next((problem for problem in problems if problem), "")

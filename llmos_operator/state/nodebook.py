@@ -6,12 +6,11 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state import ledger
 from llmos_operator.state.care import NO_CARE
 from llmos_operator.state.ledger import NodeState
 from llmos_operator.state.strangers import Strangers
-from llmos_operator.state.telemetry import Observation, Reading, Smoother
+from llmos_operator.state.telemetry import Observation, Smoother
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.care import Care
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.strangers import Uses
+    from llmos_operator.state.telemetry import Reading
     from llmos_operator.state.types import GpuNode, Node
 
 
@@ -51,11 +51,8 @@ class NodeBook:
             self._strangers[name] = Strangers(
                 {uuid: seen.strange_bytes for uuid, seen in state.observed.items()}
             )
-            smoother = self._smoothers[name] = Smoother()
-            smoother.fold(
-                Reading(uuid, seen.used_bytes, verdict=seen.verdict or Verdict.UNKNOWN, reason=seen.reason)
-                for uuid, seen in state.observed.items()
-            )
+            self._smoothers[name] = Smoother()
+            self._smoothers[name].believe(state.observed)
 
     @property
     def version(self) -> int:

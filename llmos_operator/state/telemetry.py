@@ -1,13 +1,14 @@
 """Observed device memory: from samples at 1 Hz to values that change only when a decision could change.
 
 A rise beyond the band counts at once (it may be a leak or a stranger on the device), a fall must be seen twice in a
-row, so that a momentary dip does not invite new work. Freshness is kept apart: hearing from a node costs one
+row, so that a momentary dip does not invite new work. How much a device is held down, and how its memory ages, is believed
+in steps. Freshness is kept apart: hearing from a node costs one
 dictionary write and rebuilds nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 _LEAST_BAND = 16 * MIB
 _BAND_SHARE = 128  # of the device's memory
+_LEAST_STRAIN = 50  # thousandths
+_STRAIN_BAND = 100
+HELD_DOWN_MILLI = 750  # of its time: it takes nothing new from here on,
+LET_GO_MILLI = 250  # and again from here down
 
 _SEVERITY = {Verdict.HEALTHY: 0, Verdict.DEGRADED: 1, Verdict.UNKNOWN: 2, Verdict.UNHEALTHY: 3}
 
@@ -30,6 +35,9 @@ class Observation:
     verdict: Verdict | None = None  # None: the sample did not judge
     reason: str = ""
     strange_bytes: int = 0  # of them, used by processes of nobody the ledger knows of there
+    throttled_milli: int = 0  # of its time, held down by heat or a power brake
+    risk_milli: int = 0  # how its memory ages
+    held_down: bool = False  # for so much of its time that it takes nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class Reading:
     reason: str = ""
     busy_percent: int | None = None  # of the time since the sample before; of the whole device
     energy_millijoules: int | None = None  # since the driver was loaded
+    throttled_milli: int | None = None
+    risk_milli: int | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +69,11 @@ class Smoother:
     def __init__(self) -> None:
         self._tracks: dict[str, _Track] = {}
 
+    def believe(self, observed: Mapping[str, Observation]) -> None:
+        """Take what was believed before, by another process."""
+        for uuid, seen in observed.items():
+            self._tracks.setdefault(uuid, _Track()).believed = replace(seen, strange_bytes=0)
+
     def fold(self, readings: Iterable[Reading]) -> Mapping[str, Observation] | None:
         """Return all observations of the node if one of them changed, else None."""
         changed = False
@@ -66,13 +81,32 @@ class Smoother:
             track = self._tracks.setdefault(reading.uuid, _Track())
             used = _smooth(track, reading)
             verdict = None if reading.verdict is Verdict.UNKNOWN else reading.verdict
-            new = Observation(used, verdict, reading.reason if verdict else "")
+            new = Observation(
+                used,
+                verdict,
+                reading.reason if verdict else "",
+                throttled_milli=_stepped(track.believed.throttled_milli, reading.throttled_milli),
+                risk_milli=_stepped(track.believed.risk_milli, reading.risk_milli),
+                held_down=_held_down(reading.throttled_milli, before=track.believed.held_down),
+            )
             if new != track.believed:
                 track.believed = new
                 changed = True
         if not changed:
             return None
         return {uuid: track.believed for uuid, track in self._tracks.items()}
+
+
+def _stepped(believed: int, told: int | None) -> int:
+    """Return thousandths in steps: a change that is less than a band away is none; nothing told is no strain."""
+    if told is None or told < _LEAST_STRAIN:
+        return 0
+    return believed if abs(told - believed) < _STRAIN_BAND else told // _LEAST_STRAIN * _LEAST_STRAIN
+
+
+def _held_down(told: int | None, *, before: bool) -> bool:
+    """Return whether a device is held down for too much of its time; once it is, until that is rare."""
+    return told is not None and (told >= HELD_DOWN_MILLI or (before and told > LET_GO_MILLI))
 
 
 def _smooth(track: _Track, reading: Reading) -> int | None:

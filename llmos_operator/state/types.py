@@ -19,6 +19,7 @@ from llmos_operator.state.work import (
     Adapter,
     DeviceSelector,
     DisruptionStep,
+    Draw,
     FormatProfile,
     Hold,
     Learned,
@@ -55,6 +56,7 @@ __all__ = [
     "DeviceSelector",
     "DisruptionBudget",
     "DisruptionStep",
+    "Draw",
     "FormatProfile",
     "GpuNode",
     "Hold",
@@ -131,6 +133,8 @@ class Node:
     memory_bytes: int = 0
     pods: int = 110
     gpus: int = 0  # allocatable nvidia.com/gpu
+    power_milliwatts: int | None = None  # that its devices may draw together; None: no budget
+    rack_milliwatts: int | None = None  # that those of its rack may
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ class Device:
     numa: int | None = None  # NUMA node; None: not known
     links: tuple[Link, ...] = ()
     holders: tuple[PodKey, ...] = ()  # pods the kubelet gave it to; () where none, or where nobody tells
+    limit_milliwatts: int | None = None  # the power limit in force; None: it does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,11 @@ class GpuNode:
     care: Care = NO_CARE  # what the operator does about sick ones
     models: frozenset[str] = frozenset()  # keys of models that are whole on its disk
     coming: frozenset[str] = frozenset()  # keys of models that are being downloaded
+
+    @property
+    def measured(self) -> bool:
+        """Whether a device tells its power limit."""
+        return any(one.limit_milliwatts is not None for one in self.devices)
 
 
 class PodPhase(StrEnum):
@@ -241,6 +251,7 @@ class Claim:
     moved_at: float = 0.0  # epoch seconds at which its replica was moved to this place; 0: it was not
     target: Target | None = None  # its replica is being moved there
     sleeping: Sleeping | None = None  # it was put to sleep, on top of what it may have come down to before
+    draw_milliwatts: int | None = None  # of each device, as its model's was measured; None: by its share
 
     @property
     def held_bytes(self) -> int:

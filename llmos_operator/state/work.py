@@ -293,6 +293,15 @@ class LoadTime:
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """What a model at work was measured to draw on a device of its own."""
+
+    product: str
+    format: str
+    milliwatts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A ModelProfile: named by `profile_name(uri, revision)`. No shape: not inspected yet."""
 
@@ -304,3 +313,4 @@ class Profile:
     base_bytes: int | None = None  # measured R0
     formats: Mapping[str, FormatProfile] = field(default_factory=dict)
     load_times: tuple[LoadTime, ...] = ()
+    draws: tuple[Draw, ...] = ()

@@ -154,6 +154,8 @@ def _check(device: DeviceSample) -> None:
         ("memoryTotalBytes", device.memory_total_bytes, 1 << 63),
         ("energyMillijoules", device.energy_millijoules, 1 << 63),
         ("utilizationPercent", device.utilization_percent, 101),
+        ("throttledMilli", device.throttled_milli, 1001),
+        ("riskMilli", device.risk_milli, 1001),
     )
     for name, value, end in told:
         if value is not None and not 0 <= value < end:
@@ -169,6 +171,8 @@ def _reading(device: DeviceSample) -> Reading:
         reason=device.reason,
         busy_percent=device.utilization_percent,
         energy_millijoules=device.energy_millijoules,
+        throttled_milli=device.throttled_milli,
+        risk_milli=device.risk_milli,
     )
 
 

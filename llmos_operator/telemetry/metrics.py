@@ -40,6 +40,8 @@ class DeviceView:
     health: DeviceHealth
     sample: Sample | None = None  # None: nothing fresh
     processes: tuple[ProcessUse, ...] | None = None
+    throttled_milli: int | None = None  # of its time, held down by heat or a power brake
+    risk_milli: int | None = None  # how its memory ages
 
 
 class DeviceMetrics(MetricsSource):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.telemetry import report
 from llmos_operator.telemetry.metrics import DeviceView
 from llmos_operator.telemetry.node_health import STALE_INTERVALS, NodeHealth
+from llmos_operator.telemetry.strain import Strains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ class NodeView:
         self._sequence = 0
         self._keep = STALE_INTERVALS * interval
         self._health = NodeHealth(interval)
+        self._strains = Strains()
         self._transitions = report.Transitions()
         self._samples: dict[str, tuple[float, Sample]] = {}
         self._told: dict[str, tuple[ProcessUse, ...]] = {}
@@ -63,6 +65,7 @@ class NodeView:
         }
         self._hangs = seen.hangs
         self._health.observe(seen.devices, seen.samples, seen.events, seen.hangs, owners, now)
+        self._strains.observe(seen.devices, seen.samples, now)
         self._samples.update((uuid, (now, sample)) for uuid, sample in seen.samples.items())
         self._samples = {
             uuid: (at, sample)
@@ -75,6 +78,7 @@ class NodeView:
                 self._health.of(device.uuid),
                 self._samples[device.uuid][1] if device.uuid in self._samples else None,
                 seen.processes.get(device.uuid),
+                *self._strains.of(device.uuid),
             )
             for device in seen.devices
         )

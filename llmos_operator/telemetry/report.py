@@ -33,6 +33,7 @@ _LINK_TYPES: Final = {
 PROCESS_LIMIT: Final = 2048  # processes told with one batch, all devices together
 _PRODUCT_LIMIT: Final = 128
 _MESSAGE_DEVICES: Final = 8
+_WATT: Final = 1000  # milliwatts
 
 
 def batch(
@@ -71,6 +72,8 @@ def _sample(view: DeviceView, processes: tuple[ProcessUse, ...] | None) -> Json:
             ("temperatureCelsius", sample.temperature_celsius),
             ("powerMilliwatts", sample.power_milliwatts),
             ("energyMillijoules", sample.energy_millijoules),
+            ("throttledMilli", view.throttled_milli),
+            ("riskMilli", view.risk_milli),
         )
         entry.update((name, value) for name, value in told if value is not None)
     if processes is not None:
@@ -101,9 +104,28 @@ def status(
     return {
         "mode": mode,
         "driver": driver.version,
-        "devices": [_device(view) | _allocation(view.info.uuid, allocations) for view in _published(views)],
+        "devices": [
+            _device(view) | _power_limit(view, views) | _allocation(view.info.uuid, allocations)
+            for view in _published(views)
+        ],
         "conditions": list(conditions),
     }
+
+
+def _power_limit(view: DeviceView, views: Sequence[DeviceView]) -> Json:
+    """Return the limit in force, in whole watts so that it does not change for nothing; nothing where nobody tells.
+
+    The driver limits GPUs. A MIG instance is given the part of it that it has of the memory.
+    """
+    info, whole, part = view.info, view, 1.0
+    if info.is_mig:
+        parent = next((one for one in views if one.info.uuid == info.parent), None)
+        if parent is None or not parent.info.memory_bytes or not info.memory_bytes:
+            return {}
+        whole, part = parent, info.memory_bytes / parent.info.memory_bytes
+    counters = whole.health.counters
+    limit = counters.power_limit_milliwatts if counters is not None else None
+    return {"powerLimitMilliwatts": round(limit * part / _WATT) * _WATT} if limit else {}
 
 
 def _allocation(uuid: str, allocations: Allocations | None) -> Json:

@@ -22,6 +22,7 @@ from llmos_operator.telemetry.backend import EVENT_WAIT_SECONDS, BackendUnavaila
 from llmos_operator.telemetry.processes import ProcessScan, Tenant
 from llmos_operator.telemetry.sample import (
     Capability,
+    ClockReason,
     Counters,
     DeviceEvent,
     DeviceInfo,
@@ -50,6 +51,7 @@ CAPABILITIES: Final = frozenset(
         Capability.TEMPERATURE,
         Capability.POWER,
         Capability.POWER_LIMIT,
+        Capability.CLOCK_REASONS,
         Capability.ENERGY,
         Capability.PROCESSES,
         Capability.EVENTS,
@@ -82,6 +84,7 @@ class InjectedFault:
     xid: int = 0
     fault: FaultKind | None = None
     id: str = ""
+    clocks: ClockReason | None = None  # what holds its clocks down
 
 
 class SimulatedBackend:
@@ -170,6 +173,9 @@ class SimulatedBackend:
             temperature_celsius=round(state.celsius + state.random.uniform(-0.5, 0.5)),
             power_milliwatts=power,
             energy_millijoules=int(state.millijoules),
+            clock_reasons=frozenset(
+                one.clocks for one in self._faults if one.clocks and one.uuid == device.uuid
+            ),
             counters=Counters(at=now, power_limit_milliwatts=state.power_limit),
             capabilities=CAPABILITIES,
             faults=injected,
@@ -279,8 +285,15 @@ def _fault(entry: dict[str, Any], where: str) -> InjectedFault:
         raise BadAnnouncement(f"{where}.xid = {xid!r}; write an XID number")
     if word and word not in set(FaultKind):
         raise BadAnnouncement(f"{where}.fault = {word!r}; write one of {', '.join(FaultKind)}")
+    clocks = entry.get("clocks", "")
+    if clocks and clocks not in set(ClockReason):
+        raise BadAnnouncement(f"{where}.clocks = {clocks!r}; write one of {', '.join(ClockReason)}")
     return InjectedFault(
-        str(entry.get("uuid", "")), xid, FaultKind(word) if word else None, str(entry.get("id", ""))
+        str(entry.get("uuid", "")),
+        xid,
+        FaultKind(word) if word else None,
+        str(entry.get("id", "")),
+        ClockReason(clocks) if clocks else None,
     )
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.plan import Evict, Sleep
+from llmos_operator.scheduler.power import Racks
 from llmos_operator.scheduler.quota import Amount, QuotaTree
 from llmos_operator.state import ledger
 from llmos_operator.state.labels import matches
@@ -87,6 +88,7 @@ def check_plan(before: Snapshot, made: Plan, history: History) -> None:
     check_quota(before, made)
     check_evictions(before, made, history)
     check_moves(before, made, history)
+    check_power(before, made)
     for bind in made.binds:
         state = before.nodes[bind.claim.node]
         assert state.node is not None
@@ -96,6 +98,23 @@ def check_plan(before: Snapshot, made: Plan, history: History) -> None:
     for key in before.unsettled:  # I2
         assert key in made.decisions, f"I2: nothing is said of {key}"
         assert made.decisions[key].message
+
+
+def check_power(before: Snapshot, made: Plan) -> None:
+    """No bind takes a node or a rack beyond its power budget; what has not left yet still draws."""
+    nodes = dict(before.nodes)
+    for bind in made.binds:
+        nodes[bind.claim.node] = nodes[bind.claim.node].with_pod(assumed_pod(bind.claim))
+    racks = Racks.among(nodes.values(), POLICY.rack_label)
+    draws = {name: state.power_draw() for name, state in nodes.items()}
+    for bind in made.binds:
+        if bind.claim.devices:
+            assert nodes[bind.claim.node].power_room() >= 0, (
+                f"{bind.claim.pod} takes more than its node may draw"
+            )
+            assert racks.room(bind.claim.node, draws) >= 0, (
+                f"{bind.claim.pod} takes more than its rack may draw"
+            )
 
 
 def fresh(snapshot: Snapshot, node: str, now: float) -> bool:

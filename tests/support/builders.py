@@ -97,6 +97,8 @@ class NodeBuilder:
     heard_at: float | None = NOW
     observed: dict[int, int] = field(default_factory=dict)
     strangers: dict[int, int] = field(default_factory=dict)
+    throttled: dict[int, int] = field(default_factory=dict)
+    risks: dict[int, int] = field(default_factory=dict)
 
     def with_gpus(
         self, count: int, product: str = "A100-80G", memory: str = "", mig: bool = False
@@ -150,6 +152,29 @@ class NodeBuilder:
                 self.with_device(index, links=others)
         return self
 
+    def drawing(self, *limits: int | None) -> NodeBuilder:
+        """Give the devices power limits in watts, in order of index; a single one to all of them. None: it does not tell."""
+        assert self.gpus is not None
+        told = limits * len(self.gpus.devices) if len(limits) == 1 else limits
+        for device, limit in zip(self.gpus.devices, told, strict=True):
+            self.with_device(device.index, limit_milliwatts=None if limit is None else limit * 1000)
+        return self
+
+    def within_watts(
+        self, budget: int | None = None, rack: str = "", of_rack: int | None = None
+    ) -> NodeBuilder:
+        """Give the node a power budget, a rack and the rack a budget."""
+        labels = {names.LABEL_RACK: rack} if rack else {}
+        for label, watts in ((names.LABEL_POWER_BUDGET, budget), (names.LABEL_RACK_POWER_BUDGET, of_rack)):
+            if watts is not None:
+                labels[label] = str(watts)
+        self.node = replace(
+            self.labelled(**labels).node,
+            power_milliwatts=None if budget is None else budget * 1000,
+            rack_milliwatts=None if of_rack is None else of_rack * 1000,
+        )
+        return self
+
     def keeping(self, *models: str) -> NodeBuilder:
         """Have whole copies of models, by key."""
         assert self.gpus is not None
@@ -161,6 +186,16 @@ class NodeBuilder:
 
     def observed_using(self, index: int, memory: str) -> NodeBuilder:
         self.observed[index] = parse_bytes(memory)
+        return self
+
+    def held_down(self, index: int, milli: int) -> NodeBuilder:
+        """Let heat hold a device down for so many thousandths of its time."""
+        self.throttled[index] = milli
+        return self
+
+    def ageing(self, index: int, milli: int) -> NodeBuilder:
+        """Let the memory of a device be at risk."""
+        self.risks[index] = milli
         return self
 
     def used_by_strangers(self, index: int, memory: str) -> NodeBuilder:
@@ -288,7 +323,13 @@ class ClusterBuilder:
         self.store.apply_gpu_node(builder.gpus)
         if builder.heard_at is not None:
             readings = [
-                Reading(d.uuid, builder.observed.get(d.index, 0), d.memory_bytes)
+                Reading(
+                    d.uuid,
+                    builder.observed.get(d.index, 0),
+                    d.memory_bytes,
+                    throttled_milli=builder.throttled.get(d.index),
+                    risk_milli=builder.risks.get(d.index),
+                )
                 for d in builder.gpus.devices
             ]
             self.store.observe(builder.node.name, readings, builder.heard_at)

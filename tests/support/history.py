@@ -306,6 +306,9 @@ class History:
         count = 4 if self._alike else self.random.randint(0, 4)
         if count:
             node.with_gpus(count, self.random.choice(["A-80G", "L-24G"]))
+            if self._chance(0.4):
+                budget = self.random.choice([None, 600, 1000, 1400])
+                node.drawing(400).within_watts(budget, "r1", self.random.choice([None, 1500, 2500]))
         self.cluster.add(node)
         self._nodes[name] = (node.node, node.gpus)
 

@@ -147,9 +147,19 @@ class Bench:
         await self.devices(name, devices, memory)
 
     async def devices(
-        self, name: str, count: int, memory: str = "1Gi", reason: str = "", **verdicts: str
+        self,
+        name: str,
+        count: int,
+        memory: str = "1Gi",
+        reason: str = "",
+        watts: int | None = None,
+        **verdicts: str,
     ) -> None:
-        """Write the devices of a node; ``verdicts`` maps d0, d1, … to a verdict, each for ``reason``."""
+        """Write the devices of a node; ``verdicts`` maps d0, d1, … to a verdict, each for ``reason``.
+
+        ``watts`` is their power limit; None: they tell none.
+        """
+        limit = {} if watts is None else {"powerLimitMilliwatts": watts * 1000}
         listed = [
             {
                 "uuid": f"GPU-sim-{name}-{index}",
@@ -157,6 +167,7 @@ class Bench:
                 "product": "SIM-A",
                 "memory": memory,
                 "computeCapability": "8.0",
+                **limit,
                 "health": {
                     "verdict": verdicts.get(f"d{index}", "Healthy"),
                     "reason": reason if f"d{index}" in verdicts else "",

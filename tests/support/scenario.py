@@ -28,6 +28,7 @@ from llmos_operator.state.types import (
     DeviceSelector,
     DisruptionBudget,
     DisruptionStep,
+    Draw,
     FormatProfile,
     Model,
     Namespace,
@@ -198,10 +199,11 @@ def _selector(labels: dict[str, str]) -> Selector:
 
 
 def _profile(data: dict[str, Any]) -> Any:
-    _only(data, {"uri", "shape", "formats", "base"}, f"model {data.get('uri')}")
+    _only(data, {"uri", "shape", "formats", "base", "draws"}, f"model {data.get('uri')}")
     formats = tuple(FormatProfile(name, **values) for name, values in data.get("formats", {}).items())
-    base = {"base_bytes": parse_bytes(data["base"])} if "base" in data else {}
-    return builders.a_profile(data["uri"], SHAPES[data["shape"]], *formats, **base)
+    more: dict[str, Any] = {"base_bytes": parse_bytes(data["base"])} if "base" in data else {}
+    more["draws"] = tuple(Draw(d["product"], d["format"], d["watts"] * 1000) for d in data.get("draws", []))
+    return builders.a_profile(data["uri"], SHAPES[data["shape"]], *formats, **more)
 
 
 def _budget(data: dict[str, Any]) -> DisruptionBudget:
@@ -229,6 +231,12 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "mig",
             "pods",
             "islands",
+            "throttled",
+            "risk",
+            "watts",
+            "budget",
+            "rack",
+            "rack_budget",
         },
         f"node {data.get('name')}",
     )
@@ -243,12 +251,7 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
     node.linked(*data.get("islands", []))
     for taint in data.get("taints", []):
         node.tainted(**taint)
-    for index in data.get("unhealthy", []):
-        node.unhealthy(index)
-    for index, amount in data.get("observed", {}).items():
-        node.observed_using(index, amount)
-    for index, amount in data.get("strangers", {}).items():
-        node.used_by_strangers(index, amount)
+    _tell_of_devices(node, data)
     if data.get("cordoned"):
         node.cordoned()
     if not data.get("ready", True):
@@ -256,6 +259,22 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
     if "heard" in data:
         node.last_heard(data["heard"])
     return node
+
+
+def _tell_of_devices(node: NodeBuilder, data: dict[str, Any]) -> None:
+    for index in data.get("unhealthy", []):
+        node.unhealthy(index)
+    for index, amount in data.get("observed", {}).items():
+        node.observed_using(index, amount)
+    for index, amount in data.get("strangers", {}).items():
+        node.used_by_strangers(index, amount)
+    for index, milli in data.get("throttled", {}).items():
+        node.held_down(index, milli)
+    for index, milli in data.get("risk", {}).items():
+        node.ageing(index, milli)
+    if "watts" in data:
+        node.drawing(*(data["watts"] if isinstance(data["watts"], list) else [data["watts"]]))
+    node.within_watts(data.get("budget"), data.get("rack", ""), data.get("rack_budget"))
 
 
 # How a key changes the workload: each gives the fields it sets.

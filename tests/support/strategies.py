@@ -39,6 +39,15 @@ def nodes(draw: st.DrawFn, least: int = 1, most: int = 4) -> ClusterBuilder:
         count = draw(st.integers(0, 4))
         if count:
             node.with_gpus(count, draw(st.sampled_from(["A-80G", "L-24G"])))
+            if draw(st.integers(0, 4)) == 0:
+                strained = draw(st.integers(0, count - 1))
+                node.held_down(strained, draw(st.sampled_from([100, 500, 900])))
+                node.ageing(strained, draw(st.sampled_from([0, 150, 300])))
+            if draw(st.booleans()):
+                limits = st.sampled_from([400, 400, 400, 300, None] if draw(st.booleans()) else [400])
+                node.drawing(*draw(st.lists(limits, min_size=count, max_size=count)))
+                if draw(st.booleans()):
+                    node.within_watts(draw(st.integers(1, 5)) * 300)
             if draw(st.integers(0, 9)) == 0:
                 node.unhealthy(draw(st.integers(0, count - 1)))
             if draw(st.integers(0, 9)) == 0:
@@ -162,9 +171,11 @@ def gang_clusters(draw: st.DrawFn) -> ClusterBuilder:
     cluster = draw(nodes(2, 5))
     for name, state in sorted(cluster.store.snapshot().nodes.items()):
         rack = draw(st.sampled_from(["", "r1", "r2"]))
-        if rack and state.node is not None:
-            cluster.store.apply_node(replace(state.node, labels={"topology.llmos.dev/rack": rack}))
         assert name
+        if rack and state.node is not None:
+            labels = {**state.node.labels, "topology.llmos.dev/rack": rack}
+            budget = draw(st.sampled_from([None, None, 500_000, 1_000_000, 2_000_000]))
+            cluster.store.apply_node(replace(state.node, labels=labels, rack_milliwatts=budget))
     cluster.add(*draw(queues()))
     for i in range(draw(st.integers(0, 3))):
         _run_somewhere(draw, cluster, draw(workloads(f"r{i}")))

@@ -97,6 +97,10 @@ class GPUDevice(KubeModel):
     numa_node: Annotated[int, Field(ge=-1, le=1023)] | None = Field(
         default=None, description="NUMA node of the device, -1 if it has none."
     )
+    power_limit_milliwatts: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = Field(
+        default=None,
+        description="Power limit the driver enforces; of a MIG instance the part of its memory. Absent where the device does not tell.",
+    )
     health: DeviceHealth | None = Field(default=None, description="The agent's verdict on the device.")
     links: Annotated[tuple[DeviceLink, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
         default=(), description="Connections to the other devices of the node."

@@ -117,6 +117,16 @@ class LoadTime(KubeModel):
     samples: Small = Field(default=0, description="Loads it comes from.")
 
 
+class PowerDraw(KubeModel):
+    """What the model at work draws on a device of its own."""
+
+    product: Word = Field(description="Product of the device.")
+    format: WeightFormat = Field(description="Precision it is served at.")
+    milliwatts: Count = Field(
+        description="An eighth more than the highest mean of a busy minute; it replaces the power limit in power budgets."
+    )
+
+
 class ModelProfileStatus(KubeModel):
     """What has been learned."""
 
@@ -143,6 +153,9 @@ class ModelProfileStatus(KubeModel):
     load_times: Annotated[
         tuple[LoadTime, ...], ListMap(("nodeClass", "path", "format")), Field(max_length=128)
     ] = Field(default=(), description="How long loads take, by class of node, path and precision.")
+    draws: Annotated[tuple[PowerDraw, ...], ListMap(("product", "format")), Field(max_length=128)] = Field(
+        default=(), description="What it draws at work, by product and precision."
+    )
     updated: Time | None = Field(default=None, description="When something was last learned.")
     unused_since: Time | None = Field(
         default=None,

@@ -1,14 +1,20 @@
-"""Devices the agent found Healthy or Degraded and nobody treats; Unhealthy, Unknown and quarantined ones take nothing new."""
+"""Devices the agent found Healthy or Degraded and nobody treats.
+
+Unhealthy, Unknown and quarantined ones take nothing new, nor do those that heat or a power brake holds down most of the time.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from llmos_operator.api.telemetry import Verdict
+
 if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Candidates, Scene
     from llmos_operator.scheduler.table import Bools, Ints
+    from llmos_operator.state.ledger import DeviceState
 
 
 class Health:
@@ -28,7 +34,14 @@ class Health:
         for i, row in enumerate(rows):
             for column, device in enumerate(scene.table.states[int(row)].devices):
                 if devices[i, column] and not scene.table.healthy[row, column]:
-                    quarantined = f"quarantined ({device.quarantined})" if device.quarantined else ""
-                    verdicts[quarantined or f"{device.verdict} {device.reason}".rstrip()] += 1
+                    verdicts[_why(device)] += 1
         shown = sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))[:3]
         return ", ".join(f"{count} devices {what}" for what, count in shown)
+
+
+def _why(device: DeviceState) -> str:
+    if device.quarantined:
+        return f"quarantined ({device.quarantined})"
+    if device.held_down and device.verdict in {Verdict.HEALTHY, Verdict.DEGRADED}:
+        return f"held down by heat or a power brake for {device.throttled_milli // 10} % of the time"
+    return f"{device.verdict} {device.reason}".rstrip()

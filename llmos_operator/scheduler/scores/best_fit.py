@@ -1,7 +1,7 @@
 """Best fit: leave the least behind, on devices first, and keep idle devices and idle nodes together.
 
 Whole devices: the smallest that is large enough, on the node that keeps the fewest idle ones. Shared devices: the one
-with the least room left after, an idle one only when no device in use will do. CPU only: nodes without devices first.
+with the least room left after, an idle one only when no device in use will do. Strained and degraded ones come last. CPU only: nodes without devices first.
 Spread turns the preference for full nodes round. Equal waste goes to a node with a copy of the model,
 and then breaks in row order, which is name order.
 """
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 DEGRADED_WASTE: Final = 1 << 30  # MiB: a degraded device is taken only when no other will do
 _IDLE_WASTE: Final = 1 << 26  # MiB: breaking up an idle device wastes more than any fit
+_STRAINED_WASTE: Final = (
+    1 << 27
+)  # MiB: a strained device is taken only when no other will do, the least strained first
+_STRAIN_SHIFT: Final = 18  # of thousandths: all of them are less than what a degraded device wastes
 _OUT: Final = 1 << 34  # MiB: a device that is not a candidate
 _MOST_DEVICES: Final = 128
 _HOST_LIMIT: Final = 1 << 40
@@ -51,6 +55,8 @@ class BestFit:
             excess = (table.device[FREE_BYTES][rows] - request.bytes_per_device) >> _MIB_SHIFT
             excess += idle * _IDLE_WASTE
         excess += table.degraded[rows] * DEGRADED_WASTE
+        strain = table.strain[rows]
+        excess += (strain > 0) * _STRAINED_WASTE + (strain << _STRAIN_SHIFT)
         excess = np.where(candidates.devices, excess, _OUT)
         if request.devices > excess.shape[1]:
             return np.full(len(excess), _OUT * _MOST_DEVICES, np.int64)  # no node has so many

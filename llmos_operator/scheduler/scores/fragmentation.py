@@ -17,7 +17,7 @@ from llmos_operator.scheduler.locality import lacking, lacks_copy
 from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.shares import asked_of, kind_rows, shares, shares_of
 from llmos_operator.scheduler.table import ALL, CPU, IDLE
-from llmos_operator.state.types import Placement, Sharing
+from llmos_operator.state.types import FULL_MILLI, Placement, Sharing
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.fragmentation.losses import Asked
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MILLIONTHS: Final = 1_000_000
 _UNPRICED: Final = 1 << 30  # millionths: room that the filters see and rounding of shares does not
 _DEGRADED: Final = 1 << 36  # millionths: a degraded device is taken only when no other will do
+_OUT: Final = 1 << 40  # millionths: nothing is known
 _TIES: Final = 9  # bits below the loss, for idle devices, and the last for a copy of the model
 _SLACK: Final = 2  # millionths: by as much rounding may move a loss
 
@@ -37,6 +38,16 @@ def loss_of(waste: int) -> float | None:
     """Return the loss that a waste stands for, in devices; None where the prices say nothing of the room."""
     loss = waste >> _TIES
     return None if loss >= _UNPRICED else loss / _MILLIONTHS
+
+
+def _least_strained(usable: Bools, strain: Ints, devices: int) -> tuple[Bools, Ints]:
+    """Return the `devices` least strained of each row, with all that are strained no more, and what they lose, in millionths."""
+    worn = np.where(usable, strain, _OUT)
+    if devices > worn.shape[1]:
+        return np.zeros_like(usable), np.zeros(len(worn), np.int64)
+    first = np.partition(worn, devices - 1, axis=1)[:, :devices]
+    lost: Ints = first.sum(axis=1).clip(max=_OUT >> _TIES) * (_MILLIONTHS // FULL_MILLI)
+    return usable & (worn <= first.max(axis=1)[:, None]), lost
 
 
 class Fragmentation:
@@ -68,17 +79,16 @@ class Fragmentation:
         """
         rows, table = candidates.rows, scene.table
         self._follow(table)
-        degraded = table.degraded[rows]
-        loss, column = self._losses(request, rows, candidates.devices & ~degraded)
-        priced = np.isfinite(loss)
-        whole = np.where(priced, np.rint(loss * _MILLIONTHS).clip(0), _UNPRICED).astype(np.int64)
+        degraded, strain = table.degraded[rows], table.strain[rows]
+        whole, column = self._whole(request, rows, candidates.devices & ~degraded & (strain == 0))
+        if request.devices and strain.any():
+            least, lost = _least_strained(candidates.devices & ~degraded, strain, request.devices)
+            whole, column = self._or_else(whole, column, request, rows, least, lost)
         if request.devices and degraded.any():
-            worse, other = self._losses(request, rows, candidates.devices)
-            at_all = np.where(np.isfinite(worse), np.rint(worse * _MILLIONTHS).clip(0), _UNPRICED).astype(
-                np.int64
-            )
-            whole = np.where(priced, whole, at_all + _DEGRADED)
-            column = np.where(priced, column, other)
+            worn = np.full(len(whole), _DEGRADED, np.int64)
+            whole, column = self._or_else(whole, column, request, rows, candidates.devices, worn)
+        scarce = (candidates.devices & ~degraded).sum(axis=1) < request.devices
+        whole = np.where(whole == _OUT, _UNPRICED + scarce * _DEGRADED, whole)
         idle = candidates.device[IDLE].sum(axis=1)
         return (whole << _TIES) + (idle << 1) + lacking(table, rows, request), column
 
@@ -90,7 +100,7 @@ class Fragmentation:
         ``usable`` says by column which devices passed the filters; the table's width long.
         """
         asked, table = self._asked_of(request), scene.table
-        if (asked.devices > 1 and not asked.whole) or table.degraded[row].any():
+        if (asked.devices > 1 and not asked.whole) or table.degraded[row].any() or table.strain[row].any():
             return None
         self._follow(table)
         loss, column = self._holdings.loss_one(asked, row, usable)
@@ -98,6 +108,19 @@ class Fragmentation:
         state = table.states[row]
         idle = sum(d.idle for d in state.devices)
         return (whole << _TIES) + (idle << 1) + lacks_copy(state, request), column
+
+    def _whole(self, request: Request, rows: Rows, usable: Bools) -> tuple[Ints, Ints]:
+        """Return losses in millionths, _OUT where the prices say nothing, and the columns."""
+        loss, column = self._losses(request, rows, usable)
+        return np.where(np.isfinite(loss), np.rint(loss * _MILLIONTHS).clip(0), _OUT).astype(np.int64), column
+
+    def _or_else(
+        self, whole: Ints, column: Ints, request: Request, rows: Rows, usable: Bools, more: Ints
+    ) -> tuple[Ints, Ints]:
+        """Return the losses, and where there are none those on other devices, which cost so much more."""
+        worse, other = self._whole(request, rows, usable)
+        out = whole == _OUT
+        return np.where(out, np.where(worse == _OUT, _OUT, worse + more), whole), np.where(out, other, column)
 
     def _losses(self, request: Request, rows: Rows, usable: Bools) -> tuple[Floats, Ints]:
         return self._holdings.losses(self._asked_of(request), rows, usable)

@@ -10,12 +10,15 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.clock import parse_rfc3339
 from llmos_operator.state.care import Care, Phase, Treatment
 from llmos_operator.state.convert.fields import Fields
+from llmos_operator.state.power import is_watts
 from llmos_operator.state.types import Device, GpuNode, Link, Node, Taint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _DEFAULT_PODS = 110
+_MILLI = 1000
+_MOST_MILLIWATTS = 1 << 31  # of a device
 
 
 def node(obj: Mapping[str, Any]) -> Node:
@@ -23,12 +26,13 @@ def node(obj: Mapping[str, Any]) -> Node:
     root = Fields(obj)
     meta, spec, status = root.child("metadata"), root.child("spec"), root.child("status")
     allocatable = status.child("allocatable")
+    labels = meta.labels("labels")
     return Node(
         name=meta.required("name"),
         uid=meta.text("uid"),
         ready=condition_true(status, "Ready"),
         unschedulable=spec.flag("unschedulable"),
-        labels=meta.labels("labels"),
+        labels=labels,
         taints=tuple(
             Taint(t.text("key"), t.text("value"), t.text("effect", "NoSchedule"))
             for t in spec.objects("taints")
@@ -37,7 +41,16 @@ def node(obj: Mapping[str, Any]) -> Node:
         memory_bytes=allocatable.parsed("memory", parse_bytes, 0),
         pods=allocatable.parsed("pods", parse_count, _DEFAULT_PODS),
         gpus=allocatable.parsed(names.RESOURCE_GPU, parse_count, 0),
+        power_milliwatts=_budget(labels.get(names.LABEL_POWER_BUDGET)),
+        rack_milliwatts=_budget(labels.get(names.LABEL_RACK_POWER_BUDGET)),
     )
+
+
+def _budget(watts: str | None) -> int | None:
+    """Return milliwatts. Whoever set a budget wants one: what cannot be read allows nothing new, and the filter says why."""
+    if watts is None:
+        return None
+    return int(watts) * _MILLI if is_watts(watts) else 0
 
 
 def condition_true(status: Fields, kind: str) -> bool:
@@ -96,7 +109,13 @@ def _device(fields: Fields) -> Device:
         numa=fields.number("numaNode", least=-1) if fields.has("numaNode") else None,
         links=tuple(Link(one.required("uuid"), one.text("type")) for one in fields.objects("links")),
         holders=tuple(sorted({one.required("pod") for one in fields.objects("holders")})),
+        limit_milliwatts=_power_limit(fields),
     )
+
+
+def _power_limit(fields: Fields) -> int | None:
+    """Return the power limit; one of 0 is a driver that cannot tell."""
+    return fields.number("powerLimitMilliwatts", most=_MOST_MILLIWATTS) or None
 
 
 def _capability(text: str) -> tuple[int, int]:

@@ -203,6 +203,7 @@ def claim_json(claim: Claim) -> str:
             **({"movedAtMilli": round(claim.moved_at * _MILLISECONDS)} if claim.moved_at else {}),
             **({"target": _target_json(claim.target)} if claim.target is not None else {}),
             **({"sleeping": _sleeping_json(claim.sleeping)} if claim.sleeping is not None else {}),
+            **({"drawMilliwatts": claim.draw_milliwatts} if claim.draw_milliwatts is not None else {}),
         },
         separators=(",", ":"),
     )
@@ -306,6 +307,7 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         moved_at=fields.number("movedAtMilli", most=_MOST) / _MILLISECONDS,
         target=_target_of(fields.child("target")) if fields.has("target") else None,
         sleeping=_sleeping_of(fields.child("sleeping")) if fields.has("sleeping") else None,
+        draw_milliwatts=fields.number("drawMilliwatts", most=_MOST) if fields.has("drawMilliwatts") else None,
     )
 
 

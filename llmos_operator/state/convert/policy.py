@@ -10,6 +10,7 @@ from llmos_operator.state.convert.fields import Fields
 from llmos_operator.state.convert.selectors import label_selector
 from llmos_operator.state.types import (
     DisruptionBudget,
+    Draw,
     FormatProfile,
     LoadTime,
     Namespace,
@@ -64,6 +65,7 @@ def profile(obj: Mapping[str, Any]) -> Profile:
         base_bytes=_known(status, "baseBytes"),
         formats={f.format: f for f in (_format(e) for e in status.objects("formats"))},
         load_times=tuple(_load_time(e) for e in status.objects("loadTimes")),
+        draws=tuple(_draw(e) for e in status.objects("draws")),
     )
 
 
@@ -97,6 +99,10 @@ def _format(fields: Fields) -> FormatProfile:
         quality_loss_milli=_known(fields, "qualityLossMilli"),
         tokens_per_second=_known(fields, "tokensPerSecond"),
     )
+
+
+def _draw(fields: Fields) -> Draw:
+    return Draw(fields.text("product"), fields.text("format"), fields.number("milliwatts"))
 
 
 def _known(fields: Fields, name: str) -> int | None:

@@ -67,6 +67,7 @@ async def test_a_node_is_told_to_everybody_who_has_to_know(bench: AgentBench) ->
     devices = await bench.devices()
     assert (devices[A]["product"], devices[A]["memory"], devices[A]["mig"]) == ("SIM-A", "1Gi", False)
     assert {"memory", "utilization", "events"} <= set(devices[A]["capabilities"])
+    assert devices[A]["powerLimitMilliwatts"] == 300_000
     assert {c["type"]: c["status"] for c in gpunode["status"]["conditions"]} == {
         "Ready": "True",
         "DevicesHealthy": "True",
@@ -106,6 +107,17 @@ async def test_memory_of_a_real_process_arrives_with_its_pod(bench: AgentBench) 
     await bench.until(
         lambda: bench.endpoint.reports[-1].readings[1].used_bytes == 0, "the memory is free again"
     )
+
+
+async def test_how_much_a_device_is_held_down_is_told_with_its_samples(bench: AgentBench) -> None:
+    await measuring(bench)
+    assert bench.endpoint.reports[-1].readings[1].throttled_milli == 0
+    await bench.announce(A, B, faults=[{"uuid": B, "clocks": "hw-thermal"}])
+    await bench.until(
+        lambda: (bench.endpoint.reports[-1].readings[1].throttled_milli or 0) > 0, "heat counts"
+    )
+    cool = bench.endpoint.reports[-1].readings[0]
+    assert (cool.throttled_milli, cool.risk_milli) == (0, None), "no counter of errors is no risk of zero"
 
 
 async def test_samples_never_reach_etcd(bench: AgentBench) -> None:

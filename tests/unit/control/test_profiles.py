@@ -14,6 +14,7 @@ from llmos_operator.cluster.backoff import Curve, KeyedBackoff
 from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Mirror
 from llmos_operator.cluster.port import MODEL_PROFILES
+from llmos_operator.control.drawing import Finding, Subject
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.profiles import Profiles
 from llmos_operator.errors import Permanent
@@ -65,12 +66,12 @@ async def test_what_is_remembered_of_a_model_goes_with_its_last_workload() -> No
     assert [backoff.failures(model) for model in models[1:]] == [0] * 19
 
 
-async def measured(*runs: dict[str, Any]) -> ModelProfileStatus:
-    """Return what a profile knows after these measurements of runs at bf16."""
+def learning() -> Profiles:
+    """Return profiles that write to a cluster nothing is in."""
     clock = FakeClock()
     port = FakeCluster(clock)
     seen = Mirror(MODEL_PROFILES, lambda *_: None)
-    profiles = Profiles(
+    return Profiles(
         port,
         cast("Any", NothingThere()),
         lambda: seen,
@@ -81,9 +82,18 @@ async def measured(*runs: dict[str, Any]) -> ModelProfileStatus:
         failed=lambda *_: None,
         used=set,
     )
+
+
+def known(profiles: Profiles) -> ModelProfileStatus:
+    return profiles._known.get(profile_name("hf://acme/m", "main"), ModelProfileStatus())
+
+
+async def measured(*runs: dict[str, Any]) -> ModelProfileStatus:
+    """Return what a profile knows after these measurements of runs at bf16."""
+    profiles = learning()
     for run in runs:
         await profiles.measured("hf://acme/m", "main", "bf16", weights=0, load=None, **run)
-    return profiles._known.get(profile_name("hf://acme/m", "main"), ModelProfileStatus())
+    return known(profiles)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +126,17 @@ async def test_the_largest_memory_of_a_runtime_without_a_model_is_kept() -> None
     run = {"predicted": 1000, "peak": 900}
     status = await measured(run | {"base": 400}, run | {"base": 300}, run | {"base": 500})
     assert status.base_bytes == 500
+
+
+async def test_the_highest_draw_by_product_and_precision_is_kept() -> None:
+    profiles = learning()
+    for product, fmt, milliwatts in (
+        ("A100", "bf16", 300_000),
+        ("A100", "bf16", 250_000),  # a quiet hour after a restart
+        ("A100", "int8", 200_000),
+        ("H100", "bf16", 500_000),
+        ("A100", "bf16", 320_000),
+    ):
+        await profiles.drew(Finding(Subject("hf://acme/m", "main", fmt, product), milliwatts))
+    draws = {(one.product, one.format.value): one.milliwatts for one in known(profiles).draws}
+    assert draws == {("A100", "bf16"): 320_000, ("A100", "int8"): 200_000, ("H100", "bf16"): 500_000}

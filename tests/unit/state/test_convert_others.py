@@ -10,7 +10,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.errors import Permanent
 from llmos_operator.state import convert
 from llmos_operator.state.labels import matches, tolerates, untolerated
-from llmos_operator.state.types import PreemptionPolicy, Requirement, Selector, Taint, Toleration
+from llmos_operator.state.types import Draw, PreemptionPolicy, Requirement, Selector, Taint, Toleration
 
 
 def test_a_node_by_its_allocatable() -> None:
@@ -32,6 +32,30 @@ def test_a_node_by_its_allocatable() -> None:
 def test_a_node_without_status_is_not_ready_and_holds_nothing() -> None:
     got = convert.node({"metadata": {"name": "n1"}})
     assert (got.ready, got.cpu_milli, got.gpus) == (False, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("watts", "expected"),
+    [("5600", 5_600_000), ("0", 0), ("5.6kW", 0), ("", 0), ("9" * 40, 0), ("٣", 0)],
+)
+def test_a_power_budget_in_whole_watts_and_one_that_cannot_be_read_allows_nothing(
+    watts: str, expected: int
+) -> None:
+    labels = {"llmos.dev/power-budget": watts, "llmos.dev/rack-power-budget": watts}
+    node = convert.node({"metadata": {"name": "n1", "labels": labels}})
+    assert (node.power_milliwatts, node.rack_milliwatts) == (expected, expected)
+    without = convert.node({"metadata": {"name": "n1"}})
+    assert (without.power_milliwatts, without.rack_milliwatts) == (None, None)
+
+
+def test_a_power_limit_of_zero_is_one_nobody_knows() -> None:
+    told = [
+        {"uuid": "a", "powerLimitMilliwatts": 400_000},
+        {"uuid": "b", "powerLimitMilliwatts": 0},
+        {"uuid": "c"},
+    ]
+    gpu = convert.gpu_node({"metadata": {"name": "n1"}, "status": {"devices": told}})
+    assert [one.limit_milliwatts for one in gpu.devices] == [400_000, None, None]
 
 
 def test_devices_in_index_order_and_without_health_unknown() -> None:
@@ -87,6 +111,7 @@ def test_a_profile_with_measurements() -> None:
         "baseBytes": 100,
         "formats": [{"format": "int8", "measuredPeakBytes": 5, "oomFloorBytes": 3, "qualityLossMilli": 12}],
         "loadTimes": [{"nodeClass": "cpu", "path": "Warm", "format": "int8", "milliseconds": 1500}],
+        "draws": [{"product": "A100", "format": "int8", "milliwatts": 250_000}],
     }
     got = convert.profile({"metadata": {"name": "mp-1"}, "spec": {"uri": "hf://o/m"}, "status": status})
     assert got.shape is not None
@@ -94,6 +119,7 @@ def test_a_profile_with_measurements() -> None:
     assert (got.base_bytes, got.formats["int8"].measured_peak_bytes) == (100, 5)
     assert (got.formats["int8"].oom_floor_bytes, got.formats["int8"].quality_loss_milli) == (3, 12)
     assert got.load_times[0].milliseconds == 1500
+    assert got.draws == (Draw("A100", "int8", 250_000),)
     assert convert.profile({"metadata": {"name": "mp-1"}}).shape is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from llmos_operator.api.telemetry import MAX_DEVICES, MAX_HOLDERS, TelemetryBatch, Verdict
@@ -13,7 +14,7 @@ from llmos_operator.telemetry.health import DeviceHealth
 from llmos_operator.telemetry.kubelet.pod_resources import Allocations, Holder
 from llmos_operator.telemetry.metrics import DeviceView
 from llmos_operator.telemetry.policy import Reason
-from llmos_operator.telemetry.sample import Capability, DriverInfo, Link, ProcessUse
+from llmos_operator.telemetry.sample import Capability, Counters, DriverInfo, Link, ProcessUse
 from tests.support.devices import GIB, a_device, a_sample
 
 NOW = 1_700_000_000.0
@@ -99,6 +100,31 @@ def test_a_gpu_cut_into_instances_is_not_offered_and_its_instances_are() -> None
     assert [d["uuid"] for d in report.batch("n", 1, 1, [gpu, instance])["devices"]] == ["MIG-0"]
     (device,) = report.status("nvml", DriverInfo("570"), [gpu, instance], [])["devices"]
     assert (device["uuid"], device["mig"]) == ("MIG-0", True)
+
+
+def limited(milliwatts: int | None) -> DeviceHealth:
+    return replace(HEALTHY, counters=Counters(at=1.0, power_limit_milliwatts=milliwatts))
+
+
+def test_the_power_limit_is_told_in_whole_watts_and_left_out_where_nobody_knows_it() -> None:
+    told = DeviceView(a_device("GPU-0"), limited(399_999), a_sample("GPU-0"))
+    silent = DeviceView(a_device("GPU-1"), limited(None), a_sample("GPU-1"))
+    first, second = report.status("nvml", DriverInfo("570"), [told, silent], [])["devices"]
+    assert first["powerLimitMilliwatts"] == 400_000
+    assert "powerLimitMilliwatts" not in second
+
+
+def test_an_instance_has_the_part_of_the_power_limit_that_it_has_of_the_memory() -> None:
+    gpu = DeviceView(
+        a_device("GPU-0", mig_enabled=True, memory_bytes=80 * GIB), limited(400_000), a_sample("GPU-0")
+    )
+    instance = DeviceView(
+        a_device("MIG-0", parent="GPU-0", memory_bytes=20 * GIB), HEALTHY, a_sample("MIG-0")
+    )
+    (device,) = report.status("nvml", DriverInfo("570"), [gpu, instance], [])["devices"]
+    assert device["powerLimitMilliwatts"] == 100_000
+    (orphan,) = report.status("nvml", DriverInfo("570"), [instance], [])["devices"]
+    assert "powerLimitMilliwatts" not in orphan
 
 
 def test_more_devices_than_the_wire_takes_are_cut() -> None:
