@@ -11,7 +11,6 @@ from llmos_operator.api.schema import (
     LabelKey,
     LabelValue,
     ListAtomic,
-    ListMap,
     MaxProperties,
     ObjectName,
     Rule,
@@ -60,7 +59,8 @@ class ConditionEntry(KubeModel):
     )
 
 
-Conditions = Annotated[tuple[ConditionEntry, ...], ListMap(("type",)), Field(max_length=32)]
+# One process writes the conditions of an object, and always all of them: ADR 0031.
+Conditions = Annotated[tuple[ConditionEntry, ...], ListAtomic(), Field(max_length=32)]
 
 
 class LocalReference(KubeModel):

@@ -43,7 +43,7 @@ class ListSet:
 
 @dataclass(frozen=True, slots=True)
 class ListAtomic:
-    """A list that is replaced as a whole; its order matters."""
+    """A list that is written as a whole by one writer; its order matters."""
 
 
 @dataclass(frozen=True, slots=True)

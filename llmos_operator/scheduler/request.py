@@ -18,6 +18,16 @@ class Constraints:
     node_affinity: tuple[Selector, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
     displacing: bool = False  # looks for nodes where others could be displaced: needs fresh telemetry
+    _hash: int = field(
+        init=False, repr=False, compare=False, default=0
+    )  # worked out once: it is a key everywhere
+
+    def __post_init__(self) -> None:
+        places = (self.selector, self.node_selector, self.node_affinity, self.tolerations)
+        object.__setattr__(self, "_hash", hash((self.needs_devices, self.sharing, places, self.displacing)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +42,8 @@ class Request:
     memory_bytes: int = 0  # host
     placement: Placement = Placement.BIN_PACK
     model: str = ""  # key of a model whose copies on nodes count; "": none does
-    draws: tuple[
-        tuple[str, int], ...
-    ] = ()  # milliwatts its model was measured to draw on whole devices, by product
-    _hash: int = field(
-        init=False, repr=False, compare=False, default=0
-    )  # worked out once: it is a key everywhere
+    draws: tuple[tuple[str, int], ...] = ()  # milliwatts it was measured to draw on whole devices, by product
+    _hash: int = field(init=False, repr=False, compare=False, default=0)  # as that of its constraints
 
     def __post_init__(self) -> None:
         amounts = (self.bytes_per_device, self.compute_milli, self.domain, self.cpu_milli, self.memory_bytes)

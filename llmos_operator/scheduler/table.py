@@ -56,6 +56,7 @@ class NodeTable:
         ] = {}  # rows that share a power budget with a row, itself included
         self._products: dict[str, int] = {}
         self._domains: dict[str, int] = {"": 0}
+        self._without_copy: dict[str, Ints] = {}
         self._allocate(0, 1)
 
     def __len__(self) -> int:
@@ -74,6 +75,14 @@ class NodeTable:
     def domain_number(self, domain: str) -> int:
         """Return the number that stands for a sharing domain."""
         return self._domains.setdefault(domain, len(self._domains))
+
+    def without_copy(self, model: str) -> Ints:
+        """Return 1 for each row whose node has no copy of a model, else 0; kept as long as the fixed part stays the same."""
+        found = self._without_copy.get(model)
+        if found is None:
+            lacks = (state.gpu is None or model not in state.gpu.models for state in self.states)
+            found = self._without_copy[model] = np.fromiter(lacks, np.int64, len(self.states))
+        return found
 
     def changed_since(self, seen: int) -> Rows:
         """Return the rows rewritten since the log was `seen` long; a single one as a slice, which numpy reads fastest."""
@@ -104,6 +113,7 @@ class NodeTable:
         if former.node is not state.node or not same_devices:
             self._write_fixed(row, state)
             self.static_version += 1
+            self._without_copy.clear()
             self._write_free(row, state)
         else:
             self._write_host(row, state)
@@ -128,6 +138,7 @@ class NodeTable:
         for row, state in enumerate(self.states):
             self._write_fixed(row, state)
             self._write_free(row, state)
+        self._without_copy.clear()
         self.log, self.mates = [], {}
         self.generation += 1
         self.static_version += 1

@@ -137,9 +137,10 @@ class NodeState:
         foreign = self.foreign_gpus + sign * foreign_gpus(pod)
         asleep = pod.claim.host_bytes if pod.claim is not None else 0
         devices = self.devices
-        told = any(one.device.holders for one in devices)
-        if foreign or self.foreign_gpus or told or (pod.claim is not None and pod.claim.devices):
-            devices = _devices_after(self, pod, sign, pods, foreign)
+        if pod.claim is not None and pod.claim.devices:
+            devices = _devices_after(devices, pod.claim, sign, pods)
+        if foreign or self.foreign_gpus or any(one.device.holders for one in devices):
+            devices = _foreign_marked(devices, pods, foreign)
         return NodeState(
             self.name,
             self.node,
@@ -310,17 +311,12 @@ def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> 
 
 
 def _devices_after(
-    state: NodeState, pod: Pod, sign: int, pods: Mapping[PodKey, Pod], foreign: int
+    devices: tuple[DeviceState, ...], claim: Claim, sign: int, pods: Mapping[PodKey, Pod]
 ) -> tuple[DeviceState, ...]:
-    claim = pod.claim
-    devices = list(state.devices)
-    if claim is not None:
-        held = set(claim.devices)
-        for i, one in enumerate(devices):
-            if one.device.uuid in held:
-                devices[i] = _charged_device(one, claim, sign, pods)
-    _mark_foreign(devices, pods, foreign)
-    return tuple(devices)
+    held = set(claim.devices)
+    return tuple(
+        _charged_device(one, claim, sign, pods) if one.device.uuid in held else one for one in devices
+    )
 
 
 def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[PodKey, Pod]) -> DeviceState:
@@ -368,8 +364,10 @@ def _held_whole(uuid: str, pods: Mapping[PodKey, Pod]) -> bool:
     )
 
 
-def _mark_foreign(devices: list[DeviceState], pods: Mapping[PodKey, Pod], count: int) -> None:
-    """Mark the devices others hold: those the kubelet gave them, and of the rest as many as they asked for beside.
+def _foreign_marked(
+    devices: tuple[DeviceState, ...], pods: Mapping[PodKey, Pod], count: int
+) -> tuple[DeviceState, ...]:
+    """Return the devices with those marked that others hold: those the kubelet gave them, and of the rest as many as they asked for beside.
 
     Which ones of the rest is a guess: those without claims, the most used first, then the highest index.
     """
@@ -386,9 +384,10 @@ def _mark_foreign(devices: list[DeviceState], pods: Mapping[PodKey, Pod], count:
         key=lambda i: (devices[i].claims > 0, -(devices[i].observed_bytes or 0), -devices[i].device.index),
     )
     taken.update(i for i in order[: max(0, count)] if devices[i].claims == 0)
-    for i, one in enumerate(devices):
-        if one.foreign != (i in taken):
-            devices[i] = replace(one, foreign=i in taken)
+    return tuple(
+        replace(one, foreign=i in taken) if one.foreign != (i in taken) else one
+        for i, one in enumerate(devices)
+    )
 
 
 def _is_foreign(pod: Pod | None) -> bool:

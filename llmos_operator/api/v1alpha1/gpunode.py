@@ -16,7 +16,6 @@ from llmos_operator.api.schema import (
     INT64_MAX,
     KubeModel,
     ListAtomic,
-    ListMap,
     ListSet,
     Quantity,
     Time,
@@ -102,7 +101,7 @@ class GPUDevice(KubeModel):
         description="Power limit the driver enforces; of a MIG instance the part of its memory. Absent where the device does not tell.",
     )
     health: DeviceHealth | None = Field(default=None, description="The agent's verdict on the device.")
-    links: Annotated[tuple[DeviceLink, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
+    links: Annotated[tuple[DeviceLink, ...], ListAtomic(), Field(max_length=MAX_DEVICES)] = Field(
         default=(), description="Connections to the other devices of the node."
     )
     capabilities: Annotated[
@@ -163,7 +162,7 @@ class LedgerDevice(KubeModel):
 class Ledger(KubeModel):
     """The operator's view of the node."""
 
-    devices: Annotated[tuple[LedgerDevice, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
+    devices: Annotated[tuple[LedgerDevice, ...], ListAtomic(), Field(max_length=MAX_DEVICES)] = Field(
         default=(), description="What is reserved on each device."
     )
 
@@ -201,8 +200,8 @@ class Care(KubeModel):
 
     disturbed_at: Time | None = Field(default=None, description="When the node was acted on last.")
     cordoned: bool = Field(default=False, description="Whether the operator cordoned the node.")
-    treatments: Annotated[tuple[Treatment, ...], ListMap(("target",)), Field(max_length=MAX_DEVICES + 1)] = (
-        Field(default=(), description="Treatments by target.")
+    treatments: Annotated[tuple[Treatment, ...], ListAtomic(), Field(max_length=MAX_DEVICES + 1)] = Field(
+        default=(), description="Treatments by target."
     )
 
 
@@ -215,10 +214,10 @@ class GPUNodeStatus(KubeModel):
     driver: Annotated[str, StringConstraints(max_length=64)] = Field(
         default="", description="Version of the device driver."
     )
-    devices: Annotated[tuple[GPUDevice, ...], ListMap(("uuid",)), Field(max_length=MAX_DEVICES)] = Field(
+    devices: Annotated[tuple[GPUDevice, ...], ListAtomic(), Field(max_length=MAX_DEVICES)] = Field(
         default=(), description="Devices of the node, written by its agent."
     )
-    models: Annotated[tuple[KeptModel, ...], ListMap(("key",)), Field(max_length=128)] = Field(
+    models: Annotated[tuple[KeptModel, ...], ListAtomic(), Field(max_length=128)] = Field(
         default=(), description="Models on the node's disk, written by its agent."
     )
     ledger: Ledger | None = Field(

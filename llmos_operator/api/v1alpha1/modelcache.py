@@ -13,7 +13,7 @@ from llmos_operator.api.schema import (
     KubeModel,
     LabelKey,
     LabelValue,
-    ListMap,
+    ListAtomic,
     MaxProperties,
     ObjectName,
     PositiveQuantity,
@@ -107,7 +107,7 @@ class ModelCacheStatus(KubeModel):
         default="", description="Commit the revision stands for."
     )
     copies: CopyCount | None = Field(default=None, description="How many nodes have a copy.")
-    nodes: Annotated[tuple[NodeCopy, ...], ListMap(("name",)), Field(max_length=5000)] = Field(
+    nodes: Annotated[tuple[NodeCopy, ...], ListAtomic(), Field(max_length=5000)] = Field(
         default=(), description="Copy of each node."
     )
     conditions: Conditions = Field(default=(), description="Observations by type: Ready.")

@@ -13,7 +13,7 @@ from llmos_operator.api.meta import Conditions, ObjectMeta
 from llmos_operator.api.names import API_VERSION
 from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.api.runtime.uris import model_key
-from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListMap, Rule, Time
+from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListAtomic, Rule, Time
 from llmos_operator.api.v1alpha1.workload_model import ModelUri, WeightFormat
 
 Count = Annotated[int, Field(ge=0, le=INT64_MAX)]
@@ -141,7 +141,7 @@ class ModelProfileStatus(KubeModel):
         default=None, description="Bytes of the published weight files: what a cold load downloads."
     )
     shape: ShapeStatus | None = Field(default=None, description="Sizes of the model.")
-    formats: Annotated[tuple[FormatProfile, ...], ListMap(("format",)), Field(max_length=16)] = Field(
+    formats: Annotated[tuple[FormatProfile, ...], ListAtomic(), Field(max_length=16)] = Field(
         default=(), description="What is known at each precision."
     )
     kv_bytes_per_token: Count | None = Field(
@@ -150,10 +150,10 @@ class ModelProfileStatus(KubeModel):
     base_bytes: Count | None = Field(
         default=None, description="Measured memory of a runtime without a model."
     )
-    load_times: Annotated[
-        tuple[LoadTime, ...], ListMap(("nodeClass", "path", "format")), Field(max_length=128)
-    ] = Field(default=(), description="How long loads take, by class of node, path and precision.")
-    draws: Annotated[tuple[PowerDraw, ...], ListMap(("product", "format")), Field(max_length=128)] = Field(
+    load_times: Annotated[tuple[LoadTime, ...], ListAtomic(), Field(max_length=128)] = Field(
+        default=(), description="How long loads take, by class of node, path and precision."
+    )
+    draws: Annotated[tuple[PowerDraw, ...], ListAtomic(), Field(max_length=128)] = Field(
         default=(), description="What it draws at work, by product and precision."
     )
     updated: Time | None = Field(default=None, description="When something was last learned.")

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from llmos_operator.api.meta import Conditions
-from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListAtomic, ListMap, Time
+from llmos_operator.api.schema import INT32_MAX, INT64_MAX, KubeModel, ListAtomic, Time
 
 Word = Annotated[str, StringConstraints(max_length=253)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
@@ -93,7 +93,7 @@ class DecisionStatus(KubeModel):
         default="",
         description="What chose the last node: Fragmentation (prices of expected work) or BestFit.",
     )
-    rejected: Annotated[tuple[RejectedPlace, ...], ListMap(("reason",)), Field(max_length=5)] = Field(
+    rejected: Annotated[tuple[RejectedPlace, ...], ListAtomic(), Field(max_length=5)] = Field(
         default=(), description="The five most frequent reasons for which nodes were out."
     )
     reserved_nodes: Annotated[tuple[Word, ...], ListAtomic(), Field(max_length=64)] = Field(
@@ -205,7 +205,7 @@ class ModelWorkloadStatus(KubeModel):
     load: LoadStatus | None = Field(
         default=None, description="Progress of a load; absent when nothing is being loaded."
     )
-    placements: Annotated[tuple[PlacementStatus, ...], ListMap(("pod",)), Field(max_length=1024)] = Field(
+    placements: Annotated[tuple[PlacementStatus, ...], ListAtomic(), Field(max_length=1024)] = Field(
         default=(), description="Where the replicas are."
     )
     decision: DecisionStatus | None = Field(

@@ -31,7 +31,7 @@ _UNPRICED: Final = 1 << 30  # millionths: room that the filters see and rounding
 _DEGRADED: Final = 1 << 36  # millionths: a degraded device is taken only when no other will do
 _OUT: Final = 1 << 40  # millionths: nothing is known
 _TIES: Final = 9  # bits below the loss, for idle devices, and the last for a copy of the model
-_SLACK: Final = 2  # millionths: by as much rounding may move a loss
+_SLACK: Final = 1e-3  # millionths: by as much, and a thousandfold more than it does, rounding may move a loss
 
 
 def loss_of(waste: int) -> float | None:
@@ -66,11 +66,11 @@ class Fragmentation:
         return request.placement is not Placement.SPREAD and request.constraints.sharing is not Sharing.MIG
 
     def least(self, scene: Scene, request: Request, rows: Rows) -> Ints:
-        """Return a waste that no placement on a row falls below. Asks much less than `judge`."""
+        """Return a waste that no placement on a row falls below, and most often its waste. Asks much less than `judge`."""
         self._follow(scene.table)
         loss = self._holdings.least(self._asked_of(request), rows) * _MILLIONTHS - _SLACK
-        least: Ints = np.minimum(loss, _UNPRICED).astype(np.int64) << _TIES
-        return least
+        least: Ints = np.minimum(np.maximum(np.rint(loss), 0), _UNPRICED).astype(np.int64) << _TIES
+        return least + (self._holdings.idle(rows) << 1) + lacking(scene.table, rows, request)
 
     def judge(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, Ints]:
         """Return the waste of each candidate, and the column of the device that should give a share.

@@ -59,11 +59,12 @@ def condition_true(status: Fields, kind: str) -> bool:
 
 
 def gpu_node(obj: Mapping[str, Any]) -> GpuNode:
-    """Return a GpuNode from its JSON; devices in index order, then UUID."""
+    """Return a GpuNode from its JSON; devices in index order, then UUID, each once however often it is told."""
     root = Fields(obj)
     status = root.child("status")
     models = status.objects("models")
-    devices = sorted((_device(d) for d in status.objects("devices")), key=lambda d: (d.index, d.uuid))
+    told = {one.uuid: one for one in map(_device, status.objects("devices"))}
+    devices = sorted(told.values(), key=lambda d: (d.index, d.uuid))
     return GpuNode(
         name=root.child("metadata").required("name"),
         devices=tuple(devices),

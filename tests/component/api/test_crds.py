@@ -9,6 +9,7 @@ import pytest
 
 from llmos_operator.api import crd
 from tests.support.crds import install_crds
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from llmos_operator.local.controlplane import ControlPlane
@@ -201,3 +202,56 @@ def test_every_status_field_can_be_written_at_its_bounds_and_is_kept(
     )
     assert stored["status"] == status
     plane.kubectl("delete", kind.plural, body["metadata"]["name"], "-n", namespace)
+
+
+def _condition(kind: str, status: str) -> dict[str, Any]:
+    since = "2026-01-01T00:00:00Z"
+    return {"type": kind, "status": status, "reason": "Because", "message": "x", "lastTransitionTime": since}
+
+
+def test_an_object_from_before_lists_of_a_status_were_atomic_is_written_on(
+    plane: ControlPlane, namespace: str
+):
+    group = "former.llmos.test"
+    (kind,) = (kind for kind in crd.KINDS if kind.plural == "modelworkloads")
+    definition = crd.definition(kind)
+    definition["metadata"] = {"name": f"modelworkloads.{group}"}
+    definition["spec"] |= {"group": group, "names": {"kind": "Former", "plural": "modelworkloads"}}
+    body = MINIMAL | {"apiVersion": f"{group}/v1alpha1", "kind": "Former"}
+
+    def install(how: dict[str, Any]) -> None:
+        status = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+        conditions = status["properties"]["conditions"]
+        for key in [key for key in conditions if key.startswith("x-kubernetes-list")]:
+            del conditions[key]
+        conditions |= how
+        plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(definition))
+        name = f"crd/{definition['metadata']['name']}"
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=90s", name)
+
+    def write(manager: str, *conditions: dict[str, Any]) -> dict[str, Any]:
+        flags = ("--server-side", "--force-conflicts", "--subresource=status", f"--field-manager={manager}")
+        wanted = json.dumps(body | {"status": {"conditions": conditions}})
+        made = plane.kubectl(
+            "apply", *flags, "-n", namespace, "--show-managed-fields", "-o", "json", "-f", "-", stdin=wanted
+        )
+        return dict(json.loads(made))
+
+    install({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
+    eventually(
+        lambda: plane.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(body), check=False)
+    )
+    write("somebody", _condition("Extra", "True"))
+    former = write("operator", _condition("Accepted", "True"), _condition("Ready", "False"))
+    assert [one["type"] for one in former["status"]["conditions"]] == ["Extra", "Accepted", "Ready"]
+    install({"x-kubernetes-list-type": "atomic"})
+
+    def atomic() -> bool:
+        written = write("operator", _condition("Ready", "True"))
+        owned = [one["fieldsV1"].get("f:status", {}) for one in written["metadata"]["managedFields"]]
+        return {"f:conditions": {}} in owned and written["status"]["conditions"] == [
+            _condition("Ready", "True")
+        ]
+
+    eventually(atomic, "the list is owned as a whole")
+    plane.kubectl("delete", "crd", definition["metadata"]["name"], "--wait=false")

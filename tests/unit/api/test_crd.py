@@ -76,6 +76,15 @@ def test_every_field_is_bounded():
     assert [path for path, schema in FIELDS if not _is_bounded(schema)] == []
 
 
+def test_lists_of_a_status_are_written_as_a_whole():
+    kinds = {
+        path: schema["x-kubernetes-list-type"] for path, schema in FIELDS if schema.get("type") == "array"
+    }
+    assert [path for path, kind in kinds.items() if ".status" in path and kind == "map"] == []
+    assert kinds["modelworkloads.status.conditions"] == "atomic"
+    assert kinds["modelworkloads.spec.adapters"] == "map"  # several people may write a spec
+
+
 def test_every_field_is_described():
     named = [(path, schema.get("description", "")) for path, schema in FIELDS if not path.endswith("[]")]
     assert [(path, text) for path, text in named if len(text) < 5 or not text.endswith(".")] == []

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.cycle import plan
@@ -10,12 +12,16 @@ from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.fragmentation.shapes import FULL, Shape
 from llmos_operator.scheduler.outlook import mix_of
 from llmos_operator.scheduler.policy import Policy, ScoreKind
+from llmos_operator.scheduler.scores.fragmentation import Fragmentation
 from llmos_operator.scheduler.shares import kinds_of, shares, stock_of
 from llmos_operator.scheduler.table import ALL, NodeTable
 from tests.support.builders import NOW, ClusterBuilder, a_cluster, a_node, a_workload
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.fragmentation.prices import Prices
+    from llmos_operator.scheduler.request import Request
+    from llmos_operator.scheduler.scene import Candidates, Scene
+    from llmos_operator.scheduler.table import Ints
 
 POLICY = Policy(require_queue=False)
 
@@ -146,3 +152,32 @@ def test_the_pods_of_a_gang_take_the_devices_that_prices_choose() -> None:
     # The first pod leaves a half on the device with 800 free, as the device with 500 free is one.
     assert devices(prices)[0] == "1"
     assert devices(None)[0] == "0"
+
+
+@pytest.mark.parametrize("milli", [FULL, 300])
+def test_of_many_nodes_that_are_alike_one_is_looked_at_closely(
+    monkeypatch: pytest.MonkeyPatch, milli: int
+) -> None:
+    cluster = a_cluster(*(a_node(f"n{number:03d}").with_gpus(8) for number in range(100)))
+    workload = a_workload("w").needing("10Gi")
+    cluster.add(workload if milli == FULL else workload.shared(milli))
+    prices = prices_for(
+        cluster, {Shape(1, FULL, 1000): 5.0, Shape(1, 300, 1000): 9.0, Shape(4, FULL, 9000): 1.0}
+    )
+    looked: list[int] = []
+    judge_one, judge = Fragmentation.judge_one, Fragmentation.judge
+
+    def one(self: Fragmentation, *args: Any) -> tuple[int, int] | None:
+        looked.append(1)
+        return judge_one(self, *args)
+
+    def several(
+        self: Fragmentation, scene: Scene, request: Request, candidates: Candidates
+    ) -> tuple[Ints, Ints]:
+        looked.append(len(candidates.devices))
+        return judge(self, scene, request, candidates)
+
+    monkeypatch.setattr(Fragmentation, "judge_one", one)
+    monkeypatch.setattr(Fragmentation, "judge", several)
+    assert bound_to(cluster, POLICY, prices) == "n000"
+    assert sum(looked) == 1

@@ -7,6 +7,7 @@ import pytest
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.plan import Bind
 from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.scheduler.victims import _measured_load
 from llmos_operator.state.types import Model
 from llmos_operator.state.work import LoadTime
@@ -44,3 +45,13 @@ def test_a_reload_costs_a_download_where_no_node_has_a_copy(downloads: bool, sec
     times = (LoadTime("A100", "Warm", "int8", 5000), LoadTime("A100", "Cold", "int8", 90_000))
     profile = a_profile(MODEL.uri, load_times=times)
     assert _measured_load(profile, "int8", downloads=downloads) == seconds
+
+
+def test_a_copy_that_comes_to_a_node_is_seen_in_a_table_that_is_kept() -> None:
+    table = NodeTable()
+    before = a_cluster(a_node("n1").with_gpus(1), a_node("n2").with_gpus(1)).snapshot()
+    table.sync(before.nodes)
+    assert table.without_copy(MODEL.key).tolist() == [1, 1]
+    after = a_cluster(a_node("n2").with_gpus(1).keeping(MODEL.key)).snapshot()
+    table.sync({**before.nodes, **after.nodes})
+    assert table.without_copy(MODEL.key).tolist() == [1, 0]

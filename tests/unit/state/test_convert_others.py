@@ -69,6 +69,16 @@ def test_devices_in_index_order_and_without_health_unknown() -> None:
     assert (got.devices[1].memory_bytes, got.devices[1].compute_capability) == (80 << 30, (8, 0))
 
 
+def test_a_device_that_is_told_twice_counts_once() -> None:
+    devices = [
+        {"uuid": "a", "index": 0, "memory": "1Gi"},
+        {"uuid": "b", "index": 1},
+        {"uuid": "a", "index": 2},
+    ]
+    got = convert.gpu_node({"metadata": {"name": "n1"}, "status": {"devices": devices}})
+    assert [d.uuid for d in got.devices] == ["b", "a"]
+
+
 def test_a_queue_with_and_without_limits() -> None:
     spec = {
         "parent": "org",
