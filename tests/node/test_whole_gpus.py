@@ -181,3 +181,37 @@ def test_however_many_ask_at_once_no_gpu_is_given_twice(gpus: tuple[Installed, D
         *placed(installed, "left"),
         *placed(installed, "right"),
     }
+
+
+def test_urgent_work_takes_the_gpu_of_work_that_can_wait_through_the_eviction_api(
+    gpus: tuple[Installed, Devices],
+) -> None:
+    installed, devices = gpus
+    installed.clear()
+    idle = whole("patient", 3)
+    idle["spec"]["scheduling"] = {"disruption": {"minRuntime": "0s"}}
+    installed.tools.apply(idle)
+    eventually(
+        lambda: installed.condition("patient", "Ready").get("status") == "True", "all GPUs are taken", 150.0
+    )
+    urgent_class = {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": "urgent"},
+        "value": 1000,
+    }
+    urgent = whole("urgent")
+    urgent["spec"]["scheduling"] = {"priorityClassName": "urgent"}
+    installed.tools.apply(urgent_class, urgent)
+    try:
+        eventually(lambda: installed.condition("urgent", "Ready").get("status") == "True", "it serves", 150.0)
+        preempted = eventually(
+            lambda: (told := installed.condition("patient", "Preempted")).get("status") == "True" and told,
+            "who had to go is told",
+        )
+        assert "default/urgent" in preempted["message"]
+        assert len(installed.pods_of("patient")) == 2
+        assert sorted(map(len, devices.held().values())) == [1, 1, 1]
+    finally:
+        installed.clear()
+        installed.tools.kubectl("delete", "priorityclass", "urgent")
