@@ -56,6 +56,7 @@ class Reason(StrEnum):
     PENDING = "Pending"
     # ModelCached, ModelLoaded
     STARTING = "Starting"
+    IMAGE_MISSING = "ImageMissing"  # the image of the runtime cannot be pulled
     DOWNLOADING = "Downloading"
     VERIFYING = "Verifying"
     QUANTIZING = "Quantizing"

@@ -165,7 +165,12 @@ def _failed_run(seen: Situation, pod: Pod, replica: Replica) -> FailedReplica:
 
 def _rule_serving(seen: Situation) -> Ruling:
     live = [pod for pod in seen.pods if pod.claim is not None and pod.phase is PodPhase.BOUND]
-    finished = [pod for pod in seen.pods if pod.claim is not None and pod.phase is PodPhase.FINISHED]
+    # One that was told to go, by a drain or a person, has not failed: its containers end before it is gone.
+    finished = [
+        pod
+        for pod in seen.pods
+        if pod.claim is not None and pod.phase is PodPhase.FINISHED and not pod.deletion_at
+    ]
     failed = {pod.key: one for pod in (*live, *finished) if (one := _failed(seen, pod)) is not None}
     broken = [
         _retire(seen.workload, pod, failed[pod.key].failure.reason, failed[pod.key].failure.message)

@@ -22,6 +22,7 @@ CACHE_DIR = "/var/llmos/cache"
 TMP_DIR = "/var/llmos/tmp"
 KEPT_DIR = "/var/llmos/model"
 _GRACE_MARGIN = 10  # seconds beyond the drain: endpoint propagation and the engine's end
+_STUCK_GRACE = 10  # seconds between SIGTERM and SIGKILL of a runtime that failed its liveness probe
 _PROBE_SECONDS = 1
 _CPU_ONLY_HEADROOM = 125  # percent of the claim at which a CPU-only runtime is stopped
 
@@ -135,11 +136,15 @@ def _probes(workload: Workload, port: int, claim: Claim, settings: PodSettings) 
     """Return the probes of a container; members of a gang beside its leader answer nobody, work that ends is never "ready"."""
     if claim.member != gang.LEADER:
         return {}
-    ready = {"readinessProbe": _probe("/readyz", port, failures=2)}
+    alive = _probe("/livez", port, failures=3, period=10, timeout=5)
+    startup = {"startupProbe": _probe("/startupz", port, failures=max(1, int(settings.startup_seconds)))}
+    if workload.kind is not WorkloadKind.INFERENCE:
+        return {**startup, "livenessProbe": alive}
     return {
-        "startupProbe": _probe("/startupz", port, failures=max(1, int(settings.startup_seconds))),
-        **(ready if workload.kind is WorkloadKind.INFERENCE else {}),
-        "livenessProbe": _probe("/livez", port, failures=3, period=10, timeout=5),
+        **startup,
+        "readinessProbe": _probe("/readyz", port, failures=2),
+        # It answers nobody any more, so it does not drain either: no use in waiting for that.
+        "livenessProbe": {**alive, "terminationGracePeriodSeconds": _STUCK_GRACE},
     }
 
 

@@ -34,6 +34,17 @@ _STAGE_REASON = {
     RuntimeState.LOADING: Reason.LOADING,
     RuntimeState.WARMING: Reason.WARMING,
 }
+# Words of the kubelet: pkg/kubelet/images/types.go.
+_NO_IMAGE = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
 _QUOTA_REASONS = frozenset({Reason.EXCEEDS_QUOTA, Reason.QUEUE_NOT_FOUND, Reason.NAMESPACE_NOT_ADMITTED})
 
 
@@ -150,7 +161,9 @@ def model_loaded(seen: Observed) -> Verdict:
     if failure is not None:
         return Verdict(FALSE, failure.reason, failure.message)
     if seen.live:
-        return Verdict(FALSE, Reason.STARTING, _waiting(seen) or "The runtime is starting.")
+        return image_missing(seen) or Verdict(
+            FALSE, Reason.STARTING, _waiting(seen) or "The runtime is starting."
+        )
     return Verdict(UNKNOWN, Reason.PENDING, "No replica is placed.")
 
 
@@ -179,6 +192,22 @@ def _progress(report: RuntimeStatus) -> str:
     if load.eta_seconds is not None:
         text += f", about {load.eta_seconds} s to go"
     return text + "."
+
+
+def image_missing(seen: Observed) -> Verdict | None:
+    """Say that a live pod waits for an image that cannot be pulled; the kubelet goes on trying."""
+    for pod in seen.live:
+        replica = seen.replicas.get(pod.key)
+        if replica is not None and replica.waiting in _NO_IMAGE:
+            # The kubelet says by turns that it failed and that it waits after having failed: the cause is the same.
+            cause = replica.waiting_message.rpartition("ErrImagePull: ")[2]
+            text = (
+                f"{pod.name}: {cause or replica.waiting}. Correct spec.engine.image (or, for all workloads, "
+                "operator.config.runtime.image), or name a pull Secret in spec.podTemplate.spec.imagePullSecrets; "
+                "the kubelet tries again by itself."
+            )
+            return Verdict(FALSE, Reason.IMAGE_MISSING, text)
+    return None
 
 
 def _waiting(seen: Observed) -> str:

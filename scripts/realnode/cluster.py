@@ -50,7 +50,8 @@ def values(tag: str = "") -> dict[str, Any]:
             }
         },
         "agent": {"config": {"mode": "simulated"}},
-        "gateway": {"replicas": 1},
+        # Answers take long where a few cores do everything: none is cut off at its end for that.
+        "gateway": {"replicas": 1, "terminationGracePeriodSeconds": 300, "config": {"drainTimeout": 280}},
     }
 
 

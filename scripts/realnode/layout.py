@@ -28,6 +28,9 @@ WHEELS = (
     "/opt/llmos-wheels"  # in every container: what the runtime image has a link to instead of 5 GB of its own
 )
 
+# In every container, as a container toolkit would mount a driver's libraries: empty unless tests put some there.
+DRIVER = "/opt/llmos-driver"
+
 
 def cache() -> Path:
     """Return the folder for the node's root file system, wheels and images."""
@@ -72,6 +75,11 @@ class NodePaths:
     def data(self) -> Path:
         """What must not lie on an overlay: containerd, kubelet, etcd; ``/var/lib`` in the node."""
         return self.root / "lib"
+
+    @property
+    def driver(self) -> Path:
+        """What every container sees at `DRIVER`; ``/var/lib/driver`` in the node."""
+        return self.data / "driver"
 
     @property
     def overlay(self) -> Path:

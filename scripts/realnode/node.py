@@ -104,7 +104,10 @@ class Node:
         binds = [
             [str(self.paths.config), components.ETC],
             [str(self.paths.logs), components.LOGS],
-            *([str(self._made(name)), f"/var/lib/{name}"] for name in ("containerd", "kubelet", "etcd")),
+            *(
+                [str(self._made(name)), f"/var/lib/{name}"]
+                for name in ("containerd", "kubelet", "etcd", "driver")
+            ),
             [str(programs), components.PROGRAMS, "ro"],
             [str(node_programs), components.NODE_PROGRAMS, "ro"],
             [str(wheels), components.WHEELS, "ro"],
@@ -228,19 +231,15 @@ def _ready(node: dict[str, Any]) -> bool:
 
 
 def _runtime_spec(packages: Path) -> dict[str, Any]:
-    """Return containerd's own default for containers, and the wheels of the runtime mounted beside."""
+    """Return containerd's own default for containers, with the runtime's wheels and the place of a driver mounted."""
     done = subprocess.run(
         ["chroot", str(packages), "/usr/bin/ctr", "oci", "spec"], capture_output=True, text=True, check=True
     )
     spec: dict[str, Any] = json.loads(done.stdout)
     # As kubelet starts other containers: no limits but the machine's.
     spec["process"].pop("rlimits", None)
-    spec["mounts"].append(
-        {
-            "destination": layout.WHEELS,
-            "type": "bind",
-            "source": f"{components.WHEELS}/{images.environment_folder(images.MOUNTED).name}/lib",
-            "options": ["rbind", "ro", "nosuid"],
-        }
-    )
+    wheels = f"{components.WHEELS}/{images.environment_folder(images.MOUNTED).name}/lib"
+    for place, source in ((layout.WHEELS, wheels), (layout.DRIVER, "/var/lib/driver")):
+        options = ["rbind", "ro", "nosuid"]
+        spec["mounts"].append({"destination": place, "type": "bind", "source": source, "options": options})
     return spec

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "llmos-operator"
 NAMESPACE = names.SYSTEM_NAMESPACE
-RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
+POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
 
 class Installed:
@@ -38,17 +38,19 @@ class Installed:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.tools: Tools = node.tools()
+        self.audited_from = (node.paths.logs / "audit.log").stat().st_size  # bytes: where these tests begin
 
     def helm(self, *arguments: str) -> str:
         done = self.tools.run("helm", *arguments, f"--namespace={NAMESPACE}")
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def install(self, *options: str) -> None:
-        """Install or upgrade, and wait until everything is ready; the namespace takes restricted pods only."""
+    def install(self, *options: str, security: str = "restricted") -> None:
+        """Install or upgrade, and wait until everything is ready; the namespace takes pods of this level of security."""
         if self.tools.run("kubectl", "get", "namespace", NAMESPACE).returncode:
             self.tools.kubectl("create", "namespace", NAMESPACE)
-        self.tools.kubectl("label", "namespace", NAMESPACE, "default", RESTRICTED, "--overwrite")
+        for name, level in ((NAMESPACE, security), ("default", "restricted")):
+            self.tools.kubectl("label", "namespace", name, f"{POD_SECURITY}={level}", "--overwrite")
         words = ["upgrade", "--install", "llmos-operator", str(CHART), f"--values={self.node.paths.values}"]
         self.helm(*words, "--wait", "--timeout=180s", *options)
 
@@ -98,13 +100,15 @@ class Installed:
         (pod,) = self.pods_of(name)
         return pod
 
-    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Ask the gateway through its Service's address, as kube-proxy routes it; raise URLError if it cannot be reached."""
+    def gateway(self) -> str:
+        """Return the gateway's address: its Service's, as kube-proxy routes it."""
         service = self.tools.get("service", "llmos-gateway", namespace=NAMESPACE)
-        url = f"http://{service['spec']['clusterIP']}{path}"
-        request = urllib.request.Request(
-            url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-        )
+        return f"http://{service['spec']['clusterIP']}"
+
+    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask the gateway; raise URLError if it cannot be reached."""
+        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.gateway()}{path}", data=data, headers=kind)  # noqa: S310
         with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
             return json.load(reply)
 
@@ -134,6 +138,13 @@ class Installed:
         eventually(
             lambda: not self.items("pods", "--selector=llmos.dev/workload", namespace="default"), "pods to go"
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what judges all tests of this folder come last."""
+    items.sort(
+        key=lambda item: item.path.name == "test_rights.py" and item.path.parent == Path(__file__).parent
+    )
 
 
 @pytest.fixture(scope="session")

@@ -5,112 +5,29 @@ The device plugin and the NVML library are doubles over one file; kubelet, kube-
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from llmos_operator.api import names
-from llmos_operator.telemetry.kubelet.pod_resources import read
 from scripts.realnode import layout
 from tests.support.deviceplugin import RESOURCE, NoGoError, build
-from tests.support.nvml import Double
+from tests.support.nodedevices import NAMESPACE, A, B, C, Devices
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llmos_operator.telemetry.kubelet.pod_resources import Allocations
     from scripts.realnode.node import Node
 
 pytestmark = pytest.mark.node
 
 ROOT = Path(__file__).parents[2]
-NAMESPACE = "devices"
-A, B, C = (f"GPU-{name}{'0' * 7}-0000-0000-0000-000000000000" for name in "abc")
-
-
-class Devices:
-    """Three GPUs of a node: their file, the device plugin that offers them, and pods that ask for some."""
-
-    def __init__(self, node: Node, folder: Path) -> None:
-        self.node = node
-        self.tools = node.tools()
-        self.machine = Double(folder)
-        for index, uuid in enumerate((A, B, C)):
-            self.machine.with_gpu(index, uuid=uuid)
-        self.machine.write()
-        self.folder = folder
-        kubelet = (
-            node.paths.data / "kubelet"
-        )  # as the machine sees the node's: a socket's path is all it takes
-        self.socket = kubelet / "pod-resources" / "kubelet.sock"
-        self._plugins = kubelet / "device-plugins"
-        self.plugin: subprocess.Popen[bytes] | None = None
-
-    def start_plugin(self) -> None:
-        words = [str(build()), "-control", str(self.machine.path), "-plugins", str(self._plugins)]
-        with (self.folder / "plugin.log").open("ab") as log:
-            self.plugin = subprocess.Popen(words, stdout=log, stderr=log)
-
-    def stop_plugin(self) -> None:
-        if self.plugin is not None:
-            self.plugin.kill()
-            self.plugin.wait(20)
-
-    def allocatable(self) -> str:
-        status = self.tools.get("node", layout.NAME)["status"]
-        return str(status["allocatable"].get(RESOURCE, ""))
-
-    def run(self, name: str, gpus: int, *, bound: bool = False) -> None:
-        """Create a pod that asks for GPUs: left to kube-scheduler, or bound to the node by its creator as ours are."""
-        spec: dict[str, Any] = {
-            "terminationGracePeriodSeconds": 0,
-            "restartPolicy": "Never",
-            "containers": [
-                {
-                    "name": "main",
-                    "image": layout.PAUSE_IMAGE,
-                    "imagePullPolicy": "Never",
-                    "resources": {"limits": {RESOURCE: str(gpus)}},
-                }
-            ],
-        }
-        if bound:
-            spec["nodeName"] = layout.NAME
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-        self.tools.apply(pod, namespace=NAMESPACE)
-
-    def status(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.tools.get("pod", name, namespace=NAMESPACE).get("status", {})
-        return found
-
-    def running(self, name: str) -> None:
-        eventually(lambda: self.status(name).get("phase") == "Running", f"{name} runs")
-
-    def visible(self, name: str) -> str:
-        """Return the devices the container of a pod sees."""
-        words = ("exec", name, f"--namespace={NAMESPACE}", "--", "/usr/bin/env")
-        lines = self.tools.kubectl(*words).splitlines()
-        return dict(line.split("=", 1) for line in lines if "=" in line).get(names.ENV_DEVICES, "")
-
-    def told(self) -> Allocations:
-        return asyncio.run(read(str(self.socket)))
-
-    def held(self) -> dict[str, list[str]]:
-        """Return the pods on each held device, as the kubelet tells."""
-        return {uuid: [one.pod for one in holders] for uuid, holders in self.told().holders.items()}
-
-    def clear(self) -> None:
-        words = ("delete", "pods", "--all", f"--namespace={NAMESPACE}", "--wait=true", "--timeout=90s")
-        self.tools.kubectl(*words, "--grace-period=0", "--force")
-        eventually(lambda: not self.held(), "no device is held")
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +37,12 @@ def machine(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
     except NoGoError as error:
         pytest.skip(str(error))
     made = Devices(node, tmp_path_factory.mktemp("devices"))
-    made.tools.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    account = ("get", "serviceaccount", "default", f"--namespace={NAMESPACE}")
-    eventually(lambda: made.tools.run("kubectl", *account).returncode == 0, "the namespace has its account")
-    made.start_plugin()
     try:
-        eventually(lambda: made.allocatable() == "3", "the kubelet offers three devices")
+        made.begin()
         yield made
         made.clear()
     finally:
-        made.stop_plugin()
-        made.tools.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+        made.end()
 
 
 @pytest.fixture

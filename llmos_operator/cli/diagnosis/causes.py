@@ -234,7 +234,7 @@ CAUSES: Final[tuple[Cause, ...]] = (
     Cause(
         "ImageMissing",
         "The image of a container cannot be pulled.",
-        (Sign(_ANY_POD, "ErrImagePull|ImagePullBackOff|InvalidImageName|ErrImageNeverPull"),),
+        (Sign(_ANY_POD, "ImageMissing|ErrImagePull|ImagePullBackOff|InvalidImageName|ErrImageNeverPull"),),
         (
             "check the image's name and tag (spec.engine.image, operator.config.runtime.image)",
             "of a private registry name a pull Secret in spec.podTemplate.spec.imagePullSecrets",

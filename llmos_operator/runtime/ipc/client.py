@@ -305,6 +305,8 @@ class EngineClient:
         try:
             child = await self._zygote.spawn()
         except Retryable as error:
+            if oom.rose():
+                return self._killed_for_memory()
             return Failed("LoadFailed", str(error), permanent=False)
         self._child = child
         try:
@@ -339,8 +341,7 @@ class EngineClient:
             await asyncio.wait_for(child.exited.wait(), UNLOAD_SECONDS)
         status = child.exit_status
         if status == -signal.SIGKILL and oom.rose():
-            text = f"the kernel killed the engine for memory while {self._status.state.value}"
-            return Failed("OutOfMemory", text, permanent=self._status.state is not RuntimeState.READY)
+            return self._killed_for_memory()
         how = (
             f"by {signal.Signals(-status).name}"
             if status is not None and status < 0
@@ -349,6 +350,11 @@ class EngineClient:
         return Failed(
             "LoadFailed", f"the engine ended {how} while {self._status.state.value}", permanent=False
         )
+
+    def _killed_for_memory(self) -> Failed:
+        """Say that the engine, or the process it is forked of, was killed for memory: for good unless it had served."""
+        text = f"the kernel killed the engine for memory while {self._status.state.value}"
+        return Failed("OutOfMemory", text, permanent=self._status.state is not RuntimeState.READY)
 
     async def _end(self, child: Child) -> None:
         """End the engine process: ask, then kill."""

@@ -118,6 +118,15 @@ def test_a_kill_by_the_kernel_counts_as_out_of_memory() -> None:
     assert failed.shortage is not None
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_pod_that_was_deleted_and_ends_before_it_is_gone_has_not_failed(failed: bool) -> None:
+    work = a_work()
+    pod = a_pod_of(work, phase=PodPhase.FINISHED, failed=failed, deletion_at=NOW)
+    end = Exit("Error" if failed else "Completed", 137 if failed else 0)
+    ruling = reconcile.rule(situation(work, pod, replicas=replica(work, ended=end, deleting=True)))
+    assert (ruling.failed, ruling.retire) == ((), ())
+
+
 def test_a_failed_pod_is_removed_and_tells_the_kubelets_reason() -> None:
     work = a_work()
     pod = a_pod_of(work, phase=PodPhase.FINISHED, failed=True)

@@ -281,6 +281,13 @@ def test_a_member_is_read_back_from_the_pod_exactly() -> None:
     assert convert.pod(pod).claim == claim
 
 
+def test_a_stuck_server_is_ended_sooner_than_one_that_drains() -> None:
+    pod = build(a_work())
+    (container,) = pod["spec"]["containers"]
+    assert container["livenessProbe"]["terminationGracePeriodSeconds"] == 10
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 70
+
+
 def test_work_that_ends_runs_its_program_once_with_its_data() -> None:
     work = a_work(
         type="Batch",
@@ -296,6 +303,7 @@ def test_work_that_ends_runs_its_program_once_with_its_data() -> None:
     assert (pod["spec"]["restartPolicy"], container["args"]) == ("Never", ["batch"])
     assert "readinessProbe" not in container
     assert {"startupProbe", "livenessProbe"} <= container.keys()
+    assert "terminationGracePeriodSeconds" not in container["livenessProbe"]  # it saves what it has done
     assert json.loads(env_of(pod)["LLMOS_JOB"]) == {
         "input": {"uri": "pvc://questions/in.jsonl"},
         "output": {"uri": "pvc://answers/out.jsonl"},

@@ -129,6 +129,30 @@ def test_a_failed_load_is_told_at_once_with_its_reason() -> None:
     assert condition(written(failed), "ModelLoaded")["reason"] == "Corrupted"
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("ErrImagePull", 'failed to resolve "acme/engine:9": not found'),
+        (
+            "ImagePullBackOff",
+            'Back-off pulling image "acme/engine:9": ErrImagePull: failed to resolve "acme/engine:9": not found',
+        ),
+    ],
+)
+def test_an_image_that_cannot_be_pulled_is_told_in_the_same_words_at_every_try(
+    word: str, message: str
+) -> None:
+    pod = a_pod_of(WORK)
+    replica = Replica(pod.key, pod.uid, WORK.uid, waiting=word, waiting_message=message)
+    status = written(seen(pods=(pod,), replicas={pod.key: replica}))
+    for kind in ("ModelLoaded", "Ready"):
+        told = condition(status, kind)
+        assert (told["status"], told["reason"]) == ("False", "ImageMissing")
+        assert told["message"].startswith(
+            f'{pod.name}: failed to resolve "acme/engine:9": not found. Correct'
+        )
+
+
 def test_a_failure_of_an_older_spec_does_not_stain_the_new_one() -> None:
     failure = Failure("Corrupted", "digest mismatch", NOW, generation=0)
     assert condition(written(seen(failure=failure)), "ModelLoaded")["reason"] == "Pending"

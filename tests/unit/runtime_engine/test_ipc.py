@@ -10,6 +10,7 @@ import pytest
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.ipc import codec, messages
+from llmos_operator.runtime.ipc.oom import OomCounter
 from llmos_operator.runtime.ipc.zygote import SECRET_VARIABLES, engine_environment
 
 TOKEN = "hf_" + "x" * 20
@@ -113,3 +114,22 @@ def test_the_front_side_imports_no_model_library():
         return (await process.communicate())[0].decode().strip()
 
     assert asyncio.run(fresh()) == "[]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "low 0\nhigh 0\nmax 3\noom 1\noom_kill {}\noom_group_kill 0\n",  # memory.events
+        "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n",  # memory.oom_control of version 1
+    ],
+    ids=["v2", "v1"],
+)
+def test_a_kill_for_memory_is_seen_in_either_version_of_control_groups(tmp_path, text):
+    file = tmp_path / "events"
+    file.write_text(text.format(2))
+    counter = OomCounter((tmp_path / "not-there", file))
+    assert not counter.rose()
+    file.write_text(text.format(3))
+    assert counter.rose()
+    file.unlink()
+    assert not counter.rose()
