@@ -172,8 +172,10 @@ def page() -> str:
         "## Gateway\n",
         *_table(found["gateway"]),
         "## Runtime\n",
-        "vLLM's names where it has one, with its bucket edges; `engine` is always 0. With engine vllm those are vLLM's own, as it has them, "
-        "and of `llmos_runtime_*` what the front knows.\n",
+        (
+            "vLLM's names where it has one, with its bucket edges; `engine` is always 0. With engine vllm those are vLLM's own, as it "
+            "has them, and of `llmos_runtime_*` what the front knows.\n"
+        ),
         *_table(found["runtime"]),
         "## Fine-tuning\n",
         "By `llmos tune`, in the pods of FineTune workloads.\n",
