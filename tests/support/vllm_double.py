@@ -89,6 +89,7 @@ class Double:
         app.router.add_post("/tokenize", self.tokenize)
         if os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
             app.router.add_post("/sleep", self.sleep)
+            app.router.add_get("/is_sleeping", self.is_sleeping)
             app.router.add_post("/wake_up", self.wake_up)
             app.router.add_post("/collective_rpc", self.rpc)
         if os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
@@ -175,6 +176,9 @@ class Double:
         self.calls.append(f"sleep {request.query.get('level', '1')}")
         self.asleep = {"weights", "kv_cache"}
         return web.json_response({"status": "sleeping"})
+
+    async def is_sleeping(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": bool(self.asleep)})
 
     async def wake_up(self, request: web.Request) -> web.Response:
         tags = set(request.query.getall("tags", ["weights", "kv_cache"]))

@@ -6,6 +6,7 @@ the rest (`process_*`, `python_*`, `http_*`) would stand twice beside the runtim
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -65,4 +66,13 @@ def read(text: bytes) -> Figures:
 def _samples(text: bytes) -> list[tuple[str, str, float]]:
     lines = text.decode(errors="replace").splitlines()
     found = (_SAMPLE.match(line) for line in lines if line.startswith("vllm:") and "_bucket{" not in line)
-    return [(one.group(1), one.group(2) or "", float(one.group(3))) for one in found if one is not None]
+    return [(one.group(1), one.group(2) or "", _number(one.group(3))) for one in found if one is not None]
+
+
+def _number(text: str) -> float:
+    """Return a sample's value; 0 for what is none: an image of a tenant's says what it likes."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0

@@ -125,6 +125,8 @@ class VllmHost:
 
     def begin(self) -> None:
         """Follow vLLM on its way up, for the first time or again."""
+        if self._load_path:
+            self._stages = Stages(self._clock, self._note)  # how long the former load took is told already
         self.figures = Figures()
         self.adapters.forget()
         self.slumber.level = 0

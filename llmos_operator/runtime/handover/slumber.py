@@ -7,6 +7,7 @@ from the files, and then the KV cache's.
 from __future__ import annotations
 
 import asyncio
+import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
+_DROPPED = 2  # the level at which the weights are gone
 _SECONDS = 300.0  # weights of hundreds of gigabytes go over a bus
 
 
@@ -75,17 +77,21 @@ class Slumber:
         if host.state_now is RuntimeState.ASLEEP and self._rising is None:
             self._rising = asyncio.create_task(self._rise(host))
 
+    async def ensure_awake(self) -> None:
+        """Wake a vLLM that sleeps though this process does not know of it: it has outlived another.
+
+        Whoever counts on its sleep tells it again. Raises EngineLost and Refused.
+        """
+        if not self._settings.engine_sleeps:
+            return
+        if _sleeps(await self._link.call("GET", "/is_sleeping")):
+            log.info("vLLM sleeps, nobody here knows since when")
+            await self._rouse(_DROPPED)
+
     async def _rise(self, host: VllmHost) -> None:
         began = self._clock.monotonic()
         try:
-            if self.level > 1:
-                await self._link.call("POST", "/wake_up?tags=weights", seconds=_SECONDS)
-                await self._link.call(
-                    "POST", "/collective_rpc", {"method": "reload_weights"}, seconds=_SECONDS
-                )
-                await self._link.call("POST", "/wake_up?tags=kv_cache", seconds=_SECONDS)
-            else:
-                await self._link.call("POST", "/wake_up", seconds=_SECONDS)
+            await self._rouse(self.level)
             if host.state_now is RuntimeState.ASLEEP:
                 self.level = 0
                 host.woken(self._clock.monotonic() - began)
@@ -93,3 +99,20 @@ class Slumber:
             log.warning("did not wake up", error=error)  # the operator asks again
         finally:
             self._rising = None
+
+    async def _rouse(self, level: int) -> None:
+        """Give the orders that wake vLLM from a level."""
+        if level < _DROPPED:
+            await self._link.call("POST", "/wake_up", seconds=_SECONDS)
+            return
+        await self._link.call("POST", "/wake_up?tags=weights", seconds=_SECONDS)
+        await self._link.call("POST", "/collective_rpc", {"method": "reload_weights"}, seconds=_SECONDS)
+        await self._link.call("POST", "/wake_up?tags=kv_cache", seconds=_SECONDS)
+
+
+def _sleeps(raw: bytes) -> bool:
+    try:
+        told = json.loads(raw)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and bool(told.get("is_sleeping"))

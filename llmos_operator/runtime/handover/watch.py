@@ -61,6 +61,7 @@ class Watch:
         if host.settings.model_name not in listed:
             text = f"vLLM does not list the model {host.settings.model_name!r} it was started with"
             raise Refused(HTTPStatus.BAD_GATEWAY, text)
+        await host.slumber.ensure_awake()
         self._starts = started
         await host.serve(listed[host.settings.model_name], frozenset(listed))
 

@@ -155,6 +155,21 @@ def test_it_sleeps_and_wakes_by_vllms_own_sleep_mode(pod: VllmPod, level: int, w
     assert ask(pod, "x")[0] == 200
 
 
+def test_a_runtime_that_comes_back_finds_vllm_as_it_is_and_wakes_it(pod: VllmPod) -> None:
+    assert pod.order("sleep", {"level": 2, "timeoutSeconds": 5})[0] == 202
+    pod.until("Asleep")
+    engine = seen(pod)["pid"]
+    pod.runtime.process.kill()
+    eventually(
+        lambda: pod.runtime.runs > 1 and pod.report().get("state") == "Ready", "it to serve again", 120
+    )
+    assert ask(pod, "x")[0] == 200
+    assert pod.post("/v1/completions", {"model": "tone", "prompt": "x"})[0] == 200, (
+        "its adapter is there still"
+    )
+    assert seen(pod)["pid"] == engine
+
+
 def test_a_vllm_that_dies_in_an_answer_is_said_and_back_with_its_adapters(pod: VllmPod) -> None:
     before = seen(pod)["pid"]
     status, text = ask(pod, "crash", stream=True)

@@ -41,7 +41,16 @@ def test_only_vllms_own_families_are_passed_on_and_those_unchanged() -> None:
     assert passed.splitlines() == own
 
 
-@pytest.mark.parametrize("text", [b"", b"vllm:num_requests_running nonsense\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"vllm:num_requests_running nonsense\n",
+        b"vllm:num_requests_running 1.2.3\n",
+        b"vllm:num_requests_running 1e999\n",
+        b"\xff\n",
+    ],
+)
 def test_what_is_no_exposition_counts_as_nothing(text: bytes) -> None:
     assert figures.read(text) == figures.Figures()
 
