@@ -51,9 +51,10 @@ class NodeTable:
         self.log: list[int] = []  # rows in the order in which they were rewritten since the last rebuild
         self.generation = 0  # grows with every rebuild
         self.static_version = 0  # grows when anything but free amounts changed
-        self.mates: Mapping[
-            int, Sequence[int]
-        ] = {}  # rows that share a power budget with a row, itself included
+        # Rows that share a power budget with a row, itself included.
+        self.mates: Mapping[int, Sequence[int]] = {}
+        self.budgeted: set[int] = set()  # rows with a power budget of their own
+        self.strained: set[int] = set()  # rows with a strained device
         self._products: dict[str, int] = {}
         self._domains: dict[str, int] = {"": 0}
         self._without_copy: dict[str, Ints] = {}
@@ -125,11 +126,6 @@ class NodeTable:
         if row in self.mates and former.power_draw() != state.power_draw():
             self.log.extend(mate for mate in self.mates[row] if mate != row)
 
-    @property
-    def budgeted(self) -> bool:
-        """Whether a node has a power budget."""
-        return bool(self.budgets.any())
-
     def _rebuild(self, nodes: Mapping[str, NodeState]) -> None:
         self.names = sorted(nodes)
         self.row_of = {name: row for row, name in enumerate(self.names)}
@@ -148,7 +144,8 @@ class NodeTable:
         self.device: Ints = np.zeros((7, rows, width), np.int64)
         self.fixed: Ints = np.zeros((5, rows, width), np.int64)
         self.schedulable: Bools = np.zeros(rows, np.bool_)
-        self.budgets: Bools = np.zeros(rows, np.bool_)  # nodes with a power budget
+        self.budgeted.clear()
+        self.strained.clear()
         self.rack_budgets: Bools = np.zeros(rows, np.bool_)  # nodes that tell one of their rack
         self.exists: Bools = np.zeros((rows, width), np.bool_)
         self.mig: Bools = np.zeros((rows, width), np.bool_)
@@ -160,7 +157,8 @@ class NodeTable:
     def _write_fixed(self, row: int, state: NodeState) -> None:
         node, devices = state.node, state.devices
         self.schedulable[row] = node is not None and node.ready and not node.unschedulable
-        self.budgets[row] = node is not None and node.power_milliwatts is not None
+        _note(self.budgeted, row, present=node is not None and node.power_milliwatts is not None)
+        _note(self.strained, row, present=any(d.strain_milli for d in devices))
         self.rack_budgets[row] = node is not None and node.rack_milliwatts is not None
         count = len(devices)
         self.device_count[row] = count
@@ -212,3 +210,10 @@ class NodeTable:
             state.claims,
             state.strange_bytes,
         )
+
+
+def _note(rows: set[int], row: int, *, present: bool) -> None:
+    if present:
+        rows.add(row)
+    else:
+        rows.discard(row)

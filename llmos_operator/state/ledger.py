@@ -162,7 +162,7 @@ class NodeState:
 
     def added_by(self, claim: Claim) -> int:
         """Return the milliwatts a claim is expected to add to what the devices draw idle."""
-        if self.gpu is None or not self.gpu.measured or not claim.devices:
+        if self.gpu is None or not claim.devices:
             return 0
         return power.added_by(claim, self.gpu.devices)
 

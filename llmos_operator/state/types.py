@@ -175,11 +175,6 @@ class GpuNode:
     models: frozenset[str] = frozenset()  # keys of models that are whole on its disk
     coming: frozenset[str] = frozenset()  # keys of models that are being downloaded
 
-    @property
-    def measured(self) -> bool:
-        """Whether a device tells its power limit."""
-        return any(one.limit_milliwatts is not None for one in self.devices)
-
 
 class PodPhase(StrEnum):
     """Where a pod stands for the ledger. All but FINISHED hold what they claim."""

@@ -55,8 +55,9 @@ class BestFit:
             excess = (table.device[FREE_BYTES][rows] - request.bytes_per_device) >> _MIB_SHIFT
             excess += idle * _IDLE_WASTE
         excess += table.degraded[rows] * DEGRADED_WASTE
-        strain = table.strain[rows]
-        excess += (strain > 0) * _STRAINED_WASTE + (strain << _STRAIN_SHIFT)
+        if table.strained:
+            strain = table.strain[rows]
+            excess += (strain > 0) * _STRAINED_WASTE + (strain << _STRAIN_SHIFT)
         excess = np.where(candidates.devices, excess, _OUT)
         if request.devices > excess.shape[1]:
             return np.full(len(excess), _OUT * _MOST_DEVICES, np.int64)  # no node has so many

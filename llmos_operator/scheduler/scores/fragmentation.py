@@ -100,7 +100,7 @@ class Fragmentation:
         ``usable`` says by column which devices passed the filters; the table's width long.
         """
         asked, table = self._asked_of(request), scene.table
-        if (asked.devices > 1 and not asked.whole) or table.degraded[row].any() or table.strain[row].any():
+        if (asked.devices > 1 and not asked.whole) or table.degraded[row].any() or row in table.strained:
             return None
         self._follow(table)
         loss, column = self._holdings.loss_one(asked, row, usable)
