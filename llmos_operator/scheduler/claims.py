@@ -91,6 +91,8 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.accelerators,
         workload.stages,
         workload.memory_bytes,
+        (workload.learned.out_of_memory, workload.learned.needed),
+        workload.training,
         workload.selector,
         workload.sharing,
         domain,

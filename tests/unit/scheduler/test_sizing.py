@@ -9,6 +9,7 @@ import pytest
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime import memory, training_memory
+from llmos_operator.scheduler.claims import signature
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.precision import formats
 from llmos_operator.scheduler.sizing import Size, granted, sizes
@@ -205,3 +206,22 @@ def test_the_room_of_an_adapter_is_that_of_all_seven_projections() -> None:
     # SmolLM2-135M: rank 8 in float32 is the 9.8 MB that PEFT writes.
     shape = memory.ModelShape("L", 1, 1, 1, 30, 576, 1536, 9, 3, 64, 49152, 2048)
     assert memory.adapter_bytes(shape, adapters=1, rank=8) == 30 * 8 * 10176 * 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": TrainingSpec("lora", 64, (), batch_size=8, max_length=512)},
+        {"learned": Learned(out_of_memory=12 * GIB)},
+        {"learned": Learned(needed=GIB)},
+        {"memory_bytes": 20 * GIB},
+        {"max_model_len": 4096},
+        {"max_num_seqs": 3},
+        {"stages": 2},
+        {"engine": "vllm"},
+    ],
+    ids=str,
+)
+def test_what_decides_a_size_tells_workloads_of_one_plan_apart(changes: dict[str, Any]) -> None:
+    assert signature(served().value, "") == signature(served().value, "")
+    assert signature(served(**changes).value, "") != signature(served().value, "")
