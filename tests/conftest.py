@@ -1,3 +1,3 @@
 """Fixtures every test may use; each lives in a module of tests/support."""
 
-pytest_plugins = ["tests.support.cluster", "tests.support.installed"]
+pytest_plugins = ["tests.support.cluster", "tests.support.installed", "tests.support.trying"]

@@ -126,13 +126,11 @@ class ApiProxy:
                 self._note(request, answer.status)
                 if self.lose_answer(request.method, request.path):
                     await answer.read()
-                    request.transport.close()
-                    return web.Response(status=502)
+                    return _cut(request)
                 return await self._pass_on(request, answer)
         except OSError:
             self._note(request, 0)
-            request.transport.close()
-            return web.Response(status=502)
+            return _cut(request)
 
     def _note(self, request: web.Request, status: int) -> None:
         agent = request.headers.get("User-Agent", "")
@@ -165,3 +163,10 @@ async def until_asked(proxy: ApiProxy, condition: Callable[[Seen], bool], second
     async with asyncio.timeout(seconds):
         while not any(condition(seen) for seen in proxy.requests):
             await asyncio.sleep(0.02)
+
+
+def _cut(request: web.Request) -> web.Response:
+    """Close a request's connection without an answer. The client may have left already."""
+    if request.transport is not None:
+        request.transport.close()
+    return web.Response(status=502)

@@ -1,4 +1,4 @@
-"""How hard property tests try: `LLMOS_PROPERTY_PROFILE=stress` for a night, the default for every run."""
+"""How hard tests with made-up input try: `LLMOS_PROPERTY_PROFILE=stress` for a night, the default for every run."""
 
 from __future__ import annotations
 
