@@ -98,8 +98,7 @@ else
   failed+=(artifacts)
   last+=(--deselect=tests/e2e)
 fi
-await quick servers models operator
-await node-artifacts
+await quick servers models operator node-artifacts
 if ((statuses[node-artifacts] != 0)); then
   echo "-- node-artifacts: FAILED; the real node's tests are left out"
   failed+=(node-artifacts)

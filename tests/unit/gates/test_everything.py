@@ -65,7 +65,7 @@ def test_every_folder_is_run_and_counted_in_the_last_line(tmp_path: Path) -> Non
 def test_a_failure_in_a_lane_is_shown_and_fails_the_whole(tmp_path: Path) -> None:
     wrong = "def test_it(): assert 1 == 2, 'ones are not twos'\n"
     status, lines = project(tmp_path, "types", component_operator=wrong)
-    assert status == 1
+    assert status == 1, lines
     assert "-- types: FAILED" in lines
     assert "E AssertionError: ones are not twos" in {re.sub(" +", " ", line) for line in lines}
     assert any(line.startswith("FAILED tests/component/operator/test_it.py::test_it") for line in lines)
