@@ -101,6 +101,10 @@ e2e: artifacts ## The whole system in the local cluster
 node-up: binaries ## A real Kubernetes node on this machine, without Docker (root on Linux); see docs/real-node.md
 	@$(PY) -m scripts.realnode up
 
+.PHONY: node-artifacts
+node-artifacts: binaries ## What the node is made of, built once into the user's cache; says why where there can be none
+	@$(PY) -m scripts.realnode prepare
+
 .PHONY: node-down
 node-down: venv ## End the node and remove all it had
 	@$(PY) -m scripts.realnode down

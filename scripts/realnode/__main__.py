@@ -1,4 +1,4 @@
-"""`python -m scripts.realnode up | down | env`: the node, or the cluster there already is."""
+"""`python -m scripts.realnode up | down | env | prepare`: the node, or the cluster there already is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 
 from llmos_operator.errors import Permanent
 from scripts.realnode.cluster import equip
+from scripts.realnode.host import CannotHere
 from scripts.realnode.layout import NodePaths, default_state
 from scripts.realnode.node import Node
 
@@ -17,7 +18,7 @@ from scripts.realnode.node import Node
 def main() -> int:
     """Do what was asked; return the exit status."""
     parser = argparse.ArgumentParser(prog="realnode", description=__doc__)
-    parser.add_argument("action", choices=("up", "down", "env"))
+    parser.add_argument("action", choices=("up", "down", "env", "prepare"))
     action = parser.parse_args().action
     node = Node(NodePaths(default_state()), say)
     try:
@@ -26,6 +27,8 @@ def main() -> int:
             print(f"export KUBECONFIG={shlex.quote(str(node.paths.kubeconfig))} PATH={programs}:$PATH")
         elif action == "down":
             node.down()
+        elif action == "prepare":
+            node.prepare()
         elif os.environ.get("KUBECONFIG"):
             say(f"KUBECONFIG is set to {os.environ['KUBECONFIG']}: that cluster is used, nothing was started")
         else:
@@ -34,6 +37,9 @@ def main() -> int:
             say(f"Ready after {time.monotonic() - began:.1f} s; KUBECONFIG={node.paths.kubeconfig}")
             equip(node)
             say(f"equipped after {time.monotonic() - began:.1f} s; values for the chart: {node.paths.values}")
+    except CannotHere as error:
+        say(str(error))
+        return 0 if action == "prepare" else 1  # nothing is missing where nothing can be made of it
     except Permanent as error:
         say(str(error))
         return 1

@@ -70,6 +70,19 @@ class Node:
             return None
         return record if record.alive() else None
 
+    def prepare(self) -> None:
+        """Have all a node is made of in the cache: what takes minutes the first time. Raises as :meth:`up` does."""
+        host.require_able()
+        self._programs()
+        images.busybox_image()
+        images.make_images()
+
+    def _programs(self) -> tuple[Path, Path, Path]:
+        """Return the folders with the control plane's programs and the node's, and the unpacked packages."""
+        programs = resolve(versions.CONTROL_PLANE, self._progress).paths["etcd"].parent
+        node_programs = resolve(versions.NODE, self._progress, versions.node_folder()).paths["kubelet"].parent
+        return programs, node_programs, root_of("node", NODE_PACKAGES, NODE_LINKS)
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One `up` or `down` at a time."""
@@ -88,9 +101,7 @@ class Node:
     # -- start
 
     def _start(self) -> None:
-        programs = resolve(versions.CONTROL_PLANE, self._progress).paths["etcd"].parent
-        node_programs = resolve(versions.NODE, self._progress, versions.node_folder()).paths["kubelet"].parent
-        packages = root_of("node", NODE_PACKAGES, NODE_LINKS)
+        programs, node_programs, packages = self._programs()
         self.paths.prepare()
         write_credentials(self.paths)
         (self.paths.config / "resolv.conf").write_text(

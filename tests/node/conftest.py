@@ -6,6 +6,7 @@ carry one the tests are skipped and say why.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import urllib.error
 import urllib.request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "llmos-operator"
 NAMESPACE = names.SYSTEM_NAMESPACE
+_SECONDS = 900  # for one test, with what has to be made for it
 POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
 
@@ -141,14 +143,28 @@ class Installed:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what judges all tests of this folder come last."""
-    items.sort(
-        key=lambda item: item.path.name == "test_rights.py" and item.path.parent == Path(__file__).parent
-    )
+    """Let what judges all tests of this folder come last, and give each time for a node and a release to be made."""
+    here = {item for item in items if item.path.parent == Path(__file__).parent}
+    for item in here:
+        item.add_marker(pytest.mark.timeout(_SECONDS))
+    items.sort(key=lambda item: item in here and item.path.name == "test_rights.py")
 
 
 @pytest.fixture(scope="session")
-def node() -> Iterator[Node]:
+def alone() -> Iterator[None]:
+    """Nobody else runs these tests on this machine: there is one node."""
+    file = default_state().with_suffix(".tests")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.skip(f"other tests use this machine's node (they hold {file})")
+        yield
+
+
+@pytest.fixture(scope="session")
+def node(alone: None) -> Iterator[Node]:  # noqa: ARG001 - held until the node's end
     found = Node(NodePaths(default_state()), print)
     ran = found.record() is not None
     try:

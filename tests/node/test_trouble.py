@@ -122,7 +122,6 @@ def frozen_later(installed: Installed) -> Iterator[Installed]:
     installed.node.wait_ready()
 
 
-@pytest.mark.timeout(600)
 def test_a_node_whose_kubelet_is_silent_takes_nothing_and_goes_on_when_it_is_back(
     frozen_later: Installed,
 ) -> None:

@@ -215,6 +215,24 @@ def test_an_agent_cannot_touch_what_is_done_about_its_devices(installed: Control
     assert "status.care belongs to the operator" in refused.value.stderr
 
 
+# kubectl reads what it patches; the operator does not, and has no right to.
+READS_NODES: list[dict[str, Any]] = [
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "reads-nodes"},
+        "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}],
+    },
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "reads-nodes"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reads-nodes"},
+        "subjects": [{"kind": "ServiceAccount", "name": "llmos-operator", "namespace": NAMESPACE}],
+    },
+]
+
+
 @pytest.fixture
 def acting(installed: ControlPlane) -> Iterator[ControlPlane]:
     """The rights and the policy of an operator that may cordon."""
@@ -222,9 +240,10 @@ def acting(installed: ControlPlane) -> Iterator[ControlPlane]:
     nodes = {"llmos-operator-nodes"}
     policies = [one for one in act if one["metadata"]["name"] in nodes]
     assert len(policies) == 2  # the policy and its binding
-    apply(installed, [find(act, "ClusterRole", "llmos-operator"), *policies])
+    more = [*policies, *READS_NODES]
+    apply(installed, [find(act, "ClusterRole", "llmos-operator"), *more])
     yield installed
-    installed.kubectl("delete", "-f", "-", stdin=yaml.safe_dump_all(policies))
+    installed.kubectl("delete", "-f", "-", stdin=yaml.safe_dump_all(more))
     apply(installed, [find(render(), "ClusterRole", "llmos-operator")])
 
 

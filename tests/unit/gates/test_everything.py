@@ -22,6 +22,7 @@ FOLDERS = (
     "component/gateway",
     "component/runtime_engine",
     "component/runtime_front",
+    "node",
     "e2e",
 )
 
@@ -32,7 +33,10 @@ def project(folder: Path, failing_target: str = "", **tests: str) -> tuple[int, 
         (folder / name).mkdir(parents=True)
     shutil.copy(ROOT / "scripts/test.sh", folder / "scripts")
     shutil.copy(ROOT / "tests/support/lanes.py", folder / "tests/support")
-    recipes = {name: "@false" if name == failing_target else "@true" for name in (*CHECKS, "artifacts")}
+    recipes = {
+        name: "@false" if name == failing_target else "@true"
+        for name in (*CHECKS, "artifacts", "node-artifacts")
+    }
     (folder / "Makefile").write_text("".join(f"{name}:\n\t{line}\n" for name, line in recipes.items()))
     (folder / "pytest.ini").write_text("[pytest]\naddopts = -ra --import-mode=importlib\n")
     for place in FOLDERS:
@@ -61,7 +65,7 @@ def test_every_folder_is_run_and_counted_in_the_last_line(tmp_path: Path) -> Non
 def test_a_failure_in_a_lane_is_shown_and_fails_the_whole(tmp_path: Path) -> None:
     wrong = "def test_it(): assert 1 == 2, 'ones are not twos'\n"
     status, lines = project(tmp_path, "types", component_operator=wrong)
-    assert status == 1
+    assert status == 1, lines
     assert "-- types: FAILED" in lines
     assert "E AssertionError: ones are not twos" in {re.sub(" +", " ", line) for line in lines}
     assert any(line.startswith("FAILED tests/component/operator/test_it.py::test_it") for line in lines)
@@ -73,3 +77,10 @@ def test_without_artifacts_what_needs_none_is_run(tmp_path: Path) -> None:
     assert status == 1
     assert "-- artifacts: FAILED; component and end-to-end tests are left out" in lines
     assert "3 passed" in lines[-1]
+
+
+def test_without_what_the_node_is_made_of_all_other_tests_are_run(tmp_path: Path) -> None:
+    status, lines = project(tmp_path, "node-artifacts")
+    assert status == 1
+    assert "-- node-artifacts: FAILED; the real node's tests are left out" in lines
+    assert f"{len(FOLDERS) - 1} passed" in lines[-1]
