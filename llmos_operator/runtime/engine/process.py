@@ -6,8 +6,11 @@ in poll and wakes once a second for its heartbeat.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import select
+import threading
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.messages import RuntimeState
@@ -42,17 +45,21 @@ from llmos_operator.runtime.ipc.messages import (
 )
 from llmos_operator.runtime.loader.pipeline import load_model, trim_memory
 from llmos_operator.runtime.loader.progress import Stages
+from llmos_operator.runtime.ranks.forking import fork_ranks
 
 if TYPE_CHECKING:
     import socket
 
     from llmos_operator.runtime.ipc.messages import EngineMessage, Message
     from llmos_operator.runtime.loader.pipeline import Meter
+    from llmos_operator.runtime.ranks.crew import Crew
 
 log = logger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 _WEIGHTS_TOO = 2  # sleep level that drops the weights as well
+_LAST_WORDS_SECONDS = 1.0  # to say why, when a rank is lost
+_RANK_LOST = 71  # exit code
 _LOOKS_SECONDS = 10.0  # between two measurements while nothing is loaded
 
 
@@ -66,6 +73,8 @@ class Engine:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._load: Load | None = None
+        self._crew: Crew | None = None  # the other ranks of a model that is split over several devices
+        self._sending = threading.Lock()
         self._serving: Serving | None = None
         self._asleep = False
         self._emptied: tuple[Meter, EngineMemory] | None = (
@@ -89,6 +98,8 @@ class Engine:
                 for changed in self._serving.turn_adapters():
                     self._send(changed)
             self._beat()
+        if self._crew is not None:
+            self._crew.end()
         return 0
 
     def _receive(self) -> list[Message]:
@@ -105,9 +116,25 @@ class Engine:
 
     def _send(self, message: EngineMessage) -> None:
         try:
-            self._socket.sendall(codec.encode(message))
+            with self._sending:
+                self._socket.sendall(codec.encode(message))
         except ConnectionError:
             self._ending = True  # the front is gone, and with it everybody who asked
+
+    def _muster(self, load: Load) -> None:
+        """Start the other ranks that a load asks for. Before anything of torch has run: they are forks of this process."""
+        if load.tensor > 1 and self._crew is None:
+            self._crew = fork_ranks(load.tensor, self._socket, self._clock)
+            self._crew.watch(self._lose)
+
+    def _lose(self, what: str) -> None:
+        """A rank is lost: say so and end at once, whatever the main thread waits for. Runs in the watching thread."""
+        log.error("a rank is lost", detail=what)
+        if self._sending.acquire(timeout=_LAST_WORDS_SECONDS):
+            failed = Failed("LoadFailed", f"{what}; the group of ranks ends and is started again", permanent=False)
+            with contextlib.suppress(OSError):
+                self._socket.sendall(codec.encode(failed))
+        os._exit(_RANK_LOST)
 
     def _beat(self) -> None:
         now = self._clock.monotonic()
@@ -135,6 +162,7 @@ class Engine:
         match message:
             case Load():
                 self._load = message
+                self._muster(message)
                 self._start(message)
             case Unload() | Shutdown():
                 self._abort_all("the model is unloaded")
@@ -186,7 +214,7 @@ class Engine:
         stages = Stages(self._clock, self._send)
         failure: Failed | None = None
         try:
-            loaded = load_model(load, stages, base_bytes)
+            loaded = load_model(load, stages, base_bytes, self._crew)
             self._serving = Serving(loaded, self._clock)
             self._send(Ready(self._serving.info(stages.seconds), loaded.memory(), loaded.adapters))
         except Permanent as error:
@@ -214,6 +242,8 @@ class Engine:
                 self._load = dataclasses.replace(self._load, adapters=self._serving.adapters.sources)
             self._emptied = (self._serving.meter, EngineMemory())
             self._serving = None
+            if self._crew is not None:
+                self._crew.drop()
         self._asleep = True
         trim_memory()
         if self._serving is not None:

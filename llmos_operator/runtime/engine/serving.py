@@ -188,8 +188,9 @@ class Serving:
     def _fail_step(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
         """End the requests of a step that failed; the others go on. Re-raises when step after step fails."""
         self._failures += 1
-        if self._failures >= _MOST_FAILURES:
-            raise error
+        causal = self._loaded.built.causal
+        if self._failures >= _MOST_FAILURES or (causal is not None and not causal.alone):
+            raise error  # ranks of which one failed in the middle of a step no longer compute the same
         log.error(
             "step failed",
             error=repr(error),
@@ -337,7 +338,7 @@ class Serving:
         self._loaded.plan = plan
         if (causal := self._loaded.built.causal) is not None:
             self._batcher.shrink(plan.blocks)
-            causal.store.release(self._cache.take_released())
+            causal.release(self._cache.take_released())
             trim_memory()
         self._info = dataclasses.replace(self._info, kv_blocks=plan.blocks)
 
@@ -365,7 +366,7 @@ class Serving:
         self._cache.drop_cached()
         loaded = self._loaded
         if loaded.built.causal is not None:
-            loaded.built.causal.store.release_all()
+            loaded.built.causal.release_all()
         if not loaded.built.let_go():
             return False
         loaded.host_bytes = loaded.built.mapped_bytes

@@ -67,8 +67,9 @@ def plan_kv(
     kv_element_bytes: int = 2,
     adapters: int = 0,
     adapter_rank: int = 0,
+    shards: int = 1,
 ) -> KvPlan:
-    """Return how long sequences may be and how many KV blocks there are.
+    """Return how long sequences may be and how many KV blocks there are on each of ``shards`` devices.
 
     ``wanted_len`` 0 means as long as model and memory allow; a number is a demand. Without a limit the cache gets what
     the memory model grants by default. Raises Permanent(reason=OutOfMemory) with the numbers when even one sequence
@@ -81,9 +82,10 @@ def plan_kv(
         "kv_bytes_per_element": kv_element_bytes,
         "adapters": adapters,
         "adapter_rank": adapter_rank,
+        "shards": shards,
     }
     default = estimate(shape, fmt, max_model_len=longest, **sizes)
-    per_token = kv_bytes_per_token(shape, kv_element_bytes)
+    per_token = -(-kv_bytes_per_token(shape, kv_element_bytes) // shards)
     limit = limit_bytes or default.total_bytes
     fixed = default.total_bytes - default.kv_bytes
     if not per_token:
