@@ -18,7 +18,7 @@ from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.control import gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
-from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
+from llmos_operator.state.types import Hold, Pod, PodPhase, Workload, WorkloadKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -399,6 +399,21 @@ def unsupported(workload: Workload) -> str:
             f"A replica of {workload.members} pods (spec.parallelism) needs an engine that runs over several pods; engine builtin "
             "does not. Use engine custom, or leave out parallelism.data and parallelism.pods."
         )
+    if (
+        workload.engine == "builtin"
+        and workload.kind is not WorkloadKind.FINE_TUNE
+        and workload.accelerators > 1
+    ):
+        if int((workload.spec.get("parallelism") or {}).get("pipeline") or 1) > 1:
+            return (
+                "Engine builtin splits every layer over the devices of a replica and has no pipeline stages: leave out "
+                "parallelism.pipeline, or use engine custom."
+            )
+        if workload.max_adapters:
+            return (
+                f"Engine builtin serves adapters on one device, and resources.accelerators is {workload.accelerators}: set it to "
+                "1, or leave out adapters and adapterLimits."
+            )
     if workload.engine == "vllm":
         return "Engine vllm is accepted, but this release cannot run it. Use engine builtin."
     return ""

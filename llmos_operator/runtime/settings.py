@@ -65,6 +65,7 @@ class RuntimeSettings:
     max_adapter_rank: int = 16
     volumes: str = VOLUMES_ROOT  # folder that claims are mounted in
     adapter_dirs: tuple[str, ...] = ()  # where clients may load adapters from; (): nowhere
+    tensor: int = 1  # devices that share each layer of the model
     max_queue: int = 512  # requests waiting in the engine; more get 429
     max_wait_seconds: int = 30  # expected wait beyond which a request gets 429
     max_choices: int = 128  # prompts x n of one request
@@ -93,6 +94,7 @@ class RuntimeSettings:
             adapters=self.adapters,
             max_adapters=self.max_adapters,
             max_adapter_rank=self.max_adapter_rank,
+            tensor=self.tensor,
         )
 
 
@@ -136,6 +138,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         max_adapter_rank=env.number(names.ENV_MAX_ADAPTER_RANK, 16, least=1),
         volumes=env.text(names.ENV_VOLUMES_ROOT) or VOLUMES_ROOT,
         adapter_dirs=env.folders("LLMOS_ADAPTER_DIRS"),
+        tensor=env.number(names.ENV_TENSOR_PARALLEL, 1, least=1),
         max_queue=env.number("LLMOS_MAX_QUEUE", 512),
         max_wait_seconds=env.number("LLMOS_MAX_WAIT_SECONDS", 30, least=1),
         max_choices=env.number("LLMOS_MAX_CHOICES", 128, least=1),

@@ -20,7 +20,10 @@ SPLIT_ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "Gemma3ForCausalLM",
 )
-_INT4_LANES = 64  # rows that the packing of int4 weights interleaves: a part begins and ends between two such blocks
+_GGUF_NAMES = ("llama", "qwen2", "qwen3")  # general.architecture of files that become such models
+_INT4_LANES = (
+    64  # rows that the packing of int4 weights interleaves: a part begins and ends between two such blocks
+)
 _LARGEST = 64  # spec.parallelism.tensor
 _FIELDS = "spec.resources.accelerators and spec.parallelism.tensor"
 
@@ -29,9 +32,10 @@ def not_splittable(shape: ModelShape, fmt: str, ways: int) -> str:
     """Return why ``ways`` devices cannot share the layers of a model at a format, with the fix; "" if they can."""
     if ways == 1:
         return ""
-    if shape.architecture not in SPLIT_ARCHITECTURES:
-        known = ", ".join(SPLIT_ARCHITECTURES)
-        return f"{shape.architecture} cannot be split over {ways} devices (those that can: {known}); set {_FIELDS} to 1"
+    known = not shape.architecture or shape.architecture in SPLIT_ARCHITECTURES + _GGUF_NAMES
+    if not (shape.generative and known):
+        able = ", ".join(SPLIT_ARCHITECTURES)
+        return f"{shape.architecture} cannot be split over {ways} devices ({able} can); set {_FIELDS} to 1"
     for count, what in (
         (shape.kv_heads, "key-value heads"),
         (shape.heads, "attention heads"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS
-from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.adapters import AdapterSet, Place, linear_places
 from llmos_operator.runtime.backends.attention import PackedContext
 from llmos_operator.runtime.backends.causal import CausalModel
@@ -33,6 +33,7 @@ from llmos_operator.runtime.backends.weights import (
 from llmos_operator.runtime.batching import Running, StepPlan, Work
 from llmos_operator.runtime.formats.config import shape_of
 from llmos_operator.runtime.ipc.messages import SamplingParams, Submit
+from llmos_operator.runtime.ipc.orders import RankLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -158,13 +159,13 @@ def choose_device(wanted: str, rank: int = 0, ranks: int = 1) -> torch.device:
 
 
 def meet(rank: int, ranks: int, device: torch.device, meeting: str) -> Group:
-    """Return the group of all ranks, once all have come to the file ``meeting``. Raises Retryable if they do not."""
+    """Return the group of all ranks, once all have come to the file ``meeting``. Raises RankLost if they do not."""
     from llmos_operator.runtime.backends.collective import Group  # noqa: PLC0415 - most engines run alone
 
     try:
         return Group(rank, ranks, device, meeting)
     except RuntimeError as error:
-        raise Retryable(f"the {ranks} ranks of the model did not meet: {error}") from error
+        raise RankLost(f"the {ranks} ranks of the model did not meet: {error}") from error
 
 
 def load_weights(
@@ -254,4 +255,3 @@ def attach_encoder(built: Built, empty: Empty) -> None:
     values = empty.config.values
     first = 0 if empty.config.model_type == "bert" else int(values.get("pad_token_id") or 0) + 1
     built.encoder = Encoder(empty.model, context, read_pooling(empty.folder), first, built.device)
-

@@ -32,7 +32,9 @@ class Group:
         self.count = count
         self.device = device
         cuda = device.type == "cuda"
-        if not cuda:  # ranks of one machine talk over its loopback; the name of a pod's host may resolve to nothing
+        if (
+            not cuda
+        ):  # ranks of one machine talk over its loopback; the name of a pod's host may resolve to nothing
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group(
             "nccl" if cuda else "gloo",

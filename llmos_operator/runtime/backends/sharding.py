@@ -102,7 +102,8 @@ def shard(model: nn.Module, group: Group) -> tuple[dict[str, Cut], Vocabulary]:
             _mlp(name, module, group, cuts)
         elif type(module).__name__.endswith(("Attention", "MLP")):
             raise Permanent(
-                f"{type(module).__name__} cannot be split over {group.count} devices; use one", reason="Unsupported"
+                f"{type(module).__name__} cannot be split over {group.count} devices; use one",
+                reason="Unsupported",
             )
     vocabulary = _vocabulary(model, group, cuts)
     for name, cut in cuts.items():
@@ -187,4 +188,6 @@ def _part(layer: nn.Module, attribute: str, whole: Tensor, cut: Cut) -> Tensor:
 
 
 def _take(whole: Tensor, dim: int, cut: Cut, unit: int = 1) -> Tensor:
-    return torch.cat([whole.narrow(dim, begin // unit, (end - begin) // unit) for begin, end in cut.ranges], dim)
+    return torch.cat(
+        [whole.narrow(dim, begin // unit, (end - begin) // unit) for begin, end in cut.ranges], dim
+    )

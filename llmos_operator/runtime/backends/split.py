@@ -22,7 +22,9 @@ class Split:
     group: Group
     vocabulary: Vocabulary
     tell: Callable[[Order], None] = lambda _: None
-    held: Tensor | None = None  # what rank 0 lets the others look at: the hidden states of a text that is judged
+    held: Tensor | None = (
+        None  # what rank 0 lets the others look at: the hidden states of a text that is judged
+    )
 
     def whole(self, part: Tensor) -> Tensor:
         """Return the logits of which every rank has computed a part; on other ranks than 0 the part itself."""

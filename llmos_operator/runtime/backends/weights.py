@@ -143,7 +143,9 @@ def load_part(
     shared: dict[tuple[str, ...], torch.Tensor] = {}
     for name, parts in list(sources(model, names)):
         if parts not in shared:
-            mapped = MappedTensors(entries)  # one for each tensor: the pages of the last one go before the next is read
+            mapped = MappedTensors(
+                entries
+            )  # one for each tensor: the pages of the last one go before the next is read
             found = [mapped.view([part]) for part in parts]
             whole = found[0] if len(found) == 1 else torch.cat(found)
             part = part_of(model, cuts, name, whole)

@@ -43,6 +43,7 @@ from llmos_operator.runtime.ipc.messages import (
     UnloadAdapter,
     Wake,
 )
+from llmos_operator.runtime.ipc.orders import RankLost
 from llmos_operator.runtime.loader.pipeline import load_model, trim_memory
 from llmos_operator.runtime.loader.progress import Stages
 from llmos_operator.runtime.ranks.forking import fork_ranks
@@ -102,6 +103,13 @@ class Engine:
             self._crew.end()
         return 0
 
+    def last_words(self, error: Exception) -> None:
+        """Say why the group of ranks ends, if this is one: mostly a rank is lost, which the watch knows better."""
+        if self._crew is not None:
+            self._crew.verdict()
+            text = f"rank 0 failed and the group of ranks is started again: {error}"[:500]
+            self._send(Failed("LoadFailed", text, permanent=False))
+
     def _receive(self) -> list[Message]:
         busy = self._serving is not None and not self._asleep and self._serving.busy
         wait = 0.0 if busy else max(0.0, self._next_beat - self._clock.monotonic())
@@ -131,7 +139,9 @@ class Engine:
         """A rank is lost: say so and end at once, whatever the main thread waits for. Runs in the watching thread."""
         log.error("a rank is lost", detail=what)
         if self._sending.acquire(timeout=_LAST_WORDS_SECONDS):
-            failed = Failed("LoadFailed", f"{what}; the group of ranks ends and is started again", permanent=False)
+            failed = Failed(
+                "LoadFailed", f"{what}; the group of ranks ends and is started again", permanent=False
+            )
             with contextlib.suppress(OSError):
                 self._socket.sendall(codec.encode(failed))
         os._exit(_RANK_LOST)
@@ -217,6 +227,8 @@ class Engine:
             loaded = load_model(load, stages, base_bytes, self._crew)
             self._serving = Serving(loaded, self._clock)
             self._send(Ready(self._serving.info(stages.seconds), loaded.memory(), loaded.adapters))
+        except RankLost as error:
+            failure = Failed("LoadFailed", str(error), permanent=False)
         except Permanent as error:
             failure = Failed(error.reason, str(error), permanent=True)
         except Retryable as error:
@@ -282,8 +294,10 @@ def _unexpected(error: Exception) -> Failed:
 def run(connection: socket.socket) -> int:
     """Run an engine on ``connection``; the exit code of its process."""
     connection.setblocking(True)  # noqa: FBT003 - the socket's own signature
+    engine = Engine(connection)
     try:
-        return Engine(connection).run()
-    except Exception:  # logged with its trace; the front sees the exit code and restarts
+        return engine.run()
+    except Exception as error:  # logged with its trace; the front sees the exit code and restarts
         log.exception("engine died")
+        engine.last_words(error)
         return 1

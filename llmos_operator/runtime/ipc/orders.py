@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmos_operator.runtime.ipc.messages import Load
+from llmos_operator.errors import Retryable
+from llmos_operator.runtime.ipc.messages import Load  # noqa: TC001 - the codec reads the annotations
+
+
+class RankLost(Retryable):
+    """A rank ended, hangs or did not come; so does the group end."""
 
 
 @dataclass(frozen=True, slots=True)

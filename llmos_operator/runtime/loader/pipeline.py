@@ -155,7 +155,9 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
     built = _build(empty, made, load, plan, stages, crew)
     stages.enter(RuntimeState.WARMING)
     built.warm()
-    quality = _settle(made, built, empty.config, checkpoint, load, threads, crew) if made is not None else None
+    quality = (
+        _settle(made, built, empty.config, checkpoint, load, threads, crew) if made is not None else None
+    )
     fresh = bool(source.fetched) or (made is not None and made.fresh)
     info = _info(load, source, folder, empty.config, digest, plan, built.device.type, quality, fresh=fresh)
     loaded = Loaded(load, empty.shape, built, info, plan, meter)

@@ -6,7 +6,9 @@ process, the kernel ends the others with it, and the front starts a new engine, 
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from llmos_operator.errors import Permanent, Retryable
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.ipc import codec
 from llmos_operator.runtime.ipc.messages import RankMemory
-from llmos_operator.runtime.ipc.orders import Built, Drop, End, Refused
-from llmos_operator.runtime.ranks.pulse import BEAT_SECONDS, Pulse
+from llmos_operator.runtime.ipc.orders import Built, Drop, End, RankLost, Refused
+from llmos_operator.runtime.ranks.pulse import BEAT_SECONDS, ENDED, Pulse
 
 if TYPE_CHECKING:
     import socket
@@ -30,9 +32,7 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
-
-class RankLost(Retryable):
-    """A rank ended or hangs; so does the group."""
+_LOOKS, _LOOK_SECONDS = 20, 0.05  # for the exit status of a rank that has closed its sockets
 
 
 @dataclass(slots=True)
@@ -121,12 +121,30 @@ class Crew:
             for member in self.members:
                 trouble = member.pulse.trouble()
                 if trouble and not self._over.is_set():
-                    lost(f"rank {member.rank} of {self.count} (process {member.pid}) {trouble}")
+                    how = self._how_ended(member.pid) if trouble == ENDED else trouble
+                    lost(f"rank {member.rank} of {self.count} (process {member.pid}) {how}")
                     return
             if self._clock.monotonic() >= next_beat:
                 next_beat = self._clock.monotonic() + BEAT_SECONDS
                 for member in self.members:
                     member.pulse.beat()
+
+    def _how_ended(self, pid: int) -> str:
+        """Return how a rank whose sockets are closed came to its end; the kernel knows a moment later."""
+        for _ in range(_LOOKS):
+            try:
+                gone, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if gone:
+                code = os.waitstatus_to_exitcode(status)
+                return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            self._over.wait(_LOOK_SECONDS)
+        return ENDED
+
+    def verdict(self) -> None:
+        """Give the watch the time to say what is wrong, where it is a rank's end that made this process stumble."""
+        self._over.wait(_LOOKS * _LOOK_SECONDS + BEAT_SECONDS)
 
     def drop(self) -> None:
         """Let every rank let go of the model."""

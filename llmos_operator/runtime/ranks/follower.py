@@ -27,7 +27,7 @@ from llmos_operator.runtime.ipc.orders import (
 from llmos_operator.runtime.loader.memory import resident_bytes
 from llmos_operator.runtime.loader.part import load_part
 from llmos_operator.runtime.loader.pipeline import trim_memory
-from llmos_operator.runtime.ranks.pulse import BEAT_SECONDS, Pulse
+from llmos_operator.runtime.ranks.pulse import BEAT_SECONDS, ENDED, Pulse
 
 if TYPE_CHECKING:
     import socket
@@ -108,8 +108,10 @@ def beat_for_ever(pulse: Pulse, clock: Clock, leader: int, changed: threading.Ev
             pulse.beat(measured)
         poll.poll(BEAT_SECONDS * 500)
     log.warning("rank 0 is lost, and this rank ends", detail=trouble)
-    if trouble != "ended" and os.getppid() == leader:
-        os.kill(leader, signal.SIGKILL)  # it would keep the devices, and the front waiting, for as long as it stands still
+    if trouble != ENDED and os.getppid() == leader:
+        os.kill(
+            leader, signal.SIGKILL
+        )  # it would keep the devices, and the front waiting, for as long as it stands still
     os._exit(0)
 
 

@@ -8,17 +8,19 @@ for it (backends.collective).
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 from llmos_operator.runtime.ipc import codec
 from llmos_operator.runtime.ipc.orders import Beat
 
 if TYPE_CHECKING:
+    import socket
+
     from llmos_operator.clock import Clock
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 8.0
+ENDED = "ended"
 
 
 class Pulse:
@@ -54,5 +56,5 @@ class Pulse:
         except BlockingIOError:
             return f"was silent for {SILENCE_SECONDS:.0f} s" if self._silence >= SILENCE_SECONDS else ""
         except ConnectionError:
-            return "ended"
-        return "ended"
+            return ENDED
+        return ENDED

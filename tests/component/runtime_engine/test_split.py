@@ -1,12 +1,17 @@
 """A model that several ranks share, each a process with its part, in a real engine."""
 
 import asyncio
+import os
 import random
+import re
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.runtime.ipc import EngineLost, SamplingParams, Submit
 from tests.support.models import write_random
 
 pytestmark = pytest.mark.model
@@ -61,3 +66,91 @@ def test_greedy_answers_are_those_of_plain_generate(bench, tmp_path, ways, tied)
     assert status.state is RuntimeState.READY, status.failure
     asked = prompts(7)
     assert together(bench, asked) == [generated(reference, prompt, 20) for prompt in asked]
+
+
+def test_the_chat_model_is_split_over_three_and_each_holds_a_third(bench, chat_model, tokenizer):
+    whole = bench.load(chat_model, format="fp32").memory.weights_bytes
+    prompt = tokenizer.encode("The capital of France is").ids
+    alone = together(bench, [prompt])
+    status = bench.load(chat_model, format="fp32", tensor=3)
+    assert status.state is RuntimeState.READY, status.failure
+    assert together(bench, [prompt]) == alone
+
+    def told(stats):
+        ranks = stats.memory.ranks
+        return len(ranks) == 3 and all(one.measured_bytes > one.weights_bytes for one in ranks)
+
+    ranks = bench.run(bench.stats_until(told)).memory.ranks
+    assert [one.rank for one in ranks] == [0, 1, 2]
+    for one in ranks:
+        assert one.weights_bytes == pytest.approx(whole / 3, rel=0.01)  # norms are whole on each
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "mistral", "gemma3_text"])
+def test_every_family_is_split_alike(bench, tmp_path, model_type):
+    reference = write_random(tmp_path / "m", model_type)
+    status = bench.load(tmp_path / "m", format="fp32", tensor=2)
+    assert status.state is RuntimeState.READY, status.failure
+    asked = prompts(4)
+    assert together(bench, asked, 12) == [generated(reference, prompt, 12) for prompt in asked]
+
+
+@pytest.mark.parametrize(("fmt", "share"), [("bf16", 1.01), ("int8", 0.61), ("int4", 0.46)])
+def test_each_format_is_split_at_no_loss(bench, chat_model, tokenizer, tmp_path, fmt, share):
+    status = bench.load(chat_model, format=fmt, tensor=3, cache_dir=str(tmp_path))
+    assert status.state is RuntimeState.READY, status.failure
+    tokens, _ = bench.run(bench.answer("paris", tokenizer.encode("The capital of France is").ids, max_tokens=6))
+    assert "Paris" in tokenizer.decode(tokens)
+    plain = (chat_model / "model.safetensors").stat().st_size
+    assert status.memory.weights_bytes <= 1.01 * share * plain / 3
+    if fmt != "bf16":  # judged by all ranks together, against the source
+        assert status.info.quality_kl_micro <= 10_000
+
+
+@pytest.fixture
+def pair(bench, tmp_path):
+    """A small model on two ranks."""
+    write_random(tmp_path / "m")
+    status = bench.load(tmp_path / "m", format="fp32", tensor=2, fresh=True)
+    assert status.state is RuntimeState.READY, status.failure
+    return bench
+
+
+def rank_pids(client):
+    """The processes of the other ranks: the engine's children."""
+    pid = client.status().pid
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("strike", "told"),
+    [(signal.SIGKILL, "was ended by SIGKILL"), (signal.SIGSTOP, "silent|Timed out|imed out|ended by SIGKILL")],
+    ids=["killed", "stopped"],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_lost_ends_the_group_and_a_new_one_serves(pair, rank, strike, told):
+    client = pair.client
+    engine, (other,) = client.status().pid, rank_pids(client)
+
+    async def lose():
+        submit = Submit("doomed", (5, 6, 7), SamplingParams(max_tokens=480, ignore_eos=True, temperature=1.0))
+        async with client.generate(submit) as outputs:
+            await anext(aiter(outputs))
+            os.kill(engine if rank == 0 else other, strike)
+            with pytest.raises(EngineLost):
+                async for _ in outputs:
+                    pass
+        while client.status().restarts == 0:
+            await asyncio.sleep(0.05)
+        failure = client.status().failure
+        return failure, await client.wait(RuntimeState.READY)
+
+    failure, status = pair.run(lose())
+    assert not failure.permanent
+    if rank:
+        assert re.search(told, failure.message), failure.message
+    assert status.pid != engine
+    assert not Path(f"/proc/{other}").exists(), "no rank outlives its group"
+    assert len(rank_pids(client)) == 1
+    assert pair.run(pair.answer("back", (5, 6, 7)))[0]
+    pair.loaded = None

@@ -86,7 +86,9 @@ async def test_a_storm_of_leaving_clients_leaves_nothing_behind() -> None:
     async with running_gateway() as bench:
         replica = await _slow_bench(bench, None)
         asked: list[asyncio.Task[Any]] = []
-        while len(asked) < 200:  # by twenties: clients, gateway and replica share one loop, and connecting has a limit
+        while (
+            len(asked) < 200
+        ):  # by twenties: clients, gateway and replica share one loop, and connecting has a limit
             asked += [asyncio.create_task(bench.chat("chat")) for _ in range(20)]
             await until(lambda: replica.running == len(asked))
         for task in asked:
