@@ -19,7 +19,7 @@ from torch import nn
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.fused import FusedAttention, FusedMlp
 from llmos_operator.runtime.backends.quantized import Int4Linear, QuantizedLinear
-from llmos_operator.runtime.formats.grids import GROUP, LANES
+from llmos_operator.runtime.formats.grids import GROUP, interleaved_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,10 +181,19 @@ def _part(layer: nn.Module, attribute: str, whole: Tensor, cut: Cut) -> Tensor:
     if isinstance(layer, Int4Linear) and attribute == "grid":  # [in / GROUP, out, 2]
         return _take(whole, 1, cut) if cut.dim == ROWS else _take(whole, 0, cut, GROUP)
     if isinstance(layer, Int4Linear) and attribute == "weight" and cut.dim == COLUMNS:
-        out, half = whole.shape  # in memory [out / LANES, in, LANES / 2]
-        blocks = whole.view(out // LANES, 2 * half, LANES // 2)
-        return _take(blocks, 1, cut).view(out, cut.size // 2)
+        return _take_packed(whole, cut)
     return _take(whole, cut.dim, cut)
+
+
+def _take_packed(whole: Tensor, cut: Cut) -> Tensor:
+    """Return columns of packed int4 weights. Raises Permanent(reason=Unsupported) where the packing is not known."""
+    (out, half), rows = whole.shape, interleaved_rows()
+    if not rows or out % rows:
+        raise Permanent(
+            "int4 weights of this CPU's packing cannot be split; use bf16 or int8", reason="Unsupported"
+        )
+    blocks = whole.view(out // rows, 2 * half, rows // 2)
+    return _take(blocks, 1, cut).view(out, cut.size // 2)
 
 
 def _take(whole: Tensor, dim: int, cut: Cut, unit: int = 1) -> Tensor:

@@ -138,7 +138,11 @@ class Crew:
                 break
             if gone:
                 code = os.waitstatus_to_exitcode(status)
-                return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                return (
+                    f"was ended by {signal.Signals(-code).name}"
+                    if code < 0
+                    else f"ended with exit code {code}"
+                )
             self._over.wait(_LOOK_SECONDS)
         return ENDED
 

@@ -99,7 +99,9 @@ def test_every_family_is_split_alike(bench, tmp_path, model_type):
 def test_each_format_is_split_at_no_loss(bench, chat_model, tokenizer, tmp_path, fmt, share):
     status = bench.load(chat_model, format=fmt, tensor=3, cache_dir=str(tmp_path))
     assert status.state is RuntimeState.READY, status.failure
-    tokens, _ = bench.run(bench.answer("paris", tokenizer.encode("The capital of France is").ids, max_tokens=6))
+    tokens, _ = bench.run(
+        bench.answer("paris", tokenizer.encode("The capital of France is").ids, max_tokens=6)
+    )
     assert "Paris" in tokenizer.decode(tokens)
     plain = (chat_model / "model.safetensors").stat().st_size
     assert status.memory.weights_bytes <= 1.01 * share * plain / 3
@@ -124,7 +126,10 @@ def rank_pids(client):
 
 @pytest.mark.parametrize(
     ("strike", "told"),
-    [(signal.SIGKILL, "was ended by SIGKILL"), (signal.SIGSTOP, "silent|Timed out|imed out|ended by SIGKILL")],
+    [
+        (signal.SIGKILL, "was ended by SIGKILL"),
+        (signal.SIGSTOP, "silent|Timed out|imed out|ended by SIGKILL"),
+    ],
     ids=["killed", "stopped"],
 )
 @pytest.mark.parametrize("rank", [0, 1])

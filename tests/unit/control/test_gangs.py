@@ -177,6 +177,14 @@ def test_the_builtin_engine_does_not_run_over_several_pods() -> None:
     assert reconcile.unsupported(a_gang()) == ""
 
 
+def test_the_builtin_engine_splits_layers_over_devices_and_nothing_else() -> None:
+    two = {"resources": {"accelerators": 2}}
+    assert reconcile.unsupported(a_work(**two)) == ""
+    assert "no pipeline stages" in reconcile.unsupported(a_work(**two, parallelism={"pipeline": 2}))
+    adapters = [{"name": "a", "uri": "hf://org/a"}]
+    assert "adapters on one device" in reconcile.unsupported(a_work(**two, adapters=adapters))
+
+
 def test_a_pod_whose_creation_stays_in_doubt_does_not_keep_the_others_waiting_for_ever() -> None:
     work = a_gang()
     pods = (member(work, 0, ready=True), replace(member(work, 1, phase=PodPhase.ASSUMED), uid=""))
