@@ -394,28 +394,30 @@ def _source_refusal(
 
 def unsupported(workload: Workload) -> str:
     """Return why this release cannot run the workload, "" if it can."""
-    if workload.members > 1 and workload.engine == "builtin":
-        return (
-            f"A replica of {workload.members} pods (spec.parallelism) needs an engine that runs over several pods; engine builtin "
-            "does not. Use engine custom, or leave out parallelism.data and parallelism.pods."
-        )
-    if (
-        workload.engine == "builtin"
-        and workload.kind is not WorkloadKind.FINE_TUNE
-        and workload.accelerators > 1
-    ):
-        if int((workload.spec.get("parallelism") or {}).get("pipeline") or 1) > 1:
-            return (
-                "Engine builtin splits every layer over the devices of a replica and has no pipeline stages: leave out "
-                "parallelism.pipeline, or use engine custom."
-            )
-        if workload.max_adapters:
-            return (
-                f"Engine builtin serves adapters on one device, and resources.accelerators is {workload.accelerators}: set it to "
-                "1, or leave out adapters and adapterLimits."
-            )
+    if workload.engine == "builtin" and workload.kind is not WorkloadKind.FINE_TUNE:
+        problem = _unsplit(workload)
+        if problem:
+            return problem
     if workload.engine == "vllm":
         return "Engine vllm is accepted, but this release cannot run it. Use engine builtin."
+    return ""
+
+
+def _unsplit(workload: Workload) -> str:
+    """Return why the built-in engine cannot spread a copy as the workload asks, "" if it can."""
+    if workload.copies > 1:
+        return "Engine builtin has no copies that work in step: leave out parallelism.data and set replicas, or use engine custom."
+    devices = workload.accelerators * workload.stages
+    if devices > 1 and int((workload.spec.get("parallelism") or {}).get("pipeline") or 1) > 1:
+        return (
+            "Engine builtin splits every layer over the devices of a replica and has no pipeline stages: leave out "
+            "parallelism.pipeline, or use engine custom."
+        )
+    if devices > 1 and workload.max_adapters:
+        return (
+            f"Engine builtin serves adapters on one device, and resources.accelerators is {devices}: set it to 1, or leave out "
+            "adapters and adapterLimits."
+        )
     return ""
 
 

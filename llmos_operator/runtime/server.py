@@ -30,6 +30,7 @@ from llmos_operator.runtime.host import ModelHost
 from llmos_operator.runtime.ipc.client import EngineClient
 from llmos_operator.runtime.listening import Port
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
+from llmos_operator.runtime.ranks.following import follow
 from llmos_operator.runtime.settings import BadEnvironment, RuntimeSettings, from_environment
 from llmos_operator.runtime.shell import Shell
 
@@ -177,6 +178,9 @@ async def _run(settings: RuntimeSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if settings.node_rank:
+        await follow(settings, stop)
+        return
     engine = EngineClient()
     # Its imports take seconds: they run while the ports open.
     await engine.prepare()

@@ -175,3 +175,12 @@ def test_11_a_workload_reads_the_copy_its_node_keeps(workspace: Workspace) -> No
         assert "Paris" in workspace.ask("quick", QUESTION)["text"]
     finally:
         workspace.kubectl("delete", "mc", "smollm2")
+
+
+def test_13_one_model_is_served_by_the_devices_of_three_pods(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "13-split-model/workload.yaml")
+    workspace.ready("split", seconds=240)
+    pods = workspace.pods_of("split")
+    assert len(pods) == 3
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
+    assert "Paris" in workspace.ask("split", QUESTION)["text"]

@@ -158,6 +158,13 @@ def choose_device(wanted: str, rank: int = 0, ranks: int = 1) -> torch.device:
     return torch.device("cuda", rank)
 
 
+def open_meeting(host: str) -> str:
+    """Return the address of a new meeting of ranks in several pods, which reach this process as ``host``."""
+    from llmos_operator.runtime.backends import collective  # noqa: PLC0415 - most engines run alone
+
+    return collective.open_meeting(host)
+
+
 def meet(rank: int, ranks: int, device: torch.device, meeting: str) -> Group:
     """Return the group of all ranks, once all have come to the file ``meeting``. Raises RankLost if they do not."""
     from llmos_operator.runtime.backends.collective import Group  # noqa: PLC0415 - most engines run alone

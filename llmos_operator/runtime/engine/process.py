@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import select
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -46,14 +47,14 @@ from llmos_operator.runtime.ipc.messages import (
 from llmos_operator.runtime.ipc.orders import RankLost
 from llmos_operator.runtime.loader.pipeline import load_model, trim_memory
 from llmos_operator.runtime.loader.progress import Stages
+from llmos_operator.runtime.ranks.crew import Crew
+from llmos_operator.runtime.ranks.follower import follow
 from llmos_operator.runtime.ranks.forking import fork_ranks
+from llmos_operator.runtime.ranks.meeting import accept_ranks, join
 
 if TYPE_CHECKING:
-    import socket
-
     from llmos_operator.runtime.ipc.messages import EngineMessage, Message
-    from llmos_operator.runtime.loader.pipeline import Meter
-    from llmos_operator.runtime.ranks.crew import Crew
+    from llmos_operator.runtime.loader.memory import Meter
 
 log = logger(__name__)
 
@@ -130,10 +131,31 @@ class Engine:
             self._ending = True  # the front is gone, and with it everybody who asked
 
     def _muster(self, load: Load) -> None:
-        """Start the other ranks that a load asks for. Before anything of torch has run: they are forks of this process."""
-        if load.tensor > 1 and self._crew is None:
-            self._crew = fork_ranks(load.tensor, self._socket, self._clock)
-            self._crew.watch(self._lose)
+        """Have the other ranks that a load asks for. Before anything of torch has run: some are forks of this process.
+
+        Raises RankLost if the front goes away before all have come, OSError if they cannot come to the load's port.
+        """
+        if load.tensor == 1 or self._crew is not None:
+            return
+        local = load.local or load.tensor
+        members = fork_ranks(local, self._socket, self._clock)
+        if load.tensor > local:
+            afar = range(local, load.tensor)
+            at = (load.listen, load.meeting[1])
+            members += accept_ranks(at, afar, load.meeting_token, self._clock, self._waits)
+        self._crew = Crew(members, self._clock)
+        self._crew.watch(self._lose)
+
+    def _waits(self) -> bool:
+        """Tell the front that this process still starts; return whether it is there."""
+        self._send(Progress(RuntimeState.STARTING))
+        return not self._ending and not _closed(self._socket)
+
+    def _follow(self, load: Load) -> None:
+        """Be a rank of a group whose rank 0 is in another pod, until the group ends."""
+        orders, pulse = join(load.meeting, load.rank, load.meeting_token, lambda: not _closed(self._socket))
+        follow(load.rank, orders, pulse, 0, load)
+        self._ending = True
 
     def _lose(self, what: str) -> None:
         """A rank is lost: say so and end at once, whatever the main thread waits for. Runs in the watching thread."""
@@ -170,9 +192,10 @@ class Engine:
 
     def _handle(self, message: Message) -> None:
         match message:
+            case Load() if message.rank:
+                self._follow(message)
             case Load():
                 self._load = message
-                self._muster(message)
                 self._start(message)
             case Unload() | Shutdown():
                 self._abort_all("the model is unloaded")
@@ -224,6 +247,7 @@ class Engine:
         stages = Stages(self._clock, self._send)
         failure: Failed | None = None
         try:
+            self._muster(load)
             loaded = load_model(load, stages, base_bytes, self._crew)
             self._serving = Serving(loaded, self._clock)
             self._send(Ready(self._serving.info(stages.seconds), loaded.memory(), loaded.adapters))
@@ -282,6 +306,16 @@ class Engine:
         outputs = self._serving.abort_all(why) if self._serving is not None else []
         if outputs:
             self._send(StepOutput(tuple(outputs)))
+
+
+def _closed(connection: socket.socket) -> bool:
+    """Return whether the other end of a connection is gone. What it has sent stays to be read."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def _unexpected(error: Exception) -> Failed:

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.batching import StepPlan
     from llmos_operator.runtime.batching.plan import Form
     from llmos_operator.runtime.ipc.messages import AdapterResult, Embed, Submit, TokenLogprob
-    from llmos_operator.runtime.loader.memory import KvPlan
-    from llmos_operator.runtime.loader.pipeline import Meter
+    from llmos_operator.runtime.loader.memory import KvPlan, Meter
 
 log = logger(__name__)
 

@@ -56,6 +56,8 @@ _CLASSES: tuple[type[Any], ...] = (
     orders.Built,
     orders.Refused,
     orders.Beat,
+    orders.Hello,
+    orders.Fetch,
 )
 _TAGS = {cls: tag for tag, cls in enumerate(_CLASSES)}
 _NAMES: dict[type[Any], tuple[str, ...]] = {

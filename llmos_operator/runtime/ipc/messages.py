@@ -92,6 +92,11 @@ class Load:
     max_adapters: int = 0  # adapters that memory is kept for; 0 = none can be loaded
     max_adapter_rank: int = 16
     tensor: int = 1  # devices that share each layer, one process each
+    local: int = 0  # of them, those of this pod; 0 = all
+    rank: int = 0  # more than 0: do not load, follow rank 0, which waits at `meeting`
+    meeting: tuple[str, int] = ("", 0)  # host and port at which ranks of several pods reach rank 0
+    listen: str = ""  # address that rank 0 opens the port on
+    meeting_token: str = field(default="", repr=False)  # what they know of each other by; never logged
 
 
 @dataclass(frozen=True, slots=True)

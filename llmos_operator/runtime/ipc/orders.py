@@ -18,13 +18,30 @@ class RankLost(Retryable):
 
 
 @dataclass(frozen=True, slots=True)
+class Hello:
+    """The first frame on each of a rank's two connections to rank 0, where they are of two pods."""
+
+    rank: int
+    channel: int  # 0: orders, 1: beats
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Have the files of a model in this pod: from the same source, with the digest of rank 0's. Answered as Build."""
+
+    format: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """Load the rank's part of a model. Answered by Built or Refused. Files have been checked by rank 0."""
 
     load: Load
     folder: str  # with config.json and the published weights
     converted: str  # folder of the converted weights; "" = serve the published ones
-    meeting: str  # path of the file the ranks meet at; "" = they have met before
+    meeting: str  # path of the file, or host:port, that the ranks meet at; "" = they have met before
     max_model_len: int
     blocks: int  # of the KV cache
 
@@ -116,6 +133,6 @@ class Beat:
     measured_bytes: int = 0
 
 
-Order = Build | Tune | Step | Look | Columns | Release | Drop | End
+Order = Fetch | Build | Tune | Step | Look | Columns | Release | Drop | End
 Answer = Built | Refused
-RankMessage = Order | Answer | Beat
+RankMessage = Order | Answer | Beat | Hello

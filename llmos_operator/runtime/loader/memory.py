@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llmos_operator.api.runtime.memory import MemoryEstimate, ModelShape
+    from llmos_operator.runtime.ranks.crew import Crew
 
 LEAST_TOKENS = 256  # a KV cache for fewer is no service
 _MIB = 1 << 20
@@ -45,6 +47,35 @@ def machine_available_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+@dataclass(slots=True)
+class Meter:
+    """Memory of the whole runtime: the engine and the processes beside it."""
+
+    pids: tuple[int, ...]
+    base_bytes: int = 0
+    peak_bytes: int = 0
+    limit_bytes: int = 0
+    crew: Crew | None = None  # ranks on other devices: the fullest device counts
+    load_peak_bytes: int = 0  # of the load, before the KV cache holds anything
+    rest_bytes: int = 0  # most that was in use beside the KV cache since
+
+    def measure(self) -> int:
+        """Return the bytes in use now."""
+        others = [one.measured_bytes for one in self.crew.measured()] if self.crew is not None else []
+        now = max(resident_bytes((*self.pids, os.getpid())), *others, 0)
+        self.peak_bytes = max(self.peak_bytes, now)
+        return now
+
+    def check(self, doing: str) -> None:
+        """Raise Permanent(reason=OutOfMemory) if the limit is passed."""
+        used = self.measure()
+        if self.limit_bytes and used > self.limit_bytes:
+            raise Permanent(
+                f"{doing} took the runtime to {used >> 20} MiB; it may use {self.limit_bytes >> 20} MiB",
+                reason="OutOfMemory",
+            )
 
 
 @dataclass(frozen=True, slots=True)

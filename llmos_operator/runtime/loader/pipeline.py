@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +26,15 @@ from llmos_operator.runtime.ipc.orders import Build, Tune
 from llmos_operator.runtime.loader.adapters import load_adapters
 from llmos_operator.runtime.loader.converted import Converted, converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
-from llmos_operator.runtime.loader.memory import KvPlan, machine_available_bytes, plan_kv, resident_bytes
+from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_available_bytes, plan_kv
 from llmos_operator.runtime.loader.sources import Resolved, resolve
 
 if TYPE_CHECKING:
+    import torch
+
     from llmos_operator.api.runtime.memory import ModelShape
     from llmos_operator.runtime.backends.build import Built, Empty
+    from llmos_operator.runtime.backends.collective import Group
     from llmos_operator.runtime.backends.quality import Quality
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
@@ -42,35 +44,6 @@ log = logger(__name__)
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
 _SHARE_WITHOUT_LIMIT = 2  # without a limit the runtime takes at most half of what the machine has free
-
-
-@dataclass(slots=True)
-class Meter:
-    """Memory of the whole runtime: the engine and the processes beside it."""
-
-    pids: tuple[int, ...]
-    base_bytes: int = 0
-    peak_bytes: int = 0
-    limit_bytes: int = 0
-    crew: Crew | None = None  # ranks on other devices: the fullest device counts
-    load_peak_bytes: int = 0  # of the load, before the KV cache holds anything
-    rest_bytes: int = 0  # most that was in use beside the KV cache since
-
-    def measure(self) -> int:
-        """Return the bytes in use now."""
-        others = [one.measured_bytes for one in self.crew.measured()] if self.crew is not None else []
-        now = max(resident_bytes((*self.pids, os.getpid())), *others, 0)
-        self.peak_bytes = max(self.peak_bytes, now)
-        return now
-
-    def check(self, doing: str) -> None:
-        """Raise Permanent(reason=OutOfMemory) if the limit is passed."""
-        used = self.measure()
-        if self.limit_bytes and used > self.limit_bytes:
-            raise Permanent(
-                f"{doing} took the runtime to {used >> 20} MiB; it may use {self.limit_bytes >> 20} MiB",
-                reason="OutOfMemory",
-            )
 
 
 @dataclass(slots=True)
@@ -142,7 +115,7 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
 
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
 
-    threads = build.use_threads(load.threads, load.tensor)
+    threads = build.use_threads(load.threads, load.local or load.tensor)
     empty = build.prepare(config, checkpoint)
     _refuse_split(load, empty.shape)
     plan = plan_of(load, meter, empty.shape)
@@ -152,6 +125,8 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
         made = converted(empty, load, digest, stages)
         _refuse_known(made, load)
         meter.check("quantising")
+    if crew is not None and crew.spread:
+        crew.fetched(load.format, digest, lambda: stages.advance(0))
     built = _build(empty, made, load, plan, stages, crew)
     stages.enter(RuntimeState.WARMING)
     built.warm()
@@ -194,10 +169,9 @@ def _build(
         made.checkpoint.total_bytes if made is not None else sum(e.nbytes for _, e in empty.entries.values())
     )
     stages.enter(RuntimeState.LOADING, total)
-    device = build.choose_device(load.device, 0, load.tensor)
+    device = build.choose_device(load.device, 0, load.local or load.tensor)
     if crew is not None:
-        _gather(crew, empty.folder, made, load, plan)
-        crew.group = crew.group or build.meet(0, crew.count, device, crew.meeting)
+        crew.group = _gather(crew, empty, made, load, plan, device)
     group = crew.group if crew is not None else None
     built = build.load_weights(empty, load.format, entries, device, stages.advance, group)
     if built.split is not None and crew is not None:
@@ -211,15 +185,22 @@ def _build(
         max_num_seqs=load.max_num_seqs,
     )
     if crew is not None:
-        crew.built()
+        crew.built(lambda: stages.advance(0))
     return built
 
 
-def _gather(crew: Crew, folder: Path, made: Converted | None, load: Load, plan: KvPlan) -> None:
-    """Order the other ranks to load their parts."""
-    plain = replace(load, token="", secrets=())  # nothing is fetched any more
-    converted = str(made.checkpoint.folder) if made is not None else ""
-    crew.tell(Build(plain, str(folder), converted, crew.meeting, plan.max_model_len, plan.blocks))
+def _gather(
+    crew: Crew, empty: Empty, made: Converted | None, load: Load, plan: KvPlan, device: torch.device
+) -> Group:
+    """Order the other ranks to load their parts; return the group they and this one meet in."""
+    from llmos_operator.runtime.backends import build  # noqa: PLC0415 - as above
+
+    known = crew.group is not None
+    meeting = build.open_meeting(load.meeting[0]) if crew.spread and not known else crew.meeting
+    plain = replace(load, token="", secrets=(), meeting_token="")  # nothing is fetched any more
+    folder = str(made.checkpoint.folder) if made is not None else ""
+    crew.tell(Build(plain, str(empty.folder), folder, meeting, plan.max_model_len, plan.blocks))
+    return crew.group or build.meet(0, crew.count, device, meeting)
 
 
 def _refuse_known(made: Converted, load: Load) -> None:

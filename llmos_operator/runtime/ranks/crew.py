@@ -19,7 +19,7 @@ from llmos_operator.errors import Permanent, Retryable
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.ipc import codec
 from llmos_operator.runtime.ipc.messages import RankMemory
-from llmos_operator.runtime.ipc.orders import Built, Drop, End, RankLost, Refused
+from llmos_operator.runtime.ipc.orders import Built, Drop, End, Fetch, RankLost, Refused
 from llmos_operator.runtime.ranks.pulse import BEAT_SECONDS, ENDED, Pulse
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Member:
     """One other rank."""
 
     rank: int
-    pid: int
+    pid: int  # 0: in another pod
     orders: socket.socket
     pulse: Pulse
     weights_bytes: int = 0
@@ -63,26 +63,44 @@ class Crew:
         return len(self.members) + 1
 
     @property
+    def spread(self) -> bool:
+        """Whether some ranks are in other pods."""
+        return any(not member.pid for member in self.members)
+
+    @property
     def meeting(self) -> str:
-        """The file the ranks meet at, "" when they have met."""
+        """The file that ranks of one pod meet at, "" when they have met."""
         return "" if self.group is not None else str(Path(self._folder.name) / "meeting")
+
+    def fetched(self, fmt: str, digest: str, waiting: Callable[[], None]) -> None:
+        """Let ranks of other pods have the model's files. Raises as `built`."""
+        afar = [member for member in self.members if not member.pid]
+        self._send(afar, Fetch(fmt, digest))
+        self._wait(afar, waiting)
 
     def tell(self, order: Order) -> None:
         """Send an order to every rank. Raises RankLost if one is gone."""
+        self._send(self.members, order)
+
+    @staticmethod
+    def _send(members: Iterable[Member], order: Order) -> None:
         frame = codec.encode(order)
-        for member in self.members:
+        for member in members:
             try:
                 member.orders.sendall(frame)
             except OSError as error:
                 raise RankLost(f"rank {member.rank} is gone: {error}") from error
 
-    def built(self) -> None:
-        """Wait until every rank has its part of the model.
+    def built(self, waiting: Callable[[], None]) -> None:
+        """Wait until every rank has its part of the model; ``waiting`` is called now and then.
 
         Raises Permanent or Retryable as the first rank that cannot have it says, RankLost if one ends.
         """
-        for member in self.members:
-            answer = self._answer(member)
+        self._wait(self.members, waiting)
+
+    def _wait(self, members: Iterable[Member], waiting: Callable[[], None]) -> None:
+        for member in members:
+            answer = self._answer(member, waiting)
             match answer:
                 case Built(weights_bytes):
                     member.weights_bytes = weights_bytes
@@ -90,8 +108,11 @@ class Crew:
                     text = f"rank {member.rank}: {message}"
                     raise Permanent(text, reason=reason) if permanent else Retryable(text)
 
-    def _answer(self, member: Member) -> Answer:
+    def _answer(self, member: Member, waiting: Callable[[], None]) -> Answer:
         while True:
+            if not select.select([member.orders], [], [], BEAT_SECONDS)[0]:
+                waiting()
+                continue
             try:
                 data = member.orders.recv(1 << 16)
             except OSError as error:
@@ -122,7 +143,8 @@ class Crew:
                 trouble = member.pulse.trouble()
                 if trouble and not self._over.is_set():
                     how = self._how_ended(member.pid) if trouble == ENDED else trouble
-                    lost(f"rank {member.rank} of {self.count} (process {member.pid}) {how}")
+                    where = f"process {member.pid}" if member.pid else "in another pod"
+                    lost(f"rank {member.rank} of {self.count} ({where}) {how}")
                     return
             if self._clock.monotonic() >= next_beat:
                 next_beat = self._clock.monotonic() + BEAT_SECONDS
@@ -131,7 +153,7 @@ class Crew:
 
     def _how_ended(self, pid: int) -> str:
         """Return how a rank whose sockets are closed came to its end; the kernel knows a moment later."""
-        for _ in range(_LOOKS):
+        for _ in range(_LOOKS if pid else 0):
             try:
                 gone, status = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.clock import Clock, SystemClock
@@ -18,6 +19,7 @@ from llmos_operator.runtime.ipc.orders import (
     Columns,
     Drop,
     End,
+    Fetch,
     Look,
     Refused,
     Release,
@@ -25,7 +27,7 @@ from llmos_operator.runtime.ipc.orders import (
     Tune,
 )
 from llmos_operator.runtime.loader.memory import resident_bytes
-from llmos_operator.runtime.loader.part import load_part
+from llmos_operator.runtime.loader.part import Files, fetch, load_part
 from llmos_operator.runtime.loader.pipeline import trim_memory
 from llmos_operator.runtime.ranks.pulse import BEAT_SECONDS, ENDED, Pulse
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     import socket
 
     from llmos_operator.runtime.backends.collective import Group
+    from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.ipc.orders import Answer, Order
     from llmos_operator.runtime.loader.part import Part
 
@@ -44,11 +47,15 @@ _LOOKS = 10  # beats between two measurements of this process's memory
 class Follower:
     """One rank's orders, one after the other."""
 
-    def __init__(self, rank: int, orders: socket.socket, changed: threading.Event) -> None:
-        """``changed`` is set when the process's memory is another than before."""
+    def __init__(
+        self, rank: int, orders: socket.socket, changed: threading.Event, own: Load | None = None
+    ) -> None:
+        """``changed`` is set when the process's memory is another than before; ``own`` says where this pod has files."""
         self._rank = rank
         self._orders = orders
         self._changed = changed
+        self._own = own
+        self._files = Files("", "")
         self._frames = codec.FrameReader()
         self._group: Group | None = None
         self._part: Part | None = None
@@ -64,8 +71,8 @@ class Follower:
 
     def _obey(self, order: Order) -> None:
         match order:
-            case Build():
-                self._orders.sendall(codec.encode(self._build(order)))
+            case Fetch() | Build():
+                self._orders.sendall(codec.encode(self._prepare(order)))
             case Drop():
                 self._part = None
                 trim_memory()
@@ -77,9 +84,12 @@ class Follower:
             case _:
                 raise AssertionError(f"rank {self._rank} has no model for {type(order).__name__}")
 
-    def _build(self, order: Build) -> Answer:
+    def _prepare(self, order: Fetch | Build) -> Answer:
         try:
-            self._part = load_part(order, self._rank, self._group)
+            if isinstance(order, Build):
+                self._build(order)
+            elif self._own is not None:
+                self._files = fetch(self._own, order)
         except Permanent as error:
             return Refused(error.reason, str(error))
         except Retryable as error:
@@ -88,9 +98,14 @@ class Follower:
             return Refused("OutOfMemory", f"memory ran out while loading: {error}")
         except OSError as error:
             return Refused("LoadFailed", f"while loading: {error}", permanent=False)
+        return Built(self._part.weights_bytes if self._part is not None else 0)
+
+    def _build(self, order: Build) -> None:
+        if self._own is not None:
+            order = replace(order, folder=self._files.folder, converted=self._files.converted)
+        self._part = load_part(order, self._rank, self._group)
         self._group = self._part.group
         self._changed.set()
-        return Built(self._part.weights_bytes)
 
 
 def beat_for_ever(pulse: Pulse, clock: Clock, leader: int, changed: threading.Event) -> None:
@@ -108,21 +123,26 @@ def beat_for_ever(pulse: Pulse, clock: Clock, leader: int, changed: threading.Ev
             pulse.beat(measured)
         poll.poll(BEAT_SECONDS * 500)
     log.warning("rank 0 is lost, and this rank ends", detail=trouble)
-    if trouble != ENDED and os.getppid() == leader:
+    if trouble != ENDED and leader and os.getppid() == leader:
         os.kill(
             leader, signal.SIGKILL
         )  # it would keep the devices, and the front waiting, for as long as it stands still
     os._exit(0)
 
 
-def follow(rank: int, orders: socket.socket, pulse: socket.socket, leader: int) -> int:
-    """Run rank ``rank`` of the group of process ``leader``; the exit code of this process."""
+def follow(
+    rank: int, orders: socket.socket, pulse: socket.socket, leader: int, own: Load | None = None
+) -> int:
+    """Run rank ``rank`` of the group of process ``leader``; the exit code of this process.
+
+    Where rank 0 is in another pod, ``leader`` is 0 and ``own`` says where to have the model's files from.
+    """
     clock = SystemClock()
     changed = threading.Event()
     beating = (Pulse(pulse, clock), clock, leader, changed)
     threading.Thread(target=beat_for_ever, args=beating, name="pulse", daemon=True).start()
     try:
-        return Follower(rank, orders, changed).run()
+        return Follower(rank, orders, changed, own).run()
     except ConnectionError:
         return 0  # rank 0 is gone
     except Exception:  # logged with its trace; rank 0 sees the end and ends the group

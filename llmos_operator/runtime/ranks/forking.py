@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from llmos_operator.runtime.engine.zygote import die_with_parent
-from llmos_operator.runtime.ranks.crew import Crew, Member
+from llmos_operator.runtime.ranks.crew import Member
 from llmos_operator.runtime.ranks.follower import follow
 from llmos_operator.runtime.ranks.pulse import Pulse
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmos_operator.clock import Clock
 
 
-def fork_ranks(count: int, front: socket.socket, clock: Clock) -> Crew:
+def fork_ranks(count: int, front: socket.socket, clock: Clock) -> list[Member]:
     """Return the ranks 1 to ``count`` - 1. ``front`` is rank 0's own connection, which they must not hold."""
     members: list[Member] = []
     for rank in range(1, count):
@@ -33,7 +33,7 @@ def fork_ranks(count: int, front: socket.socket, clock: Clock) -> Crew:
         their_orders.close()
         their_pulse.close()
         members.append(Member(rank, pid, orders, Pulse(pulse, clock)))
-    return Crew(members, clock)
+    return members
 
 
 def _become(

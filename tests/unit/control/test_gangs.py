@@ -172,7 +172,7 @@ def test_a_gang_whose_containers_run_may_take_its_time_to_load() -> None:
     assert reconcile.rule(seen).retire == ()
 
 
-def test_the_builtin_engine_does_not_run_over_several_pods() -> None:
+def test_copies_that_work_in_step_need_an_engine_of_ones_own() -> None:
     assert "engine custom" in reconcile.unsupported(a_work(parallelism={"data": 2}))
     assert reconcile.unsupported(a_gang()) == ""
 
@@ -181,6 +181,7 @@ def test_the_builtin_engine_splits_layers_over_devices_and_nothing_else() -> Non
     two = {"resources": {"accelerators": 2}}
     assert reconcile.unsupported(a_work(**two)) == ""
     assert "no pipeline stages" in reconcile.unsupported(a_work(**two, parallelism={"pipeline": 2}))
+    assert reconcile.unsupported(a_work(**two, parallelism={"pods": 2})) == ""
     adapters = [{"name": "a", "uri": "hf://org/a"}]
     assert "adapters on one device" in reconcile.unsupported(a_work(**two, adapters=adapters))
 

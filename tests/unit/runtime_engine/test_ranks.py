@@ -1,6 +1,7 @@
 """Parts of a model and the beat between ranks, without processes."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from llmos_operator.clock import FakeClock
 from llmos_operator.runtime.backends.quantized import Int4Linear, Int8Linear
 from llmos_operator.runtime.backends.sharding import COLUMNS, ROWS, Cut, Vocabulary, _narrow, part_of
 from llmos_operator.runtime.formats.grids import pack_int4, quantize_int4, quantize_int8
+from llmos_operator.runtime.ipc.orders import RankLost
+from llmos_operator.runtime.ranks.meeting import accept_ranks, join
 from llmos_operator.runtime.ranks.pulse import ENDED, SILENCE_SECONDS, Pulse
 
 OUT, IN = 256, 128
@@ -122,3 +125,35 @@ def test_an_end_is_seen_at_once(ends):
     near = Pulse(ends[0], FakeClock())
     ends[1].close()
     assert near.trouble() == ENDED
+
+
+def test_ranks_of_other_pods_are_let_in_by_what_they_know():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        at = free.getsockname()
+    with ThreadPoolExecutor() as pool:
+        leader = pool.submit(accept_ranks, at, range(1, 3), "secret", FakeClock(), lambda: True)
+        stranger = pool.submit(join, at, 1, "guessed", lambda: True)
+        uninvited = pool.submit(join, at, 7, "secret", lambda: True)
+        for turned_away in (stranger, uninvited):
+            for connection in turned_away.result(60):
+                assert connection.recv(1) == b""
+                connection.close()
+        second, first = (pool.submit(join, at, rank, "secret", lambda: True) for rank in (2, 1))
+        members = leader.result(60)
+        assert [member.rank for member in members] == [1, 2]
+        for member, joined in zip(members, (first, second), strict=True):
+            orders, pulse = joined.result(60)
+            member.orders.sendall(b"order")
+            member.pulse.connection.send(b"beat")
+            assert (orders.recv(5), pulse.recv(4)) == (b"order", b"beat")
+            for connection in (orders, pulse, member.orders, member.pulse.connection):
+                connection.close()
+
+
+def test_nobody_is_waited_for_when_the_front_is_gone():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        at = free.getsockname()
+    with pytest.raises(RankLost, match="front is gone"):
+        accept_ranks(at, range(1, 2), "secret", FakeClock(), lambda: False)
+    with pytest.raises(RankLost, match="front is gone"):
+        join(at, 1, "secret", lambda: False)
