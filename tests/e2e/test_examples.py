@@ -177,8 +177,8 @@ def test_11_a_workload_reads_the_copy_its_node_keeps(workspace: Workspace) -> No
         workspace.kubectl("delete", "mc", "smollm2")
 
 
-def test_13_one_model_is_served_by_the_devices_of_three_pods(workspace: Workspace) -> None:
-    workspace.apply_file(EXAMPLES / "13-split-model/workload.yaml")
+def test_12_one_model_is_served_by_the_devices_of_three_pods(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "12-split-model/workload.yaml")
     workspace.ready("split", seconds=240)
     pods = workspace.pods_of("split")
     assert len(pods) == 3

@@ -30,11 +30,8 @@ from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_availabl
 from llmos_operator.runtime.loader.sources import Resolved, resolve
 
 if TYPE_CHECKING:
-    import torch
-
     from llmos_operator.api.runtime.memory import ModelShape
     from llmos_operator.runtime.backends.build import Built, Empty
-    from llmos_operator.runtime.backends.collective import Group
     from llmos_operator.runtime.backends.quality import Quality
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
@@ -171,7 +168,8 @@ def _build(
     stages.enter(RuntimeState.LOADING, total)
     device = build.choose_device(load.device, 0, load.local or load.tensor)
     if crew is not None:
-        crew.group = _gather(crew, empty, made, load, plan, device)
+        meeting = _gather(crew, empty, made, load, plan)
+        crew.group = crew.group or build.meet(0, crew.count, device, meeting)
     group = crew.group if crew is not None else None
     built = build.load_weights(empty, load.format, entries, device, stages.advance, group)
     if built.split is not None and crew is not None:
@@ -189,10 +187,8 @@ def _build(
     return built
 
 
-def _gather(
-    crew: Crew, empty: Empty, made: Converted | None, load: Load, plan: KvPlan, device: torch.device
-) -> Group:
-    """Order the other ranks to load their parts; return the group they and this one meet in."""
+def _gather(crew: Crew, empty: Empty, made: Converted | None, load: Load, plan: KvPlan) -> str:
+    """Order the other ranks to load their parts; return where they and this one meet, "" if they have met."""
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - as above
 
     known = crew.group is not None
@@ -200,7 +196,7 @@ def _gather(
     plain = replace(load, token="", secrets=(), meeting_token="")  # nothing is fetched any more
     folder = str(made.checkpoint.folder) if made is not None else ""
     crew.tell(Build(plain, str(empty.folder), folder, meeting, plan.max_model_len, plan.blocks))
-    return crew.group or build.meet(0, crew.count, device, meeting)
+    return meeting
 
 
 def _refuse_known(made: Converted, load: Load) -> None:

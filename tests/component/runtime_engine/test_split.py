@@ -169,7 +169,7 @@ def test_random_requests_leave_no_block_behind_and_change_no_answer(bench, tmp_p
     status = bench.load(tmp_path / "m", format="fp32", tensor=2, max_model_len=448)
     few = status.memory.base_bytes + status.memory.weights_bytes + (80 << 20)
     rng = random.Random(7)
-    asked = [[rng.randrange(2, 300) for _ in range(rng.randrange(1, 200))] for _ in range(60)]
+    asked = [[rng.randrange(2, 300) for _ in range(rng.randrange(1, 200))] for _ in range(30)]
 
     async def some(number):
         submit = Submit(
@@ -198,8 +198,8 @@ def test_random_requests_leave_no_block_behind_and_change_no_answer(bench, tmp_p
     assert stats.kv_blocks_used == 0
     assert stats.kv_blocks_total * 16 >= 448
     done = [(prompt, tokens) for prompt, tokens in zip(asked, answers, strict=True) if tokens is not None]
-    assert len(done) > 20
-    for prompt, tokens in done[:12]:
+    assert len(done) > 8
+    for prompt, tokens in done[:8]:
         assert tokens == generated(reference, prompt, 24)
     longest = [rng.randrange(2, 300) for _ in range(440)]  # takes every block there is for one sequence
     assert bench.run(bench.answer("all", longest, max_tokens=4, ignore_eos=True))[0] == generated(
