@@ -6,6 +6,7 @@ and fix.
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 from dataclasses import dataclass, field
@@ -101,8 +102,14 @@ class RuntimeSettings:
             local=self.tensor,
             meeting=self.meeting,
             listen=self.host,
-            meeting_token=self.control_token,
+            meeting_token=self._meeting_token(),
         )
+
+    def _meeting_token(self) -> str:
+        """Return what ranks of several pods know each other by: engines get it, and the control token stays with the front."""
+        if self.nodes == 1:
+            return ""
+        return hmac.digest(self.control_token.encode(), b"llmos ranks", "sha256").hex()
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSettings:

@@ -344,8 +344,8 @@ class Serving:
     def _keep_to(self, memory_bytes: int) -> None:
         """Let the KV cache make up for what is in use beyond the limit, as far as it can."""
         causal = self._loaded.built.causal
-        if causal is None or not causal.store.gives_back:
-            return
+        if causal is None or not causal.store.gives_back or not causal.alone:
+            return  # what other ranks hold is known too late to be corrected by
         target = memory_bytes
         for _ in range(_CORRECTIONS):
             over = self._loaded.meter.measure() - memory_bytes

@@ -1,7 +1,7 @@
 """How ranks of other pods come to rank 0: two connections each to its rendezvous port, each begun by a Hello.
 
-The port is open while an engine waits for its ranks. Whoever cannot show that it knows the control token of the
-workload's namespace, or asks for a place that is taken, is turned away and keeps nobody waiting.
+The port is open while an engine waits for its ranks. Whoever cannot show that it knows what the pods have in common (made of
+the namespace's control token), or asks for a place that is not wanted, is turned away; who says nothing, after a few seconds.
 """
 
 from __future__ import annotations

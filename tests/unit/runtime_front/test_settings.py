@@ -68,9 +68,10 @@ def test_pods_that_share_a_model_are_told_by_the_variables_of_a_gang() -> None:
     assert (settings.node_rank, settings.meeting) == (1, ("chat-0-0.chat.team.svc", 29500))
     order = settings.load_order()
     assert (order.tensor, order.local, order.rank) == (8, 4, 0)
-    assert "meeting_token" not in repr(order)
+    assert order.meeting_token, "pods of a replica know each other by it"
+    assert "t" != order.meeting_token not in repr(order), "engines do not get the control token"
     alone = from_environment({**URI, "LLMOS_TENSOR_PARALLEL": "2"}).load_order()
-    assert (alone.tensor, alone.local) == (2, 2)
+    assert (alone.tensor, alone.local, alone.meeting_token) == (2, 2, "")
     with pytest.raises(BadEnvironment, match="NODE_RANK = 2 must be below NNODES = 2"):
         from_environment({**URI, **gang, "NODE_RANK": "2"})
     with pytest.raises(BadEnvironment, match="MASTER_ADDR"):
