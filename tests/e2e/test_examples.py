@@ -183,4 +183,7 @@ def test_12_one_model_is_served_by_the_devices_of_three_pods(workspace: Workspac
     pods = workspace.pods_of("split")
     assert len(pods) == 3
     assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
-    assert "Paris" in workspace.ask("split", QUESTION)["text"]
+    # Not as a chat, whose first word is a near tie at bf16: sums of parts round otherwise than whole products.
+    asked = {"model": "split", "prompt": "The capital of France is", "max_tokens": 6, "temperature": 0}
+    answer = workspace.post(f"{workspace.service_url('llmos-gateway')}/v1/completions", asked)
+    assert "Paris" in answer["choices"][0]["text"]
