@@ -264,7 +264,7 @@ def test_pods_share_a_model_and_start_again_together(bench, tmp_path):
             local=1,
             listen="127.0.0.1",
             meeting=("127.0.0.1", port),
-            meeting_token="secret",
+            meeting_token=member.load_order().meeting_token,
         )
         assert status.state is RuntimeState.READY, status.failure
         assert len(rank_pids(bench.client)) == 0
