@@ -80,6 +80,7 @@ ENV_MAX_NUM_SEQS = "LLMOS_MAX_NUM_SEQS"
 ENV_ADAPTERS = "LLMOS_ADAPTERS"  # JSON: [{"name": …, "uri": …}], LoRA adapters to have from the start
 ENV_MAX_ADAPTERS = "LLMOS_MAX_ADAPTERS"  # adapters that memory is kept for
 ENV_MAX_ADAPTER_RANK = "LLMOS_MAX_ADAPTER_RANK"
+ENV_TENSOR_PARALLEL = "LLMOS_TENSOR_PARALLEL"  # devices of the pod that share each layer of the model
 ENV_HOST = "LLMOS_HOST"  # address to bind
 ENV_PORT = "LLMOS_PORT"
 ENV_CONTROL_PORT = "LLMOS_CONTROL_PORT"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.api import vllm
+from llmos_operator.scheduler.sizing import VLLM
 from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
@@ -27,7 +28,34 @@ def refusal(workload: Workload) -> str:
 
 
 def unsupported(workload: Workload) -> str:
-    """Return why this release cannot run a workload of engine vllm, "" if it can."""
+    """Return why this release cannot run a workload on its engine, "" if it can."""
+    if workload.engine == VLLM:
+        return _unfronted(workload)
+    if workload.engine == "builtin" and workload.kind is not WorkloadKind.FINE_TUNE:
+        return _unsplit(workload)
+    return ""
+
+
+def _unsplit(workload: Workload) -> str:
+    """Return why the built-in engine cannot spread a copy as the workload asks, "" if it can."""
+    if workload.copies > 1:
+        return "Engine builtin has no copies that work in step: leave out parallelism.data and set replicas, or use engine custom."
+    devices = workload.accelerators * workload.stages
+    if devices > 1 and int((workload.spec.get("parallelism") or {}).get("pipeline") or 1) > 1:
+        return (
+            "Engine builtin splits every layer over the devices of a replica and has no pipeline stages: leave out "
+            "parallelism.pipeline, or use engine custom."
+        )
+    if devices > 1 and workload.max_adapters:
+        return (
+            f"Engine builtin serves adapters on one device, and resources.accelerators is {devices}: set it to 1, or leave out "
+            "adapters and adapterLimits."
+        )
+    return ""
+
+
+def _unfronted(workload: Workload) -> str:
+    """Return why this release cannot run a workload on engine vllm, "" if it can."""
     if workload.kind is not WorkloadKind.INFERENCE:
         return f"Engine vllm serves; a {workload.kind} runs on engine builtin in this release."
     if workload.members > 1:

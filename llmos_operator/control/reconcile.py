@@ -410,16 +410,6 @@ def _source_refusal(
     return None
 
 
-def unsupported(workload: Workload) -> str:
-    """Return why this release cannot run the workload, "" if it can."""
-    if workload.members > 1 and workload.engine == "builtin":
-        return (
-            f"A replica of {workload.members} pods (spec.parallelism) needs an engine that runs over several pods; engine builtin "
-            "does not. Use engine custom, or leave out parallelism.data and parallelism.pods."
-        )
-    return engines.unsupported(workload) if workload.engine == VLLM else ""
-
-
 def hold(
     workload: Workload,
     blocked: Refusal | None,
@@ -435,7 +425,7 @@ def hold(
     generation = workload.generation
     if blocked is not None:
         return Hold(blocked.reason, blocked.message, math.inf, generation)
-    missing = unsupported(workload)
+    missing = engines.unsupported(workload)
     if missing:
         return Hold(Reason.UNSUPPORTED, missing, math.inf, generation)
     if failure is None or failure.generation != generation:

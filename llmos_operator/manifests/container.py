@@ -226,6 +226,7 @@ def _model_environment(workload: Workload, claim: Claim) -> dict[str, str]:
         names.ENV_MAX_MODEL_LEN: str(length) if length else "auto",
         names.ENV_MAX_NUM_SEQS: str(workload.max_num_seqs),
         **_adapter_environment(workload),
+        **_split_environment(workload, claim),
         names.ENV_APIS: ",".join((workload.spec.get("serving") or {}).get("apis", ())),
     }
 
@@ -244,6 +245,12 @@ def _adapter_environment(workload: Workload) -> dict[str, str]:
         names.ENV_MAX_ADAPTERS: str(workload.max_adapters),
         names.ENV_MAX_ADAPTER_RANK: str(workload.adapter_rank),
     }
+
+
+def _split_environment(workload: Workload, claim: Claim) -> dict[str, str]:
+    """Return over how many devices the built-in engine splits the model: all that the pod has."""
+    ways = len(claim.devices)
+    return {names.ENV_TENSOR_PARALLEL: str(ways)} if workload.engine == "builtin" and ways > 1 else {}
 
 
 def _pairs(plain: dict[str, str]) -> list[Json]:

@@ -14,6 +14,7 @@ from llmos_operator.api.runtime.messages import (
     LoadProgress,
     MemoryReport,
     ModelInfo,
+    RankReport,
     RequestStats,
     RuntimeState,
     RuntimeStatus,
@@ -293,6 +294,12 @@ class ModelHost:
                 host_bytes=memory.host_bytes,
                 full_bytes=memory.full_bytes,
                 needed_bytes=memory.needed_bytes,
+                ranks=tuple(
+                    RankReport(
+                        rank=one.rank, weights_bytes=one.weights_bytes, measured_bytes=one.measured_bytes
+                    )
+                    for one in memory.ranks
+                ),
             ),
             requests=RequestStats(
                 running=stats.running,

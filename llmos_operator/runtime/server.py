@@ -25,6 +25,7 @@ from llmos_operator.runtime.front import LINGER_SECONDS, Front
 from llmos_operator.runtime.host import ModelHost
 from llmos_operator.runtime.ipc.client import EngineClient
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
+from llmos_operator.runtime.ranks.following import follow
 from llmos_operator.runtime.settings import BadEnvironment, RuntimeSettings, from_environment
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ async def _run(settings: RuntimeSettings) -> None:
         from llmos_operator.runtime.handover.server import VllmRuntime  # noqa: PLC0415 - needs what others do not
 
         await VllmRuntime(settings).run(stop)
+        return
+    if settings.node_rank:
+        await follow(settings, stop)
         return
     engine = EngineClient()
     # Its imports take seconds: they run while the ports open.

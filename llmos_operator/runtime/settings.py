@@ -6,6 +6,7 @@ and fix.
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 from dataclasses import dataclass, field
@@ -67,6 +68,10 @@ class RuntimeSettings:
     max_adapter_rank: int = 16
     volumes: str = VOLUMES_ROOT  # folder that claims are mounted in
     adapter_dirs: tuple[str, ...] = ()  # where clients may load adapters from; (): nowhere
+    tensor: int = 1  # devices of this pod that share each layer of the model
+    nodes: int = 1  # pods whose devices share it
+    node_rank: int = 0  # of this pod; 0 serves
+    meeting: tuple[str, int] = ("", 0)  # where the pods' ranks meet
     max_queue: int = 512  # requests waiting in the engine; more get 429
     max_wait_seconds: int = 30  # expected wait beyond which a request gets 429
     max_choices: int = 128  # prompts x n of one request
@@ -106,7 +111,18 @@ class RuntimeSettings:
             adapters=self.adapters,
             max_adapters=self.max_adapters,
             max_adapter_rank=self.max_adapter_rank,
+            tensor=self.tensor * self.nodes,
+            local=self.tensor,
+            meeting=self.meeting,
+            listen=self.host,
+            meeting_token=self._meeting_token(),
         )
+
+    def _meeting_token(self) -> str:
+        """Return what ranks of several pods know each other by: engines get it, and the control token stays with the front."""
+        if self.nodes == 1:
+            return ""
+        return hmac.digest(self.control_token.encode(), b"llmos ranks", "sha256").hex()
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSettings:
@@ -149,6 +165,8 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         max_adapter_rank=env.number(names.ENV_MAX_ADAPTER_RANK, 16, least=1),
         volumes=env.text(names.ENV_VOLUMES_ROOT) or VOLUMES_ROOT,
         adapter_dirs=env.folders("LLMOS_ADAPTER_DIRS"),
+        tensor=env.number(names.ENV_TENSOR_PARALLEL, 1, least=1),
+        **_pods(env),
         max_queue=env.number("LLMOS_MAX_QUEUE", 512),
         max_wait_seconds=env.number("LLMOS_MAX_WAIT_SECONDS", 30, least=1),
         max_choices=env.number("LLMOS_MAX_CHOICES", 128, least=1),
@@ -182,6 +200,20 @@ def _engine(env: _Reader, devices: str) -> dict[str, Any]:
         # Simulated devices are the host's memory; the engine has an address there.
         "engine_has_devices": devices != "void" and not url,
     }
+
+
+def _pods(env: _Reader) -> dict[str, Any]:
+    """Return how several pods share a model, from the variables that every member of a gang has; nothing for one pod."""
+    nodes = env.number("NNODES", 1, least=1)
+    if nodes == 1:
+        return {}
+    rank, host = env.number("NODE_RANK", 0), env.text("MASTER_ADDR")
+    if rank >= nodes:
+        raise BadEnvironment(f"NODE_RANK = {rank} must be below NNODES = {nodes}")
+    if not host:
+        raise BadEnvironment("MASTER_ADDR is not set; with NNODES above 1 it is the leader's host name")
+    port = env.number("MASTER_PORT", names.PORT_RENDEZVOUS, least=1)
+    return {"nodes": nodes, "node_rank": rank, "meeting": (host, port)}
 
 
 class _Reader:

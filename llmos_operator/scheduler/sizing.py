@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime import memory, training_memory
-from llmos_operator.scheduler.precision import formats
+from llmos_operator.api.runtime.splitting import not_splittable
+from llmos_operator.scheduler.precision import Formats, formats
 from llmos_operator.state.types import AUTO, Sharing
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 VLLM = "vllm"
 _KV_ELEMENT_BYTES = {"fp8": 1, "int8": 1}
 _FLOOR_SHARE = 8  # after running out of memory ask for an eighth more
+_SPLIT = 2  # devices from which a model is split
 _FAR_TOO_MUCH = 2  # times what is needed: what was asked for is corrected from there on
 
 
@@ -54,6 +56,9 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
     allowed = formats(workload, profile, policy)
     if not allowed.allowed:
         return Sizes((), allowed.reason, allowed.message)
+    allowed = _splittable(workload, profile, allowed)
+    if not allowed.allowed:
+        return Sizes((), allowed.reason, allowed.message)
     if workload.memory_bytes is not None:
         length, first = workload.max_model_len, allowed.allowed[0]
         return Sizes((Size(first, asked(workload, profile, policy, first), max_model_len=length),))
@@ -71,6 +76,19 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
         for length in _contexts(workload, profile.shape, policy):
             found += _at(workload, profile, policy, name, length)
     return Sizes(tuple(found))
+
+
+def _splittable(workload: Workload, profile: Profile | None, allowed: Formats) -> Formats:
+    """Return the formats at which the built-in engine can split the model over the workload's devices."""
+    ways = workload.accelerators * workload.stages
+    if ways < _SPLIT or workload.engine != "builtin" or workload.training is not None:
+        return allowed
+    if profile is None or profile.shape is None:
+        return allowed
+    shape = profile.shape
+    barred = {name: not_splittable(shape, name, ways) for name in allowed.allowed}
+    kept = tuple(name for name in allowed.allowed if not barred[name])
+    return Formats(kept, Reason.UNSUPPORTED, "" if kept else barred[allowed.allowed[0]])
 
 
 def asked(workload: Workload, profile: Profile | None, policy: Policy, name: str) -> int:

@@ -185,7 +185,9 @@ class Workload:
     engine: str = "builtin"
     quantization: Quantization = field(default_factory=Quantization)
     accelerators: int = 1  # of one pod, on one node; 0: CPU only
-    stages: int = 1  # pods one copy of the model is spread over, by pipeline stages
+    stages: int = (
+        1  # pods one copy of the model is spread over, by pipeline stages or by what shares each layer
+    )
     copies: int = 1  # copies that work in step (data parallel)
     memory_bytes: int | None = None  # override of the estimate, per device
     selector: DeviceSelector = field(default_factory=DeviceSelector)

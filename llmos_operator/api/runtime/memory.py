@@ -137,12 +137,14 @@ def estimate(
     tokens = kv_tokens if kv_tokens is not None else max_model_len + (max_num_seqs - 1) * max_model_len // 4
     blocks = -(-tokens // KV_BLOCK_TOKENS)
     rows = PREFILL_CHUNK_TOKENS + max_num_seqs
-    activation = rows * 2 * (3 * shape.intermediate + 4 * shape.hidden) + max_num_seqs * shape.vocab * 4
+    # Hidden states are whole on each device, and so are the logits on the one that samples.
+    inner = -(-3 * shape.intermediate // shards)
+    activation = rows * 2 * (inner + 4 * shape.hidden) + max_num_seqs * shape.vocab * 4
     return MemoryEstimate(
         base_bytes=base_bytes,
         weights_bytes=-(-weights_bytes(shape, fmt) // shards),
         kv_bytes=-(-blocks * KV_BLOCK_TOKENS * kv_bytes_per_token(shape, kv_bytes_per_element) // shards),
-        activation_bytes=-(-activation // shards),
+        activation_bytes=activation,
         slack_bytes=SLACK_BYTES,
         # Whole on each device: adapters are small, and how an engine would split them is its own affair.
         adapter_bytes=adapter_bytes(shape, adapters=adapters, rank=adapter_rank),

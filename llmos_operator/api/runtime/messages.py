@@ -55,8 +55,16 @@ class LoadProgress(Wire):
     eta_seconds: Seconds | None = None
 
 
+class RankReport(Wire):
+    """Memory of one of several devices that share a model, in bytes."""
+
+    rank: Count = 0
+    weights_bytes: Count = 0
+    measured_bytes: Count = 0
+
+
 class MemoryReport(Wire):
-    """Memory per device as the formula predicted it and as it was measured, in bytes."""
+    """Memory per device as the formula predicted it and as it was measured, in bytes: of several, the fullest one's."""
 
     predicted_bytes: Count = 0
     measured_bytes: Count = 0
@@ -70,6 +78,7 @@ class MemoryReport(Wire):
     needed_bytes: Count = (
         0  # the same with as much KV cache as was needed so far, at least one context; 0: not told
     )
+    ranks: Annotated[tuple[RankReport, ...], AfterValidator(lambda many: many[:64])] = ()  # (): one device
 
 
 class RequestStats(Wire):

@@ -73,8 +73,10 @@ class ModelWorkloadSpec(KubeModel):
             ".parallelism",
         ),
         Rule(
-            "self.parallelism.pipeline % self.parallelism.pods == 0",
-            "parallelism.pipeline must be a multiple of parallelism.pods: each pod holds the same number of stages",
+            "self.parallelism.pipeline % self.parallelism.pods == 0 || "
+            "(self.parallelism.pipeline == 1 && self.resources.accelerators > 0 && self.resources.accelerators % self.parallelism.pods == 0)",
+            "parallelism.pipeline must be a multiple of parallelism.pods, or 1 with resources.accelerators a multiple of it: each pod "
+            "holds the same number of stages or devices",
             ".parallelism.pods",
         ),
         Rule(

@@ -85,8 +85,8 @@ class Parallelism(KubeModel):
         default=1,
         ge=1,
         le=64,
-        description="Pods one copy of the model is spread over, by its pipeline stages; pipeline must be a multiple of it. Each pod has "
-        "accelerators divided by pods. 1: all devices of a copy are on one node.",
+        description="Pods one copy of the model is spread over: by its pipeline stages, of which there must be a multiple of it, or with "
+        "pipeline 1 by the devices that share each layer. Each pod has accelerators divided by pods. 1: all devices of a copy are on one node.",
     )
     data: int = Field(
         default=1,

@@ -18,17 +18,22 @@ from llmos_operator.runtime.backends.encoder import Encoder, read_pooling
 from llmos_operator.runtime.backends.families import FAMILIES, attach_context, build_empty, parameter_counts
 from llmos_operator.runtime.backends.fused import fuse
 from llmos_operator.runtime.backends.kvstore import KvGeometry, KvStore
+from llmos_operator.runtime.backends.sharding import shard
+from llmos_operator.runtime.backends.split import Split
 from llmos_operator.runtime.backends.surgery import plan_units, quantize_modules
 from llmos_operator.runtime.backends.weights import (
     adjacent,
     check_shapes,
     load_converted,
+    load_converted_part,
+    load_part,
     load_plain,
     name_map,
 )
 from llmos_operator.runtime.batching import Running, StepPlan, Work
 from llmos_operator.runtime.formats.config import shape_of
 from llmos_operator.runtime.ipc.messages import SamplingParams, Submit
+from llmos_operator.runtime.ipc.orders import RankLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,11 +42,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from llmos_operator.api.runtime.memory import ModelShape
+    from llmos_operator.runtime.backends.collective import Group
     from llmos_operator.runtime.formats.checkpoint import Checkpoint
     from llmos_operator.runtime.formats.config import ModelConfig
     from llmos_operator.runtime.formats.quantize import Unit
     from llmos_operator.runtime.formats.safetensors_file import TensorEntry
-    from llmos_operator.runtime.loader.memory import KvPlan
 
 CONVERTED = ("int8", "int4")  # formats that are made from the source once and cached
 _DTYPES = {"fp32": torch.float32}
@@ -60,10 +65,10 @@ class Empty:
     folder: Path
     shape: ModelShape
 
-    def fuse(self, fmt: str) -> None:
-        """Fuse projections: all for a converted format, for a mapped one those that lie side by side."""
+    def fuse(self, fmt: str, *, split: bool = False) -> None:
+        """Fuse projections: all for a converted format or a split model, for a mapped one those that lie side by side."""
         names, entries = self.names, self.entries
-        always = fmt in CONVERTED
+        always = split or fmt in CONVERTED
         fuse(self.model, lambda parts: always or adjacent(entries, [names[part] for part in parts]))
 
     def units(self, fmt: str) -> list[Unit]:
@@ -84,6 +89,7 @@ class Built:
     encoder: Encoder | None = None
     maps: tuple[mmap.mmap, ...] = ()  # files whose pages are weights
     mapped_bytes: int = 0  # of the weights, that are pages of those files
+    split: Split | None = None  # set if this is one rank's part
 
     def let_go(self) -> bool:
         """Give the pages of the weights back to the machine, which keeps them in its page cache while it has room.
@@ -108,7 +114,7 @@ class Built:
             for start, tokens in ((0, prompt), (_WARM_TOKENS, (0,))):
                 sequence.tokens = [*prompt[:start], *tokens]
                 self.causal.execute(StepPlan((Work(sequence, 0, start, tokens, 1),)), ())
-            self.causal.store.release([(0, 0)])
+            self.causal.release([(0, 0)])
 
 
 def prepare(config: ModelConfig, checkpoint: Checkpoint) -> Empty:
@@ -123,19 +129,50 @@ def prepare(config: ModelConfig, checkpoint: Checkpoint) -> Empty:
     return Empty(full, model, names, entries, checkpoint.folder, shape_of(full, parameter_counts(model)))
 
 
-def use_threads(wanted: int) -> int:
-    """Set torch's threads: ``wanted``, else OMP_NUM_THREADS, else the CPUs this process may run on; return them."""
-    count = wanted or int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+def use_threads(wanted: int, ranks: int = 1) -> int:
+    """Set torch's threads and return their number: an equal share of what all ``ranks`` have, at least one.
+
+    All have ``wanted``, else OMP_NUM_THREADS, else the CPUs this process may run on.
+    """
+    whole = wanted or int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+    count = max(1, whole // ranks)
     torch.set_num_threads(count)
     return count
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device to serve on. Raises Permanent(reason=Unsupported) for a GPU that is not there."""
+def choose_device(wanted: str, rank: int = 0, ranks: int = 1) -> torch.device:
+    """Return the device that a rank serves on. Raises Permanent(reason=Unsupported) for a GPU that is not there."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise Permanent("a GPU was demanded and none is visible to this process", reason="Unsupported")
-    return torch.device("cuda" if available and wanted in ("auto", "cuda") else "cpu")
+    if not available or wanted == "cpu":
+        return torch.device("cpu")
+    if ranks == 1:
+        return torch.device("cuda")
+    if ranks > torch.cuda.device_count():
+        raise Permanent(
+            f"{ranks} GPUs are to share the model and {torch.cuda.device_count()} are visible to this process",
+            reason="Unsupported",
+        )
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def open_meeting(host: str) -> str:
+    """Return the address of a new meeting of ranks in several pods, which reach this process as ``host``."""
+    from llmos_operator.runtime.backends import collective  # noqa: PLC0415 - most engines run alone
+
+    return collective.open_meeting(host)
+
+
+def meet(rank: int, ranks: int, device: torch.device, meeting: str) -> Group:
+    """Return the group of all ranks, once all have come to the file ``meeting``. Raises RankLost if they do not."""
+    from llmos_operator.runtime.backends.collective import Group  # noqa: PLC0415 - most engines run alone
+
+    try:
+        return Group(rank, ranks, device, meeting)
+    except RuntimeError as error:
+        raise RankLost(f"the {ranks} ranks of the model did not meet: {error}") from error
 
 
 def load_weights(
@@ -144,10 +181,16 @@ def load_weights(
     converted: Mapping[str, tuple[Path, TensorEntry]] | None,
     device: torch.device,
     progress: Callable[[int], None],
+    group: Group | None = None,
 ) -> Built:
-    """Load the weights of a fused model: from ``converted`` where the format has such a file, else from the source."""
+    """Load the weights of a fused model: from ``converted`` where the format has such a file, else from the source.
+
+    With a ``group`` only this rank's part of them.
+    """
     dtype = _DTYPES.get(fmt, torch.bfloat16)
     places = linear_places(empty.model)
+    if group is not None:
+        return _load_part(empty, fmt, converted, device, progress, group)
     if converted is None:
         maps = load_plain(empty.model, empty.names, empty.entries, dtype, device, progress)
     else:
@@ -158,17 +201,46 @@ def load_weights(
     return Built(empty.model, device, sum(seen.values()), places, dtype, maps=maps, mapped_bytes=mapped)
 
 
+def _load_part(
+    empty: Empty,
+    fmt: str,
+    converted: Mapping[str, tuple[Path, TensorEntry]] | None,
+    device: torch.device,
+    progress: Callable[[int], None],
+    group: Group,
+) -> Built:
+    dtype = _DTYPES.get(fmt, torch.bfloat16)
+    if converted is not None:
+        quantize_modules(empty.model, fmt)
+    cuts, vocabulary = shard(empty.model, group)
+    if converted is None:
+        load_part(empty.model, cuts, empty.names, empty.entries, dtype, device, progress)
+    else:
+        load_converted_part(empty.model, cuts, converted, device, progress)
+    seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
+    return Built(empty.model, device, sum(seen.values()), dtype=dtype, split=Split(group, vocabulary))
+
+
 def _mapped_bytes(tensors: Mapping[int, int], maps: tuple[mmap.mmap, ...]) -> int:
     """Return how many bytes of tensors (address -> size) lie in mapped files."""
     ranges = [(torch.frombuffer(one, dtype=torch.uint8, count=1).data_ptr(), len(one)) for one in maps]
     return sum(size for at, size in tensors.items() if any(0 <= at - start < long for start, long in ranges))
 
 
-def attach(built: Built, empty: Empty, *, kv_fp32: bool, plan: KvPlan, max_num_seqs: int) -> None:
+def attach(
+    built: Built, empty: Empty, *, kv_fp32: bool, max_model_len: int, blocks: int, max_num_seqs: int
+) -> None:
     """Give a loaded model what it runs on: the KV store and the packed attention, or the pooling."""
     if empty.config.generative:
+        shape, device = empty.shape, built.device
+        if device.type == "cpu":
+            slots = max(1, min(2 * max_num_seqs, blocks))  # running sequences and as many kept prefixes
+        else:
+            slots = max(1, blocks * KV_BLOCK_TOKENS // max_model_len)  # memory there is not lazy
+        kv_heads = shape.kv_heads // (built.split.group.count if built.split is not None else 1)
         dtype = torch.float32 if kv_fp32 else torch.bfloat16
-        attach_causal(built, empty, _geometry(empty.shape, plan, max_num_seqs, dtype, built.device))
+        geometry = KvGeometry(shape.layers, kv_heads, shape.head_dim, slots, max_model_len, dtype, device)
+        attach_causal(built, empty, geometry)
     else:
         attach_encoder(built, empty)
 
@@ -180,7 +252,7 @@ def attach_causal(built: Built, empty: Empty, geometry: KvGeometry) -> None:
     attach_context(empty.model, context)
     adapters = AdapterSet(empty.model, built.places, built.dtype, built.device)
     backbone = FAMILIES[empty.config.model_type].backbone
-    built.causal = CausalModel(empty.model, backbone, store, context, adapters)
+    built.causal = CausalModel(empty.model, backbone, store, context, adapters, built.split)
 
 
 def attach_encoder(built: Built, empty: Empty) -> None:
@@ -190,13 +262,3 @@ def attach_encoder(built: Built, empty: Empty) -> None:
     values = empty.config.values
     first = 0 if empty.config.model_type == "bert" else int(values.get("pad_token_id") or 0) + 1
     built.encoder = Encoder(empty.model, context, read_pooling(empty.folder), first, built.device)
-
-
-def _geometry(
-    shape: ModelShape, plan: KvPlan, max_num_seqs: int, dtype: torch.dtype, device: torch.device
-) -> KvGeometry:
-    if device.type == "cpu":
-        slots = max(1, min(2 * max_num_seqs, plan.blocks))  # running sequences and as many kept prefixes
-    else:
-        slots = max(1, plan.blocks * KV_BLOCK_TOKENS // plan.max_model_len)  # memory there is not lazy
-    return KvGeometry(shape.layers, shape.kv_heads, shape.head_dim, slots, plan.max_model_len, dtype, device)

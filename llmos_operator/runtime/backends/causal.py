@@ -11,14 +11,17 @@ from llmos_operator.runtime.backends.attention import PackedContext, Segment
 from llmos_operator.runtime.backends.products import Linear, logits
 from llmos_operator.runtime.backends.quantized import Int8Linear
 from llmos_operator.runtime.backends.sampling import Row, logprob_of, penalised, sample
+from llmos_operator.runtime.batching.plan import Copy
+from llmos_operator.runtime.ipc.orders import Columns, Look, Piece, Release, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor, nn
 
     from llmos_operator.runtime.backends.adapters import AdapterSet
     from llmos_operator.runtime.backends.kvstore import KvStore
+    from llmos_operator.runtime.backends.split import Split
     from llmos_operator.runtime.batching import StepPlan, Work
     from llmos_operator.runtime.ipc.messages import TokenLogprob
 
@@ -36,47 +39,64 @@ class CausalModel:
     """A transformers causal model over a KvStore."""
 
     def __init__(
-        self, model: nn.Module, backbone: str, store: KvStore, context: PackedContext, adapters: AdapterSet
+        self,
+        model: nn.Module,
+        backbone: str,
+        store: KvStore,
+        context: PackedContext,
+        adapters: AdapterSet,
+        split: Split | None = None,
     ) -> None:
+        """``split``: this process computes a part of the model, together with others."""
         self._backbone: nn.Module = model.get_submodule(backbone)
         self._head: nn.Module = model.get_submodule("lm_head")
         self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._device = store.geometry.device
         self._context = context
+        self._split = split
         self.store = store
         self.adapters = adapters
+
+    @property
+    def alone(self) -> bool:
+        """Whether a step that fails here leaves nobody behind in the middle of it."""
+        return self._split is None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> StepResult:
         """Run one step."""
+        if self._split is not None:
+            self._split.tell(_order(plan))
         self.store.copy(plan.copies)
         self.store.release(plan.released)
         if not plan.works:
             return StepResult()
+        self.adapters.begin(plan.works)
+        try:
+            chosen = self._forward(plan.works)
+        finally:
+            self.adapters.end()
+        if chosen is None:
+            return StepResult([[] for _ in plan.works], [[] for _ in plan.works], [[] for _ in plan.works])
+        return self._sample(plan.works, self.logits(chosen), eos_token_ids)
+
+    def _forward(self, works: Sequence[Work] | Sequence[Piece]) -> Tensor | None:
+        """Return the last hidden states [places, hidden] at the places whose logits are asked for, None without any."""
         places: list[int] = []
         segments: list[Segment] = []
         offset = 0
-        for work in plan.works:
+        for work in works:
             segments.append(Segment(offset, len(work.tokens), work.start, work.slot))
             offset += len(work.tokens)
             places += range(offset - work.logits, offset)
-        hidden = self._forward(plan.works, segments)
-        if not places:
-            return StepResult([[] for _ in plan.works], [[] for _ in plan.works], [[] for _ in plan.works])
-        chosen = (
-            hidden if len(places) == hidden.shape[0] else hidden[torch.tensor(places, device=self._device)]
-        )
-        return self._sample(plan.works, self.logits(chosen), eos_token_ids)
-
-    def _forward(self, works: Sequence[Work], segments: list[Segment]) -> Tensor:
-        """Return the last hidden states [tokens, hidden]."""
         ids = [token for work in works for token in work.tokens]
         positions = [work.start + i for work in works for i in range(len(work.tokens))]
-        self.adapters.begin(works)
-        try:
-            return self._run(ids, positions, segments)
-        finally:
-            self.adapters.end()
+        hidden = self._run(ids, positions, segments)
+        if not places:
+            return None
+        if len(places) == hidden.shape[0]:
+            return hidden
+        return hidden[torch.tensor(places, device=self._device)]
 
     def _run(self, ids: list[int], positions: list[int], segments: list[Segment]) -> Tensor:
         self._context.begin(segments)
@@ -92,9 +112,10 @@ class CausalModel:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return float32 logits of hidden states [rows, hidden]."""
+        """Return float32 logits of hidden states [rows, hidden]; of a split model on rank 0 alone."""
         head = self._head
-        return self.bounded(logits(hidden, head.weight) if isinstance(head, Linear) else head(hidden))
+        found = logits(hidden, head.weight) if isinstance(head, Linear) else head(hidden)
+        return self.bounded(found if self._split is None else self._split.whole(found))
 
     def bounded(self, logits: Tensor) -> Tensor:
         """Return logits as float32, soft-capped where the model asks for it."""
@@ -104,16 +125,65 @@ class CausalModel:
     @torch.inference_mode()
     def hidden(self, tokens: Sequence[int]) -> Tensor:
         """Return the last hidden states [tokens, hidden] of one text, through slot 0 of the store."""
+        if self._split is not None:
+            self._split.tell(Look(tuple(tokens)))
         return self._run(list(tokens), list(range(len(tokens))), [Segment(0, len(tokens), 0, 0)])
 
     @torch.inference_mode()
     def logits_slice(self, hidden: Tensor, begin: int, end: int) -> Tensor:
-        """Return float32 logits of the tokens ``begin`` to ``end`` of the vocabulary, on the CPU."""
+        """Return float32 logits of the tokens ``begin`` to ``end`` of the vocabulary, on the CPU.
+
+        Of a split model ``hidden`` must be what `hidden` returned last.
+        """
+        if self._split is None:
+            return self.bounded(self._columns(hidden, begin, end)).cpu()
+        self._split.tell(Columns(begin, end))
+        return self.bounded(self._own_columns(self._split, hidden, begin, end)).cpu()
+
+    def _columns(self, hidden: Tensor, begin: int, end: int) -> Tensor:
         head = self._head
         out = logits(hidden, head.weight[begin:end])  # type: ignore[index]
-        if isinstance(head, Int8Linear):
-            out = out * head.scale[begin:end]
-        return self.bounded(out).cpu()
+        return out * head.scale[begin:end] if isinstance(head, Int8Linear) else out
+
+    def _own_columns(self, split: Split, hidden: Tensor, begin: int, end: int) -> Tensor:
+        """Return what all ranks together have of a range of the vocabulary."""
+        whole = torch.zeros(hidden.shape[0], end - begin, device=self._device)
+        low, high = split.vocabulary.overlap(begin, end)
+        if low < high:
+            at = low + split.vocabulary.begin - begin
+            whole[:, at : at + high - low] = self._columns(hidden, low, high)
+        return split.group.add(whole)
+
+    def release(self, released: Iterable[tuple[int, int]]) -> None:
+        """Give back the memory of slots beyond so many tokens, on every rank."""
+        gone = tuple(released)
+        if self._split is not None:
+            self._split.tell(Release(gone))
+        self.store.release(gone)
+
+    def release_all(self) -> None:
+        """Give back the memory of every slot, on every rank."""
+        self.release((slot, 0) for slot in range(self.store.geometry.slots))
+
+    @torch.inference_mode()
+    def follow(self, order: Step | Look | Columns | Release) -> None:
+        """Compute this rank's part of what rank 0 has ordered."""
+        split = self._split
+        if split is None:
+            raise AssertionError("a model that is whole follows nobody")
+        match order:
+            case Step(pieces, copies, released):
+                self.store.copy(Copy(*one) for one in copies)
+                self.store.release(released)
+                chosen = self._forward(pieces) if pieces else None
+                if chosen is not None:
+                    self.logits(chosen)
+            case Look(tokens):
+                split.held = self.hidden(tokens)
+            case Columns(begin, end) if split.held is not None:
+                self._own_columns(split, split.held, begin, end)
+            case Release(released):
+                self.store.release(released)
 
     def _sample(self, works: Sequence[Work], logits: Tensor, eos: tuple[int, ...]) -> StepResult:
         result = StepResult()
@@ -138,6 +208,15 @@ class CausalModel:
                 result.tokens[owner].append(token)
                 result.logprobs[owner].append(logprob)
         return result
+
+
+def _order(plan: StepPlan) -> Step:
+    """Return what of a plan concerns every rank."""
+    return Step(
+        tuple(Piece(work.slot, work.start, work.tokens, work.logits) for work in plan.works),
+        tuple((one.source, one.target, one.tokens) for one in plan.copies),
+        plan.released,
+    )
 
 
 def _masks(work: Work) -> list[bytes | None]:

@@ -57,6 +57,7 @@ class FusedAttention(nn.Module):
         self.k_norm: nn.Module | None = getattr(original, "k_norm", None)
         self.heads = fused.sizes[0] // self.head_dim
         self.kv_heads = fused.sizes[1] // self.head_dim
+        self.join: Callable[[Tensor], Tensor] | None = None  # makes the whole of a rank's partial results
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
@@ -80,7 +81,8 @@ class FusedAttention(nn.Module):
             self.scaling,
             self.window,
         )
-        return self.o_proj(out.reshape(1, tokens, self.heads * self.head_dim)), None
+        projected: Tensor = self.o_proj(out.reshape(1, tokens, self.heads * self.head_dim))
+        return projected if self.join is None else self.join(projected), None
 
 
 class FusedMlp(nn.Module):
@@ -94,12 +96,13 @@ class FusedMlp(nn.Module):
         self.down_proj: nn.Module = original.down_proj  # type: ignore[assignment]
         self.act_fn: Callable[[Tensor], Tensor] = original.act_fn  # type: ignore[assignment]
         self.width = int(self.down_proj.in_features)  # type: ignore[arg-type]
+        self.join: Callable[[Tensor], Tensor] | None = None  # as in FusedAttention
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output."""
         both = self.gate_up_proj(hidden_states)
         out: Tensor = self.down_proj(self.act_fn(both[..., : self.width]) * both[..., self.width :])
-        return out
+        return out if self.join is None else self.join(out)
 
 
 def fuse(model: nn.Module, may_fuse: Callable[[list[str]], bool]) -> None:

@@ -65,7 +65,7 @@ def judge(config: ModelConfig, source: Checkpoint, built: Built) -> Quality | No
             return reference.bounded(logits(expected, reader.rows(head, begin, end).to(torch.bfloat16)))
 
         actual = served.hidden(tokens)
-        served.store.release([(0, 0)])
+        served.release([(0, 0)])
         return compare_generative(
             lambda begin, end: source_logits(begin, end)[:-1],
             lambda begin, end: served.logits_slice(actual, begin, end)[:-1],

@@ -100,10 +100,6 @@ class KvStore:
                 if begin < end:
                     self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
-    def release_all(self) -> None:
-        """Give back everything."""
-        self.release((slot, 0) for slot in range(self.geometry.slots))
-
 
 def _gcd(a: int, b: int) -> int:
     while b:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import torch
+
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.families import set_tensor
 from llmos_operator.runtime.backends.fused import FusedLinear
+from llmos_operator.runtime.backends.sharding import part_of
 from llmos_operator.runtime.formats.mapped import MappedTensors
 
 if TYPE_CHECKING:
@@ -19,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import nn
 
+    from llmos_operator.runtime.backends.sharding import Cut
     from llmos_operator.runtime.formats.safetensors_file import TensorEntry
 
     Progress = Callable[[int], None]  # bytes loaded since the last call
@@ -122,11 +125,54 @@ def load_converted(
         if name in entries:
             set_tensor(model, name, mapped.view([name]).to(device))
             progress(entries[name][1].nbytes)
+    refuse_gaps(model)
+    _move_buffers(model, device)
+    return mapped.maps
+
+
+def load_part(
+    model: nn.Module,
+    cuts: Mapping[str, Cut],
+    names: Mapping[str, str],
+    entries: Entries,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Load a rank's part of published weights at ``dtype``, as copies: of the file no page stays mapped."""
+    shared: dict[tuple[str, ...], torch.Tensor] = {}
+    for name, parts in list(sources(model, names)):
+        if parts not in shared:
+            mapped = MappedTensors(
+                entries
+            )  # one for each tensor: the pages of the last one go before the next is read
+            found = [mapped.view([part]) for part in parts]
+            whole = found[0] if len(found) == 1 else torch.cat(found)
+            part = part_of(model, cuts, name, whole)
+            shared[parts] = part.to(device, dtype) if part.is_floating_point() else part.to(device)
+            progress(sum(entries[part][1].nbytes for part in parts))
+        set_tensor(model, name, shared[parts])
+    _move_buffers(model, device)
+
+
+def load_converted_part(
+    model: nn.Module, cuts: Mapping[str, Cut], entries: Entries, device: torch.device, progress: Progress
+) -> None:
+    """Load a rank's part of a converted file, as copies."""
+    for name in model.state_dict():
+        if name in entries:
+            whole = MappedTensors(entries).view([name])
+            set_tensor(model, name, part_of(model, cuts, name, whole).to(device))
+            progress(entries[name][1].nbytes)
+    refuse_gaps(model)
+    _move_buffers(model, device)
+
+
+def refuse_gaps(model: nn.Module) -> None:
+    """Raise Permanent(reason=Corrupted) if a converted file has left a tensor without weights."""
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:
         raise Permanent(f"the converted file lacks {', '.join(left[:_EXAMPLES])}", reason="Corrupted")
-    _move_buffers(model, device)
-    return mapped.maps
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:

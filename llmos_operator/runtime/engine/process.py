@@ -6,8 +6,12 @@ in poll and wakes once a second for its heartbeat.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import select
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.messages import RuntimeState
@@ -40,19 +44,24 @@ from llmos_operator.runtime.ipc.messages import (
     UnloadAdapter,
     Wake,
 )
+from llmos_operator.runtime.ipc.orders import RankLost
 from llmos_operator.runtime.loader.pipeline import load_model, trim_memory
 from llmos_operator.runtime.loader.progress import Stages
+from llmos_operator.runtime.ranks.crew import Crew
+from llmos_operator.runtime.ranks.follower import follow
+from llmos_operator.runtime.ranks.forking import fork_ranks
+from llmos_operator.runtime.ranks.meeting import accept_ranks, join
 
 if TYPE_CHECKING:
-    import socket
-
     from llmos_operator.runtime.ipc.messages import EngineMessage, Message
-    from llmos_operator.runtime.loader.pipeline import Meter
+    from llmos_operator.runtime.loader.memory import Meter
 
 log = logger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 _WEIGHTS_TOO = 2  # sleep level that drops the weights as well
+_LAST_WORDS_SECONDS = 1.0  # to say why, when a rank is lost
+_RANK_LOST = 71  # exit code
 _LOOKS_SECONDS = 10.0  # between two measurements while nothing is loaded
 
 
@@ -66,6 +75,8 @@ class Engine:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._load: Load | None = None
+        self._crew: Crew | None = None  # the other ranks of a model that is split over several devices
+        self._sending = threading.Lock()
         self._serving: Serving | None = None
         self._asleep = False
         self._emptied: tuple[Meter, EngineMemory] | None = (
@@ -89,7 +100,16 @@ class Engine:
                 for changed in self._serving.turn_adapters():
                     self._send(changed)
             self._beat()
+        if self._crew is not None:
+            self._crew.end()
         return 0
+
+    def last_words(self, error: Exception) -> None:
+        """Say why the group of ranks ends, if this is one: mostly a rank is lost, which the watch knows better."""
+        if self._crew is not None:
+            self._crew.verdict()
+            text = f"rank 0 failed and the group of ranks is started again: {error}"[:500]
+            self._send(Failed("LoadFailed", text, permanent=False))
 
     def _receive(self) -> list[Message]:
         busy = self._serving is not None and not self._asleep and self._serving.busy
@@ -105,9 +125,48 @@ class Engine:
 
     def _send(self, message: EngineMessage) -> None:
         try:
-            self._socket.sendall(codec.encode(message))
+            with self._sending:
+                self._socket.sendall(codec.encode(message))
         except ConnectionError:
             self._ending = True  # the front is gone, and with it everybody who asked
+
+    def _muster(self, load: Load) -> None:
+        """Have the other ranks that a load asks for. Before anything of torch has run: some are forks of this process.
+
+        Raises RankLost if the front goes away before all have come, OSError if they cannot come to the load's port.
+        """
+        if load.tensor == 1 or self._crew is not None:
+            return
+        local = load.local or load.tensor
+        members = fork_ranks(local, self._socket, self._clock)
+        if load.tensor > local:
+            afar = range(local, load.tensor)
+            at = (load.listen, load.meeting[1])
+            members += accept_ranks(at, afar, load.meeting_token, self._clock, self._waits)
+        self._crew = Crew(members, self._clock)
+        self._crew.watch(self._lose)
+
+    def _waits(self) -> bool:
+        """Tell the front that this process still starts; return whether it is there."""
+        self._send(Progress(RuntimeState.STARTING))
+        return not self._ending and not _closed(self._socket)
+
+    def _follow(self, load: Load) -> None:
+        """Be a rank of a group whose rank 0 is in another pod, until the group ends."""
+        orders, pulse = join(load.meeting, load.rank, load.meeting_token, lambda: not _closed(self._socket))
+        follow(load.rank, orders, pulse, 0, load)
+        self._ending = True
+
+    def _lose(self, what: str) -> None:
+        """A rank is lost: say so and end at once, whatever the main thread waits for. Runs in the watching thread."""
+        log.error("a rank is lost", detail=what)
+        if self._sending.acquire(timeout=_LAST_WORDS_SECONDS):
+            failed = Failed(
+                "LoadFailed", f"{what}; the group of ranks ends and is started again", permanent=False
+            )
+            with contextlib.suppress(OSError):
+                self._socket.sendall(codec.encode(failed))
+        os._exit(_RANK_LOST)
 
     def _beat(self) -> None:
         now = self._clock.monotonic()
@@ -133,6 +192,8 @@ class Engine:
 
     def _handle(self, message: Message) -> None:
         match message:
+            case Load() if message.rank:
+                self._follow(message)
             case Load():
                 self._load = message
                 self._start(message)
@@ -186,9 +247,12 @@ class Engine:
         stages = Stages(self._clock, self._send)
         failure: Failed | None = None
         try:
-            loaded = load_model(load, stages, base_bytes)
+            self._muster(load)
+            loaded = load_model(load, stages, base_bytes, self._crew)
             self._serving = Serving(loaded, self._clock)
             self._send(Ready(self._serving.info(stages.seconds), loaded.memory(), loaded.adapters))
+        except RankLost as error:
+            failure = Failed("LoadFailed", str(error), permanent=False)
         except Permanent as error:
             failure = Failed(error.reason, str(error), permanent=True)
         except Retryable as error:
@@ -214,6 +278,8 @@ class Engine:
                 self._load = dataclasses.replace(self._load, adapters=self._serving.adapters.sources)
             self._emptied = (self._serving.meter, EngineMemory())
             self._serving = None
+            if self._crew is not None:
+                self._crew.drop()
         self._asleep = True
         trim_memory()
         if self._serving is not None:
@@ -242,6 +308,16 @@ class Engine:
             self._send(StepOutput(tuple(outputs)))
 
 
+def _closed(connection: socket.socket) -> bool:
+    """Return whether the other end of a connection is gone. What it has sent stays to be read."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
 def _unexpected(error: Exception) -> Failed:
     text = f"{type(error).__name__}: {error}"
     if "out of memory" in text.lower() or "not enough memory" in text.lower():
@@ -252,8 +328,10 @@ def _unexpected(error: Exception) -> Failed:
 def run(connection: socket.socket) -> int:
     """Run an engine on ``connection``; the exit code of its process."""
     connection.setblocking(True)  # noqa: FBT003 - the socket's own signature
+    engine = Engine(connection)
     try:
-        return Engine(connection).run()
-    except Exception:  # logged with its trace; the front sees the exit code and restarts
+        return engine.run()
+    except Exception as error:  # logged with its trace; the front sees the exit code and restarts
         log.exception("engine died")
+        engine.last_words(error)
         return 1

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.batching import StepPlan
     from llmos_operator.runtime.batching.plan import Form
     from llmos_operator.runtime.ipc.messages import AdapterResult, Embed, Submit, TokenLogprob
-    from llmos_operator.runtime.loader.memory import KvPlan
-    from llmos_operator.runtime.loader.pipeline import Meter
+    from llmos_operator.runtime.loader.memory import KvPlan, Meter
 
 log = logger(__name__)
 
@@ -188,8 +187,9 @@ class Serving:
     def _fail_step(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
         """End the requests of a step that failed; the others go on. Re-raises when step after step fails."""
         self._failures += 1
-        if self._failures >= _MOST_FAILURES:
-            raise error
+        causal = self._loaded.built.causal
+        if self._failures >= _MOST_FAILURES or (causal is not None and not causal.alone):
+            raise error  # ranks of which one failed in the middle of a step no longer compute the same
         log.error(
             "step failed",
             error=repr(error),
@@ -337,15 +337,15 @@ class Serving:
         self._loaded.plan = plan
         if (causal := self._loaded.built.causal) is not None:
             self._batcher.shrink(plan.blocks)
-            causal.store.release(self._cache.take_released())
+            causal.release(self._cache.take_released())
             trim_memory()
         self._info = dataclasses.replace(self._info, kv_blocks=plan.blocks)
 
     def _keep_to(self, memory_bytes: int) -> None:
         """Let the KV cache make up for what is in use beyond the limit, as far as it can."""
         causal = self._loaded.built.causal
-        if causal is None or not causal.store.gives_back:
-            return
+        if causal is None or not causal.store.gives_back or not causal.alone:
+            return  # what other ranks hold is known too late to be corrected by
         target = memory_bytes
         for _ in range(_CORRECTIONS):
             over = self._loaded.meter.measure() - memory_bytes
@@ -365,7 +365,7 @@ class Serving:
         self._cache.drop_cached()
         loaded = self._loaded
         if loaded.built.causal is not None:
-            loaded.built.causal.store.release_all()
+            loaded.built.causal.release_all()
         if not loaded.built.let_go():
             return False
         loaded.host_bytes = loaded.built.mapped_bytes

@@ -31,7 +31,7 @@ PRELOADED = (
     "llmos_operator.runtime.backends.build",
     "transformers.models.llama.modeling_llama",
 )
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _END_SECONDS = 3.0
 
 
@@ -51,6 +51,8 @@ class Template:
 
     def run(self) -> int:
         """Serve until the front goes away."""
+        # Ranks whose engine is gone become children of this process, which takes note of their end, not of the pod's init.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._tell("ready")
         while True:
             readable, _, _ = select.select([self._control.fileno(), self._wake_read], [], [])
@@ -106,8 +108,11 @@ class Template:
         return run(socket.socket(fileno=descriptor))
 
     def _reap(self) -> None:
-        while self._children:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if not pid:
                 return
             if pid in self._children:

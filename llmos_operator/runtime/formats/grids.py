@@ -8,6 +8,7 @@ Values are rounded against the scale as it is stored, so the scale's own roundin
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +47,22 @@ def pack_int4(values: Tensor) -> Tensor:
     """Return int32 values 0..15 in this CPU's packing, [rows, in / 2] bytes; blocks of LANES rows are independent."""
     packed: Tensor = _pack(values.contiguous(), 1)
     return packed
+
+
+@functools.cache
+def interleaved_rows() -> int:
+    """Return how many rows this CPU's packing interleaves, 0 if it is packed some other way; a divisor of LANES.
+
+    In memory packed weights are [out / rows, in, rows / 2] then, so that columns can be cut out of them.
+    """
+    source = torch.Generator().manual_seed(0)  # no pattern that another order of rows would repeat
+    values = torch.randint(0, 16, (LANES, 2 * GROUP), dtype=torch.int32, generator=source)
+    packed, half = pack_int4(values), pack_int4(values[:, GROUP:].contiguous())
+    for rows in (64, 32, 16):
+        columns = packed.view(LANES // rows, 2 * GROUP, rows // 2)[:, GROUP:]
+        if torch.equal(columns.reshape(half.shape), half):
+            return rows
+    return 0
 
 
 def fits_int4(out_features: int, in_features: int) -> bool:

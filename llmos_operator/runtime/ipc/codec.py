@@ -17,10 +17,11 @@ from typing import Any
 import msgpack
 
 from llmos_operator.errors import Permanent
-from llmos_operator.runtime.ipc import messages
+from llmos_operator.runtime.ipc import messages, orders
 
 if typing.TYPE_CHECKING:
     from llmos_operator.runtime.ipc.messages import Message
+    from llmos_operator.runtime.ipc.orders import RankMessage
 
 MAX_FRAME_BYTES = 256 << 20
 HEADER = struct.Struct(">I")
@@ -44,18 +45,31 @@ _CLASSES: tuple[type[Any], ...] = (
     messages.LoadAdapter,
     messages.UnloadAdapter,
     messages.AdapterResult,
+    orders.Build,
+    orders.Tune,
+    orders.Step,
+    orders.Look,
+    orders.Columns,
+    orders.Release,
+    orders.Drop,
+    orders.End,
+    orders.Built,
+    orders.Refused,
+    orders.Beat,
+    orders.Hello,
+    orders.Fetch,
 )
 _TAGS = {cls: tag for tag, cls in enumerate(_CLASSES)}
 _NAMES: dict[type[Any], tuple[str, ...]] = {
     cls: tuple(field.name for field in dataclasses.fields(cls))
-    for cls in vars(messages).values()
+    for cls in (*vars(messages).values(), *vars(orders).values())
     if isinstance(cls, type) and dataclasses.is_dataclass(cls)
 }
 
 _Decoder = Callable[[Any], Any]
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message | RankMessage) -> bytes:
     """Return the whole frame of ``message``, header included."""
     body: bytes = msgpack.packb([_TAGS[type(message)], *_fields(message)])
     return HEADER.pack(len(body)) + body

@@ -84,13 +84,19 @@ class Load:
     )  # (key, value) of other sources; never logged
     kept_dir: str = ""  # where the copy is mounted that a ModelCache keeps on this node; "" = none
     device: str = "auto"  # auto | cpu | cuda
-    threads: int = 0  # torch threads; 0 = OMP_NUM_THREADS, else the CPUs this process may use
+    threads: int = 0  # torch threads of all ranks; 0 = OMP_NUM_THREADS, else the CPUs this process may use
     max_quality_loss_milli: int = 5000  # of perplexity against the source, thousandths of a percent; -1 = any
     base_pids: tuple[int, ...] = ()  # processes whose memory counts beside the engine's (front, zygote)
     pvc_root: str = VOLUMES_ROOT  # where claims are mounted: pvc://claim/path is <pvc_root>/claim/path
     adapters: tuple[AdapterSource, ...] = ()
     max_adapters: int = 0  # adapters that memory is kept for; 0 = none can be loaded
     max_adapter_rank: int = 16
+    tensor: int = 1  # devices that share each layer, one process each
+    local: int = 0  # of them, those of this pod; 0 = all
+    rank: int = 0  # more than 0: do not load, follow rank 0, which waits at `meeting`
+    meeting: tuple[str, int] = ("", 0)  # host and port at which ranks of several pods reach rank 0
+    listen: str = ""  # address that rank 0 opens the port on
+    meeting_token: str = field(default="", repr=False)  # what they know of each other by; never logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +207,20 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class RankMemory:
+    """Bytes of one rank of a model that is split over several devices."""
+
+    rank: int
+    weights_bytes: int
+    measured_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """Bytes of the whole runtime (front, zygote, engine) on its device, predicted and measured."""
+    """Bytes of the whole runtime (front, zygote, engine) on its device, predicted and measured.
+
+    Of a model that is split over several devices: of the one that has most.
+    """
 
     predicted_bytes: int = 0
     measured_bytes: int = 0
@@ -216,6 +234,7 @@ class EngineMemory:
     needed_bytes: int = (
         0  # the same with the KV cache that was needed so far: the most, a quarter more, at least one context
     )
+    ranks: tuple[RankMemory, ...] = ()  # of a model that is split over several devices, by rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,11 @@ def converted(empty: Empty, load: Load, digest: str, stages: Stages, *, variant:
         return _make(empty, folder, wanted, stages)
 
 
+def opened(folder: Path) -> Checkpoint:
+    """Return the converted weights in a folder of the cache, which `converted` has made or found whole."""
+    return Checkpoint(folder, (read_header(folder / _FILE),))
+
+
 def _make(empty: Empty, folder: Path, wanted: dict[str, Any], stages: Stages) -> Converted:
     from llmos_operator.runtime.formats.quantize import convert  # noqa: PLC0415 - torch
 
@@ -103,7 +108,7 @@ def _make(empty: Empty, folder: Path, wanted: dict[str, Any], stages: Stages) ->
     digest = convert(empty.units(wanted["format"]), empty.entries, path, metadata, stages.advance)
     stat = path.stat()
     _write(folder / _RECORD, {**wanted, "sha256": digest, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
-    return Converted(Checkpoint(folder, (read_header(path),)), folder / _RECORD, fresh=True)
+    return Converted(opened(folder), folder / _RECORD, fresh=True)
 
 
 def _usable(folder: Path, wanted: dict[str, Any]) -> Checkpoint | None:

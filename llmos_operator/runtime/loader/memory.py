@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llmos_operator.api.runtime.memory import MemoryEstimate, ModelShape
+    from llmos_operator.runtime.ranks.crew import Crew
 
 LEAST_TOKENS = 256  # a KV cache for fewer is no service
 _MIB = 1 << 20
@@ -47,6 +49,35 @@ def machine_available_bytes() -> int:
     return 0
 
 
+@dataclass(slots=True)
+class Meter:
+    """Memory of the whole runtime: the engine and the processes beside it."""
+
+    pids: tuple[int, ...]
+    base_bytes: int = 0
+    peak_bytes: int = 0
+    limit_bytes: int = 0
+    crew: Crew | None = None  # ranks on other devices: the fullest device counts
+    load_peak_bytes: int = 0  # of the load, before the KV cache holds anything
+    rest_bytes: int = 0  # most that was in use beside the KV cache since
+
+    def measure(self) -> int:
+        """Return the bytes in use now."""
+        others = [one.measured_bytes for one in self.crew.measured()] if self.crew is not None else []
+        now = max(resident_bytes((*self.pids, os.getpid())), *others, 0)
+        self.peak_bytes = max(self.peak_bytes, now)
+        return now
+
+    def check(self, doing: str) -> None:
+        """Raise Permanent(reason=OutOfMemory) if the limit is passed."""
+        used = self.measure()
+        if self.limit_bytes and used > self.limit_bytes:
+            raise Permanent(
+                f"{doing} took the runtime to {used >> 20} MiB; it may use {self.limit_bytes >> 20} MiB",
+                reason="OutOfMemory",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class KvPlan:
     """What the limit allows: context length, KV blocks, and the whole prediction behind it."""
@@ -67,8 +98,9 @@ def plan_kv(
     kv_element_bytes: int = 2,
     adapters: int = 0,
     adapter_rank: int = 0,
+    shards: int = 1,
 ) -> KvPlan:
-    """Return how long sequences may be and how many KV blocks there are.
+    """Return how long sequences may be and how many KV blocks there are on each of ``shards`` devices.
 
     ``wanted_len`` 0 means as long as model and memory allow; a number is a demand. Without a limit the cache gets what
     the memory model grants by default. Raises Permanent(reason=OutOfMemory) with the numbers when even one sequence
@@ -81,9 +113,10 @@ def plan_kv(
         "kv_bytes_per_element": kv_element_bytes,
         "adapters": adapters,
         "adapter_rank": adapter_rank,
+        "shards": shards,
     }
     default = estimate(shape, fmt, max_model_len=longest, **sizes)
-    per_token = kv_bytes_per_token(shape, kv_element_bytes)
+    per_token = -(-kv_bytes_per_token(shape, kv_element_bytes) // shards)
     limit = limit_bytes or default.total_bytes
     fixed = default.total_bytes - default.kv_bytes
     if not per_token:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import kv_bytes_per_token
 from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.api.runtime.splitting import not_splittable
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.formats.checkpoint import (
@@ -21,11 +21,12 @@ from llmos_operator.runtime.formats.checkpoint import (
     open_checkpoint,
 )
 from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos
-from llmos_operator.runtime.ipc.messages import AdapterInfo, EngineInfo, EngineMemory
+from llmos_operator.runtime.ipc.messages import AdapterInfo, EngineInfo, EngineMemory, RankMemory
+from llmos_operator.runtime.ipc.orders import Build, Tune
 from llmos_operator.runtime.loader.adapters import load_adapters
 from llmos_operator.runtime.loader.converted import Converted, converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
-from llmos_operator.runtime.loader.memory import KvPlan, machine_available_bytes, plan_kv, resident_bytes
+from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_available_bytes, plan_kv
 from llmos_operator.runtime.loader.sources import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -34,38 +35,12 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.backends.quality import Quality
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
+    from llmos_operator.runtime.ranks.crew import Crew
 
 log = logger(__name__)
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
 _SHARE_WITHOUT_LIMIT = 2  # without a limit the runtime takes at most half of what the machine has free
-
-
-@dataclass(slots=True)
-class Meter:
-    """Memory of the whole runtime: the engine and the processes beside it."""
-
-    pids: tuple[int, ...]
-    base_bytes: int = 0
-    peak_bytes: int = 0
-    limit_bytes: int = 0
-    load_peak_bytes: int = 0  # of the load, before the KV cache holds anything
-    rest_bytes: int = 0  # most that was in use beside the KV cache since
-
-    def measure(self) -> int:
-        """Return the bytes in use now."""
-        now = resident_bytes((*self.pids, os.getpid()))
-        self.peak_bytes = max(self.peak_bytes, now)
-        return now
-
-    def check(self, doing: str) -> None:
-        """Raise Permanent(reason=OutOfMemory) if the limit is passed."""
-        used = self.measure()
-        if self.limit_bytes and used > self.limit_bytes:
-            raise Permanent(
-                f"{doing} took the runtime to {used >> 20} MiB; it may use {self.limit_bytes >> 20} MiB",
-                reason="OutOfMemory",
-            )
 
 
 @dataclass(slots=True)
@@ -86,7 +61,7 @@ class Loaded:
         guess, meter = self.plan.estimate, self.meter
         measured = meter.measure()
         meter.load_peak_bytes = meter.load_peak_bytes or meter.peak_bytes
-        per_token = kv_bytes_per_token(self.shape)
+        per_token = -(-kv_bytes_per_token(self.shape) // self.load.tensor)
         causal = self.built.causal
         lazy = causal is not None and causal.store.gives_back
         meter.rest_bytes = max(
@@ -104,11 +79,20 @@ class Loaded:
             base_bytes=self.meter.base_bytes,
             limit_bytes=self.meter.limit_bytes,
             host_bytes=self.host_bytes,
+            ranks=self._ranks(measured),
         )
 
+    def _ranks(self, measured: int) -> tuple[RankMemory, ...]:
+        crew = self.meter.crew
+        if crew is None:
+            return ()
+        return (RankMemory(0, self.built.weights_bytes, measured), *crew.measured())
 
-def load_model(load: Load, stages: Stages, base_bytes: int = 0) -> Loaded:
+
+def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | None = None) -> Loaded:
     """Load ``load`` and return it warm. Raises Permanent or Retryable; the stages say how far it came.
+
+    ``crew`` are the other ranks, if the load asks for several.
 
     ``base_bytes`` is R0 as a former load of this process measured it: what that one left behind is no base. 0: measure.
     """
@@ -117,7 +101,7 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0) -> Loaded:
             f"format {load.format!r} is not served here; served: {', '.join(FORMATS)}", reason="Unsupported"
         )
     stages.enter(RuntimeState.STARTING)
-    meter = Meter(load.base_pids, limit_bytes=load.memory_limit_bytes)
+    meter = Meter(load.base_pids, limit_bytes=load.memory_limit_bytes, crew=crew)
     meter.base_bytes = base_bytes or meter.measure()
     source = resolve(load, stages)
     folder = standard_folder(source, load, stages)
@@ -128,19 +112,24 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0) -> Loaded:
 
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
 
-    threads = build.use_threads(load.threads)
+    threads = build.use_threads(load.threads, load.local or load.tensor)
     empty = build.prepare(config, checkpoint)
+    _refuse_split(load, empty.shape)
     plan = plan_of(load, meter, empty.shape)
     made = None
-    empty.fuse(load.format)
+    empty.fuse(load.format, split=load.tensor > 1)
     if load.format in build.CONVERTED:
         made = converted(empty, load, digest, stages)
         _refuse_known(made, load)
         meter.check("quantising")
-    built = _build(empty, made, load, plan, stages)
+    if crew is not None and crew.spread:
+        crew.fetched(load.format, digest, lambda: stages.advance(0))
+    built = _build(empty, made, load, plan, stages, crew)
     stages.enter(RuntimeState.WARMING)
     built.warm()
-    quality = _settle(made, built, empty.config, checkpoint, load, threads) if made is not None else None
+    quality = (
+        _settle(made, built, empty.config, checkpoint, load, threads, crew) if made is not None else None
+    )
     fresh = bool(source.fetched) or (made is not None and made.fresh)
     info = _info(load, source, folder, empty.config, digest, plan, built.device.type, quality, fresh=fresh)
     loaded = Loaded(load, empty.shape, built, info, plan, meter)
@@ -152,8 +141,24 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0) -> Loaded:
     return loaded
 
 
-def _build(empty: Empty, made: Converted | None, load: Load, plan: KvPlan, stages: Stages) -> Built:
-    """Return the model with its weights and its KV store."""
+def _refuse_split(load: Load, shape: ModelShape) -> None:
+    """Raise Permanent(reason=Unsupported) if the load's devices cannot share the model."""
+    why = not_splittable(shape, load.format, load.tensor)
+    if not why and load.tensor > 1 and load.max_adapters:
+        why = f"adapters are not served by a model that {load.tensor} devices share; use one device, or no adapters"
+    if why:
+        raise Permanent(why, reason="Unsupported")
+
+
+def _build(
+    empty: Empty,
+    made: Converted | None,
+    load: Load,
+    plan: KvPlan,
+    stages: Stages,
+    crew: Crew | None,
+) -> Built:
+    """Return the model with its weights and its KV store, once every rank has its part."""
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - as above
 
     entries = made.checkpoint.tensors() if made is not None else None
@@ -161,10 +166,37 @@ def _build(empty: Empty, made: Converted | None, load: Load, plan: KvPlan, stage
         made.checkpoint.total_bytes if made is not None else sum(e.nbytes for _, e in empty.entries.values())
     )
     stages.enter(RuntimeState.LOADING, total)
-    built = build.load_weights(empty, load.format, entries, build.choose_device(load.device), stages.advance)
-    wide = "fp32" in (load.kv_dtype, load.format)
-    build.attach(built, empty, kv_fp32=wide, plan=plan, max_num_seqs=load.max_num_seqs)
+    device = build.choose_device(load.device, 0, load.local or load.tensor)
+    if crew is not None:
+        meeting = _gather(crew, empty, made, load, plan)
+        crew.group = crew.group or build.meet(0, crew.count, device, meeting)
+    group = crew.group if crew is not None else None
+    built = build.load_weights(empty, load.format, entries, device, stages.advance, group)
+    if built.split is not None and crew is not None:
+        built.split.tell = crew.tell
+    build.attach(
+        built,
+        empty,
+        kv_fp32="fp32" in (load.kv_dtype, load.format),
+        max_model_len=plan.max_model_len,
+        blocks=plan.blocks,
+        max_num_seqs=load.max_num_seqs,
+    )
+    if crew is not None:
+        crew.built(lambda: stages.advance(0))
     return built
+
+
+def _gather(crew: Crew, empty: Empty, made: Converted | None, load: Load, plan: KvPlan) -> str:
+    """Order the other ranks to load their parts; return where they and this one meet, "" if they have met."""
+    from llmos_operator.runtime.backends import build  # noqa: PLC0415 - as above
+
+    known = crew.group is not None
+    meeting = build.open_meeting(load.meeting[0]) if crew.spread and not known else crew.meeting
+    plain = replace(load, token="", secrets=(), meeting_token="")  # nothing is fetched any more
+    folder = str(made.checkpoint.folder) if made is not None else ""
+    crew.tell(Build(plain, str(empty.folder), folder, meeting, plan.max_model_len, plan.blocks))
+    return meeting
 
 
 def _refuse_known(made: Converted, load: Load) -> None:
@@ -177,7 +209,13 @@ def _refuse_known(made: Converted, load: Load) -> None:
 
 
 def _settle(
-    made: Converted, built: Built, config: ModelConfig, source: Checkpoint, load: Load, threads: int
+    made: Converted,
+    built: Built,
+    config: ModelConfig,
+    source: Checkpoint,
+    load: Load,
+    threads: int,
+    crew: Crew | None,
 ) -> Quality | None:
     """Tune a warm converted model and judge its format, each once for a cache entry; return its quality."""
     from llmos_operator.runtime.backends.judge import judge, refuse_beyond  # noqa: PLC0415 - as above
@@ -187,7 +225,9 @@ def _settle(
         known = made.crossovers(threads)
         results = tune(built.model, known)
         if results != known:
-            made.remember_crossovers(threads, results)
+            made.remember_crossovers(threads, known | results)
+        if crew is not None:
+            crew.tell(Tune(tuple(results.items())))
     quality = made.quality()
     if quality is None:
         quality = judge(config, source, built)
@@ -227,6 +267,7 @@ def plan_of(load: Load, meter: Meter, shape: ModelShape, limit: int | None = Non
         kv_element_bytes=4 if "fp32" in (load.kv_dtype, load.format) else 2,
         adapters=load.max_adapters,
         adapter_rank=load.max_adapter_rank,
+        shards=load.tensor,
     )
 
 

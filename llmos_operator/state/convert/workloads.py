@@ -260,8 +260,10 @@ def _stages(fields: Fields, accelerators: int) -> int:
             f"tensor {tensor} x pipeline {pipeline} is not resources.accelerators ({accelerators})",
         )
     pods = fields.number("pods", 1, least=1)
-    if pipeline % pods or (pods > 1 and not accelerators):
-        raise invalid(fields.at("pods"), f"pipeline {pipeline} is not a multiple of pods {pods}")
+    even = pipeline % pods == 0 or (pipeline == 1 and accelerators % pods == 0)
+    if not even or (pods > 1 and not accelerators):
+        what = f"accelerators {accelerators}" if pipeline == 1 else f"pipeline {pipeline}"
+        raise invalid(fields.at("pods"), f"{what} is not a multiple of pods {pods}")
     return pods
 
 

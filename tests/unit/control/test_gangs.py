@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import gangs, reconcile
+from llmos_operator.control import engines, gangs, reconcile
 from llmos_operator.control.gangs import TOO_FEW, GangLimits
 from llmos_operator.control.reconcile import Situation
 from llmos_operator.state.replicas import Exit, Replica
@@ -172,9 +172,18 @@ def test_a_gang_whose_containers_run_may_take_its_time_to_load() -> None:
     assert reconcile.rule(seen).retire == ()
 
 
-def test_the_builtin_engine_does_not_run_over_several_pods() -> None:
-    assert "engine custom" in reconcile.unsupported(a_work(parallelism={"data": 2}))
-    assert reconcile.unsupported(a_gang()) == ""
+def test_copies_that_work_in_step_need_an_engine_of_ones_own() -> None:
+    assert "engine custom" in engines.unsupported(a_work(parallelism={"data": 2}))
+    assert engines.unsupported(a_gang()) == ""
+
+
+def test_the_builtin_engine_splits_layers_over_devices_and_nothing_else() -> None:
+    two = {"resources": {"accelerators": 2}}
+    assert engines.unsupported(a_work(**two)) == ""
+    assert "no pipeline stages" in engines.unsupported(a_work(**two, parallelism={"pipeline": 2}))
+    assert engines.unsupported(a_work(**two, parallelism={"pods": 2})) == ""
+    adapters = [{"name": "a", "uri": "hf://org/a"}]
+    assert "adapters on one device" in engines.unsupported(a_work(**two, adapters=adapters))
 
 
 def test_a_pod_whose_creation_stays_in_doubt_does_not_keep_the_others_waiting_for_ever() -> None:

@@ -27,7 +27,9 @@ FOLDERS = (
 )
 
 
-def project(folder: Path, failing_target: str = "", **tests: str) -> tuple[int, list[str]]:
+def project(
+    folder: Path, failing_target: str = "", *, real_node: str = "1", **tests: str
+) -> tuple[int, list[str]]:
     """Run the script in a small project with one test in each folder; return status and the lines printed."""
     for name in ("scripts", "tests/support"):
         (folder / name).mkdir(parents=True)
@@ -46,7 +48,13 @@ def project(folder: Path, failing_target: str = "", **tests: str) -> tuple[int, 
     done = subprocess.run(
         ["scripts/test.sh"],
         cwd=folder,
-        env={**os.environ, "VENV": sys.prefix, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+        env={
+            **os.environ,
+            "VENV": sys.prefix,
+            "REAL_NODE": real_node,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_ADDOPTS": "",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,6 +85,12 @@ def test_without_artifacts_what_needs_none_is_run(tmp_path: Path) -> None:
     assert status == 1
     assert "-- artifacts: FAILED; component and end-to-end tests are left out" in lines
     assert "3 passed" in lines[-1]
+
+
+def test_the_real_nodes_tests_are_run_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    status, lines = project(tmp_path, "node-artifacts", real_node="")
+    assert status == 0, lines
+    assert f"{len(FOLDERS) - 1} passed" in lines[-1]
 
 
 def test_without_what_the_node_is_made_of_all_other_tests_are_run(tmp_path: Path) -> None:

@@ -252,6 +252,22 @@ def test_members_of_a_gang_find_each_other_by_stable_names() -> None:
     assert leader["metadata"]["name"] == a_member(0)["metadata"]["name"]
 
 
+def test_the_builtin_engine_is_told_over_how_many_devices_it_splits_the_model() -> None:
+    work = a_work(resources={"accelerators": 2})
+    both = a_claim_of(work, devices=("GPU-1", "GPU-2"))
+    assert env_of(build(work, both))[names.ENV_TENSOR_PARALLEL] == "2"
+    assert names.ENV_TENSOR_PARALLEL not in env_of(build(a_work()))
+    own = a_work(resources={"accelerators": 2}, engine={"name": "custom", "image": "x"})
+    assert names.ENV_TENSOR_PARALLEL not in env_of(build(own, both))
+
+
+def test_pods_that_share_a_model_know_their_place_in_it() -> None:
+    work = a_work(resources={"accelerators": 4}, parallelism={"pods": 2})
+    pod = f"team/{names.pod_name('chat', 'uid-1', 0, member=1)}"
+    env = env_of(build(work, a_claim_of(work, member=1, pod=pod, devices=("GPU-1", "GPU-2"))))
+    assert (env["NNODES"], env["NODE_RANK"], env[names.ENV_TENSOR_PARALLEL]) == ("2", "1", "2")
+
+
 def test_only_the_leader_of_a_gang_serves() -> None:
     leader, worker = a_member(0), a_member(1)
     assert leader["metadata"]["labels"][names.LABEL_ROLE] == "runtime"

@@ -9,7 +9,7 @@ import pytest
 
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.errors import Permanent
-from llmos_operator.runtime.ipc import codec, messages
+from llmos_operator.runtime.ipc import codec, messages, orders
 from llmos_operator.runtime.ipc.oom import OomCounter
 from llmos_operator.runtime.ipc.zygote import SECRET_VARIABLES, engine_environment
 
@@ -47,10 +47,28 @@ MESSAGES = [
         "r", (messages.AdapterInfo("a", "hf://a/c", "sha256:1", 8, 900),), "e", "Corrupted", 0.5
     ),
     messages.Stats(adapters=(messages.AdapterUse("a", 1, 2),)),
+    messages.Stats(memory=messages.EngineMemory(ranks=(messages.RankMemory(1, 2, 3),))),
+]
+ORDERS = [
+    orders.Fetch("int8", "sha256:1"),
+    orders.Build(
+        messages.Load("hf://a/b", meeting=("leader", 29500), tensor=4), "/m", "/c", "leader:1", 512, 9
+    ),
+    orders.Tune((("Int8Linear-1-2", 12),)),
+    orders.Step((orders.Piece(1, 2, (3, 4), 1),), ((1, 2, 16),), ((3, 0),)),
+    orders.Look((1, 2)),
+    orders.Columns(0, 9),
+    orders.Release(((1, 16), (2, 0))),
+    orders.Drop(),
+    orders.End(),
+    orders.Built(5),
+    orders.Refused("OutOfMemory", "too large", permanent=False),
+    orders.Beat(7),
+    orders.Hello(3, 1, b"\x00\xff"),
 ]
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("message", MESSAGES + ORDERS, ids=lambda m: type(m).__name__)
 def test_a_message_arrives_as_it_was_sent(message):
     assert codec.FrameReader().feed(codec.encode(message)) == [message]
 
@@ -86,8 +104,13 @@ def test_every_message_class_is_covered_here():
     }
     inner = {messages.SamplingParams, messages.EngineInfo, messages.EngineMemory, messages.RequestOutput}
     inner |= {messages.TokenLogprob, messages.Timing}
-    inner |= {messages.AdapterSource, messages.AdapterInfo, messages.AdapterUse}
+    inner |= {messages.AdapterSource, messages.AdapterInfo, messages.AdapterUse, messages.RankMemory}
     assert {type(message) for message in MESSAGES} == known - inner
+    own = {cls for cls in vars(orders).values() if dataclasses.is_dataclass(cls)} - {
+        messages.Load,
+        orders.Piece,
+    }
+    assert {type(order) for order in ORDERS} == own
 
 
 def test_a_token_is_not_shown():

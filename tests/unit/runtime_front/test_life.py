@@ -11,7 +11,8 @@ import pytest
 
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.runtime import exchange
-from llmos_operator.runtime.ipc import Failed, Stats
+from llmos_operator.runtime.ipc import EngineMemory, Failed, Stats
+from llmos_operator.runtime.ipc.messages import RankMemory
 from tests.support.engine import MODEL, RuntimeBench, ScriptedEngine, running_runtime, until
 
 if TYPE_CHECKING:
@@ -284,8 +285,16 @@ async def test_without_a_token_of_its_own_the_control_api_refuses_everybody(tmp_
 
 
 async def test_status_tells_state_model_memory_and_requests(tmp_path: Path) -> None:
+    ranks = (RankMemory(0, 50, 90), RankMemory(1, 50, 60))
     engine = ScriptedEngine(
-        stats=Stats(running=2, waiting=1, kv_blocks_used=8, kv_blocks_total=32, generation_tokens=9)
+        stats=Stats(
+            running=2,
+            waiting=1,
+            kv_blocks_used=8,
+            kv_blocks_total=32,
+            generation_tokens=9,
+            memory=EngineMemory(ranks=ranks),
+        )
     )
     async with running_runtime(tmp_path, engine=engine) as bench:
         status, body = await _control(bench, "GET", "/status")
@@ -295,7 +304,12 @@ async def test_status_tells_state_model_memory_and_requests(tmp_path: Path) -> N
         assert body["load"]["stage"] == "Ready"
         assert body["loadSeconds"] == {"loading": 0.5}
         await until(lambda: bench.runtime.engine.status().stats.running == 2)
-        requests = (await _control(bench, "GET", "/status"))[1]["requests"]
+        told = (await _control(bench, "GET", "/status"))[1]
+        assert told["memory"]["ranks"] == [
+            {"rank": 0, "weightsBytes": 50, "measuredBytes": 90},
+            {"rank": 1, "weightsBytes": 50, "measuredBytes": 60},
+        ]
+        requests = told["requests"]
         assert (requests["running"], requests["waiting"], requests["kvUsageMilli"]) == (2, 1, 250)
         assert requests["lastRequestAgeSeconds"] is None
         await _chat(bench)

@@ -62,6 +62,27 @@ def test_everything_the_operator_writes_is_read() -> None:
     assert (settings.cache_dir, settings.grace_seconds, settings.hub_endpoint) == ("/cache", 70, "http://hub")
 
 
+def test_pods_that_share_a_model_are_told_by_the_variables_of_a_gang() -> None:
+    gang = {
+        "NNODES": "2",
+        "NODE_RANK": "1",
+        "MASTER_ADDR": "chat-0-0.chat.team.svc",
+        "LLMOS_TENSOR_PARALLEL": "4",
+    }
+    settings = from_environment({**URI, **gang, "LLMOS_CONTROL_TOKEN": "t"})
+    assert (settings.node_rank, settings.meeting) == (1, ("chat-0-0.chat.team.svc", 29500))
+    order = settings.load_order()
+    assert (order.tensor, order.local, order.rank) == (8, 4, 0)
+    assert order.meeting_token, "pods of a replica know each other by it"
+    assert "t" != order.meeting_token not in repr(order), "engines do not get the control token"
+    alone = from_environment({**URI, "LLMOS_TENSOR_PARALLEL": "2"}).load_order()
+    assert (alone.tensor, alone.local, alone.meeting_token) == (2, 2, "")
+    with pytest.raises(BadEnvironment, match="NODE_RANK = 2 must be below NNODES = 2"):
+        from_environment({**URI, **gang, "NODE_RANK": "2"})
+    with pytest.raises(BadEnvironment, match="MASTER_ADDR"):
+        from_environment({**URI, **gang, "MASTER_ADDR": ""})
+
+
 def test_secrets_are_not_shown() -> None:
     settings = from_environment(
         {**URI, "LLMOS_CONTROL_TOKEN": "s1", "LLMOS_API_KEYS": "s2", "HF_TOKEN": "s3"}

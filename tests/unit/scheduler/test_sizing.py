@@ -120,8 +120,26 @@ def test_a_split_halves_weights_but_not_the_base() -> None:
         a_profile(URI, LARGE_MODEL),
         POLICY,
     ).sizes[0]
-    fixed = POLICY.sizing.base_bytes + memory.SLACK_BYTES
+    # Hidden states and logits of a step are whole on each device.
+    rows, requests = memory.PREFILL_CHUNK_TOKENS + 64, 64
+    step = rows * 2 * 4 * LARGE_MODEL.hidden + requests * LARGE_MODEL.vocab * 4
+    fixed = POLICY.sizing.base_bytes + memory.SLACK_BYTES + step
     assert abs((whole.bytes_per_device - fixed) - 2 * (split.bytes_per_device - fixed)) <= 4
+
+
+def test_formats_and_models_that_devices_cannot_share_are_not_proposed() -> None:
+    narrow = replace(LARGE_MODEL, head_dim=32)
+    asked = served(max_model_len=2048, accelerators=8).at("Auto", allowed=("bf16", "int4")).value
+    assert {one.format for one in sizes(asked, a_profile(URI, narrow), POLICY).sizes} == {"bf16"}
+    uneven = sizes(
+        served(max_model_len=2048, accelerators=2).at("Fixed", "bf16").value,
+        a_profile(URI, SMALL_MODEL),
+        POLICY,
+    )
+    assert (uneven.sizes, uneven.reason) == ((), Reason.UNSUPPORTED)
+    assert "3 key-value heads" in uneven.message
+    custom = replace(asked, engine="custom")
+    assert "int4" in {one.format for one in sizes(custom, a_profile(URI, narrow), POLICY).sizes}
 
 
 def test_room_on_an_exclusive_device_is_granted_to_the_cache_in_whole_blocks() -> None:
