@@ -9,7 +9,7 @@ import pytest
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import Failure as RuntimeFailure
 from llmos_operator.api.runtime.messages import RuntimeState, RuntimeStatus
-from llmos_operator.control import reconcile
+from llmos_operator.control import engines, reconcile
 from llmos_operator.control.reconcile import Situation
 from llmos_operator.manifests.observed import Failure, Refusal
 from llmos_operator.state.replicas import Exit, Replica
@@ -244,7 +244,7 @@ def test_what_a_vllm_cannot_be_told_is_refused_and_the_field_named(spec: dict[st
 def test_a_vllm_as_it_should_be_is_accepted_and_can_be_run() -> None:
     work = a_work(engine={**VLLM, "args": ["--enforce-eager"]})
     assert reconcile.refusal(work, allow_file=False, allowed_hosts=()) is None
-    assert reconcile.unsupported(work) == ""
+    assert engines.unsupported(work) == ""
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_vllm_as_it_should_be_is_accepted_and_can_be_run() -> None:
     ],
 )
 def test_what_this_release_does_not_run_on_a_vllm_is_said(spec: dict[str, Any], words: str) -> None:
-    assert words in reconcile.unsupported(a_work(engine=VLLM, **spec))
+    assert words in engines.unsupported(a_work(engine=VLLM, **spec))
 
 
 def test_a_uri_with_credentials_is_refused_without_showing_them() -> None:

@@ -31,6 +31,7 @@ TARGETS = {
     "generated",
     "unit",
     "node-up",
+    "node-artifacts",
     "node-down",
     "test-node",
     "component",
