@@ -174,6 +174,8 @@ def part_of(model: nn.Module, cuts: Mapping[str, Cut], name: str, whole: Tensor)
 
 def _part(layer: nn.Module, attribute: str, whole: Tensor, cut: Cut) -> Tensor:
     """Return the cut of one of a layer's tensors, which are laid out as the layer's kind has it."""
+    if not whole.ndim:  # one number for the whole layer, as Gemma's scale of embeddings
+        return whole.clone()
     if attribute == "bias" and cut.dim == COLUMNS:
         return whole.clone() if cut.first else torch.zeros_like(whole)
     if attribute == "scale":  # int8: one of each row
