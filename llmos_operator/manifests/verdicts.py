@@ -128,6 +128,10 @@ def scheduled(seen: Observed) -> Verdict:
         return Verdict(FALSE, seen.hold.reason, seen.hold.message)
     if seen.decision is None:
         return Verdict(UNKNOWN, Reason.PENDING, "Not looked at yet.")
+    if not seen.decision.pending:  # it is of before there were so many to place
+        return Verdict(
+            FALSE, Reason.PENDING, f"{placed} of {wanted} replicas have a place; the rest is next."
+        )
     return Verdict(FALSE, seen.decision.reason, seen.decision.message)
 
 

@@ -87,6 +87,15 @@ def test_times_move_only_with_the_status_of_a_condition() -> None:
     )
 
 
+def test_replicas_that_were_not_looked_at_yet_are_not_told_by_the_decision_on_former_ones() -> None:
+    bound = decision(reason=Reason.BOUND, message="bf16 on node n1", pending=0)
+    more = replace(WORK, replicas=WORK.replicas + 1)
+    status = written(Observed(workload=more, now=NOW, pods=(a_pod_of(WORK),), decision=bound))
+    told = condition(status, "Scheduled")
+    assert (told["status"], told["reason"]) == ("False", "Pending")
+    assert told["message"] == f"1 of {more.replicas} replicas have a place; the rest is next."
+
+
 def test_progress_of_a_load_is_soon_and_being_ready_is_now() -> None:
     observed = seen(pods=(a_pod_of(WORK),), reports={"pod-0": loading(10)})
     first = written(observed)
