@@ -193,8 +193,13 @@ def test_12_a_vllm_answers_behind_the_runtime(workspace: Workspace, tmp_path: Pa
         )
         workspace.ready("on-vllm")
         assert workspace.ask("on-vllm", "hello")["text"].startswith("hello")
-        status = workspace.get("modelworkload", "on-vllm")["status"]
-        assert status["model"]["digest"].startswith("sha256:")
+        workspace.wait(
+            "the model's digest to be told",  # it is in a later report than readiness
+            lambda: str(
+                workspace.get("modelworkload", "on-vllm")["status"].get("model", {}).get("digest")
+            ).startswith("sha256:"),
+            90,
+        )
         (pod,) = workspace.pods_of("on-vllm")
         workspace.kubectl("delete", "modelworkload/on-vllm")
         workspace.wait("the pod to be gone", lambda: not workspace.pods_of("on-vllm"), 90)
