@@ -6,11 +6,12 @@ https://docs.vllm.ai/en/latest/cli/serve/
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+ENGINE: Final = "vllm"  # spec.engine.name
 # Options of `vllm serve` that the operator decides, by the field that decides them.
 _DECIDED: Final = {
     "spec.model": ("model", "model-tag", "revision", "config", "download-dir"),
@@ -66,7 +67,14 @@ KV_DTYPES: Final = {"auto": "auto", "bf16": "bfloat16", "fp8": "fp8"}
 LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)  # ranks --max-lora-rank knows
 
 
-def refusal(args: Sequence[str]) -> str:
+def refusal(engine: Mapping[str, Any]) -> str:
+    """Return why a `spec.engine` that names vLLM cannot be taken, naming field, value and fix; "" if it can."""
+    if not engine.get("image"):
+        return "spec.engine.image: engine vllm needs an image, like vllm/vllm-openai:v0.32.0"
+    return refused_argument([str(one) for one in engine.get("args") or ()])
+
+
+def refused_argument(args: Sequence[str]) -> str:
     """Return why arguments of a user cannot be taken, naming field, value and fix; "" if they can."""
     for index, one in enumerate(args):
         name = _option(one)
@@ -85,7 +93,7 @@ def refusal(args: Sequence[str]) -> str:
 
 
 def pattern() -> str:
-    """Return the same as a regular expression for the CRD's rule; abbreviations are left to :func:`refusal`."""
+    """Return the same as a regular expression for the CRD's rule; abbreviations are left to :func:`refused_argument`."""
     names = sorted({_NEVER, *(option for options in _DECIDED.values() for option in options)})
     alternatives = "|".join(
         (f"{name}.*" if name in _FAMILIES else name).replace("-", "[-_]") for name in names

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.api import vllm
-from llmos_operator.scheduler.sizing import VLLM
 from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 def refusal(workload: Workload) -> str:
     """Return what is wrong with a spec of engine vllm, naming field, value and fix; "" if nothing is."""
     engine = workload.spec.get("engine") or {}
-    if not engine.get("image"):
-        return "spec.engine.image: engine vllm needs an image, like vllm/vllm-openai:v0.32.0"
     cache = workload.quantization.kv_cache_dtype
     if cache not in vllm.KV_DTYPES:
         known = ", ".join(vllm.KV_DTYPES)
@@ -24,12 +21,12 @@ def refusal(workload: Workload) -> str:
     if workload.max_adapters and workload.adapter_rank > vllm.LORA_RANKS[-1]:
         most = vllm.LORA_RANKS[-1]
         return f"spec.adapterLimits.maxRank: {workload.adapter_rank}: vLLM serves adapters up to rank {most}"
-    return vllm.refusal([str(one) for one in engine.get("args") or ()])
+    return vllm.refusal(engine)
 
 
 def unsupported(workload: Workload) -> str:
     """Return why this release cannot run a workload on its engine, "" if it can."""
-    if workload.engine == VLLM:
+    if workload.engine == vllm.ENGINE:
         return _unfronted(workload)
     if workload.engine == "builtin" and workload.kind is not WorkloadKind.FINE_TUNE:
         return _unsplit(workload)

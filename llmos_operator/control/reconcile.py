@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.outcomes import Retire
+from llmos_operator.api import vllm
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.control import engines, gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
-from llmos_operator.scheduler.sizing import VLLM
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _ended(seen: Situation, pod: Pod, replica: Replica) -> FailedReplica | None:
 
 def _crashed(workload: Workload, times: int, code: int | None, message: str) -> str:
     """Return what is said of containers that keep ending; of an engine beside the runtime its last words as well."""
-    if workload.engine != VLLM:
+    if workload.engine != vllm.ENGINE:
         return f"the runtime ended {times} times, last with exit code {code}; see its logs."
     last = next((line.strip() for line in reversed(message.splitlines()) if line.strip()), "")
     said = f" Its last words: {last[:_LAST_WORDS]}" if last else ""
@@ -359,7 +359,7 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
             Reason.INVALID_SPEC,
             f"spec.adapters: {served} is the name of the model itself; name the adapter otherwise.",
         )
-    if workload.engine == VLLM and (unfit := engines.refusal(workload)):
+    if workload.engine == vllm.ENGINE and (unfit := engines.refusal(workload)):
         return Refusal(Reason.INVALID_SPEC, f"{unfit}.")
     sources = [("spec.model.uri", workload.model.uri, MODEL_SCHEMES)]
     sources += [(f"spec.adapters[{one.name}].uri", one.uri, ADAPTER_SCHEMES) for one in workload.adapters]

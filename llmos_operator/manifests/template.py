@@ -104,12 +104,8 @@ def check_engine(engine: Mapping[str, Any]) -> None:
 
     Or, of engine vllm, if there is no image or an argument that the operator decides.
     """
-    if engine.get("name") == "vllm":
-        if not engine.get("image"):
-            raise _refused("spec.engine.image", "engine vllm needs an image, like vllm/vllm-openai:v0.32.0")
-        found = vllm.refusal([str(one) for one in engine.get("args") or ()])
-        if found:
-            raise Permanent(found, reason=Reason.INVALID_SPEC)
+    if engine.get("name") == vllm.ENGINE and (found := vllm.refusal(engine)):
+        raise Permanent(found, reason=Reason.INVALID_SPEC)
     for variable in engine.get("env") or ():
         name = str(variable.get("name", ""))
         if name.startswith((*_FORBIDDEN_ENV, "LLMOS_")):

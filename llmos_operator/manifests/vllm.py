@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-ENGINE: Final = "vllm"
 NAME: Final = "engine"
 VOLUME: Final = "llmos-engine"
 FOLDER: Final = "/var/llmos/engine"
@@ -49,7 +48,7 @@ exec vllm serve "$model" "$@"
 
 def fronts(workload: Workload) -> bool:
     """Return whether the workload's runtime fronts a vLLM."""
-    return workload.engine == ENGINE
+    return workload.engine == vllm.ENGINE
 
 
 def container(
@@ -78,13 +77,13 @@ def container(
         "image": engine.get("image"),
         "imagePullPolicy": settings.image_pull_policy,
         "restartPolicy": "Always",
-        "command": ["/bin/sh", "-c", _START, ENGINE, FOLDER],
+        "command": ["/bin/sh", "-c", _START, vllm.ENGINE, FOLDER],
         # A user's text must not become another variable's value, nor an option of ours by way of one.
         "args": [*(str(one).replace("$(", "$$(") for one in engine.get("args", ())), *arguments],
         "env": _environment(workload, claim, settings, simulated=simulated),
         # The runtime leaves a note when vLLM has not answered for long: it cannot be asked over HTTP from outside.
         "livenessProbe": {
-            "exec": {"command": ["/bin/sh", "-c", 'test ! -e "$1/stuck"', ENGINE, FOLDER]},
+            "exec": {"command": ["/bin/sh", "-c", 'test ! -e "$1/stuck"', vllm.ENGINE, FOLDER]},
             "periodSeconds": _STUCK_PERIOD,
             "timeoutSeconds": 5,
             "failureThreshold": 1,
@@ -116,7 +115,7 @@ def volumes(claim: Claim) -> list[Json]:
 def front_environment(claim: Claim, *, simulated: bool) -> dict[str, str]:
     """Return what the runtime is told of the vLLM beside it."""
     return {
-        names.ENV_ENGINE: ENGINE,
+        names.ENV_ENGINE: vllm.ENGINE,
         names.ENV_ENGINE_DIR: FOLDER,
         names.ENV_ENGINE_URL: f"http://$({names.ENV_POD_IP}):{names.PORT_ENGINE}" if simulated else "",
         names.ENV_ENGINE_SLEEPS: "true" if sleeps(claim, simulated=simulated) else "",

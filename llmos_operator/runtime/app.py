@@ -135,7 +135,7 @@ class ServingApi:
     async def startupz(self, _: Request) -> Response:
         """200 once loading is over, well or badly: a model that cannot be loaded is no reason for a restart."""
         state = self._host.state()
-        if state.value in {"Ready", "Draining", "Asleep", "Failed"}:
+        if state.loading_is_over:
             return probe("")
         load = self._host.status().load
         share = f" {load.bytes_done} of {load.bytes_total} bytes" if load.bytes_total else ""

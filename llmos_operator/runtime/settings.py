@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_operator.api import names
+from llmos_operator.api import names, vllm
 from llmos_operator.api.runtime.data import VOLUMES_ROOT
 from llmos_operator.api.runtime.uris import SOURCE_VARIABLES
 from llmos_operator.errors import Permanent
@@ -184,8 +184,10 @@ def _engine(env: _Reader, devices: str) -> dict[str, Any]:
     engine = env.text(names.ENV_ENGINE)
     if not engine:
         return {}
-    if engine != "vllm":
-        raise BadEnvironment(f"{names.ENV_ENGINE} = {engine!r} is not an engine this runtime fronts: vllm")
+    if engine != vllm.ENGINE:
+        raise BadEnvironment(
+            f"{names.ENV_ENGINE} = {engine!r} is not an engine this runtime fronts: {vllm.ENGINE}"
+        )
     folder, url = env.text(names.ENV_ENGINE_DIR), env.text(names.ENV_ENGINE_URL)
     if not folder.startswith("/"):
         raise BadEnvironment(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmos_operator.api import names
+from llmos_operator.api import names, vllm
 from llmos_operator.api.v1alpha1.modelprofile import profile_name
 from llmos_operator.scheduler.request import Constraints, Request
-from llmos_operator.scheduler.sizing import VLLM, granted
+from llmos_operator.scheduler.sizing import granted
 from llmos_operator.state.types import FULL_MILLI, Claim, Sharing, WorkloadKind
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def request_of(
         milli if shared else FULL_MILLI,
         domain if shared else "",
         sizing.runtime_cpu_milli + workload.cpu_milli,
-        (sizing.vllm_memory_bytes if workload.engine == VLLM else sizing.runtime_memory_bytes)
+        (sizing.vllm_memory_bytes if workload.engine == vllm.ENGINE else sizing.runtime_memory_bytes)
         + workload.host_memory_bytes,
         workload.placement,
         model,

@@ -86,7 +86,7 @@ def _default_service() -> dict[WorkloadKind, float]:
 
 
 def _default_formats() -> dict[str, tuple[str, ...]]:
-    return {"builtin": ("bf16", "int8", "int4"), "vllm": vllm.FORMATS}
+    return {"builtin": ("bf16", "int8", "int4"), vllm.ENGINE: vllm.FORMATS}
 
 
 @dataclass(frozen=True, slots=True)

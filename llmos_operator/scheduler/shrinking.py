@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import vllm
 from llmos_operator.api.runtime import memory
 from llmos_operator.scheduler.sizing import base_bytes, corrected, kv_element_bytes
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, Sharing, WorkloadKind
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, Pod, Profile, Workload
 
 _MILLISECONDS = 1000
-_FIXED_CACHE = frozenset({"vllm"})  # engines whose KV cache is made once, at the start
+_FIXED_CACHE = frozenset({vllm.ENGINE})  # engines whose KV cache is made once, at the start
 
 
 def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: float) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import vllm
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime import memory, training_memory
 from llmos_operator.api.runtime.splitting import not_splittable
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.types import Learned, Profile, TrainingSpec, Workload
 
-VLLM = "vllm"
 _KV_ELEMENT_BYTES = {"fp8": 1, "int8": 1}
 _FLOOR_SHARE = 8  # after running out of memory ask for an eighth more
 _SPLIT = 2  # devices from which a model is split
@@ -196,7 +196,7 @@ def kv_element_bytes(workload: Workload) -> int:
 
 def base_bytes(workload: Workload, profile: Profile, policy: Policy) -> int:
     """Return R0 on a device: as measured, where the runtime's own engine is the one that was measured."""
-    if workload.engine == VLLM:
+    if workload.engine == vllm.ENGINE:
         return policy.sizing.vllm_base_bytes
     return profile.base_bytes if profile.base_bytes is not None else policy.sizing.base_bytes
 
@@ -210,7 +210,7 @@ def corrected(estimate: int, workload: Workload, profile: Profile, name: str) ->
     if known is None:
         return estimate
     measured = known.measured_peak_bytes is not None and known.estimated_peak_bytes is not None
-    if measured and workload.engine != VLLM:
+    if measured and workload.engine != vllm.ENGINE:
         moved = (known.measured_peak_bytes or 0) - (known.estimated_peak_bytes or 0)
         estimate = max(memory.SLACK_BYTES, estimate + moved)
     if known.oom_floor_bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import vllm
 from llmos_operator.api.runtime import memory
 from llmos_operator.scheduler.sizing import base_bytes, corrected, kv_element_bytes
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, Sharing, Sleeping, WorkloadKind
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, Pod, Profile, Workload
 
 _MILLISECONDS = 1000
-_SLEEPERS = frozenset({"builtin", "vllm"})
+_SLEEPERS = frozenset({"builtin", vllm.ENGINE})
 HOT = "Hot"  # load path of a model that was woken
 
 

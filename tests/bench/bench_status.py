@@ -24,6 +24,7 @@ from llmos_operator.cluster.transport import connect
 from tests.bench.load import TEAM, URI
 from tests.bench.report import Table
 from tests.support.cluster import api_only
+from tests.support.crds import await_established
 
 if TYPE_CHECKING:
     from llmos_operator.cluster.transport import Transport
@@ -84,7 +85,7 @@ def _install(plane: ControlPlane, title: str, name: str) -> Way:
     if name == "Keyed":
         _by_key(definition)
     plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(definition))
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=90s", f"crd/{plural}.{group}")
+    await_established(plane, "crd", f"{plural}.{group}")
     return Way(title, ports.Kind(group, "v1alpha1", plural, name))
 
 

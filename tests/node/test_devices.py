@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scripts.realnode import layout
+from tests.support.crds import await_established
 from tests.support.deviceplugin import RESOURCE, NoGoError, build
 from tests.support.nodedevices import NAMESPACE, A, B, C, Devices
 from tests.support.waiting import eventually
@@ -95,7 +96,7 @@ def test_holders_and_plugin_outlive_a_restart_of_the_kubelet(devices: Devices) -
 
 def test_the_agent_writes_what_the_kubelet_tells_into_the_gpunode(devices: Devices, tmp_path: Path) -> None:
     devices.tools.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
-    devices.tools.kubectl("wait", "--for=condition=Established", "--timeout=90s", "-f", str(ROOT / "crds"))
+    await_established(devices.tools, "-f", str(ROOT / "crds"))
     environment = {
         **os.environ,
         **devices.machine.environment(),

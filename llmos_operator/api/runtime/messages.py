@@ -44,6 +44,11 @@ class RuntimeState(StrEnum):
     ASLEEP = "Asleep"
     FAILED = "Failed"
 
+    @property
+    def loading_is_over(self) -> bool:
+        """Whether no load goes on: it ended well, or badly."""
+        return self in {self.READY, self.DRAINING, self.ASLEEP, self.FAILED}
+
 
 class LoadProgress(Wire):
     """Progress of the current load stage."""

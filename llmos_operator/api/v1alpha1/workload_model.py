@@ -143,7 +143,7 @@ class EngineName(StrEnum):
     """Engines that can serve a model."""
 
     BUILTIN = "builtin"
-    VLLM = "vllm"
+    VLLM = vllm.ENGINE
     CUSTOM = "custom"
 
 

@@ -122,7 +122,7 @@ class RelayApi:
     async def startupz(self, _: Request) -> Response:
         """200 once loading is over, well or badly: a model that cannot be loaded is no reason for a restart."""
         state = self._host.state()
-        return probe("" if state.value in {"Ready", "Draining", "Asleep", "Failed"} else state.value)
+        return probe("" if state.loading_is_over else state.value)
 
     async def metrics(self, _: Request) -> Response:
         """Return Prometheus' text: our figures, then vLLM's as they are."""

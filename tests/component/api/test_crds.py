@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmos_operator.api import crd
-from tests.support.crds import install_crds
+from tests.support.crds import await_established, install_crds
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -226,8 +226,7 @@ def test_an_object_from_before_lists_of_a_status_were_atomic_is_written_on(
             del conditions[key]
         conditions |= how
         plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(definition))
-        name = f"crd/{definition['metadata']['name']}"
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=90s", name)
+        await_established(plane, "crd", definition["metadata"]["name"])
 
     def write(manager: str, *conditions: dict[str, Any]) -> dict[str, Any]:
         flags = ("--server-side", "--force-conflicts", "--subresource=status", f"--field-manager={manager}")

@@ -15,7 +15,7 @@ from llmos_operator.cluster import port as ports
 from llmos_operator.cluster.transport import connect
 from llmos_operator.local.hub.server import HubServer
 from llmos_operator.local.hub.store import Store as HubStore
-from tests.support.crds import CRDS
+from tests.support.crds import CRDS, await_established
 from tests.support.fakekubelet import Script
 from tests.support.operator_process import SYSTEM, OperatorProcess, collect, condition_of
 from tests.support.tinymodels import write_model
@@ -126,8 +126,8 @@ async def test_processes_of_a_gang_meet_and_meet_again_after_one_was_lost(
     local_cluster: RunningCluster, local_namespace: str, tmp_path: Path
 ) -> None:
     """The example with real processes: two pods of the process kubelet, on two nodes, find each other through the environment."""
-    for words in (("apply", "--server-side", "-f"), ("wait", "--for=condition=Established", "-f")):
-        local_cluster.tools.kubectl(*words, str(CRDS))
+    local_cluster.tools.kubectl("apply", "--server-side", "-f", str(CRDS))
+    await_established(local_cluster.tools, "-f", str(CRDS))
     async with _system(local_cluster, tmp_path) as (port, uri, operator):
         for node in ("sim-0", "sim-1"):
             await _devices(port, node)

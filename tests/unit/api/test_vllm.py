@@ -45,7 +45,7 @@ TAKEN = [
 
 @pytest.mark.parametrize(("argument", "field"), REFUSED)
 def test_what_the_operator_decides_is_refused_and_its_field_named(argument: str, field: str) -> None:
-    found = vllm.refusal(["--enforce-eager", argument])
+    found = vllm.refused_argument(["--enforce-eager", argument])
     assert found.startswith(f"spec.engine.args[1]: {argument.partition('=')[0]} ")
     assert field in found
     assert "=" not in found, "values may be secrets"
@@ -53,12 +53,12 @@ def test_what_the_operator_decides_is_refused_and_its_field_named(argument: str,
 
 @pytest.mark.parametrize("argument", ["--gpu-mem=0.9", "--tensor-par", "--trust-remote", "--served=x"])
 def test_an_abbreviation_argparse_would_take_is_refused(argument: str) -> None:
-    assert vllm.refusal([argument])
+    assert vllm.refused_argument([argument])
 
 
 @pytest.mark.parametrize("argument", TAKEN)
 def test_everything_else_goes_through(argument: str) -> None:
-    assert vllm.refusal([argument]) == ""
+    assert vllm.refused_argument([argument]) == ""
 
 
 def test_the_rule_of_the_crd_refuses_whole_names_and_nothing_more() -> None:
