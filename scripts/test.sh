@@ -2,8 +2,10 @@
 # What CI runs: every check and every test. The tests go in lanes beside each other, each lane a pytest of its own with
 # its output in build/lanes; with REAL_NODE=1 the real node's tests come after them and alone (where there can be no such
 # node here, they are skipped with the reason); the end-to-end tests come last and alone, and their pytest reports what all
-# lanes found (tests/support/lanes.py): its closing line, the last thing printed, counts every test. A failed check does
-# not hide the tests' result; the exit status is 0 only if all of it held.
+# lanes found (tests/support/lanes.py): its closing line, the last thing printed, counts every test. Up to three tests with
+# servers or models that failed beside the other lanes are tried once more, alone; those that pass then are reported as
+# unsteady, with what failed first. A failed check does not hide the tests' result; the exit status is 0 only if all of it
+# held.
 #
 # Environment: VENV (default .venv), REAL_NODE (1: a real node's tests, too). Extra arguments go to every pytest.
 set -euo pipefail
@@ -106,6 +108,12 @@ elif [[ -n ${REAL_NODE:-} ]] && ((statuses[artifacts] == 0)); then
   printf -- '-- %d s so far; now the tests on a real node, alone\n' "$SECONDS"
   lane node 0 tests/node
   await node
+fi
+mapfile -t unsure < <("$bin/python" -m tests.support.lanes "$logs"/{operator,models,servers}.reports)
+if [[ -n ${unsure[0]:-} ]] && ((${#unsure[@]} <= 3)); then
+  printf -- '-- failed beside other lanes, now again and alone: %s\n' "${unsure[*]}"
+  "$bin/python" -m pytest -p tests.support.lanes --lane="$logs/again.reports" "${unsure[@]}" || true
+  joins+=("--again=$logs/again.reports")
 fi
 if ((${#failed[@]})); then
   printf -- '-- FAILED beside the tests: %s\n' "${failed[*]}"

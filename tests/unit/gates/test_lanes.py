@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import lanes
+
 ROOT = Path(__file__).parents[3]
 TESTS = {
     "good": "def test_one(): pass\ndef test_two(): pass\n",
@@ -16,6 +18,8 @@ TESTS = {
     "def test_fine(): pass\n@pytest.mark.skip(reason='not here')\ndef test_left_out(): pass\n",
     "broken": "import no_such_module\n",
     "deadly": "import os\ndef test_fine(): pass\ndef test_dies(): os._exit(9)\n",
+    "shy": "from pathlib import Path\ndef test_shy():\n"
+    "    assert Path('alone').exists(), 'somebody is there'\ndef test_wrong(): assert False, 'never right'\n",
     "last": "def test_last(): pass\n",
 }
 
@@ -89,3 +93,29 @@ def test_a_selection_may_be_in_one_run_only(tmp_path: Path, word: str, status: i
     found, text = joined(tmp_path, "good", "bad", last=("test_last.py", "-k", word))
     assert found == status, text
     assert count in text.splitlines()[-1]
+
+
+def test_a_test_that_passes_alone_is_unsteady_and_one_that_does_not_fails_the_whole(tmp_path: Path) -> None:
+    done = tried_again(tmp_path, "test_shy.py")
+    assert done.returncode == 1
+    assert "somebody is there" in done.stdout
+    assert "FAILED test_shy.py::test_wrong" in done.stdout
+    assert "FAILED test_shy.py::test_shy" not in done.stdout
+    assert "1 failed, 1 passed, 1 unsteady" in done.stdout.splitlines()[-1]
+
+
+def test_a_whole_whose_failures_all_passed_alone_passes(tmp_path: Path) -> None:
+    done = tried_again(tmp_path, "test_shy.py::test_shy")
+    assert done.returncode == 0, done.stdout
+    assert "somebody is there" in done.stdout
+    assert "1 passed, 1 unsteady" in done.stdout.splitlines()[-1]
+
+
+def tried_again(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    """Run ``tests`` beside others, what failed of them alone, and then a run that tells of both."""
+    for name in ("shy", "last"):
+        (folder / f"test_{name}.py").write_text(TESTS[name])
+    run(folder, "--lane=shy.reports", tests)
+    (folder / "alone").touch()
+    run(folder, "--lane=again.reports", *lanes.failed([folder / "shy.reports"]))
+    return run(folder, "--join=shy.reports", "--again=again.reports", "test_last.py")
