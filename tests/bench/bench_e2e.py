@@ -161,13 +161,15 @@ async def _singles(port: Transport, process: OperatorProcess, watcher: Watcher) 
         await kubelet.close()
     writes = {key: count - before.get(key, 0) for key, count in after.items() if count > before.get(key, 0)}
     detail = ", ".join(f"{count} {verb} {what}" for (verb, what), count in sorted(writes.items()))
+    theirs = sum(count for (_, what), count in writes.items() if what != ports.GPU_NODES.plural)
     rows = [
         ["apply to pod bound, median", f"{statistics.median(bound) * 1000:.0f} ms"],
         ["apply to pod bound, worst", f"{max(bound) * 1000:.0f} ms"],
-        ["operator's writes per workload until Ready", f"{sum(writes.values()) / SINGLES:.2f}"],
+        ["operator's writes per workload until Ready, goal 5", f"{theirs / SINGLES:.2f}"],
     ]
     note = (
-        f"{SINGLES} workloads, one every half second or slower, as a watch sees their pods. Writes: {detail}."
+        f"{SINGLES} workloads, one every half second or slower, as a watch sees their pods. Writes meanwhile: {detail}; "
+        f"those to GPUNodes are each node's first ledger after the operator's start, {NODES} of them, and are not counted."
     )
     return Table("One workload on a cluster at rest", ["what", "measured"], rows, note)
 
