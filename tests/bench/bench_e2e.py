@@ -220,7 +220,7 @@ async def _bare(port: Transport) -> tuple[float, float]:
     }
     kinds = (ports.SERVICES, ports.MODEL_WORKLOADS, ports.EVENTS)
     rest = [(kind, copied(one)) for kind in kinds for one in await collect(port, kind, TEAM)]
-    names = [f"model-{n:04}" for n in range(WORKLOADS)]
+    names = [f"model-{n:04}" for n in range(len(pods))]  # victims have no pod any more
     rest = [
         (kind, one) for kind, one in rest if kind is ports.EVENTS or one["metadata"]["name"] in set(names)
     ]
@@ -231,10 +231,11 @@ async def _bare(port: Transport) -> tuple[float, float]:
         await submit(port, name, RAW, **BACKGROUND)
         await port.create(ports.PODS, pod, namespace=RAW)
 
-    await each(zip(names, pods.values(), strict=False), workload_and_pod, CREATES)
-    after_pods = (time.perf_counter() - started) * WORKLOADS / min(WORKLOADS, len(pods))
+    await each(zip(names, pods.values(), strict=True), workload_and_pod, CREATES)
+    after_pods = time.perf_counter() - started
     await each(rest, lambda item: again(port, *item), CREATES)
-    return after_pods, time.perf_counter() - started
+    scale = WORKLOADS / len(names)
+    return after_pods * scale, (time.perf_counter() - started) * scale
 
 
 async def _kube_scheduler(plane: ControlPlane, folder: Path) -> list[str]:
