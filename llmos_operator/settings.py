@@ -180,6 +180,17 @@ class ReservationSettings(_Group):
     """Seconds since its creation after which devices gather for work though nobody knows when its place will be free, and after which only declared ends (maxRuntime) let others use its place."""
 
 
+class ScaleUpSettings(_Group):
+    """Nodes for work the cluster is too small for: pods that show cluster autoscalers what is needed."""
+
+    enabled: bool = False
+    """Whether placeholder pods are made. Only with something that adds nodes for pods that are unschedulable: Cluster Autoscaler, Karpenter."""
+    after: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    """Seconds for which work must have lacked capacity before nodes are asked for."""
+    most: int = Field(default=50, ge=1, le=1000)
+    """Placeholder pods at once; what is first in its queue comes first."""
+
+
 class SchedulingSettings(_Group):
     """The decision loop."""
 
@@ -227,6 +238,8 @@ class SchedulingSettings(_Group):
     """Prices for placement."""
     reservation: ReservationSettings = ReservationSettings()
     """Places that are kept for large work."""
+    scale_up: ScaleUpSettings = ScaleUpSettings()
+    """Asking for nodes."""
     migration_budget: float = Field(default=0.01, ge=0, le=1)
     """Part of all placed pods that may be moved within an hour so that others can start, at least one; 0 moves nobody."""
 

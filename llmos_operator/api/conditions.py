@@ -126,6 +126,7 @@ class Reason(StrEnum):
     IDLE = "Idle"  # it sleeps because nobody has asked anything of it for a while
     POD_DELETED = "PodDeleted"
     ESTIMATE_RAISED = "EstimateRaised"
+    NODES_REQUESTED = "NodesRequested"  # placeholder pods show a cluster autoscaler what it needs
     DEVICES_REFUSED = "DevicesRefused"  # the kubelet had no device for a pod that asks for whole ones
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
     QUARANTINED = "Quarantined"  # a device or node takes no new work because it is sick

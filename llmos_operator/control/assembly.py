@@ -15,10 +15,12 @@ from llmos_operator.actuators.care import CareWriter
 from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.inspector import Inspector
 from llmos_operator.actuators.nursing import Nursing
+from llmos_operator.actuators.placeholders import Placeholders
 from llmos_operator.actuators.runtime_client import RuntimeClient
 from llmos_operator.actuators.status import StatusWriter
 from llmos_operator.actuators.support import ControlTokens, Support
 from llmos_operator.actuators.writequeue import WriteQueue
+from llmos_operator.api.conditions import Reason
 from llmos_operator.clock import SystemClock
 from llmos_operator.cluster import port as ports
 from llmos_operator.cluster.backoff import Curve, KeyedBackoff
@@ -51,6 +53,7 @@ from llmos_operator.control.records import Records
 from llmos_operator.control.remedies import Remedies
 from llmos_operator.control.retention import Retention
 from llmos_operator.control.review import Reviewer
+from llmos_operator.control.scaleup import ScaleUp
 from llmos_operator.control.sleepers import Sleepers
 from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.treating import Treating
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.cluster.port import ClusterPort, Json, Kind
     from llmos_operator.control.metrics import OperatorMetrics
+    from llmos_operator.control.placement_spans import Cycle
     from llmos_operator.control.records import Record
     from llmos_operator.observability.tracing import Tracer
     from llmos_operator.scheduler.fragmentation.prices import Prices
@@ -75,6 +79,7 @@ if TYPE_CHECKING:
     from llmos_operator.settings import OperatorSettings
     from llmos_operator.state.care import Treatment
     from llmos_operator.state.snapshot import Snapshot
+    from llmos_operator.state.types import Workload
 
 log = logger(__name__)
 
@@ -196,6 +201,7 @@ class Assembly:
         self.support = Support(
             self.port, self.retrier, mirrors[ports.SERVICES], self.tokens, runtime.control_secret
         )
+        self.placeholders = Placeholders(self.port, self.queue, self.clock, KeyedBackoff(_OBJECT, self.rng))
         self.executor = Executor(
             port=self.port,
             store=self.store,
@@ -301,6 +307,15 @@ class Assembly:
             solver=SolverProcess(),
             may_act=self.leadership.may_act,
         )
+        self.scale_up = ScaleUp(
+            self.store,
+            self.placeholders,
+            self.policy,
+            self.settings.scheduling.scale_up,
+            self.metrics,
+            self.clock,
+            self._asked_for_nodes,
+        )
         self.loop = Loop(
             store=self.store,
             batcher=self.batcher,
@@ -316,7 +331,7 @@ class Assembly:
             may_act=self.leadership.may_act,
             reviewed=self.status.mark,
             record=self._recorder(),
-            planned=self.spans.planned,
+            planned=self._planned,
             prices=self.pricing.current,
         )
         self.hearing = Hearing(self)
@@ -375,6 +390,15 @@ class Assembly:
         """Look at a workload again: first at its pods, then at its status, which tells what the first look found."""
         self.loop.review(key)
 
+    def _planned(self, plan: Plan, cycle: Cycle) -> None:
+        self.spans.planned(plan, cycle)
+        self.scale_up.planned(plan)
+
+    def _asked_for_nodes(self, workload: Workload, note: str) -> None:
+        record = self.records.by_uid(workload.uid)
+        if record is not None:
+            self.feedback.tell(record, "Normal", Reason.NODES_REQUESTED, note)
+
     def _in_motion(self, key: str) -> bool:
         """Return whether a status written now would be out of date at once: writes, or the first decision, are due."""
         record = self.records.get(key)
@@ -409,6 +433,8 @@ class Assembly:
         exists = change is Change.APPLIED
         if kind == ports.MODEL_PROFILES:
             self.profiles.note(body, exists=exists)
+        elif kind == ports.PODS:
+            self.placeholders.note(body, exists=exists)
         elif kind == ports.NAMESPACES and not exists:
             self.support.forget_namespace(str(body["metadata"]["name"]))
         elif kind == ports.MODEL_CACHES:

@@ -159,6 +159,11 @@ class OperatorMetrics:
             ["start"],
             registry=registry,
         )
+        self.placeholders = Gauge(
+            "llmos_operator_placeholder_pods",
+            "Placeholder pods wanted to show cluster autoscalers what work lacks capacity.",
+            registry=registry,
+        )
         self.waiting = Gauge(
             "llmos_operator_waiting_workloads",
             "Workloads with a replica that has no place, by queue.",

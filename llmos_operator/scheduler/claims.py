@@ -25,8 +25,8 @@ def request_of(
     workload: Workload, size: Size, policy: Policy, domain: str, profile: Profile | None = None
 ) -> Request:
     """Return what a replica of that size asks of a node; the profile of its model says what it draws."""
-    sizing = policy.sizing
     shared = workload.sharing is Sharing.SHARED and workload.accelerators > 0
+    cpu_milli, memory_bytes = host_needs(workload, size.bytes_per_device, policy)
     constraints = Constraints(
         workload.accelerators,
         workload.sharing,
@@ -39,26 +39,36 @@ def request_of(
     if not workload.accelerators:
         return Request(
             constraints,
-            cpu_milli=sizing.cpu_only_milli + workload.cpu_milli,
-            memory_bytes=size.bytes_per_device + workload.host_memory_bytes,
+            cpu_milli=cpu_milli,
+            memory_bytes=memory_bytes,
             placement=workload.placement,
             model=model,
         )
-    milli = workload.compute_milli if workload.compute_milli is not None else sizing.shared_compute_milli
+    milli = (
+        workload.compute_milli if workload.compute_milli is not None else policy.sizing.shared_compute_milli
+    )
     return Request(
         constraints,
         size.bytes_per_device,
         milli if shared else FULL_MILLI,
         domain if shared else "",
-        sizing.runtime_cpu_milli + workload.cpu_milli,
-        (sizing.vllm_memory_bytes if workload.engine == vllm.ENGINE else sizing.runtime_memory_bytes)
-        + workload.host_memory_bytes,
+        cpu_milli,
+        memory_bytes,
         workload.placement,
         model,
         measured_draws(profile, size.format)
         if workload.kind is WorkloadKind.INFERENCE and not shared
         else (),
     )
+
+
+def host_needs(workload: Workload, bytes_per_device: int, policy: Policy) -> tuple[int, int]:
+    """Return (thousandths of a core, bytes of host memory) a pod of the workload asks for, its user's containers included."""
+    sizing = policy.sizing
+    if not workload.accelerators:
+        return sizing.cpu_only_milli + workload.cpu_milli, bytes_per_device + workload.host_memory_bytes
+    memory = sizing.vllm_memory_bytes if workload.engine == vllm.ENGINE else sizing.runtime_memory_bytes
+    return sizing.runtime_cpu_milli + workload.cpu_milli, memory + workload.host_memory_bytes
 
 
 def measured_draws(profile: Profile | None, fmt: str) -> tuple[tuple[str, int], ...]:
