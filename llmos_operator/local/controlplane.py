@@ -52,7 +52,6 @@ _CONTROLLERS_OFF = (
     "endpoints-controller",
     "endpointslice-controller",
     "endpointslice-mirroring-controller",
-    "horizontal-pod-autoscaler-controller",
     "node-ipam-controller",
     "node-route-controller",
     "persistentvolume-attach-detach-controller",
@@ -350,6 +349,7 @@ def _controller_manager_flags(
         "--kube-api-qps=300",
         "--kube-api-burst=500",
         "--controllers=*," + ",".join(f"-{name}" for name in _CONTROLLERS_OFF),
+        "--horizontal-pod-autoscaler-sync-period=5s",
         "--profiling=false",
         f"--v={options.verbosity}",
     ]
