@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llmos_operator.actuators.slices import in_slices
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api import names
 from llmos_operator.cluster.failures import NotFound
@@ -21,6 +20,7 @@ from llmos_operator.errors import Conflict, LlmosError, Retryable
 from llmos_operator.manifests import status as manifest
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.observability.logging import logger
+from llmos_operator.observability.slices import in_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from llmos_operator.actuators.slices import in_slices
 from llmos_operator.control.placement_spans import Cycle
 from llmos_operator.observability.logging import context, logger
+from llmos_operator.observability.slices import in_slices
 from llmos_operator.scheduler.budget import Budget
 from llmos_operator.scheduler.cycle import plan as make_plan
 from llmos_operator.scheduler.table import NodeTable

@@ -95,7 +95,7 @@ def _with_requirement(affinity: Json, requirement: Json) -> Json:
     required = nodes.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     terms: list[Json] = [
         {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), requirement]}
-        for term in required.get("nodeSelectorTerms") or ({},)
+        for term in required.get("nodeSelectorTerms") or [{}]
     ]
     required = {"nodeSelectorTerms": terms}
     return {**affinity, "nodeAffinity": {**nodes, "requiredDuringSchedulingIgnoredDuringExecution": required}}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from llmos_operator.observability.logging import logger
-from llmos_operator.observability.metrics import render
+from llmos_operator.observability.metrics import rendered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,5 +75,5 @@ class HealthServer:
         return web.Response(status=503 if failed else 200, text="\n".join(lines) or "ok")
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        body, content_type = render(self._registry)
+        body, content_type = await rendered(self._registry)
         return web.Response(body=body, headers={"Content-Type": content_type})

@@ -238,12 +238,7 @@ def test_every_series_a_panel_or_a_rule_names_is_scraped(prometheus: Prometheus)
 
 def test_what_is_scraped_is_in_the_catalogue(prometheus: Prometheus):
     known = {series for metrics in catalogue().values() for one in metrics for series in one.series()}
-    # The client library adds the time of creation to counters and histograms.
-    strangers = {
-        name
-        for name in prometheus.names()
-        if name.startswith(("llmos_", "vllm:")) and not name.endswith("_created")
-    }
+    strangers = {name for name in prometheus.names() if name.startswith(("llmos_", "vllm:"))}
     assert strangers - known == {"llmos_build_info"}
 
 

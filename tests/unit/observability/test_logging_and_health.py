@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter
 from llmos_operator.observability.health import HealthServer
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.observability.logging import JsonFormatter, TextFormatter, context, logger
-from llmos_operator.observability.metrics import new_registry, render
+from llmos_operator.observability.metrics import new_registry, render, rendered
 
 
 @pytest.fixture
@@ -104,3 +105,23 @@ async def test_probes_say_which_check_failed() -> None:
                 assert "llmos_test_total 1.0" in await answer.text()
     finally:
         await server.close()
+
+
+@pytest.mark.anyio
+async def test_many_series_are_rendered_while_others_have_their_turns() -> None:
+    registry, turns = CollectorRegistry(), 0
+    for name in ("one", "two", "three"):
+        counter = Counter(name, f"The {name}.", ["workload"], registry=registry)
+        for number in range(5000):
+            counter.labels(f"w-{number}").inc(number)
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    assert await rendered(registry) == render(registry)
+    task.cancel()
+    assert turns >= 3

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from llmos_operator.actuators.slices import in_slices
 from llmos_operator.clock import FakeClock
+from llmos_operator.observability.slices import in_slices
 
 pytestmark = pytest.mark.anyio
 TICK = 2.0**-10  # seconds that add up exactly
