@@ -1,20 +1,21 @@
 """Keeps the placeholders there are the ones that are wanted: created, marked as unschedulable, deleted.
 
-What exists is learned from the watch of pods, so that an operator that was restarted goes on with those of the one before.
+The operator watches bound pods alone, which these never are: what exists is listed at first, so that an operator that was restarted
+goes on with those of the one before, and now and then, as somebody else may delete them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api import names
 from llmos_operator.cluster.failures import AlreadyExists, NotFound
 from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError
-from llmos_operator.manifests.placeholder import is_marked, is_placeholder, unschedulable
+from llmos_operator.manifests.placeholder import ROLE, is_marked, unschedulable
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 log = logger(__name__)
+
+LOOK_SECONDS: Final = 60.0  # between lists while there are any, or should be
+_SELECTOR: Final = f"{names.LABEL_ROLE}={ROLE},{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +59,20 @@ class Placeholders:
         self._clock = clock
         self._backoff = backoff
         self._present: dict[str, _Present] = {}  # by namespace/name
+        self._listed_at: float | None = None  # monotonic
 
     def __len__(self) -> int:
         """Placeholders that exist."""
         return len(self._present)
 
-    def note(self, pod: Json, *, exists: bool) -> None:
-        """Take a pod as the watch tells it. Of one that is gone only its metadata is sure to be there."""
-        meta = pod["metadata"]
-        key = f"{meta.get('namespace', '')}/{meta['name']}"
-        if not exists:
-            self._present.pop(key, None)
-        elif is_placeholder(pod):
-            leaving = bool(meta.get("deletionTimestamp"))
-            self._present[key] = _Present(str(meta["uid"]), is_marked(pod), leaving)
-
     def keep(self, wanted: Mapping[str, Wanted]) -> None:
         """Make what exists the same as ``wanted``, by namespace/name. Call it again: it does what is left to do."""
         now = self._clock.monotonic()
+        known = self._listed_at is not None
+        if self._listed_at is None or ((wanted or self._present) and now - self._listed_at >= LOOK_SECONDS):
+            self._submit("list", self._list)
+        if not known:
+            return
         for key, one in wanted.items():
             present = self._present.get(key)
             if present is not None and (present.marked or present.leaving):
@@ -89,11 +89,33 @@ class Placeholders:
         if not self._queue.holds(name):
             self._queue.submit(Job(Rank.SUPPORT, name, run))
 
+    async def _list(self) -> None:
+        try:
+            found = [
+                pod
+                async for page in self._port.list_pages(PODS, label_selector=_SELECTOR)
+                for pod in page.items
+            ]
+        except LlmosError as error:
+            log.warning("placeholders not listed", error=error)
+            return
+        self._present.clear()
+        self._listed_at = self._clock.monotonic()
+        for pod in found:
+            self._note(pod)
+
+    def _note(self, pod: Json) -> None:
+        meta = pod["metadata"]
+        leaving = bool(meta.get("deletionTimestamp"))
+        self._present[f"{meta['namespace']}/{meta['name']}"] = _Present(
+            str(meta["uid"]), is_marked(pod), leaving
+        )
+
     async def _make(self, key: str, one: Wanted, *, there: bool) -> None:
         namespace, _, name = key.partition("/")
         try:
             if not there:
-                self.note(await self._port.create(PODS, one.body, namespace=namespace), exists=True)
+                self._note(await self._port.create(PODS, one.body, namespace=namespace))
             status = unschedulable(one.why, self._clock.now())
             marked = await self._port.patch_status(
                 PODS,
@@ -101,9 +123,10 @@ class Placeholders:
                 manager=names.MANAGER_OPERATOR,
                 namespace=namespace,
             )
-            self.note(marked, exists=True)
+            self._note(marked)
         except (AlreadyExists, NotFound, Conflict):
-            self._backoff.fail(key, self._clock.monotonic())  # the watch has not told yet
+            self._listed_at = None  # somebody else has deleted or made it
+            self._backoff.fail(key, self._clock.monotonic())
         except LlmosError as error:
             wait = self._backoff.fail(key, self._clock.monotonic()) - self._clock.monotonic()
             log.warning("placeholder not made", pod=key, seconds=round(wait, 1), error=error)
@@ -113,7 +136,9 @@ class Placeholders:
         try:
             await self._port.delete(PODS, name, namespace=namespace, uid=uid, grace_seconds=0)
         except (NotFound, Conflict):
-            self._present.pop(key, None)
+            pass
         except LlmosError as error:
             self._backoff.fail(key, self._clock.monotonic())
             log.warning("placeholder not deleted", pod=key, error=error)
+            return
+        self._present.pop(key, None)

@@ -433,8 +433,6 @@ class Assembly:
         exists = change is Change.APPLIED
         if kind == ports.MODEL_PROFILES:
             self.profiles.note(body, exists=exists)
-        elif kind == ports.PODS:
-            self.placeholders.note(body, exists=exists)
         elif kind == ports.NAMESPACES and not exists:
             self.support.forget_namespace(str(body["metadata"]["name"]))
         elif kind == ports.MODEL_CACHES:

@@ -113,14 +113,6 @@ def unschedulable(why: str, since: float) -> Json:
     return {"conditions": [condition]}
 
 
-def is_placeholder(pod: Mapping[str, Any]) -> bool:
-    """Return whether a pod is one of ours that only stands for need."""
-    labelled = (pod.get("metadata") or {}).get("labels") or {}
-    return bool(
-        labelled.get(names.LABEL_ROLE) == ROLE and labelled.get(names.LABEL_MANAGED_BY) == names.MANAGED_BY
-    )
-
-
 def is_marked(pod: Mapping[str, Any]) -> bool:
     """Return whether autoscalers can see it: its condition is set."""
     conditions = (pod.get("status") or {}).get("conditions") or ()

@@ -55,8 +55,9 @@ class Asking:
     async def plan(self, *decisions: Decision, interrupted: bool = False) -> list[str]:
         """Take a plan and return whom the placeholders there are then stand for."""
         made = {one.workload: one for one in decisions}
-        self.scale_up.planned(Plan(1, self.bench.clock.now(), decisions=made, interrupted=interrupted))
-        await self.bench.idle()
+        for _ in range(2):  # the first plan of all finds out what there is
+            self.scale_up.planned(Plan(1, self.bench.clock.now(), decisions=made, interrupted=interrupted))
+            await self.bench.idle()
         pods = await collect(self.bench.port, PODS, "")
         return sorted(pod["metadata"]["ownerReferences"][0]["name"] for pod in pods)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmos_operator.manifests.placeholder import is_marked, is_placeholder, placeholder, unschedulable
+from llmos_operator.manifests.placeholder import is_marked, placeholder, unschedulable
 from tests.support.builders import a_workload
 
 
@@ -28,7 +28,7 @@ def test_it_asks_for_what_the_pod_would_ask_for_where_the_pod_would_go() -> None
     }
     work = replace(a_workload("chat").gpus(4).value, spec={"podTemplate": template})
     pod = placeholder(work, (1500, 3 << 30), {"NVIDIA H100 80GB HBM3"}, 0)
-    assert is_placeholder(pod)
+    assert pod["metadata"]["labels"]["llmos.dev/role"] == "placeholder"
     spec = pod["spec"]
     assert spec["nodeSelector"] == {"pool": "h100"}
     assert spec["tolerations"] == template["spec"]["tolerations"]
