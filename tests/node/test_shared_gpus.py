@@ -186,7 +186,8 @@ def test_a_new_leader_finds_the_holder_pods_of_the_former_one(gpus: tuple[Instal
     serves(installed, "tenant")
     before = held_by_holders(installed, devices)
     leader = installed.leader()
-    installed.tools.kubectl("delete", "pod", leader, f"--namespace={SYSTEM}", "--wait=false")
+    pod = leader.partition("_")[0]
+    installed.tools.kubectl("delete", "pod", pod, f"--namespace={SYSTEM}", "--wait=false")
     eventually(lambda: installed.leader() not in {"", leader}, "another one leads")
     installed.tools.apply(shared("second"))
     serves(installed, "second")
