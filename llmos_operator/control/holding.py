@@ -88,7 +88,8 @@ class Holding:
             counts.update(_word(one) for one in held)
             lost |= self._tell(state)
         self._told = lost
-        for word in ("used", "idle", "coming", "leaving"):
+        counts["missing"] = len(lost)
+        for word in ("used", "idle", "coming", "leaving", "missing"):
             self._metrics.holders.labels(word).set(counts[word])
 
     def _clear_away(self, key: PodKey, node: str, *, failed: bool) -> None:

@@ -138,7 +138,7 @@ class OperatorMetrics:
         )
         self.holders = Gauge(
             "llmos_operator_holders",
-            "Holder pods by state: used (shared work is on their device), idle, coming (nobody told their device yet), leaving.",
+            "Holder pods by state: used (shared work is on their device), idle, coming (nobody told their device yet), leaving; missing: devices with shared work and without one.",
             ["state"],
             registry=registry,
         )

@@ -63,8 +63,6 @@ async def test_shared_work_waits_for_its_holder_pod_and_a_new_leader_keeps_it(be
 
     await bench.delete("one")
     await bench.delete("two")
-    for pod in await bench.pods():  # nobody collects garbage here
-        await bench.remove(pod)
 
     async def gone() -> bool:
         return not await holders(bench)

@@ -131,6 +131,7 @@ async def test_a_device_others_were_given_is_told_and_not_taken() -> None:
         assert await bench.names() == []
         (event,) = [one for one in await bench.events() if "HolderLost" in one]
         assert "has given it to kube/train" in event
+        assert bench.counted("missing") == 1
 
 
 async def test_a_node_that_takes_no_pods_gets_no_holder_pod() -> None:
