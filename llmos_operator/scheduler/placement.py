@@ -252,7 +252,7 @@ def device_fits(device: DeviceState, request: Request, overuse_percent: int) -> 
 
 def obtainable(state: NodeState, device: DeviceState, request: Request) -> bool:
     """Return whether a device is, or can be made, one of those that such work may use: shared, or whole."""
-    return request.whole or device.shareable(state.free_gpus() if state.plugged else 0)
+    return request.whole or device.open or device.shareable(state.free_gpus())
 
 
 def _to_change_hands(device: DeviceState, request: Request) -> bool:

@@ -29,7 +29,7 @@ NEVER: Final = float("-inf")
 # Planes of `node` (what is free on a node) and of `device` (what is free on a device).
 CPU, MEMORY, PODS, GPUS, POWER = range(5)
 # EXCESS: observed beyond reserved, STRANGE: used by nobody known, both in bytes.
-# ENTRY: whether shared work may be planned on it: 0 no, 1 where a unit of nvidia.com/gpu is free, 2 yes.
+# ENTRY: whether shared work may be planned on it, as DeviceState.entry.
 FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS, STRANGE, ENTRY = range(8)
 # Planes of `fixed` (what a device is).
 # LIMIT: power limit in milliwatts, 0 where a device does not tell.
@@ -213,7 +213,7 @@ class NodeTable:
             max(0, (state.observed_bytes or 0) - state.reserved_bytes),
             state.claims,
             state.strange_bytes,
-            state.shareable(0) + state.shareable(1),
+            state.entry,
         )
 
 

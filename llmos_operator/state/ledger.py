@@ -83,12 +83,19 @@ class DeviceState:
         """Whether shared work may start on it without a holder pod being made for it first."""
         return self.secured or not self.device.offered
 
-    def shareable(self, free_gpus: int) -> bool:
-        """Return whether shared work may be planned on it, on a node with so many units of nvidia.com/gpu free.
+    @property
+    def entry(self) -> int:
+        """Whether shared work may be planned on it: 0 no, 1 where a unit of nvidia.com/gpu is free, 2 yes.
 
         A device that the plugin offers has to be taken from it. Nothing joins work that lost its holder pod.
         """
-        return self.open or (not self.bare and (self.claims > 0 or free_gpus > 0))
+        if self.secured or not self.device.offered:
+            return 2
+        return 0 if self.bare else 1 + (self.claims > 0)
+
+    def shareable(self, free_gpus: int) -> bool:
+        """Return whether shared work may be planned on it, on a node with so many units of nvidia.com/gpu free."""
+        return self.entry + (free_gpus > 0) > 1
 
     def headroom_bytes(self) -> int:
         """Return capacity - max(reserved, observed + margin), never below 0; 0 where it is held as a whole.

@@ -76,6 +76,13 @@ def held_by_holders(installed: Installed, devices: Devices) -> dict[str, str]:
     return {uuid: pods[0] for uuid, pods in devices.held().items() if pods[0] in ours}
 
 
+def scale(installed: Installed, replicas: int) -> None:
+    """Change how many operators there are, and wait until there are so many."""
+    words = ("scale", "deployment", "llmos-operator", f"--namespace={SYSTEM}", f"--replicas={replicas}")
+    installed.tools.kubectl(*words)
+    eventually(lambda: len(installed.pods("operator")) == replicas, f"{replicas} operators")
+
+
 def refused(devices: Devices, name: str) -> bool:
     conditions = devices.status(name).get("conditions", [])
     return any(f"Insufficient {RESOURCE}" in one.get("message", "") for one in conditions)
@@ -229,3 +236,45 @@ def test_the_cluster_shows_who_holds_what_for_whom(gpus: tuple[Installed, Device
         ) == 1
 
     eventually(counted, "the ledger counts the tenant once and the holder pod not at all")
+
+
+def test_a_device_that_others_were_given_meanwhile_is_told_and_nothing_joins_its_tenants(
+    gpus: tuple[Installed, Devices],
+) -> None:
+    installed, devices = gpus
+    installed.tools.apply(shared("tenant"))
+    serves(installed, "tenant")
+    ((device, pod),) = held_by_holders(installed, devices).items()
+    before = installed.pods_of("tenant")[0]["metadata"]["uid"]
+    scale(installed, 0)  # nobody is there to take the device again
+    installed.tools.kubectl("delete", "pod", pod.partition("/")[2], f"--namespace={SYSTEM}")
+    for number in range(3):
+        devices.run(f"other-{number}", 1)
+    for number in range(3):
+        devices.running(f"other-{number}")
+    scale(installed, 2)
+    installed.tools.apply(shared("second"))
+
+    def told() -> bool:
+        events = installed.items("events", "--field-selector=reason=HolderLost", namespace="default")
+        return any(device in one["message"] and "has given it to" in one["message"] for one in events)
+
+    eventually(told, "who shares the device now is told")
+    eventually(
+        lambda: installed.condition("second", "Scheduled").get("reason") == "NoCapacity", "nobody joins"
+    )
+    assert holders(installed) == {}
+    devices.clear()
+    serves(installed, "second")
+    assert set(placed(installed, "second").values()) <= set(held_by_holders(installed, devices))
+    eventually(lambda: device in held_by_holders(installed, devices), "the tenants' device is held again")
+    assert installed.pods_of("tenant")[0]["metadata"]["uid"] == before
+
+
+def test_an_uninstall_leaves_no_holder_pod(gpus: tuple[Installed, Devices]) -> None:
+    installed, devices = gpus
+    installed.tools.apply(shared("tenant"))
+    serves(installed, "tenant")
+    assert len(held_by_holders(installed, devices)) == 1
+    installed.helm("uninstall", "llmos-operator", "--wait", "--timeout=120s")
+    eventually(lambda: holders(installed) == {}, "holder pods go with the operator's Deployment")
