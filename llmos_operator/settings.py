@@ -261,6 +261,25 @@ class HealthSettings(_Group):
     """Spec of a Job (batch/v1) that resets a drained device or reboots a drained node; empty: a person does. It runs in the installation's namespace, on the node, with LLMOS_NODE, LLMOS_DEVICE, LLMOS_ACTION and LLMOS_REASON set."""
 
 
+class HolderSettings(_Group):
+    """Holder pods: each takes one device from a node's device plugin for shared work, so that nobody else is given it."""
+
+    image: str = f"{_IMAGES}/llmos-operator:{__version__}"
+    """The operator's image; a program of one line in it waits to be ended."""
+    pause_image: str = ""
+    """Image to use instead, whose entry point waits to be ended, like registry.k8s.io/pause:3.10."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Pull policy of holder pods."""
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets with registry credentials, in the installation's namespace."""
+    priority_class_name: str = "system-cluster-critical"
+    """PriorityClass of holder pods; with a lower one kube-scheduler may take a device from under shared work for a pod of its own. Empty: the cluster's default."""
+    rest: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    """Seconds after the end of the last shared work on a device until its holder pod goes; at once where work waits for whole devices."""
+    owner: str = ""
+    """Deployment, in the installation's namespace, that owns holder pods: they go when it is deleted. Empty: nobody owns them."""
+
+
 class ConsoleSettings(_Group):
     """The read-only page for people. It has no sign-in: it listens on loopback, and kubectl port-forward leads to it."""
 
@@ -291,6 +310,8 @@ class OperatorSettings(ProcessSettings):
     """Decision loop."""
     health: HealthSettings = HealthSettings()
     """Sick devices."""
+    holders: HolderSettings = HolderSettings()
+    """Holder pods, on nodes whose device plugin offers nvidia.com/gpu and whose agent is told by the kubelet who has which."""
     profile_retention: Annotated[float, Field(ge=0, le=315_360_000)] = 604_800.0
     """Seconds for which a ModelProfile is kept that no workload names; 0 for ever, as with scheduling.namespaces set."""
     master_key_file: str = ""

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     NO_CAPACITY = "NoCapacity"
     EXCEEDS_QUOTA = "ExceedsQuota"
     WAITING_FOR_PREEMPTION = "WaitingForPreemption"
+    WAITING_FOR_HOLDER = "WaitingForHolder"  # a device has to be taken from its device plugin, or given back
     WAITING_FOR_PROFILE = "WaitingForProfile"
     LARGER_THAN_ANY_DEVICE = "LargerThanAnyDevice"
     NO_MATCHING_DEVICE = "NoMatchingDevice"
@@ -128,6 +129,8 @@ class Reason(StrEnum):
     ESTIMATE_RAISED = "EstimateRaised"
     NODES_REQUESTED = "NodesRequested"  # placeholder pods show a cluster autoscaler what it needs
     DEVICES_REFUSED = "DevicesRefused"  # the kubelet had no device for a pod that asks for whole ones
+    HOLDER_LOST = "HolderLost"  # a device with shared work is not held for it any more
+    HOLDER_NOT_MADE = "HolderNotMade"  # the API server, or the kubelet, refused a holder pod
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
     QUARANTINED = "Quarantined"  # a device or node takes no new work because it is sick
     RESETTING = "Resetting"  # it is empty and being reset

@@ -17,6 +17,7 @@ LABEL_WORKLOAD_UID = "llmos.dev/workload-uid"
 LABEL_ORDINAL = "llmos.dev/ordinal"  # replica ordinal, "0"-based
 LABEL_MEMBER = "llmos.dev/member"  # rank of a pod in a replica of several, "0"-based
 LABEL_ROLE = "llmos.dev/role"  # "runtime": serves | "worker": member of rank 1 and up | "holder"
+ROLE_HOLDER = "holder"  # takes a device from the device plugin for shared work, in the operator's namespace
 # On the operator's own pod: "true" while it leads. The chart's Service for telemetry and demand selects it, so that a
 # waiting replica can be Ready (a Deployment whose standby never is Ready never finishes its rollout).
 LABEL_LEADER = "llmos.dev/leader"
@@ -125,6 +126,12 @@ def pod_name(
     digest = hashlib.sha256(f"{uid}/{incarnation}".encode()).hexdigest()[:8]
     suffix = f"-{digest}-{ordinal}" if member is None else f"-{digest}-{ordinal}-{member}"
     return workload[: _NAME_LIMIT - len(suffix)].rstrip("-.") + suffix
+
+
+def holder_name(node: str, slot: int) -> str:
+    """Return the name of one of the holder pods of a node, counted from 0."""
+    suffix = f"-{hashlib.sha256(node.encode()).hexdigest()[:8]}-{slot}"
+    return f"llmos-holder-{node}"[: _NAME_LIMIT - len(suffix)].rstrip("-.").replace(".", "-") + suffix
 
 
 def gang_service(workload: str, uid: str) -> str:

@@ -76,7 +76,7 @@ async def take(connected: Session, now: float) -> Picture:
         port.POD_DISRUPTION_BUDGETS: lambda store, item: store.apply_budget(convert.disruption_budget(item)),
         port.NAMESPACES: lambda store, item: store.apply_namespace(convert.namespace(item)),
         port.MODEL_WORKLOADS: lambda store, item: store.apply_workload(convert.workload(item)),
-        port.PODS: lambda store, item: store.apply_pod(convert.pod(item)),
+        port.PODS: lambda store, item: store.apply_pod(convert.pod(item, holders_in=names.SYSTEM_NAMESPACE)),
     }
     listed, measured = await asyncio.gather(connected.several(*readers), devices.measure(connected))
     store = Store()

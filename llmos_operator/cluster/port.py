@@ -57,6 +57,7 @@ POD_DISRUPTION_BUDGETS = Kind("policy", "v1", "poddisruptionbudgets", "PodDisrup
 ENDPOINT_SLICES = Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 TOKEN_REVIEWS = Kind("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
 JOBS = Kind("batch", "v1", "jobs", "Job")
+DEPLOYMENTS = Kind("apps", "v1", "deployments", "Deployment")
 MODEL_WORKLOADS = Kind(names.GROUP, names.VERSION, "modelworkloads", "ModelWorkload")
 WORKLOAD_QUEUES = Kind(names.GROUP, names.VERSION, "workloadqueues", "WorkloadQueue", namespaced=False)
 GPU_NODES = Kind(names.GROUP, names.VERSION, "gpunodes", "GPUNode", namespaced=False)

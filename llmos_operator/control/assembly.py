@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.care import CareWriter
 from llmos_operator.actuators.executor import Executor
+from llmos_operator.actuators.holders import HolderWriter
 from llmos_operator.actuators.inspector import Inspector
 from llmos_operator.actuators.nursing import Nursing
 from llmos_operator.actuators.placeholders import Placeholders
@@ -37,6 +38,7 @@ from llmos_operator.control.demand import DemandBook
 from llmos_operator.control.drawing import Drawing
 from llmos_operator.control.feedback import Feedback
 from llmos_operator.control.hearing import Hearing
+from llmos_operator.control.holding import Holding
 from llmos_operator.control.identity import Identities
 from llmos_operator.control.ingest import IngestServer
 from llmos_operator.control.intake import Intake
@@ -44,7 +46,7 @@ from llmos_operator.control.leadership import LeaderLabel, Leadership
 from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
 from llmos_operator.control.placement_spans import PlacementSpans
-from llmos_operator.control.policies import course_of, gangs_of, pods_of, policy_of
+from llmos_operator.control.policies import course_of, gangs_of, holder_pods_of, pods_of, policy_of
 from llmos_operator.control.poller import Poller
 from llmos_operator.control.pricing import Pricing, SolverProcess
 from llmos_operator.control.profiles import Profiles
@@ -178,6 +180,7 @@ class Assembly:
             self.records,
             lambda: self.support,
             self.metrics,
+            namespace=self.settings.namespace,
             now=self.clock.monotonic,
             changed=self.batcher.trigger,
             review=self.review,
@@ -232,6 +235,7 @@ class Assembly:
             backoff=KeyedBackoff(_OBJECT, self.rng),
         )
         self._make_remedies()
+        self._make_holding()
         self.inspector = Inspector(self.settings.sources)
         self.client = RuntimeClient(self.tokens.token)
 
@@ -257,6 +261,36 @@ class Assembly:
         self.remedies = Remedies(
             self.metrics, self.policy, mode=settings.mode, treating=self.treating, recorder=self.recorder
         )
+
+    def _make_holding(self) -> None:
+        settings = self.settings.holders
+        writer = HolderWriter(
+            self.port,
+            self.store,
+            self.queue,
+            self.watching.mirrors[ports.PODS],
+            self.clock,
+            KeyedBackoff(_OBJECT, self.rng),
+            holder_pods_of(self.settings),
+            owner=settings.owner,
+            done=self._holder_done,
+            refused=self._holder_refused,
+        )
+        self.holding = Holding(
+            self.store,
+            writer,
+            self.recorder,
+            self.metrics,
+            self.clock,
+            rest=settings.rest,
+            gpu_node_uid=self._gpu_node_uid,
+        )
+
+    def _holder_done(self, result: str) -> None:
+        self.holding.done(result)
+
+    def _holder_refused(self, node: str, why: str) -> None:
+        self.holding.refused(node, why)
 
     def _reset_ended(self, node: str, one: Treatment, failure: str) -> None:
         self.treating.reset_ended(node, one, failure)
@@ -332,6 +366,7 @@ class Assembly:
             reviewed=self.status.mark,
             record=self._recorder(),
             planned=self._planned,
+            hold=self.holding.turn,
             prices=self.pricing.current,
         )
         self.hearing = Hearing(self)

@@ -62,16 +62,18 @@ class Intake:
         support: Callable[[], Support],
         metrics: OperatorMetrics,
         *,
+        namespace: str,
         now: Callable[[], float],
         changed: Callable[[], None],
         review: Callable[[str], None],
         gone: Callable[[Record], None],
     ) -> None:
-        """`changed` triggers a cycle, `review` marks a workload to be looked at, `gone` tells of a deleted one."""
+        """`namespace` is the operator's own, where holder pods are. `changed` triggers a cycle, `review` marks a workload to be looked at, `gone` tells of a deleted one."""
         self._store = store
         self._records = records
         self._support = support
         self._metrics = metrics
+        self._namespace = namespace
         self._now = now
         self._changed = changed
         self._review = review
@@ -133,7 +135,7 @@ class Intake:
                 self._look_at(replica.workload_uid)
             return
         try:
-            pod, replica = convert.pod(body), read_replica(body)
+            pod, replica = convert.pod(body, holders_in=self._namespace), read_replica(body)
         except _UNREADABLE as error:
             self._unreadable("Pod", key, error)
             return

@@ -66,12 +66,15 @@ class Loop:
         prices: Callable[[], Prices | None],
         record: Callable[[Snapshot, Plan, Prices | None], None] | None = None,
         planned: Callable[[Plan, Cycle], None] = lambda _plan, _cycle: None,
+        hold: Callable[[Plan | None], None] = lambda _: None,
     ) -> None:
         """`prices` gives the newest there are.
 
         `reviewed` is told each workload that was looked at: only then is all known that its status is made from.
 
         `record` is told each plan and what it was made of, once it is on its way; `planned` each that will be carried out, before.
+
+        `hold` looks after holder pods: with each plan that was carried out, and with None whenever the loop turns without one.
         """
         self._store = store
         self._batcher = batcher
@@ -88,6 +91,7 @@ class Loop:
         self._reviewed = reviewed
         self._record = record
         self._planned = planned
+        self._hold = hold
         self._prices = prices
         self._table = NodeTable()
         self._dirty: set[str] = set()
@@ -137,6 +141,7 @@ class Loop:
         for pod in self._store.take_corrected():
             self._executor.lowering.corrected(pod)
         if not self._worth_planning(self._clock.monotonic()):
+            self._hold(None)
             return
         self.cycles += 1
         with context(cycle=self.cycles):
@@ -153,6 +158,7 @@ class Loop:
             if plan is not None and self._may_act():
                 self._planned(plan, Cycle(self.cycles, now, self._clock.now()))
                 self._hand_over(plan)
+                self._hold(plan)
             if plan is not None and self._record is not None:
                 self._record(snapshot, plan, prices)
 

@@ -136,6 +136,18 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+        self.holders = Gauge(
+            "llmos_operator_holders",
+            "Holder pods by state: used (shared work is on their device), idle, coming (nobody told their device yet), leaving; missing: devices with shared work and without one.",
+            ["state"],
+            registry=registry,
+        )
+        self.holder_pods = Counter(
+            "llmos_operator_holder_pods_total",
+            "Holder pods by what became of them (made, removed, refused).",
+            ["result"],
+            registry=registry,
+        )
         self.waiting_writes = Gauge(
             "llmos_operator_waiting_writes", "Writes waiting or under way.", registry=registry
         )
@@ -250,6 +262,8 @@ class OperatorMetrics:
             self.sleeps.labels(result)
         for result in ("accepted", "refused"):
             self.moves.labels(result)
+        for result in ("made", "removed", "refused"):
+            self.holder_pods.labels(result)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
 

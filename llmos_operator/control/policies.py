@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.control.gangs import GangLimits
+from llmos_operator.manifests.holder import HolderPodSettings
 from llmos_operator.manifests.settings import PodSettings
 from llmos_operator.scheduler.policy import Policy, ScoreKind
 from llmos_operator.settings import BadSettings
@@ -73,6 +74,19 @@ def pods_of(settings: OperatorSettings) -> PodSettings:
         trace_endpoint=settings.tracing.endpoint,
         trace_ratio=settings.tracing.sample_ratio,
         env=runtime.env,
+    )
+
+
+def holder_pods_of(settings: OperatorSettings) -> HolderPodSettings:
+    """Return what the builder of holder pods needs to know."""
+    holders = settings.holders
+    return HolderPodSettings(
+        namespace=settings.namespace,
+        image=holders.image,
+        pause_image=holders.pause_image,
+        image_pull_policy=holders.image_pull_policy,
+        pull_secrets=holders.pull_secrets,
+        priority_class_name=holders.priority_class_name,
     )
 
 

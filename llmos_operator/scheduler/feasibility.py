@@ -10,6 +10,7 @@ import numpy as np
 from llmos_operator.scheduler.filters.device_kind import DeviceKind
 from llmos_operator.scheduler.filters.device_memory import DeviceCompute, DeviceMemory
 from llmos_operator.scheduler.filters.health import Health
+from llmos_operator.scheduler.filters.holders import Holders
 from llmos_operator.scheduler.filters.host import HostCpu, HostMemory
 from llmos_operator.scheduler.filters.node_labels import NodeLabels
 from llmos_operator.scheduler.filters.node_ready import NodeReady
@@ -59,6 +60,7 @@ FILTERS: Final[tuple[Filter, ...]] = (
     NodePower(),
     RackPower(),
     Occupancy(),
+    Holders(),
     Strangers(),
     Overuse(),
     DeviceCompute(),

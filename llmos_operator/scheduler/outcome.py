@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.plan import Decision, Plan, Wait
+from llmos_operator.scheduler.securing import Securing
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Result
@@ -37,6 +38,7 @@ class Outcome:
         self._decisions: dict[WorkloadKey, Decision] = {}
         self._reservations: list[Reservation] = []
         self._interrupted = False
+        self._securing = Securing(snapshot)
 
     def repair(self, evictions: tuple[Evict, ...]) -> None:
         """Take evictions of what can no longer run."""
@@ -64,7 +66,8 @@ class Outcome:
         self._shrinks += result.shrinks
         self._sleeps += result.sleeps
         self._moves += result.moves
-        self._binds += result.binds
+        binds = self._securing.admit(result)
+        self._binds += binds
         workload, failure = pending.workload, result.failure
         if result.waiting and failure is not None:
             self._waits.append(
@@ -89,8 +92,8 @@ class Outcome:
                 reserved=tuple(sorted(set(place.nodes))) if place is not None else (),
                 expected_start=_minute(place.start) if place is not None else None,
             )
-        elif result.binds:
-            last = result.binds[-1]
+        elif binds:
+            last = binds[-1]
             self._decisions[workload.key] = Decision(
                 workload.key,
                 workload.uid,
@@ -150,6 +153,7 @@ class Outcome:
             self._decisions,
             tuple(self._reservations),
             self._interrupted,
+            self._securing.needs(),
         )
 
 

@@ -22,7 +22,7 @@ from llmos_operator.scheduler.scores.fragmentation import Fragmentation
 from llmos_operator.scheduler.table import ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     import numpy.typing as npt
 
@@ -152,7 +152,11 @@ class Placer:
         overuse = self._scene.policy.overuse_percent
         usable = [False] * table.width
         for column, device in enumerate(state.devices if request.devices else ()):
-            usable[column] = bool(acceptable[column]) and device_fits(device, request, overuse)
+            usable[column] = (
+                bool(acceptable[column])
+                and device_fits(device, request, overuse)
+                and obtainable(state, device, request)
+            )
         judged: tuple[int, int] | None = (INFEASIBLE, -1)
         if host_fits(state, request) and sum(usable) >= request.devices:
             judged = score.judge_one(self._scene, request, row, usable)
@@ -206,14 +210,15 @@ def pick(
     if not request.devices:
         return ()
     usable = [
-        (column != prefer, d)
+        (_to_change_hands(d, request), column != prefer, d)
         for column, d in enumerate(state.devices)
-        if acceptable[column] and device_fits(d, request, overuse_percent)
+        if acceptable[column] and device_fits(d, request, overuse_percent) and obtainable(state, d, request)
     ]
     if len(usable) < request.devices:
         return None
-    usable.sort(key=lambda one: (one[0], _device_order(one[1], request)))
-    return tuple(d for _, d in usable[: request.devices])
+    usable.sort(key=lambda one: (one[0], one[1], _device_order(one[2], request)))
+    devices = tuple(d for _, _, d in usable[: request.devices])
+    return devices if _units_suffice(state, devices, request) else None
 
 
 def host_fits(state: NodeState, request: Request) -> bool:
@@ -245,12 +250,32 @@ def device_fits(device: DeviceState, request: Request, overuse_percent: int) -> 
     )
 
 
-def fits_on(state: NodeState, request: Request, uuids: Iterable[str], overuse_percent: int) -> bool:
+def obtainable(state: NodeState, device: DeviceState, request: Request) -> bool:
+    """Return whether a device is, or can be made, one of those that such work may use: shared, or whole."""
+    return request.whole or device.open or device.shareable(state.free_gpus())
+
+
+def _to_change_hands(device: DeviceState, request: Request) -> bool:
+    """Return whether a holder pod has to be made, or to go, before the device can be used so."""
+    return device.secured if request.whole else not device.open
+
+
+def _units_suffice(state: NodeState, devices: Iterable[DeviceState], request: Request) -> bool:
+    """Return whether the device plugin has enough units for those of the devices that have to be taken from it."""
+    if request.whole or not state.plugged:
+        return True
+    return sum(not one.open and not one.claims for one in devices) <= state.free_gpus()
+
+
+def fits_on(state: NodeState, request: Request, uuids: Collection[str], overuse_percent: int) -> bool:
     """Return whether the request fits on exactly these devices of a node."""
     if not host_fits(state, request):
         return False
-    found = (state.device(uuid) for uuid in uuids)
-    return all(d is not None and device_fits(d, request, overuse_percent) for d in found)
+    found = [d for uuid in uuids if (d := state.device(uuid)) is not None]
+    if len(found) < len(uuids):
+        return False
+    fit = all(device_fits(d, request, overuse_percent) and obtainable(state, d, request) for d in found)
+    return fit and _units_suffice(state, found, request)
 
 
 def _device_order(device: DeviceState, request: Request) -> tuple[bool, int, bool, int, int]:

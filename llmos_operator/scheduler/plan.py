@@ -209,6 +209,14 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class HolderNeed:
+    """What has to become of the holder pods of a node so that replicas planned there can start. The next plans say it again."""
+
+    take: int = 0  # devices that shared work waits for, to be taken from the device plugin
+    give: int = 0  # units of nvidia.com/gpu that work waits for which needs whole devices
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The result of one cycle. `actions` are in the order in which they must be carried out."""
 
@@ -219,6 +227,7 @@ class Plan:
     decisions: Mapping[WorkloadKey, Decision] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()  # in queue order
     interrupted: bool = False  # the budget ran out: call again soon, what is missing was not looked at
+    holders: Mapping[str, HolderNeed] = field(default_factory=dict)  # by node
 
     @property
     def binds(self) -> tuple[Bind, ...]:

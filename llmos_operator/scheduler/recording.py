@@ -195,6 +195,7 @@ def plan_document(made: Plan) -> dict[str, Any]:
         "decisions": {key: _plain(one) for key, one in made.decisions.items()},
         "reservations": [_plain(one) for one in made.reservations],
         "interrupted": made.interrupted,
+        **({"holders": {name: _plain(one) for name, one in made.holders.items()}} if made.holders else {}),
     }
 
 

@@ -153,10 +153,13 @@ class Relocations:
             name = attempts.scene.table.names[row]
             columns = attempts.reservations.usable(mover.pending, row, acceptable.devices[row], delay).copy()
             now, later = worlds.now.node(name), worlds.later.node(name)
-            if not host_fits(now, request):
+            if not host_fits(now, request) or now.granted_gpus() < request.plugin_gpus:
                 continue
             for column, device in enumerate(later.devices):
                 columns[column] &= fits_on(now, request, (device.uuid,), overuse)
+                columns[column] &= (
+                    request.whole or device.open
+                )  # nobody moves to where a holder pod has to come first
             while (devices := pick(later, request, columns, overuse)) is not None:
                 claim = claim_for(
                     mover.pending,

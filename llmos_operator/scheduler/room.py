@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmos_operator.scheduler.feasibility import matching_devices
-from llmos_operator.scheduler.placement import device_fits, host_fits
+from llmos_operator.scheduler.placement import device_fits, host_fits, obtainable
 from llmos_operator.scheduler.power import asked, asked_on
 from llmos_operator.scheduler.table import (
     ALL,
@@ -167,7 +167,8 @@ def _of_state(state: NodeState, request: Request, acceptable: Bools, scene: Scen
     if not host_fits(state, request) or state.node is None:
         return 0, slots
     for column, device in enumerate(state.devices):
-        if acceptable[column] and device_fits(device, request, scene.policy.overuse_percent):
+        fits = acceptable[column] and device_fits(device, request, scene.policy.overuse_percent)
+        if fits and obtainable(state, device, request):
             slots[column] = _parts_of(device, request)
     node = state.node
     free = [node.pods - state.pod_count]

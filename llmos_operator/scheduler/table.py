@@ -29,7 +29,8 @@ NEVER: Final = float("-inf")
 # Planes of `node` (what is free on a node) and of `device` (what is free on a device).
 CPU, MEMORY, PODS, GPUS, POWER = range(5)
 # EXCESS: observed beyond reserved, STRANGE: used by nobody known, both in bytes.
-FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS, STRANGE = range(7)
+# ENTRY: whether shared work may be planned on it, as DeviceState.entry.
+FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS, STRANGE, ENTRY = range(8)
 # Planes of `fixed` (what a device is).
 # LIMIT: power limit in milliwatts, 0 where a device does not tell.
 CAPACITY, CAPABILITY, PRODUCT, INDEX, LIMIT = range(5)
@@ -55,6 +56,7 @@ class NodeTable:
         self.mates: Mapping[int, Sequence[int]] = {}
         self.budgeted: set[int] = set()  # rows with a power budget of their own
         self.strained: set[int] = set()  # rows with a strained device
+        self.plugged: set[int] = set()  # rows whose kubelet says which devices a device plugin offers
         self._products: dict[str, int] = {}
         self._domains: dict[str, int] = {"": 0}
         self._without_copy: dict[str, Ints] = {}
@@ -141,11 +143,12 @@ class NodeTable:
 
     def _allocate(self, rows: int, width: int) -> None:
         self.node: Ints = np.zeros((5, rows), np.int64)
-        self.device: Ints = np.zeros((7, rows, width), np.int64)
+        self.device: Ints = np.zeros((8, rows, width), np.int64)
         self.fixed: Ints = np.zeros((5, rows, width), np.int64)
         self.schedulable: Bools = np.zeros(rows, np.bool_)
         self.budgeted.clear()
         self.strained.clear()
+        self.plugged.clear()
         self.rack_budgets: Bools = np.zeros(rows, np.bool_)  # nodes that tell one of their rack
         self.exists: Bools = np.zeros((rows, width), np.bool_)
         self.mig: Bools = np.zeros((rows, width), np.bool_)
@@ -158,6 +161,7 @@ class NodeTable:
         node, devices = state.node, state.devices
         self.schedulable[row] = node is not None and node.ready and not node.unschedulable
         _note(self.budgeted, row, present=node is not None and node.power_milliwatts is not None)
+        _note(self.plugged, row, present=state.plugged)
         _note(self.strained, row, present=any(d.strain_milli for d in devices))
         self.rack_budgets[row] = node is not None and node.rack_milliwatts is not None
         count = len(devices)
@@ -200,7 +204,7 @@ class NodeTable:
                 state.power_room(),
             )
 
-    def _free_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int, int]:
+    def _free_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int, int, int]:
         return (
             state.headroom_bytes(),
             state.headroom_milli(),
@@ -209,6 +213,7 @@ class NodeTable:
             max(0, (state.observed_bytes or 0) - state.reserved_bytes),
             state.claims,
             state.strange_bytes,
+            state.entry,
         )
 
 

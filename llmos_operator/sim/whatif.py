@@ -15,6 +15,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.explain import explain
 from llmos_operator.scheduler.plan import Move, Shrink, Sleep
+from llmos_operator.sim import holding
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import PodPhase
@@ -143,9 +144,10 @@ def unfold(store: Store, policy: Policy, now: float, prices: Prices | None = Non
         cycles.append(made)
         carry_out(store, made)
         snapshot = store.snapshot()
-        if not made.actions and not _leaving(snapshot, policy, now) and not _changing(snapshot):
+        goes_on = made.actions or made.holders
+        if not goes_on and not _leaving(snapshot, policy, now) and not _changing(snapshot):
             break
-        now = _settle(store, policy, now)
+        now = _settle(store, policy, now, holding.SECONDS if made.holders else 0.0)
     return cycles
 
 
@@ -176,17 +178,18 @@ def carry_out(store: Store, made: Plan) -> None:
         store.wake(wake.pod, wake.pod_uid)
     for restore in made.restores:
         store.restore_memory(restore.pod, restore.pod_uid)
+    holding.exchange(store, made)
     for bind in made.binds:
         store.assume(bind.claim)
         running = replace(assumed_pod(bind.claim), uid=f"simulated {bind.claim.pod}", phase=PodPhase.BOUND)
         store.apply_pod(replace(running, ready=True, started_at=made.now))
 
 
-def _settle(store: Store, policy: Policy, now: float) -> float:
-    """Let those on their way out be gone; return the time by which they are. Agents go on reporting meanwhile."""
+def _settle(store: Store, policy: Policy, now: float, seconds: float) -> float:
+    """Let at least so many seconds pass, and those on their way out be gone; return the time then. Agents go on reporting meanwhile."""
     snapshot = store.snapshot()
     leaving = _leaving(snapshot, policy, now)
-    later = max([now, *(pod.deletion_at for pod in leaving)])
+    later = max([now + seconds, *(pod.deletion_at for pod in leaving)])
     for pod in leaving:
         vacate(store, pod.key, later)
     changing = _changing(snapshot)

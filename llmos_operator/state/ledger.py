@@ -7,13 +7,12 @@ any order, which is what makes a rebuild after a restart equal (I11) and an undo
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.api.telemetry import Verdict
-from llmos_operator.state import power
+from llmos_operator.state import plugin, power
 from llmos_operator.state.care import Phase
 from llmos_operator.state.telemetry import Observation, worse
 from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
@@ -52,6 +51,8 @@ class DeviceState:
     throttled_milli: int = 0  # of its time, held down by heat or a power brake
     risk_milli: int = 0  # how its memory ages
     held_down: bool = False  # for so much of its time that it takes nothing new
+    secured: bool = False  # a holder pod of ours has it from the device plugin
+    bare: bool = False  # shared work is on it, the plugin offers it, and no holder pod has it
 
     @property
     def usable(self) -> bool:
@@ -76,6 +77,25 @@ class DeviceState:
     def idle(self) -> bool:
         """Whether nobody holds any part of it."""
         return self.claims == 0 and not self.foreign
+
+    @property
+    def open(self) -> bool:
+        """Whether shared work may start on it without a holder pod being made for it first."""
+        return self.secured or not self.device.offered
+
+    @property
+    def entry(self) -> int:
+        """Whether shared work may be planned on it: 0 no, 1 where a unit of nvidia.com/gpu is free, 2 yes.
+
+        A device that the plugin offers has to be taken from it. Nothing joins work that lost its holder pod.
+        """
+        if self.secured or not self.device.offered:
+            return 2
+        return 0 if self.bare else 1 + (self.claims > 0)
+
+    def shareable(self, free_gpus: int) -> bool:
+        """Return whether shared work may be planned on it, on a node with so many units of nvidia.com/gpu free."""
+        return self.entry + (free_gpus > 0) > 1
 
     def headroom_bytes(self) -> int:
         """Return capacity - max(reserved, observed + margin), never below 0; 0 where it is held as a whole.
@@ -108,13 +128,15 @@ class NodeState:
     cpu_milli: int = 0  # used
     memory_bytes: int = 0  # used, weights of replicas that sleep included
     sleep_bytes: int = 0  # of it, those weights
-    gpus: int = 0  # nvidia.com/gpu used, ours and others'
+    gpus: int = 0  # nvidia.com/gpu used: by our pods, by those of others, and by holder pods
     foreign_gpus: int = 0  # of them, others'
+    holder_gpus: int = 0  # of them, those of holder pods
     pod_count: int = 0
     stray_claims: int = 0  # claims on devices the node does not have (any more)
     sick: bool = False  # a device is Unhealthy, or work is asked to leave it
     refusing: bool = False  # its kubelet has lately refused devices to a pod: it has fewer than it advertises
     claimed_milliwatts: int = 0  # that our claims are expected to add to the idle draw of the devices
+    plugged: bool = False  # the kubelet says which of its devices a device plugin offers as nvidia.com/gpu
 
     def with_pod(self, pod: Pod) -> NodeState:
         """Return the state with `pod` added (or replaced)."""
@@ -139,8 +161,8 @@ class NodeState:
         devices = self.devices
         if pod.claim is not None and pod.claim.devices:
             devices = _devices_after(devices, pod.claim, sign, pods)
-        if foreign or self.foreign_gpus or any(one.device.holders for one in devices):
-            devices = _foreign_marked(devices, pods, foreign)
+        if foreign or self.foreign_gpus or self.plugged or any(one.device.holders for one in devices):
+            devices = plugin.marked(devices, pods, foreign)
         return NodeState(
             self.name,
             self.node,
@@ -153,11 +175,13 @@ class NodeState:
             self.sleep_bytes + sign * asleep,
             self.gpus + sign * whole_gpus(pod),
             foreign,
+            self.holder_gpus + sign * (pod.gpus if pod.holder else 0),
             self.pod_count + sign,
             self.stray_claims + sign * self._strays(pod),
             self.sick,
             self.refusing,
             self.claimed_milliwatts + (sign * self.added_by(pod.claim) if pod.claim is not None else 0),
+            self.plugged,
         )
 
     def added_by(self, claim: Claim) -> int:
@@ -177,8 +201,25 @@ class NodeState:
         return power.draw(self.devices, self.claimed_milliwatts)
 
     def free_gpus(self) -> int:
-        """Return how many units of nvidia.com/gpu its kubelet would still grant, never below 0: it may advertise fewer than it gave."""
+        """Return how many units of nvidia.com/gpu can be planned with, never below 0: it may advertise fewer than it gave.
+
+        Devices with shared work count, with a holder pod or without one yet; holder pods without any give theirs back.
+        """
+        if self.node is None or self.refusing:
+            return 0
+        return max(0, self.node.gpus - self.gpus + self.holder_gpus - self._shared_gpus())
+
+    def granted_gpus(self) -> int:
+        """Return how many units of nvidia.com/gpu its kubelet would grant to a pod at once, never below 0."""
         return 0 if self.node is None or self.refusing else max(0, self.node.gpus - self.gpus)
+
+    def _shared_gpus(self) -> int:
+        if not self.plugged:
+            return 0
+        return sum(
+            one.device.offered and one.claims > 0 and not one.exclusive and not one.foreign
+            for one in self.devices
+        )
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:
@@ -259,7 +300,7 @@ def whole_gpus(pod: Pod) -> int:
 
 def foreign_gpus(pod: Pod) -> int:
     """Return how many whole devices a pod that is not ours takes. Which ones, the kubelet may have told."""
-    return pod.gpus if pod.claim is None else 0
+    return pod.gpus if pod.claim is None and not pod.holder else 0
 
 
 def given(state: NodeState, key: PodKey) -> tuple[str, ...]:
@@ -279,7 +320,8 @@ def build(
     sick = any(d.verdict is Verdict.UNHEALTHY for d in devices) or (
         gpu is not None and any(one.phase is Phase.DRAINING for one in gpu.care.treatments)
     )
-    state = NodeState(name, node, gpu, observed=observed, devices=devices, sick=sick)
+    plugged = any(one.device.offered for one in devices)
+    state = NodeState(name, node, gpu, observed=observed, devices=devices, sick=sick, plugged=plugged)
     for pod in pods.values():
         state = state.with_pod(pod)
     return state
@@ -341,6 +383,8 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.throttled_milli,
         state.risk_milli,
         state.held_down,
+        state.secured,
+        state.bare,
     )
 
 
@@ -364,37 +408,6 @@ def _held_whole(uuid: str, pods: Mapping[PodKey, Pod]) -> bool:
     )
 
 
-def _foreign_marked(
-    devices: tuple[DeviceState, ...], pods: Mapping[PodKey, Pod], count: int
-) -> tuple[DeviceState, ...]:
-    """Return the devices with those marked that others hold: those the kubelet gave them, and of the rest as many as they asked for beside.
-
-    Which ones of the rest is a guess: those without claims, the most used first, then the highest index.
-    """
-    known: Counter[PodKey] = Counter()
-    taken = set()
-    for i, one in enumerate(devices):
-        others = [key for key in one.device.holders if _is_foreign(pods.get(key))]
-        if others:
-            taken.add(i)
-            known.update(others)
-    count -= sum(min(number, pods[key].gpus) for key, number in known.items())
-    order = sorted(
-        (i for i in range(len(devices)) if i not in taken),
-        key=lambda i: (devices[i].claims > 0, -(devices[i].observed_bytes or 0), -devices[i].device.index),
-    )
-    taken.update(i for i in order[: max(0, count)] if devices[i].claims == 0)
-    return tuple(
-        replace(one, foreign=i in taken) if one.foreign != (i in taken) else one
-        for i, one in enumerate(devices)
-    )
-
-
-def _is_foreign(pod: Pod | None) -> bool:
-    """Return whether a pod is somebody else's and holds something. One nobody knows of is on its way out."""
-    return pod is not None and pod.claim is None and pod.phase is not PodPhase.FINISHED
-
-
 def shortfall(state: NodeState, claim: Claim) -> str:
     """Return why the reservations of a node cannot take `claim`, "" if they can. Observation is not asked."""
     node = state.node
@@ -405,7 +418,7 @@ def shortfall(state: NodeState, claim: Claim) -> str:
         ("millicores of CPU", state.cpu_milli, claim.cpu_milli, node.cpu_milli),
         ("bytes of memory", state.memory_bytes, claim.memory_bytes, node.memory_bytes),
         ("pods", state.pod_count, 1, node.pods),
-        ("nvidia.com/gpu", node.gpus - state.free_gpus(), gpus, node.gpus),
+        ("nvidia.com/gpu", node.gpus - state.granted_gpus(), gpus, node.gpus),
     ):
         if needed and used + needed > capacity:
             return f"node {state.name} has {capacity - used} {what} free of {needed} needed"
@@ -422,6 +435,8 @@ def _device_shortfall(one: DeviceState | None, uuid: str, claim: Claim, *, whole
         return f"device {uuid} is not on node {claim.node}"
     if one.exclusive or one.foreign or (one.claims and (whole or one.domain != claim.domain)):
         return f"device {uuid} is held by others"
+    if not whole and not one.open:
+        return f"device {uuid} has no holder pod"
     if one.reserved_bytes + claim.bytes_per_device > one.device.memory_bytes:
         free = one.device.memory_bytes - one.reserved_bytes
         return f"device {uuid} has {free} bytes unreserved of {claim.bytes_per_device} needed"

@@ -38,6 +38,9 @@ class NodeBook:
         self._disturbed: dict[str, float] = {}  # node -> epoch seconds; outlives a GPUNode that is deleted
         self._refusing: dict[str, float] = {}  # nodes whose kubelet refused devices -> until when that counts
         self._strangers: dict[str, Strangers] = {}
+        self._offered: dict[
+            str, set[str]
+        ] = {}  # node -> devices its plugin has offered since the kubelet tells
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
         """Take nodes as a snapshot has them, and believe what was observed on them."""
@@ -53,6 +56,7 @@ class NodeBook:
             )
             self._smoothers[name] = Smoother()
             self._smoothers[name].believe(state.observed)
+            self._offered[name] = {one.device.uuid for one in state.devices if one.device.offered}
 
     @property
     def version(self) -> int:
@@ -89,6 +93,7 @@ class NodeBook:
         if care.disturbed_at > self._disturbed.get(gpu.name, 0.0):
             self._disturbed[gpu.name] = care.disturbed_at
         gpu = gpu if gpu.care == care else replace(gpu, care=care)
+        gpu = self._with_withdrawn(gpu)
         if old is not None and old.gpu == gpu:
             return False
         self._set_node(self._build(gpu.name, old.node if old else None, gpu))
@@ -105,8 +110,26 @@ class NodeBook:
         self._heard.pop(name, None)
         self._care.pop(name, None)
         self._strangers.pop(name, None)
+        self._offered.pop(name, None)
         self._set_node(self._build(name, old.node, None))
         return True
+
+    def _with_withdrawn(self, gpu: GpuNode) -> GpuNode:
+        """Return a node on which what its device plugin has once offered stays the plugin's, as long as the kubelet tells.
+
+        A plugin that starts again, or a device it thinks sick, comes back; shared work must not take it meanwhile.
+        """
+        known = self._offered.setdefault(gpu.name, set())
+        if not gpu.told:
+            known.clear()
+        known.update(one.uuid for one in gpu.devices if one.offered)
+        if all(one.offered or one.uuid not in known for one in gpu.devices):
+            return gpu
+        devices = (
+            replace(one, offered=True, withdrawn=True) if one.uuid in known and not one.offered else one
+            for one in gpu.devices
+        )
+        return replace(gpu, devices=tuple(devices))
 
     def care(self, node: str) -> Care | None:
         """Return what is done about sick devices of a node; None for a node without devices."""
@@ -186,6 +209,11 @@ class NodeBook:
 
     def _devices_told(self, name: str) -> None:
         """Take note that a node's devices, or who holds them, are others now."""
+
+    def plugged(self) -> list[NodeState]:
+        """Return the nodes on which a device plugin offers devices, or has."""
+        found = (self._nodes.get(name) for name, offered in self._offered.items() if offered)
+        return [state for state in found if state is not None]
 
     def _state(self, name: str) -> NodeState:
         return self._nodes.get(name) or NodeState(name, observed=self._observed.get(name, {}))

@@ -44,6 +44,7 @@ class PodBook(NodeBook):
         super().__init__()
         self._pods: dict[PodKey, Pod] = {}
         self._pods_of: dict[str, tuple[Pod, ...]] = {}
+        self._holders: dict[PodKey, Pod] = {}
         self._assumed: dict[PodKey, Assumption] = {}
         self._evicting: dict[PodKey, float] = {}  # pod -> when its grace ends
         self._nominated: dict[WorkloadKey, float] = {}  # room is being made for them; until when it takes
@@ -57,6 +58,7 @@ class PodBook(NodeBook):
         self._pods = {key: pod for state in snapshot.nodes.values() for key, pod in state.pods.items()}
         self._pods |= {pod.key: pod for pods in snapshot.pods_of.values() for pod in pods}
         self._pods_of = dict(snapshot.pods_of)
+        self._holders = {key: pod for key, pod in self._pods.items() if pod.holder}
         self._assumed = {
             pod.key: Assumption(pod.claim)
             for pod in self._pods.values()
@@ -80,7 +82,8 @@ class PodBook(NodeBook):
     def apply_pod(self, pod: Pod) -> bool:
         """Take a pod of the watch; it replaces an assumption of the same key.
 
-        Pods of others are kept only while they hold something: bound to a node and not finished.
+        Pods of others are kept only while they hold something: bound to a node and not finished. Holder pods that have
+        ended are kept, too: somebody has to delete them.
         """
         self._assumed.pop(pod.key, None)
         known = self._pods.get(pod.key)
@@ -90,7 +93,7 @@ class PodBook(NodeBook):
             pod = replace(
                 pod, claim=known.claim, labels=pod.labels or known.labels, firm_until=known.firm_until
             )
-        if pod.claim is None and (not pod.node or pod.phase is PodPhase.FINISHED):
+        if pod.claim is None and not pod.holder and (not pod.node or pod.phase is PodPhase.FINISHED):
             if known is not None:
                 self._drop_pod(pod.key)
             return known is not None
@@ -338,6 +341,10 @@ class PodBook(NodeBook):
         """Return the running pods that were asked to do with less memory."""
         return tuple(self._tally.lowered.values())
 
+    def holders(self) -> tuple[Pod, ...]:
+        """Return the holder pods, those that have ended included, by key."""
+        return tuple(sorted(self._holders.values(), key=lambda pod: pod.key))
+
     def pods_of(self, workload_uid: str) -> tuple[Pod, ...]:
         """Return the pods of a workload by UID, in order of ordinal and member."""
         return self._pods_of.get(workload_uid, ())
@@ -348,6 +355,8 @@ class PodBook(NodeBook):
             self._unindex(old, moved=old.node != pod.node)
         self._pods[pod.key] = pod
         self._tally.add(pod)
+        if pod.holder:
+            self._holders[pod.key] = pod
         if pod.claim is not None:
             mates = (*self.pods_of(pod.claim.workload_uid), pod)
             self._pods_of[pod.claim.workload_uid] = tuple(sorted(mates, key=_ordinal_order))
@@ -367,6 +376,7 @@ class PodBook(NodeBook):
 
     def _drop_pod(self, key: PodKey) -> None:
         self._unindex(self._pods.pop(key), moved=True)
+        self._holders.pop(key, None)
         self._assumed.pop(key, None)
         self._evicting.pop(key, None)
         self._version += 1

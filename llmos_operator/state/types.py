@@ -160,6 +160,8 @@ class Device:
     numa: int | None = None  # NUMA node; None: not known
     links: tuple[Link, ...] = ()
     holders: tuple[PodKey, ...] = ()  # pods the kubelet gave it to; () where none, or where nobody tells
+    offered: bool = False  # a device plugin hands it out as nvidia.com/gpu; False where nobody tells
+    withdrawn: bool = False  # it did, and does not now: the plugin is starting, or thinks it sick
     limit_milliwatts: int | None = None  # the power limit in force; None: it does not tell
 
 
@@ -174,6 +176,7 @@ class GpuNode:
     care: Care = NO_CARE  # what the operator does about sick ones
     models: frozenset[str] = frozenset()  # keys of models that are whole on its disk
     coming: frozenset[str] = frozenset()  # keys of models that are being downloaded
+    told: bool = False  # the kubelet tells the agent what device plugins offer
 
 
 class PodPhase(StrEnum):
@@ -299,6 +302,7 @@ class Pod:
     spec_hash: str = ""  # annotation llmos.dev/spec-hash
     failed: bool = False  # phase Failed (FINISHED pods only)
     problem: str = ""  # why its claim annotation was not believed
+    holder: bool = False  # one of ours that takes a device from the device plugin, for shared work
     firm_until: float = 0.0  # epoch seconds before which it is not asked (again) to come down: it did not
 
     @property

@@ -5,16 +5,13 @@ The chart's agent runs with `podResources` over the NVML double, the device plug
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from scripts.realnode import layout
-from tests.support.deviceplugin import RESOURCE, NoGoError, build
-from tests.support.nodedevices import NAMESPACE, A, B, C, Devices
-from tests.support.nvml import LIBRARY, NoCompilerError
-from tests.support.nvml import build as build_nvml
+from tests.support.deviceplugin import RESOURCE
+from tests.support.nodedevices import NAMESPACE, A, B, C
+from tests.support.nodegpus import known, placed, plugged
 from tests.support.standins import stand_in
 from tests.support.waiting import eventually
 
@@ -22,57 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.node.conftest import Installed
+    from tests.support.nodedevices import Devices
 
 pytestmark = pytest.mark.node
-
-AGENT = {
-    "agent": {
-        "podResources": True,
-        "config": {"mode": "nvml", "podResourcesInterval": 1},
-        "env": [
-            {"name": "LD_LIBRARY_PATH", "value": layout.DRIVER},
-            {"name": "LLMOS_NVML_CONTROL", "value": f"{layout.DRIVER}/control"},
-        ],
-    }
-}
 
 
 @pytest.fixture(scope="module")
 def gpus(release: Installed) -> Iterator[tuple[Installed, Devices]]:
     """The chart on a node with three GPUs of a device plugin."""
-    node = release.node
-    try:
-        build()
-        library = build_nvml() / LIBRARY
-    except (NoGoError, NoCompilerError) as error:
-        pytest.skip(str(error))
-    (node.paths.driver / LIBRARY).write_bytes(library.read_bytes())
-    made = Devices(node, node.paths.driver)
-    values = node.paths.root / "whole-gpus.json"
-    values.write_text(json.dumps(AGENT), encoding="utf-8")
-    try:
-        made.begin()
-        release.clear()
-        release.install(f"--values={values}", security="privileged")
-        eventually(lambda: known(release) == {A: [], B: [], C: []}, "the GPUNode shows three devices")
-        yield release, made
-        release.clear()
-        made.clear()
-    finally:
-        made.end()
-        release.install()
-        for file in node.paths.driver.iterdir():
-            file.unlink()
-
-
-def known(installed: Installed) -> dict[str, list[str]]:
-    """Return the holders of each device as the GPUNode names them."""
-    found = installed.tools.run("kubectl", "get", "gpunode", layout.NAME, "-o", "json")
-    status = json.loads(found.stdout or "{}").get("status") or {}
-    return {
-        one["uuid"]: [holder["pod"] for holder in one.get("holders") or []]
-        for one in status.get("devices") or []
-    }
+    with plugged(release) as devices:
+        yield release, devices
 
 
 def whole(name: str, replicas: int = 1) -> dict[str, Any]:
@@ -80,16 +36,6 @@ def whole(name: str, replicas: int = 1) -> dict[str, Any]:
     workload = stand_in(name, accelerators=1, sharing="Exclusive", memory="8Gi")
     workload["spec"]["replicas"] = replicas
     return workload
-
-
-def placed(installed: Installed, name: str) -> dict[str, str]:
-    """Return the device of each placed pod of a workload, as its claim says."""
-    found = {}
-    for pod in installed.pods_of(name):
-        claim = json.loads(pod["metadata"]["annotations"]["llmos.dev/claim"])
-        (device,) = claim["devices"]
-        found[f"default/{pod['metadata']['name']}"] = device
-    return found
 
 
 def seen_by(installed: Installed, pod: str) -> str:

@@ -188,8 +188,24 @@ class History(RuleBasedStateMachine):
             assert after.claim is not None
             assert after.claim.devices == (pod.claim.devices if shared else (gpu(node, device),))
 
-    def _told(self, node: str, holders: list[tuple[str, ...]]) -> None:
+    @rule(node=st.sampled_from(NODES), slot=st.integers(0, 1), phase=st.sampled_from(PodPhase))
+    def holder_pod(self, node: str, slot: int, phase: PodPhase) -> None:
+        key = f"llmos/{node}-{slot}"
+        self.store.apply_pod(Pod(key, f"uid-{key}", node, phase, gpus=1, holder=True))
+
+    @rule(node=st.sampled_from(NODES), slot=st.integers(0, 1))
+    def holder_pod_goes(self, node: str, slot: int) -> None:
+        self.store.delete_pod(f"llmos/{node}-{slot}")
+
+    @rule(
+        node=st.sampled_from(NODES), holders=st.lists(st.none() | st.integers(0, 1), min_size=3, max_size=3)
+    )
+    def kubelet_tells_of_holder_pods(self, node: str, holders: list[int | None]) -> None:
+        self._told(node, [() if one is None else (f"llmos/{node}-{one}",) for one in holders], plugged=True)
+
+    def _told(self, node: str, holders: list[tuple[str, ...]], *, plugged: bool = False) -> None:
         builder = a_node(node).with_gpus(3, "A-24G")
+        builder = builder.plugged() if plugged else builder
         for index, pods in enumerate(holders):
             builder.with_device(index, holders=pods)
         assert builder.gpus is not None
@@ -257,6 +273,17 @@ class History(RuleBasedStateMachine):
                 if any(state.pods[key].phase is not PodPhase.FINISHED for key in others):
                     assert device.foreign
                     assert device.headroom_bytes() == device.headroom_milli() == 0
+
+    @invariant()
+    def a_holder_pod_is_counted_once_and_never_as_somebody_elses(self) -> None:
+        for state in self.store.snapshot().nodes.values():
+            held = [p for p in state.pods.values() if p.holder and p.phase is not PodPhase.FINISHED]
+            assert state.holder_gpus == len(held)
+            assert state.granted_gpus() <= max(0, (state.node.gpus if state.node else 0) - len(held))
+            for device in state.devices:
+                firm = {p.key for p in held if p.phase is PodPhase.BOUND}
+                assert device.secured == bool(firm & set(device.device.holders))
+                assert not (device.secured and device.bare)
 
     @invariant()
     def a_replica_holds_one_claim(self) -> None:

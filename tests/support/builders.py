@@ -144,6 +144,13 @@ class NodeBuilder:
         self.gpus = replace(self.gpus, devices=devices)
         return self
 
+    def plugged(self) -> NodeBuilder:
+        """Let a device plugin offer the devices, and the kubelet tell who has which."""
+        assert self.gpus is not None
+        devices = tuple(replace(d, offered=True) for d in self.gpus.devices)
+        self.gpus = replace(self.gpus, devices=devices, told=True)
+        return self
+
     def linked(self, *islands: Iterable[int], kind: str = "NVLink") -> NodeBuilder:
         """Connect the devices of each island with each other."""
         for island in islands:
@@ -362,6 +369,36 @@ class ClusterBuilder:
         pod = replace(pod, phase=phase)
         self.store.apply_pod(pod)
         return pod
+
+    def other(self, node: str, name: str, device: int | None = None) -> Pod:
+        """Let a pod of another scheduler have a GPU of a node; with a device the kubelet has told which."""
+        return self._given(Pod(f"kube/{name}", f"uid-{name}", node, gpus=1), device)
+
+    def holder(
+        self, node: str, slot: int = 0, device: int | None = None, phase: PodPhase = PodPhase.BOUND
+    ) -> Pod:
+        """Let a holder pod be on a node; with a device the kubelet has told which it got."""
+        key = f"{names.SYSTEM_NAMESPACE}/{names.holder_name(node, slot)}"
+        pod = Pod(
+            key, f"uid-{node}-{slot}", node, phase, cpu_milli=1, memory_bytes=16 << 20, gpus=1, holder=True
+        )
+        return self._given(pod, device)
+
+    def _given(self, pod: Pod, device: int | None) -> Pod:
+        self.store.apply_pod(pod)
+        if device is not None:
+            self.tells(pod.node, {device: (pod.key,)})
+        return pod
+
+    def tells(self, node: str, holders: dict[int, tuple[str, ...]]) -> None:
+        """Let the kubelet tell who has some devices of a node, by index."""
+        state = self.store.node(node)
+        assert state is not None
+        assert state.gpu is not None
+        devices = tuple(
+            replace(one, holders=holders.get(one.index, one.holders)) for one in state.gpu.devices
+        )
+        self.store.apply_gpu_node(replace(state.gpu, devices=devices))
 
     def snapshot(self) -> Snapshot:
         """Return the store's snapshot with all kinds synchronised."""

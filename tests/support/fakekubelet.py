@@ -153,7 +153,7 @@ class FakeKubelet:
         if script.ready_after:
             await self._patch(life, "Running", running)
             await asyncio.sleep(script.ready_after)
-        env = {one["name"]: one.get("value", "") for one in life.pod["spec"]["containers"][0]["env"]}
+        env = {one["name"]: one.get("value", "") for one in life.pod["spec"]["containers"][0].get("env", ())}
         limit = int(env.get("LLMOS_MEMORY_LIMIT_BYTES") or 0)
         life.status = RuntimeStatus(
             state=RuntimeState.READY,

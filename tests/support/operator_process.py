@@ -35,6 +35,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SYSTEM = "llmos-system"
 SERVICE_ACCOUNTS = ports.Kind("", "v1", "serviceaccounts", "ServiceAccount")
 GIB = 1 << 30
+ALLOCATIONS_KNOWN = {
+    "type": "AllocationsKnown",
+    "status": "True",
+    "reason": "AsExpected",
+    "message": "",
+    "lastTransitionTime": "2026-01-01T00:00:00Z",
+}
 
 
 class OperatorProcess:
@@ -153,11 +160,13 @@ class Bench:
         memory: str = "1Gi",
         reason: str = "",
         watts: int | None = None,
+        given: dict[int, str] | None = None,
         **verdicts: str,
     ) -> None:
         """Write the devices of a node; ``verdicts`` maps d0, d1, … to a verdict, each for ``reason``.
 
-        ``watts`` is their power limit; None: they tell none.
+        ``watts`` is their power limit; None: they tell none. ``given`` maps indices to the pods that the kubelet says it
+        gave the devices of its device plugin to; None: it tells nothing.
         """
         limit = {} if watts is None else {"powerLimitMilliwatts": watts * 1000}
         listed = [
@@ -168,6 +177,7 @@ class Bench:
                 "memory": memory,
                 "computeCapability": "8.0",
                 **limit,
+                **_allocation(index, given),
                 "health": {
                     "verdict": verdicts.get(f"d{index}", "Healthy"),
                     "reason": reason if f"d{index}" in verdicts else "",
@@ -175,7 +185,9 @@ class Bench:
             }
             for index in range(count)
         ]
-        body = {"metadata": {"name": name}, "status": {"mode": "simulated", "devices": listed}}
+        told = [] if given is None else [ALLOCATIONS_KNOWN]
+        status = {"mode": "simulated", "devices": listed, "conditions": told}
+        body = {"metadata": {"name": name}, "status": status}
         await self.port.patch_status(ports.GPU_NODES, body, manager="test-agent")
 
     async def telemetry(self, operator: OperatorProcess, node: str) -> FakeAgent:
@@ -335,6 +347,14 @@ class FakeAgent:
         url = f"http://127.0.0.1:{self._operator.port_of('ingest')}/v1/telemetry"
         async with session.post(url, json=body) as answer:
             self.statuses.append(answer.status)
+
+
+def _allocation(index: int, given: dict[int, str] | None) -> Json:
+    """Return what an agent writes of the kubelet's word on a device."""
+    if given is None:
+        return {}
+    holders = [{"pod": given[index], "resource": "nvidia.com/gpu"}] if index in given else []
+    return {"resource": "nvidia.com/gpu", "holders": holders}
 
 
 async def agent_token(port: Transport, node: str, account: str = "llmos-agent") -> str:

@@ -7,9 +7,18 @@
   "tracing" (dict "endpoint" .Values.tracing.endpoint "sampleRatio" .Values.tracing.sampleRatio)
   "lease" (dict "name" (include "llmos.name" (dict "root" . "component" "operator")))
   "runtime" (dict "image" $image "imagePullPolicy" .Values.image.pullPolicy)
+  "holders" (dict
+    "image" (include "llmos.image" (dict "root" . "component" "operator" "digest" .Values.operator.imageDigest))
+    "imagePullPolicy" .Values.image.pullPolicy
+    "owner" (include "llmos.name" (dict "root" . "component" "operator")))
   "agentAccount" (include "llmos.serviceAccount" (dict "root" . "component" "agent"))
   "gatewayAccount" (include "llmos.serviceAccount" (dict "root" . "component" "gateway"))
 -}}
+{{- with .Values.image.pullSecrets }}
+{{- $names := list }}
+{{- range . }}{{ $names = append $names .name }}{{ end }}
+{{- $_ := set (index $known "holders") "pullSecrets" $names }}
+{{- end }}
 {{- if .Values.modelCache.enabled }}
 {{- $_ := set (index $known "runtime") "modelCachePath" .Values.modelCache.hostPath }}
 {{- end }}

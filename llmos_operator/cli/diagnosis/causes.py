@@ -386,6 +386,16 @@ CAUSES: Final[tuple[Cause, ...]] = (
         trouble=False,
     ),
     Cause(
+        "WaitingForHolder",
+        "Its device is being taken from the node's device plugin for shared work, or given back to it.",
+        (_status("WaitingForHolder"),),
+        (
+            "kubectl get pods -n llmos-system -l llmos.dev/role=holder -o wide",
+            "it takes some seconds; if it lasts: kubectl get events -n default --field-selector reason=HolderNotMade",
+        ),
+        trouble=False,
+    ),
+    Cause(
         "NoCapacity",
         "There is no room for it now, and nobody of lower standing who could make some.",
         (_status("NoCapacity"),),

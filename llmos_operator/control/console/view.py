@@ -31,7 +31,7 @@ WORKLOADS: Final = 2000  # lines of the list; those that wait or fail come first
 REMEDIES: Final = 50
 _MESSAGE: Final = 500
 _MIB: Final = 20  # bits
-_EXCLUSIVE, _FOREIGN = 1, 2  # flags of a device
+_EXCLUSIVE, _FOREIGN, _SECURED = 1, 2, 4  # flags of a device
 _ORDER: Final = ("Failed", "Degraded", "Pending", "Loading", "Suspended", "Asleep", "Running", "Succeeded")
 
 
@@ -102,7 +102,7 @@ def _node(
 def _device(one: DeviceState, product: int, busy: int | None, tenants: list[int]) -> list[object]:
     """Return [index, product, MiB, reserved MiB, observed MiB, busy percent, verdict, reason, flags, tenants]."""
     observed = one.observed_bytes >> _MIB if one.observed_bytes is not None else None
-    flags = (_EXCLUSIVE if one.exclusive else 0) | (_FOREIGN if one.foreign else 0)
+    flags = one.exclusive * _EXCLUSIVE | one.foreign * _FOREIGN | one.secured * _SECURED
     return [
         one.device.index,
         product,

@@ -73,6 +73,7 @@ def gpu_node(obj: Mapping[str, Any]) -> GpuNode:
         care=_care(status.child("care")),
         models=frozenset(one.required("key") for one in models if one.text("state") == "Ready"),
         coming=frozenset(one.required("key") for one in models if one.text("state") == "Downloading"),
+        told=condition_true(status, "AllocationsKnown"),
     )
 
 
@@ -110,6 +111,7 @@ def _device(fields: Fields) -> Device:
         numa=fields.number("numaNode", least=-1) if fields.has("numaNode") else None,
         links=tuple(Link(one.required("uuid"), one.text("type")) for one in fields.objects("links")),
         holders=tuple(sorted({one.required("pod") for one in fields.objects("holders")})),
+        offered=fields.text("resource") == names.RESOURCE_GPU,
         limit_milliwatts=_power_limit(fields),
     )
 

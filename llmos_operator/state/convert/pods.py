@@ -35,8 +35,8 @@ _LONGEST_GRACE = 1 << 31
 _MOST = 1 << 50
 
 
-def pod(obj: Mapping[str, Any]) -> Pod:
-    """Return a Pod from its JSON.
+def pod(obj: Mapping[str, Any], *, holders_in: str = "") -> Pod:
+    """Return a Pod from its JSON. Holder pods are believed to be such in the namespace `holders_in` only.
 
     A claim that cannot be read leaves `problem` set and the pod counted as foreign; one that contradicts the pod's own
     environment leaves `problem` set and is corrected.
@@ -53,14 +53,14 @@ def pod(obj: Mapping[str, Any]) -> Pod:
             claim, problem = _as_created(claim_of(annotation, meta, key, node, (cpu, memory)), spec)
         except Permanent as error:
             problem = str(error)
-    phase = status.text("phase")
+    phase, labels = status.text("phase"), meta.labels("labels")
     return Pod(
         key=key,
         uid=meta.text("uid"),
         node=node,
         phase=_phase(meta, phase),
         claim=claim,
-        labels=meta.labels("labels") if claim is not None else {},
+        labels=labels if claim is not None else {},
         cpu_milli=cpu,
         memory_bytes=memory,
         gpus=gpus,
@@ -71,6 +71,10 @@ def pod(obj: Mapping[str, Any]) -> Pod:
         spec_hash=meta.child("annotations").text(names.ANNOTATION_SPEC_HASH),
         failed=phase == "Failed",
         problem=problem,
+        holder=bool(holders_in)
+        and annotation is None
+        and meta.text("namespace") == holders_in
+        and labels.get(names.LABEL_ROLE) == names.ROLE_HOLDER,
     )
 
 

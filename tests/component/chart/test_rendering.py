@@ -201,6 +201,35 @@ def test_values_reach_the_settings(tmp_path):
     assert settings.scheduling.writes == 8
 
 
+def test_holder_pods_are_of_the_operators_image_and_go_with_its_deployment(tmp_path):
+    path = tmp_path / "operator.yaml"
+    values = {
+        "agent": {"podResources": True},
+        "image": {
+            "registry": "r.example.com/x",
+            "tag": "9",
+            "pullPolicy": "Always",
+            "pullSecrets": [{"name": "key"}],
+        },
+        "operator": {"config": {"holders": {"rest": 5}}},
+    }
+    objects = render(values=values)
+    path.write_text(find(objects, "ConfigMap", "llmos-operator")["data"]["config.yaml"])
+    holders = load(OperatorSettings, str(path), {}).holders
+    deployment = find(objects, "Deployment", "llmos-operator")
+    assert holders.image == deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert holders.owner == deployment["metadata"]["name"]
+    assert (holders.image_pull_policy, holders.pull_secrets, holders.rest) == ("Always", ("key",), 5)
+    asked = {
+        "apiGroups": ["apps"],
+        "resources": ["deployments"],
+        "resourceNames": [holders.owner],
+        "verbs": ["get"],
+    }
+    assert asked in find(objects, "Role", "llmos-operator")["rules"]
+    assert asked not in find(render(), "Role", "llmos-operator")["rules"], "nobody makes any there"
+
+
 @pytest.mark.parametrize(
     ("endpoint", "port"),
     [

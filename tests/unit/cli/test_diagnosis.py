@@ -152,6 +152,7 @@ EXAMPLES: dict[str, Facts] = {
     ),
     "NodesNotUsable": undecided("NoCapacity", rejected=[{"reason": "UntoleratedTaint", "count": 8}]),
     "Waiting": undecided("WaitingForPreemption", "waits for default/a-0 to leave"),
+    "WaitingForHolder": undecided("WaitingForHolder", "starts on node n1 as soon as a holder pod"),
     "NoCapacity": undecided("NoCapacity", "0 of 3 nodes fit"),
     "Inspecting": undecided("WaitingForProfile"),
     "BackingOff": the_facts(a_condition("Scheduled", "BackOff", "Waiting after a failure: it ended")),

@@ -46,6 +46,15 @@ async def test_a_device_tells_ledger_use_and_tenants() -> None:
     assert (found["products"], found["tenants"]) == (["A100-80G"], ["default/chat"])
 
 
+async def test_a_device_tells_whether_a_holder_pod_or_somebody_else_has_it() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(3).plugged())
+    cluster.holder("n1", device=0)
+    cluster.other("n1", "train", 1)
+    async with shown(cluster) as fleet:
+        devices = (await _state(fleet))["nodes"][0]["devices"]
+    assert [one[8] for one in devices] == [4, 2, 0]
+
+
 async def test_a_thousand_devices_are_small_enough_to_ask_for_every_two_seconds() -> None:
     async with shown(a_fleet()) as fleet:
         populate(fleet)

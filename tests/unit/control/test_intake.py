@@ -28,6 +28,7 @@ class Bench:
             self.records,
             Mock(),
             self.metrics,
+            namespace="llmos-system",
             now=lambda: 1000.0,
             changed=lambda: None,
             review=self.reviewed.append,

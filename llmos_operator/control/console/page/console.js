@@ -57,7 +57,7 @@ export function sentence(node, one, names) {
   const busy = one.busy === null ? "" : `, ${one.busy} % busy`;
   const used = one.used === null ? "not measured" : `${size(one.used)} observed`;
   const kept = one.flags & 1 ? "held as a whole" : `${size(one.reserved)} reserved`;
-  const taken = one.flags & 2 ? "; taken by a pod that is not ours" : "";
+  const taken = one.flags & 2 ? "; taken by a pod that is not ours" : one.flags & 4 ? "; taken from the device plugin for shared work" : "";
   const sick = one.verdict === "Healthy" ? "" : `; ${one.verdict} ${one.reason}`;
   return `${node.name} device ${one.index}, ${names.products[one.product]} ${size(one.memory)}: ${kept}, ${used}${busy}${sick}${taken}; ${held.length ? held.join(", ") : "no workload"}`;
 }
@@ -127,7 +127,7 @@ function paint({ cell, sign, box, name, i, j }) {
   name.dataset.state = off;
   const mode = $("modes").querySelector(":checked").value;
   const unknown = (mode === "ledger" && one.used === null) || (mode === "busy" && one.busy === null);
-  const reserved = one.flags ? 100 : percent(one.reserved, one.memory);
+  const reserved = one.flags & 3 ? 100 : percent(one.reserved, one.memory);
   cell.className = ["cell", one.verdict, held.length ? "held" : "", held.length > 1 ? "several" : "", unknown ? "unknown" : "", reserved ? "" : "empty"].join(" ");
   cell.style.setProperty("--used", percent(one.used, one.memory));
   cell.style.setProperty("--reserved", reserved);
