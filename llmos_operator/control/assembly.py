@@ -36,6 +36,7 @@ from llmos_operator.control.console.server import ConsoleServer, console_host
 from llmos_operator.control.copies import Copies
 from llmos_operator.control.demand import DemandBook
 from llmos_operator.control.drawing import Drawing
+from llmos_operator.control.expiry import Expiry
 from llmos_operator.control.feedback import Feedback
 from llmos_operator.control.hearing import Hearing
 from llmos_operator.control.holding import Holding
@@ -330,6 +331,7 @@ class Assembly:
             failures=self.failures,
             sources=self.settings.sources,
             gangs=gangs_of(self.settings),
+            expiry=Expiry(self.port, self.queue, self.clock, KeyedBackoff(_OBJECT, self.rng)),
             clock=self.clock,
         )
         self.pricing = Pricing(

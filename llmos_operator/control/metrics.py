@@ -156,38 +156,6 @@ class OperatorMetrics:
             "Writes dropped because this process did not lead any more.",
             registry=registry,
         )
-        self.workloads = Gauge(
-            "llmos_operator_workloads", "Workloads by phase.", ["phase"], registry=registry
-        )
-        self.pending = Gauge(
-            "llmos_operator_pending_workloads",
-            "Workloads that wait, by reason.",
-            ["reason"],
-            registry=registry,
-        )
-        self.reservations = Gauge(
-            "llmos_operator_reservations",
-            "Places that are kept for work that cannot start yet, by whether its start is known (expected, unknown).",
-            ["start"],
-            registry=registry,
-        )
-        self.placeholders = Gauge(
-            "llmos_operator_placeholder_pods",
-            "Placeholder pods wanted to show cluster autoscalers what work lacks capacity.",
-            registry=registry,
-        )
-        self.waiting = Gauge(
-            "llmos_operator_waiting_workloads",
-            "Workloads with a replica that has no place, by queue.",
-            ["queue"],
-            registry=registry,
-        )
-        self.waiting_since = Gauge(
-            "llmos_operator_waiting_since_timestamp_seconds",
-            "When the workload that waits longest began to wait, by queue; absent where none waits.",
-            ["queue"],
-            registry=registry,
-        )
         self.gangs = Gauge(
             "llmos_operator_gangs",
             "Replicas of several pods by state (ready, starting, incomplete, waiting).",
@@ -248,6 +216,7 @@ class OperatorMetrics:
             registry=registry,
         )
 
+        self._add_standing(registry)
         self._add_usage(registry)
         self._add_health(registry)
         # A label value that first shows with a count of its own has no increase Prometheus could see.
@@ -266,6 +235,40 @@ class OperatorMetrics:
             self.holder_pods.labels(result)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
+
+    def _add_standing(self, registry: CollectorRegistry) -> None:
+        self.workloads = Gauge(
+            "llmos_operator_workloads", "Workloads by phase.", ["phase"], registry=registry
+        )
+        self.pending = Gauge(
+            "llmos_operator_pending_workloads",
+            "Workloads that wait, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.reservations = Gauge(
+            "llmos_operator_reservations",
+            "Places that are kept for work that cannot start yet, by whether its start is known (expected, unknown).",
+            ["start"],
+            registry=registry,
+        )
+        self.placeholders = Gauge(
+            "llmos_operator_placeholder_pods",
+            "Placeholder pods wanted to show cluster autoscalers what work lacks capacity.",
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "llmos_operator_waiting_workloads",
+            "Workloads with a replica that has no place, by queue.",
+            ["queue"],
+            registry=registry,
+        )
+        self.waiting_since = Gauge(
+            "llmos_operator_waiting_since_timestamp_seconds",
+            "When the workload that waits longest began to wait, by queue; absent where none waits.",
+            ["queue"],
+            registry=registry,
+        )
 
     def _add_usage(self, registry: CollectorRegistry) -> None:
         holder = ["namespace", "workload", "queue", "product"]

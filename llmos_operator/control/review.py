@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmos_operator.cluster.backoff import KeyedBackoff
     from llmos_operator.cluster.events import EventType
     from llmos_operator.control.demand import DemandBook
+    from llmos_operator.control.expiry import Expiry
     from llmos_operator.control.feedback import Feedback
     from llmos_operator.control.gangs import GangLimits
     from llmos_operator.control.profiles import Profiles
@@ -73,6 +74,7 @@ class Reviewer:
         failures: KeyedBackoff[str],
         sources: SourceSettings,
         gangs: GangLimits,
+        expiry: Expiry,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -86,6 +88,7 @@ class Reviewer:
         self._failures = failures
         self._sources = sources
         self._gangs = gangs
+        self._expiry = expiry
         self._clock = clock
         self._scalers = Scalers(store, records, demand, profiles.load_seconds)
         self._timed: dict[str, float] = {}  # key -> monotonic seconds when it must be looked at again
@@ -146,6 +149,9 @@ class Reviewer:
                     record, "Warning", Reason.GANG_INCOMPLETE, retire.message, key=retire.message
                 )
         self._ensure_services(record, workload)
+        again = self._expiry.look(workload, record.status)
+        if again is not None:
+            self._look_again(key, again)
 
     # -- replicas -------------------------------------------------------------------------------------------
 

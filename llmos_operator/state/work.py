@@ -180,6 +180,7 @@ class Workload:
     created_at: float = 0.0  # epoch seconds
     suspended: bool = False
     finished: bool = False  # condition Finished is True
+    ttl_after_finished: int | None = None  # seconds after which it is deleted then; None: never
     deleting: bool = False
     queue: str = ""  # "" is the default queue
     engine: str = "builtin"

@@ -101,6 +101,11 @@ class ModelWorkloadSpec(KubeModel):
         default=False,
         description="Whether to give back all devices and not to be scheduled until it is false again.",
     )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
+        default=None,
+        description="Seconds after it has finished at which the workload is deleted, with its pods and their logs; what it wrote stays. "
+        "It has finished when a FineTune or Batch has ended, well or not, or scheduling.maxRuntime is over. Without it: never.",
+    )
     model: ModelSource = Field(description="Which weights to load and where they come from.")
     adapters: Annotated[tuple[Adapter, ...], ListMap(("name",)), Field(max_length=64)] = Field(
         default=(),

@@ -81,6 +81,9 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         created_at=meta.parsed("creationTimestamp", parse_rfc3339, 0.0),
         suspended=spec.flag("suspend"),
         finished=condition_true(status, "Finished"),
+        ttl_after_finished=spec.number("ttlSecondsAfterFinished")
+        if spec.has("ttlSecondsAfterFinished")
+        else None,
         deleting=meta.has("deletionTimestamp"),
         queue=spec.text("queueName"),
         engine=spec.child("engine").text("name", "builtin"),

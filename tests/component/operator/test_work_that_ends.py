@@ -154,3 +154,23 @@ async def test_what_ends_while_no_operator_looks_is_seen_once_and_not_run_again(
     assert "has no lines" in condition_of(bad, "Finished")["message"]
     assert run_of(bad)["failures"] == 1
     assert len(bench.kubelet.started) == len(await bench.pods()) == 2
+
+
+async def test_what_has_finished_goes_when_its_time_is_over(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1", devices=1)
+    bench.kubelet.script = lambda _: Script(exit=(0, LAST_WORDS))
+    first = bench.operator()
+    await bench.apply("kept", uri, **a_batch(ttlSecondsAfterFinished=3600))
+    await bench.until_phase("kept", "Succeeded")
+    await bench.apply("brief", uri, **a_batch(ttlSecondsAfterFinished=3600))
+    await bench.until_phase("brief", "Succeeded")
+    first.kill()
+    await bench.apply("brief", uri, **a_batch(ttlSecondsAfterFinished=1))
+    bench.operator("operator-b")
+
+    async def left() -> bool:
+        found = await collect(bench.port, ports.MODEL_WORKLOADS, bench.namespace)
+        return [one["metadata"]["name"] for one in found] == ["kept"]
+
+    await bench.until(left, "the one whose time is over is gone")
