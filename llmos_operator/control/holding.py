@@ -60,7 +60,7 @@ class Holding:
         self._uid = gpu_node_uid
         self._needs: Mapping[str, HolderNeed] = {}
         self._idle: dict[PodKey, float] = {}  # holder pods without work -> since when, monotonic seconds
-        self._told: set[tuple[str, str]] = set()  # node, device
+        self._told: set[tuple[str, str, str]] = set()  # node, device, what was said of it
         self._counted: set[str] = set()  # UIDs of holder pods that failed and are still there
 
     def turn(self, plan: Plan | None = None) -> None:
@@ -79,7 +79,7 @@ class Holding:
             self._clear_away(pod.key, pod.node, failed=pod.failed)
         idle, self._idle = self._idle, {}
         counts: Counter[str] = Counter()
-        lost: set[tuple[str, str]] = set()
+        lost: set[tuple[str, str, str]] = set()
         for name in sorted(states):
             state = self._store.node(name) or states[name]  # as it is after what was cleared away
             held = plugin.holders(state)
@@ -140,20 +140,20 @@ class Holding:
             else:
                 self._idle[one.pod.key] = since
 
-    def _tell(self, state: NodeState) -> set[tuple[str, str]]:
-        """Say which devices with shared work nobody holds for it any more; return them."""
+    def _tell(self, state: NodeState) -> set[tuple[str, str, str]]:
+        """Say which devices with shared work nobody holds for it any more; return what stands of them."""
         notes = dict.fromkeys(plugin.bare(state), _HELD_AGAIN)
         for uuid in plugin.lost(state):
             device = state.device(uuid)
             others = ", ".join(device.device.holders) if device is not None else ""
             notes[uuid] = f"The kubelet has given it to {others}: both use it until one of them ends."
         for uuid, note in notes.items():
-            if (state.name, uuid) not in self._told:
+            if (state.name, uuid, note) not in self._told:
                 text = f"Device {uuid} has shared work and no holder pod. {note} Nothing new is placed there."
                 self._recorder.record(
                     self._subject(state.name), "Warning", Reason.HOLDER_LOST, text, key=f"{uuid} {note[:20]}"
                 )
-        return {(state.name, uuid) for uuid in notes}
+        return {(state.name, uuid, note) for uuid, note in notes.items()}
 
     def _subject(self, node: str) -> Subject:
         return Subject(names.API_VERSION, "GPUNode", node, uid=self._uid(node))

@@ -125,12 +125,15 @@ async def test_work_that_lost_its_holder_pod_is_held_again_and_it_is_told() -> N
 async def test_a_device_others_were_given_is_told_and_not_taken() -> None:
     async with a_bench(a_plugged()) as bench:
         runs_shared(bench.cluster)
+        bench.cluster.store.note_refusal("n1", bench.clock.now() + 60)
+        await bench.turn()
         bench.cluster.other("n1", "train", 0)
         await bench.turn()
         await bench.turn(REST)
         assert await bench.names() == []
-        (event,) = [one for one in await bench.events() if "HolderLost" in one]
-        assert "has given it to kube/train" in event
+        first, second = [one for one in await bench.events() if "HolderLost" in one]
+        assert "until then another pod may be given the device" in first
+        assert "has given it to kube/train" in second
         assert bench.counted("missing") == 1
 
 
