@@ -211,6 +211,8 @@ class SchedulingSettings(_Group):
     """Seconds within which a replica that was asked to sleep must be seen to; else it stays awake."""
     restore_after: Seconds = 60.0
     """Seconds for which a replica that gave up KV cache does with less at least, before it gets back what is free."""
+    startup_wait: float = Field(default=300.0, ge=0, le=86_400)
+    """Seconds after its bind for which a replica that loads, and whose need of memory is not known, keeps others from starting on its shared device at most; 0: nobody waits for it."""
     gang_start: Seconds = 300.0
     """Seconds within which every container of a replica of several pods must run; else all are given back and tried again."""
     gang_grace: Seconds = 15.0

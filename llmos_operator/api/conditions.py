@@ -47,6 +47,7 @@ class Reason(StrEnum):
     NO_CAPACITY = "NoCapacity"
     EXCEEDS_QUOTA = "ExceedsQuota"
     WAITING_FOR_PREEMPTION = "WaitingForPreemption"
+    WAITING_FOR_STARTUP = "WaitingForStartup"  # another replica loads on the device it will share
     WAITING_FOR_PROFILE = "WaitingForProfile"
     LARGER_THAN_ANY_DEVICE = "LargerThanAnyDevice"
     NO_MATCHING_DEVICE = "NoMatchingDevice"

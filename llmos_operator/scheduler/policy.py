@@ -110,6 +110,9 @@ class Policy:
     min_runtime: float = (
         120.0  # seconds after a start during which nothing is taken, where a workload says nothing
     )
+    startup_seconds: float = (
+        300.0  # after its bind for which a replica that loads keeps others from starting on its shared device
+    )
     sharing_domain_label: str = (
         "llmos.dev/sharing-domain"  # of a namespace; without it a namespace is its own domain
     )
