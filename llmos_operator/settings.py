@@ -223,6 +223,8 @@ class SchedulingSettings(_Group):
         "zone": "topology.kubernetes.io/zone",
     }
     """Node label that names the domain of each topology level above a node."""
+    interference_weight: float = Field(default=1.0, ge=0, le=100)
+    """Weight of the speed that is lost on shared devices to neighbours, by what was learned of them, against room for expected work; 0: it does not count."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; empty serves all."""
     prices: PriceSettings = PriceSettings()

@@ -237,7 +237,12 @@ class Attempts:
             score=-waste,
             reason=Reason.BOUND,
             explanation=wording.bound(
-                claim, state, shape.options, place, wording.chosen(by, waste, candidates)
+                claim,
+                state,
+                shape.options,
+                place,
+                wording.chosen(by, waste, candidates),
+                self.scene.harm.told(claim, state) if self.scene.harm is not None else (),
             ),
             estimated_bytes=size.bytes_per_device,
             scored_by=by.value,

@@ -123,6 +123,8 @@ class Policy:
     consolidation: ConsolidationPolicy = field(default_factory=ConsolidationPolicy)
     thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
     score: ScoreKind = ScoreKind.FRAGMENTATION
+    # Weight of what is lost to interference against room for expected work, both in devices; 0: it does not count.
+    interference_weight: float = 1.0
     price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides
     breaker: Breaker = field(default_factory=Breaker)  # of what is done because devices look sick
     # Findings after which what runs on the device computes nothing, or something wrong: it is ended, not asked to leave.
