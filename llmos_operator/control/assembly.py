@@ -379,6 +379,7 @@ class Assembly:
             self.accounts,
             self.remedies,
             self.clock,
+            rack_label=self.policy.rack_label,
             leading=self.leadership.may_write,
         )
 

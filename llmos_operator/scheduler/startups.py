@@ -6,8 +6,9 @@ waits for it, and what was seen of the first counts when the second starts. Nobo
 there.
 
 A replica loads from its bind until its pod is ready, for `Policy.startup_seconds` at most, so that a load that hangs
-keeps nobody waiting for ever. It does not count where its size comes from a peak that was measured at that precision;
-of vLLM none is: it sizes itself by what it finds free at its start, so two at once would count each other's load.
+keeps nobody waiting for ever. It does not count where its size comes from its model and that was loaded at that precision
+before: what it then took more than it was expected to is in its profile. Of vLLM nothing is known: it sizes itself by what
+it finds free at its start, so two at once would count each other's load.
 
 Another device is taken instead if it is in use already. An idle one is not broken up to save the wait: that would
 outlast the load by far.
@@ -24,6 +25,7 @@ from llmos_operator.scheduler import failure
 from llmos_operator.scheduler.claims import profile_of
 from llmos_operator.scheduler.placement import pick
 from llmos_operator.scheduler.sizing import VLLM
+from llmos_operator.scheduler.sleeping import HOT
 from llmos_operator.state.types import PodPhase, Sharing, WorkloadKind
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, Pod
 
 _TRIES: Final = 16  # nodes beyond the first on which somebody loads that are looked at before a start waits
+_CPU: Final = "cpu"  # node class of loads into host memory
 _COMING: Final = frozenset({PodPhase.ASSUMED, PodPhase.BOUND})
 
 
@@ -163,14 +166,19 @@ class Startups:
         )
 
     def _peak_known(self, claim: Claim) -> bool:
-        """Return whether what a claim holds comes from a peak that was measured."""
+        """Return whether what a claim holds comes from a model that was seen to load at its precision."""
         snapshot = self._attempts.snapshot
         workload = snapshot.workloads.get(claim.workload)
         if workload is None or workload.kind is not WorkloadKind.INFERENCE or workload.engine == VLLM:
             return False
         profile = profile_of(snapshot, workload)
-        known = profile.formats.get(claim.format) if profile is not None else None
-        return workload.memory_bytes is None and known is not None and known.measured_peak_bytes is not None
+        if profile is None or workload.memory_bytes is not None:
+            return False
+        known = profile.formats.get(claim.format)
+        return (known is not None and known.measured_peak_bytes is not None) or any(
+            one.format == claim.format and one.path != HOT and one.node_class != _CPU
+            for one in profile.load_times
+        )
 
 
 def _in_the_way(pending: Pending, pods: Iterable[Pod]) -> Pod | None:

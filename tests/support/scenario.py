@@ -31,6 +31,7 @@ from llmos_operator.state.types import (
     DisruptionStep,
     Draw,
     FormatProfile,
+    LoadTime,
     Model,
     Namespace,
     Placement,
@@ -208,10 +209,13 @@ def _selector(labels: dict[str, str]) -> Selector:
 
 
 def _profile(data: dict[str, Any]) -> Any:
-    _only(data, {"uri", "shape", "formats", "base", "draws"}, f"model {data.get('uri')}")
+    _only(data, {"uri", "shape", "formats", "base", "draws", "loaded"}, f"model {data.get('uri')}")
     formats = tuple(FormatProfile(name, **values) for name, values in data.get("formats", {}).items())
     more: dict[str, Any] = {"base_bytes": parse_bytes(data["base"])} if "base" in data else {}
     more["draws"] = tuple(Draw(d["product"], d["format"], d["watts"] * 1000) for d in data.get("draws", []))
+    more["load_times"] = tuple(
+        LoadTime(on, "Warm", fmt, 20_000) for fmt, on in data.get("loaded", {}).items()
+    )
     return builders.a_profile(data["uri"], SHAPES[data["shape"]], *formats, **more)
 
 

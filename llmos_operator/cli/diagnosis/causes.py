@@ -391,7 +391,7 @@ CAUSES: Final[tuple[Cause, ...]] = (
         (_status("WaitingForStartup"),),
         (
             "wait for the pod that the message names to be ready; if it is not, diagnose its workload",
-            "a workload whose model has run at this precision before, without spec.resources.memory, waits for no load",
+            "a workload whose model has been loaded at this precision before, without spec.resources.memory, waits for no load",
         ),
         explains=("NoCapacity",),
         trouble=False,
