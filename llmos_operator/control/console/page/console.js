@@ -207,7 +207,7 @@ function power() {
     row.append(share);
     return row;
   });
-  $("power").tBodies[0].replaceChildren(...rows);
+  $("power").querySelector("tbody").replaceChildren(...rows);
 }
 
 function queues() {
