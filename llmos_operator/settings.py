@@ -222,6 +222,8 @@ class SchedulingSettings(_Group):
     """Seconds within which a replica that was asked to sleep must be seen to; else it stays awake."""
     restore_after: Seconds = 60.0
     """Seconds for which a replica that gave up KV cache does with less at least, before it gets back what is free."""
+    startup_wait: float = Field(default=300.0, ge=0, le=86_400)
+    """Seconds after its bind for which a replica that loads, and whose need of memory is not known, keeps others from starting on its shared device at most; 0: nobody waits for it."""
     gang_start: Seconds = 300.0
     """Seconds within which every container of a replica of several pods must run; else all are given back and tried again."""
     gang_grace: Seconds = 15.0
@@ -232,6 +234,8 @@ class SchedulingSettings(_Group):
         "zone": "topology.kubernetes.io/zone",
     }
     """Node label that names the domain of each topology level above a node."""
+    interference_weight: float = Field(default=1.0, ge=0, le=100)
+    """Weight of the speed that is lost on shared devices to neighbours, by what was learned of them, against room for expected work; 0: it does not count."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; empty serves all."""
     prices: PriceSettings = PriceSettings()

@@ -48,6 +48,7 @@ class Reason(StrEnum):
     EXCEEDS_QUOTA = "ExceedsQuota"
     WAITING_FOR_PREEMPTION = "WaitingForPreemption"
     WAITING_FOR_HOLDER = "WaitingForHolder"  # a device has to be taken from its device plugin, or given back
+    WAITING_FOR_STARTUP = "WaitingForStartup"  # another replica loads on the device it will share
     WAITING_FOR_PROFILE = "WaitingForProfile"
     LARGER_THAN_ANY_DEVICE = "LargerThanAnyDevice"
     NO_MATCHING_DEVICE = "NoMatchingDevice"

@@ -47,6 +47,10 @@ class DeviceSample(Wire):
     energy_millijoules: int | None = None
     throttled_milli: int | None = None  # thousandths of its time in which heat or a power brake holds it down
     risk_milli: int | None = None  # thousandths of a device that the ageing of its memory counts for
+    sm_active_milli: int | None = (
+        None  # thousandths of the time in which multiprocessors, mean over all, were active
+    )
+    dram_active_milli: int | None = None  # the same of the memory
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = Field(default="", max_length=64)
     # None: not told with this batch. Process lists are expensive and come with one batch in ten.

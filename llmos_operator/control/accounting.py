@@ -19,6 +19,7 @@ from llmos_operator.api import names
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.clock import rfc3339
 from llmos_operator.control.history import time_of
+from llmos_operator.control.working import QUIET_SECONDS, Work
 from llmos_operator.manifests.observed import Usage
 from llmos_operator.manifests.status import usage_seconds
 from llmos_operator.state.types import FULL_MILLI, PodPhase, WorkloadKind
@@ -30,16 +31,15 @@ if TYPE_CHECKING:
 
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.records import Records
+    from llmos_operator.control.working import DeviceWork, Judgement
     from llmos_operator.scheduler.plan import Evict
+    from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.store import Store
     from llmos_operator.state.telemetry import Reading
     from llmos_operator.state.types import Claim, Pod
 
 KEPT_SECONDS = 600.0  # a workload's counters outlive it, so that Prometheus reads their last values
-# A serving replica without a request counts as idle whatever its device does for others: this long after its last token.
-# Settled runtimes are asked every 10 s.
-QUIET_SECONDS = 15.0
 MARKS = 10  # statuses that are written for the sake of usage alone, at most, with one charge
 _MILLI = 1000
 _PERCENT = 100
@@ -58,6 +58,7 @@ class _Meter:
     percents: int = 0  # sum over samples
     samples: int = 0
     latest: int | None = None  # percent
+    draw: int | None = None  # milliwatts, of the last sample
 
     def take(self, reading: Reading) -> None:
         told = reading.energy_millijoules
@@ -66,7 +67,7 @@ class _Meter:
             if self.millijoules is not None and told > self.millijoules:
                 self.drawn += told - self.millijoules
             self.millijoules = told
-        self.latest = reading.busy_percent
+        self.latest, self.draw = reading.busy_percent, reading.power_milliwatts
         if reading.busy_percent is not None:
             self.percents += reading.busy_percent
             self.samples += 1
@@ -103,8 +104,9 @@ class _Total:
 class Accounts:
     """The books of one leader. One caller; `charge` every few seconds."""
 
-    def __init__(self, metrics: OperatorMetrics, records: Records) -> None:
+    def __init__(self, metrics: OperatorMetrics, records: Records, work: DeviceWork) -> None:
         self._metrics = metrics
+        self._work = work
         self._records = records
         self._meters: dict[str, _Meter] = {}  # by device UUID
         self._spoken: dict[str, _Spoken] = {}  # by pod UID
@@ -124,6 +126,11 @@ class Accounts:
         """Return how busy a device was in its last sample, None if it does not tell."""
         meter = self._meters.get(uuid)
         return meter.latest if meter is not None else None
+
+    def draw(self, uuid: str) -> int | None:
+        """Return the milliwatts a device drew at its last sample, None if it does not tell."""
+        meter = self._meters.get(uuid)
+        return meter.draw if meter is not None else None
 
     def usage(self, workload_uid: str, pods: Iterable[Pod], now: float) -> Usage | None:
         """Return what a workload has had until ``now`` (epoch seconds), None if nothing has been charged to it here.
@@ -156,14 +163,14 @@ class Accounts:
         known: set[str] = set()
         pods: set[str] = set()
         for state in snapshot.nodes.values():
-            products = {one.uuid: one.device.product or _UNKNOWN for one in state.devices}
-            known |= products.keys()
+            known |= {one.uuid for one in state.devices}
+            work = {one.uuid: self._work.judge(one, monotonic) for one in state.devices if one.claims}
             for pod in state.pods.values():
                 if pod.claim is None:
                     continue
                 pods.add(pod.uid)
                 total = self._total(pod.claim.workload_uid, snapshot, now - passed)
-                self._charge(pod, pod.claim, total, passed, products, read, monotonic)
+                self._charge(pod, pod.claim, total, passed, state, work, read, monotonic)
         self._meters = {uuid: meter for uuid, meter in self._meters.items() if uuid in known}
         self._spoken = {uid: one for uid, one in self._spoken.items() if uid in pods}
         self._totals = {uid: t for uid, t in self._totals.items() if self._records.by_uid(uid) is not None}
@@ -210,7 +217,8 @@ class Accounts:
         claim: Claim,
         total: _Total,
         passed: float,
-        products: Mapping[str, str],
+        state: NodeState,
+        work: Mapping[str, Judgement],
         read: Mapping[str, tuple[float | None, float]],
         monotonic: float,
     ) -> None:
@@ -223,7 +231,8 @@ class Accounts:
         total.device_seconds += whole
         drawn = passed / window if window else 0.0  # of what the device drew in this window
         for uuid in claim.devices:
-            owner = (*_owner(claim), products.get(uuid, _UNKNOWN))
+            device = state.device(uuid)
+            owner = (*_owner(claim), device.device.product if device and device.device.product else _UNKNOWN)
             self._open(owner, monotonic)
             part = claim.gpu_milli / FULL_MILLI / len(claim.devices)
             busy, joules = read.get(uuid, (None, 0.0))
@@ -231,8 +240,9 @@ class Accounts:
             self._metrics.gpu_memory.labels(*owner).inc(passed * claim.held_bytes)
             self._metrics.energy.labels(*owner).inc(joules * part * drawn)
             total.joules += joules * part * drawn
-            if busy is not None:
-                worked = busy if active else 0.0
+            alone = device is not None and device.claims == 1
+            worked = _worked(busy, work.get(uuid), active=active, alone=alone)
+            if worked is not None:
                 self._metrics.gpu_busy_seconds.labels(*owner).inc(passed * part * worked)
                 self._metrics.gpu_idle_seconds.labels(*owner).inc(passed * part * (1.0 - worked))
 
@@ -341,6 +351,21 @@ def _owner(claim: Claim) -> tuple[str, str, str]:
 def _held(claim: Claim, seconds: float) -> tuple[float, float]:
     """Return devices times seconds: shared devices by the part that is held, and counted whole."""
     return seconds * claim.gpu_milli / FULL_MILLI, seconds * len(claim.devices)
+
+
+def _worked(busy: float | None, told: Judgement | None, *, active: bool, alone: bool) -> float | None:
+    """Return which part of its time a device worked for one who holds it (`alone`, or with others); None: nobody can tell.
+
+    `busy` is the utilisation counter's word, `told` what `working` makes of its other signs, which go before it; `active`
+    is whether a runtime tells of work.
+    """
+    work = told.work if told is not None else Work.UNCLEAR
+    if work is Work.QUIET:
+        return 0.0
+    measured = busy if busy is not None or told is None else told.share
+    if measured is None:
+        return None
+    return measured if active or (alone and work is Work.BUSY) else 0.0
 
 
 def _stale(seen: Mapping[_K, float], snapshot: Snapshot, monotonic: float) -> Iterator[_K]:

@@ -223,7 +223,12 @@ class Operator:
     async def _standing(self) -> None:
         """Show what the store as a whole says, while it is complete."""
         parts = self._parts
-        standing = Standing(parts.metrics, overuse_percent=parts.policy.overuse_percent)
+        standing = Standing(
+            parts.metrics,
+            overuse_percent=parts.policy.overuse_percent,
+            rack_label=parts.policy.rack_label,
+            draw=parts.accounts.draw,
+        )
         while True:
             if parts.leadership.may_act():
                 snapshot, now = parts.store.snapshot(), parts.clock.now()
@@ -231,7 +236,9 @@ class Operator:
                 parts.remedies.look(snapshot, now)
                 parts.trespass.look(snapshot)
                 parts.accounts.charge(snapshot, now, parts.clock.monotonic())
-                for key in parts.accounts.due():
+                await parts.interference.look(snapshot, parts.store, now)
+                news = await parts.activities.look(snapshot, now, parts.clock.monotonic())
+                for key in (*parts.accounts.due(), *news):
                     parts.status.mark(key)
             await asyncio.sleep(STANDING_SECONDS)
 

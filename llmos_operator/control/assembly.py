@@ -31,6 +31,7 @@ from llmos_operator.cluster.lease import LeaderLease, holder_identity
 from llmos_operator.cluster.mirror import Change
 from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.control.accounting import Accounts
+from llmos_operator.control.activity import Activities
 from llmos_operator.control.batcher import Batcher
 from llmos_operator.control.console.server import ConsoleServer, console_host
 from llmos_operator.control.copies import Copies
@@ -43,6 +44,7 @@ from llmos_operator.control.holding import Holding
 from llmos_operator.control.identity import Identities
 from llmos_operator.control.ingest import IngestServer
 from llmos_operator.control.intake import Intake
+from llmos_operator.control.interference import Interference
 from llmos_operator.control.leadership import LeaderLabel, Leadership
 from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
@@ -62,6 +64,7 @@ from llmos_operator.control.summaries import Summaries
 from llmos_operator.control.treating import Treating
 from llmos_operator.control.trespass import Trespass
 from llmos_operator.control.watching import Watching, wired
+from llmos_operator.control.working import DeviceWork
 from llmos_operator.control.yielding import Yielding
 from llmos_operator.observability import tracing
 from llmos_operator.observability.heartbeat import Heartbeat
@@ -106,7 +109,10 @@ class Assembly:
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
         self.store, self.records, self.demand = Store(), Records(), DemandBook()
-        self.accounts, self.drawing = Accounts(metrics, self.records), Drawing()
+        self.work, self.drawing = DeviceWork(), Drawing()
+        self.accounts = Accounts(metrics, self.records, self.work)
+        self.interference = Interference(metrics, self.records)
+        self.activities = Activities(metrics, self.records, self.demand, self.work)
         self.tracer = self._open_tracer()
         self.spans = PlacementSpans(self.tracer, self.clock.now, self._placed_before)
         scheduling = settings.scheduling
@@ -224,7 +230,13 @@ class Assembly:
             has_copy=self._has_copy,
         )
         observer = Observer(
-            self.store, self.records, self.accounts, self.policy, self.clock, self.settings.url_template
+            self.store,
+            self.records,
+            self.accounts,
+            self.activities,
+            self.policy,
+            self.clock,
+            self.settings.url_template,
         )
         self.status = StatusWriter(
             port=self.port,
@@ -333,6 +345,7 @@ class Assembly:
             gangs=gangs_of(self.settings),
             expiry=Expiry(self.port, self.queue, self.clock, KeyedBackoff(_OBJECT, self.rng)),
             clock=self.clock,
+            working=self.activities.working,
         )
         self.pricing = Pricing(
             store=self.store,
@@ -418,6 +431,7 @@ class Assembly:
             self.accounts,
             self.remedies,
             self.clock,
+            rack_label=self.policy.rack_label,
             leading=self.leadership.may_write,
         )
 

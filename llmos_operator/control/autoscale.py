@@ -63,12 +63,17 @@ class Scalers:
         records: Records,
         demand: DemandBook,
         load_seconds: Callable[[str, str], float | None],
+        working: Callable[[str], str],
     ) -> None:
-        """`load_seconds` returns how long a model's load takes, by URI and revision; None: nobody has measured it."""
+        """`load_seconds` returns how long a model's load takes, by URI and revision; None: nobody has measured it.
+
+        `working` returns what shows that a workload (by UID) works without requests, "" where nothing does.
+        """
         self._store = store
         self._records = records
         self._demand = demand
         self._load_seconds = load_seconds
+        self._working = working
         self._scaled: dict[str, _Scaled] = {}
 
     def forget(self, key: str) -> None:
@@ -131,6 +136,7 @@ class Scalers:
                 told.last_request, *(_last_request(one, heard[uid]) for uid, one in reports.items()), 0.0
             ),
             arrived=told.arrived,
+            working=self._working(record.uid),
             lost=f"no report from {silent}" if silent else "" if quiet else told.lost,
         )
 

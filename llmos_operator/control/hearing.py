@@ -40,6 +40,7 @@ class Hearing:
         """Take a node's samples; only a crossing or a change of verdict asks for a cycle."""
         parts = self._parts
         parts.accounts.sampled(report.readings)
+        parts.work.sampled(report.readings, parts.clock.monotonic())
         self._drawn(report)
         changed = parts.store.observe(report.node, report.readings, parts.clock.now())
         if report.uses is not None and parts.leadership.may_act():  # before, not every pod is known

@@ -219,6 +219,8 @@ class OperatorMetrics:
         self._add_standing(registry)
         self._add_usage(registry)
         self._add_health(registry)
+        self._add_devices(registry)
+        self._add_activity(registry)
         # A label value that first shows with a count of its own has no increase Prometheus could see.
         for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
             for result in ("accepted", "refused"):
@@ -233,6 +235,8 @@ class OperatorMetrics:
             self.moves.labels(result)
         for result in ("made", "removed", "refused"):
             self.holder_pods.labels(result)
+        for company in ("alone", "together", "unclear"):
+            self.interference_samples.labels(company)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
 
@@ -286,7 +290,7 @@ class OperatorMetrics:
         )
         self.gpu_idle_seconds = Counter(
             "llmos_operator_gpu_idle_seconds_total",
-            "Of the devices held, times seconds: those in which the device did nothing, or a server had no request.",
+            "Of the devices held, times seconds: those in which the device did nothing by its multiprocessors, memory and power, or a server had no request.",
             holder,
             registry=registry,
         )
@@ -312,6 +316,60 @@ class OperatorMetrics:
             "llmos_operator_tokens_total",
             "Tokens as the runtimes count them, by kind (prompt, generation).",
             ["namespace", "workload", "queue", "kind"],
+            registry=registry,
+        )
+
+    def _add_devices(self, registry: CollectorRegistry) -> None:
+        level = ["level", "name"]
+        self.power_budget = Gauge(
+            "llmos_operator_power_budget_watts",
+            "What the devices of a node or rack may draw together, by level (node, rack) and name; only where a label says so.",
+            level,
+            registry=registry,
+        )
+        self.power_expected = Gauge(
+            "llmos_operator_power_expected_watts",
+            "What they are expected to draw with all at work that is placed there; absent where a device tells no limit.",
+            level,
+            registry=registry,
+        )
+        self.power_drawn = Gauge(
+            "llmos_operator_power_drawn_watts",
+            "What they draw by their own word; absent where a device does not tell.",
+            level,
+            registry=registry,
+        )
+        self.strain = Gauge(
+            "llmos_operator_device_strain_ratio",
+            "How much less a device counts in placement than its like, by kind (throttled, risk); only devices that do.",
+            ["node", "gpu", "kind"],
+            registry=registry,
+        )
+        self.held_down = Gauge(
+            "llmos_operator_held_down_devices",
+            "Devices that take no new work because heat or a power brake holds them down most of the time, by node.",
+            ["node"],
+            registry=registry,
+        )
+
+    def _add_activity(self, registry: CollectorRegistry) -> None:
+        self.activity = Gauge(
+            "llmos_operator_workload_activity",
+            "Workloads with pods by what they do (Busy, Idle, Unknown) and what says so (requests, progress, start, sm, dram, "
+            "power, asleep, none).",
+            ["activity", "sign"],
+            registry=registry,
+        )
+        self.interference = Gauge(
+            "llmos_operator_interference_ratio",
+            "Part of its speed that a model was seen to lose on a shared device beside another one, the largest 64.",
+            ["model", "beside"],
+            registry=registry,
+        )
+        self.interference_samples = Counter(
+            "llmos_operator_interference_samples_total",
+            "Speeds of replicas on shared devices by what was at work beside them (alone, together, unclear).",
+            ["company"],
             registry=registry,
         )
 

@@ -15,6 +15,7 @@ from llmos_operator.manifests.pod import selector
 if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.control.accounting import Accounts
+    from llmos_operator.control.activity import Activities
     from llmos_operator.control.records import Record, Records
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.state.snapshot import Snapshot
@@ -30,6 +31,7 @@ class Observer:
         store: Store,
         records: Records,
         accounts: Accounts,
+        activities: Activities,
         policy: Policy,
         clock: Clock,
         url_template: str,
@@ -37,6 +39,7 @@ class Observer:
         self._store = store
         self._records = records
         self._accounts = accounts
+        self._activities = activities
         self._policy = policy
         self._clock = clock
         self._url_template = url_template
@@ -69,6 +72,7 @@ class Observer:
             scores=record.scores,
             products=_products(snapshot, pods),
             usage=self._accounts.usage(record.uid, pods, self._clock.now()),
+            activity=self._activities.news(record, self._clock.now()),
             learned=rightsizing.known(record.learned, workload),
             estimated_bytes=record.estimated_bytes,
             profile=profile_name(workload.model.uri, workload.model.revision) if workload.model.uri else "",

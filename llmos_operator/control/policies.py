@@ -43,9 +43,11 @@ def policy_of(settings: OperatorSettings) -> Policy:
         base,
         sample_interval=scheduling.telemetry_interval,
         min_runtime=scheduling.min_runtime,
+        startup_seconds=scheduling.startup_wait,
         topology_labels=scheduling.topology_labels,
         score=ScoreKind.FRAGMENTATION if scheduling.prices.enabled else ScoreKind.BEST_FIT,
         price_seconds=scheduling.prices.max_age,
+        interference_weight=scheduling.interference_weight,
         sizing=sizing,
         preemption=replace(base.preemption, steps=STEPS, restore_after=scheduling.restore_after),
         reservation=replace(

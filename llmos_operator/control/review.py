@@ -76,7 +76,9 @@ class Reviewer:
         gangs: GangLimits,
         expiry: Expiry,
         clock: Clock,
+        working: Callable[[str], str],
     ) -> None:
+        """`working` returns what shows that a workload (by UID) works without requests, "" where nothing does."""
         self._store = store
         self._records = records
         self._executor = executor
@@ -90,7 +92,7 @@ class Reviewer:
         self._gangs = gangs
         self._expiry = expiry
         self._clock = clock
-        self._scalers = Scalers(store, records, demand, profiles.load_seconds)
+        self._scalers = Scalers(store, records, demand, profiles.load_seconds, working)
         self._timed: dict[str, float] = {}  # key -> monotonic seconds when it must be looked at again
 
     def due(self, now: float) -> list[str]:

@@ -24,7 +24,7 @@ _DEFAULT_METRICS: tuple[dict[str, Any], ...] = ({"type": "QueueDepth", "target":
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What gateways and runtimes say of a workload right now. Times are epoch seconds."""
+    """What gateways, runtimes and devices say of a workload right now. Times are epoch seconds."""
 
     waiting: int = 0
     running: int = 0
@@ -33,6 +33,7 @@ class Demand:
     last_request: float = 0.0  # 0.0: none seen
     arrived: int = 0  # requests since this process began to count
     lost: str = ""  # whose figures are out of date, in words; "": all is known
+    working: str = ""  # what shows that it works though nobody tells of a request, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def decide(
 ) -> tuple[Memory, Scaling]:
     """Return the new memory, whose `wanted` is the number of replicas, and how to explain it."""
     least, most = bounds(scaling)
-    busy = demand.waiting + demand.running > 0
+    busy = demand.waiting + demand.running > 0 or bool(demand.working)
     idle_since = now if busy else max(memory.idle_since, demand.last_request)
     may_sleep = _may_sleep(scaling, least, busy=busy, idle_for=now - idle_since) and not demand.lost
     asked, why = _needed(scaling, demand, None if may_sleep else promise)
@@ -105,7 +106,8 @@ def decide(
     reason, limit = Reason.SCALING, ""
     if asked > most:
         reason, limit = Reason.TOO_MANY_REPLICAS, f" {asked} would be needed: raise maxReplicas."
-    text = f"{_replicas(wanted)} for {why}; between {least} and {most}.{limit}"
+    alive = f" It is not idle: {demand.working}." if demand.working else ""
+    text = f"{_replicas(wanted)} for {why}; between {least} and {most}.{limit}{alive}"
     return Memory(wanted, idle_since, enough), Scaling(active=True, reason=reason, message=text)
 
 
@@ -115,7 +117,7 @@ def may_doze(scaling: Mapping[str, Any], demand: Demand, memory: Memory, now: fl
     Who sleeps goes on until somebody asks, so that neither a restart of the operator nor silence wakes it.
     """
     after = (scaling.get("idle") or {}).get("sleepAfter")
-    if not after or demand.waiting + demand.running > 0:
+    if not after or demand.waiting + demand.running > 0 or demand.working:
         return False
     if dozes or demand.lost:
         return dozes

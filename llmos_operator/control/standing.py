@@ -11,22 +11,38 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api import names
 from llmos_operator.control import gangs
+from llmos_operator.control.budgets import budgets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
 
 SECONDS = 5.0  # between looks
 _PERCENT = 100
+_MILLI = 1000
 
 
 class Standing:
     """Shows a snapshot on the operator's metrics. Call `show` every `SECONDS` from one task."""
 
-    def __init__(self, metrics: OperatorMetrics, *, overuse_percent: int) -> None:
-        """``overuse_percent``: of a device; what more is observed than reserved stops new placement (`Policy`)."""
+    def __init__(
+        self,
+        metrics: OperatorMetrics,
+        *,
+        overuse_percent: int,
+        rack_label: str,
+        draw: Callable[[str], int | None],
+    ) -> None:
+        """``overuse_percent``: of a device; what more is observed than reserved stops new placement (`Policy`).
+
+        ``rack_label``: of nodes, names their rack. ``draw``: milliwatts of a device by UUID, None if it does not tell.
+        """
         self._metrics = metrics
+        self._rack_label = rack_label
+        self._draw = draw
         self._overuse_percent = overuse_percent
         self._since: dict[str, float] = {}  # workload UID -> when it began to wait
         self._placed: set[str] = set()  # UIDs this process has seen with everything they want
@@ -37,6 +53,8 @@ class Standing:
         self._show_waiting(snapshot, now)
         self._show_gangs(snapshot)
         self._show_nodes(snapshot, now)
+        self._show_power(snapshot)
+        self._show_strain(snapshot)
 
     def _show_waiting(self, snapshot: Snapshot, now: float) -> None:
         """A workload waits from its creation, or from when it lost a place this process has seen it in."""
@@ -66,6 +84,29 @@ class Standing:
             found += gangs.states(workload, snapshot.pods_of.get(workload.uid, ()))
         for state in gangs.GangState:
             self._metrics.gangs.labels(state.value).set(found[state])
+
+    def _show_power(self, snapshot: Snapshot) -> None:
+        """Show budgets, and what is expected and drawn of them where every device tells."""
+        gauges = self._metrics.power_budget, self._metrics.power_expected, self._metrics.power_drawn
+        for gauge in gauges:
+            gauge.clear()
+        for one in budgets(snapshot, self._rack_label, self._draw):
+            for gauge, milliwatts in zip(gauges, (one.budget, one.expected, one.drawn), strict=True):
+                if milliwatts is not None:
+                    gauge.labels(one.level, one.name).set(milliwatts / _MILLI)
+
+    def _show_strain(self, snapshot: Snapshot) -> None:
+        """Show the devices that count less than their like, and how many take nothing new for it."""
+        strain, held_down = self._metrics.strain, self._metrics.held_down
+        strain.clear()
+        held_down.clear()
+        for name, state in snapshot.nodes.items():
+            if state.gpu is not None:
+                held_down.labels(name).set(sum(one.held_down for one in state.devices))
+            for one in state.devices:
+                for kind, milli in (("throttled", one.throttled_milli), ("risk", one.risk_milli)):
+                    if milli:
+                        strain.labels(name, str(one.device.index), kind).set(milli / _MILLI)
 
     def _show_nodes(self, snapshot: Snapshot, now: float) -> None:
         known = {name: state for name, state in snapshot.nodes.items() if state.gpu is not None}

@@ -78,6 +78,15 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """Whether a workload works, and what says so."""
+
+    state: str  # Busy, Idle or Unknown
+    since: float  # epoch seconds
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What a workload has had since it was created, as of `time`."""
 
@@ -111,6 +120,7 @@ class Observed:
     scores: Mapping[str, Score] = field(default_factory=dict)  # by pod key
     products: Mapping[str, str] = field(default_factory=dict)  # device UUID -> product
     usage: Usage | None = None
+    activity: Activity | None = None  # where it is to be said
     learned: Learned = field(default_factory=Learned)
     estimated_bytes: int = 0
     profile: str = ""

@@ -14,6 +14,7 @@ from llmos_operator.api.meta import ConditionEntry, ConditionStatus
 from llmos_operator.api.quantity import format_bytes, format_seconds, human_bytes
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.api.v1alpha1.workload_status import (
+    ActivityStatus,
     DecisionStatus,
     FailureStatus,
     LoadStatus,
@@ -80,6 +81,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         queue_position=seen.decision.queue_position if seen.decision is not None else None,
         last_preemption=_preemption(seen) or previous.last_preemption,
         usage=previous.usage,
+        activity=_activity(seen, previous.activity),
         sizing=_sizing(seen),
         run=run if run != RunStatus() else None,
         failure=_failure(seen),
@@ -304,6 +306,16 @@ def _rejected(decision: Decision) -> tuple[RejectedPlace, ...]:
         for one in decision.rejected
     }
     return tuple(places.values())[:_REJECTIONS]
+
+
+def _activity(seen: Observed, former: ActivityStatus | None) -> ActivityStatus | None:
+    """Return whether it works or idles, as it was said last until there is news; nothing without a replica."""
+    if not seen.live or seen.finished:
+        return None
+    found = seen.activity
+    if found is None:
+        return former
+    return ActivityStatus(state=found.state, since=rfc3339(found.since), message=found.evidence[:1024])
 
 
 def _usage(seen: Observed, former: UsageStatus | None) -> UsageStatus | None:

@@ -18,6 +18,7 @@ from llmos_operator.scheduler.quota import charge
 from llmos_operator.scheduler.reservation import Reservations
 from llmos_operator.scheduler.room import unobserved
 from llmos_operator.scheduler.sizing import sizes
+from llmos_operator.scheduler.startups import Startups
 from llmos_operator.state.types import Placement
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Attempts:
         self.moving = Moving(self)
         self.consolidation = Consolidation(self)
         self.reservations = Reservations(self)
+        self.startups = Startups(self)
         preemption.usable = self.reservations.usable
 
     def place(self, pending: Pending) -> Result:
@@ -139,54 +141,68 @@ class Attempts:
         return profile_of(self.snapshot, workload)
 
     def _place_one(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
-        moved = self.moving.start(pending, shape, ordinal)
-        if isinstance(moved, Bind):
-            result.binds.append(moved)
-            return None
-        if moved is not None:
-            return moved
+        found = self.moving.start(pending, shape, ordinal)
         may_preempt = self.snapshot.may_preempt(pending.workload)
         kept = self.reservations.openness(pending)
         key = (shape.number, pending.queue, pending.priority, may_preempt, kept)
-        known = self._failed.get(key)
-        if known is not None:
-            return known
-        for place in range(len(shape.options)):
-            bind = self.bind(pending, shape, place, ordinal)
-            if bind is not None:
-                result.binds.append(bind)
-                return None
-        waits = (
-            self._wait_for_leaving(pending, shape, ordinal)
+        if found is None:
+            found = self._failed.get(key) or self._start(pending, shape, ordinal)
+        if isinstance(found, Bind):
+            result.binds.append(found)
+            return None
+        found = (
+            found
+            or self._wait_for_leaving(pending, shape, ordinal)
             or self._wait_for_measurement(pending, shape, ordinal)
             or self._displace(pending, shape, ordinal, result)
         )
-        if waits is not None:
-            return waits
-        found = failure.diagnose(self, pending, shape.options)
-        self._failed[key] = found
+        if found is None:
+            found = self._failed[key] = failure.diagnose(self, pending, shape.options)
         return found
 
-    def bind(self, pending: Pending, shape: Shape, place: int, ordinal: int) -> Bind | None:
-        """Place a replica of one pod at one size where it wastes least; None if it fits nowhere now."""
+    def _start(self, pending: Pending, shape: Shape, ordinal: int) -> Bind | Failure | None:
+        """Start a replica at the best size that fits, or let it wait for who loads where it goes.
+
+        Who loads is no reason for a lower precision, nor to break up an idle device, as long as the room beside is free later.
+        """
+        for place in range(len(shape.options)):
+            bind = self.bind(pending, shape, place, ordinal)
+            if bind is None and self.startups.awaited is not None:
+                turn = self.startups.wait(pending, shape, place, ordinal)
+                if turn is not None:
+                    return turn
+                bind = self.bind(pending, shape, place, ordinal, patient=False)
+            if bind is not None:
+                return bind
+        return None
+
+    def bind(
+        self, pending: Pending, shape: Shape, place: int, ordinal: int, *, patient: bool = True
+    ) -> Bind | None:
+        """Place a replica of one pod at one size where it wastes least; None if it fits nowhere now.
+
+        `patient`: rather than on an idle device it starts where somebody still loads, later (`startups`).
+        """
         size, request = shape.options[place]
         now = self.worlds.now
+        self.startups.begin()
         if not now.tree.fits(pending.queue, pending.least_charge()):
             return None
         handicaps = self._spread(pending) if request.placement is Placement.SPREAD else {}
         columns = self.feasibility.acceptable(request).devices
         while (best := self.placer.best(request, handicaps)) is not None:
             row, waste = best
-            name = self.scene.table.names[row]
-            prefer = self.placer.column(request, row)
             usable = self.reservations.usable(pending, row, columns[row])
-            devices = pick(now.node(name), request, usable, self.policy.overuse_percent, prefer)
+            devices = self.startups.devices(pending, request, row, usable, patient=patient)
             if devices is not None:
+                name = self.scene.table.names[row]
                 claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
                 if self.leaves_room(claim, request):
                     return self.bound(pending, shape, place, claim, row, waste)
                 if not self._quota_fits(now, claim):
                     return None
+            if self.startups.enough():
+                return None
             handicaps = {**handicaps, row: INFEASIBLE}
         return None
 
@@ -221,7 +237,12 @@ class Attempts:
             score=-waste,
             reason=Reason.BOUND,
             explanation=wording.bound(
-                claim, state, shape.options, place, wording.chosen(by, waste, candidates)
+                claim,
+                state,
+                shape.options,
+                place,
+                wording.chosen(by, waste, candidates),
+                self.scene.harm.told(claim, state) if self.scene.harm is not None else (),
             ),
             estimated_bytes=size.bytes_per_device,
             scored_by=by.value,
@@ -298,7 +319,7 @@ class Attempts:
             if best is not None:
                 names.insert(0, self.scene.table.names[best[0]])
             for name in names:
-                if self._hold(pending, ordinal, size, request, name):
+                if self.hold(pending, ordinal, size, request, name):
                     return failure.leaving(self.worlds, name, size)
         return None
 
@@ -312,11 +333,11 @@ class Attempts:
         for size, request in shape.options:
             for row in self.feasibility.acceptable(request).nodes.nonzero()[0]:
                 name = self.scene.table.names[int(row)]
-                if self._hold(pending, ordinal, size, request, name, measured=False):
+                if self.hold(pending, ordinal, size, request, name, measured=False):
                     return failure.unmeasured(name, size)
         return None
 
-    def _hold(
+    def hold(
         self,
         pending: Pending,
         ordinal: int,
@@ -356,7 +377,7 @@ class Attempts:
         result.shrinks += steps.shrinks(self.preemption, pending, proposal)
         result.sleeps += steps.sleeps(self.preemption, pending, proposal)
         result.evictions += steps.evictions(self.preemption, pending, proposal)
-        self._hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
+        self.hold(pending, ordinal, proposal.size, proposal.request, proposal.node)
         self.forget_failures()
         return failure.displacing(proposal)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api import names, vllm
 from llmos_operator.api.v1alpha1.modelprofile import profile_name
+from llmos_operator.scheduler.interference import subject_of
 from llmos_operator.scheduler.request import Constraints, Request
 from llmos_operator.scheduler.sizing import granted
 from llmos_operator.state.types import FULL_MILLI, Claim, Sharing, WorkloadKind
@@ -59,6 +60,7 @@ def request_of(
         measured_draws(profile, size.format)
         if workload.kind is WorkloadKind.INFERENCE and not shared
         else (),
+        subject_of(workload) if shared else "",
     )
 
 

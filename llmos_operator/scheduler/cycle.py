@@ -15,6 +15,7 @@ from llmos_operator.errors import NotSynced
 from llmos_operator.scheduler.attempt import Attempts
 from llmos_operator.scheduler.budget import UNLIMITED, Budget
 from llmos_operator.scheduler.feasibility import Feasibility
+from llmos_operator.scheduler.interference import Harm
 from llmos_operator.scheduler.outcome import Outcome
 from llmos_operator.scheduler.placement import Placer
 from llmos_operator.scheduler.policy import ScoreKind
@@ -91,6 +92,8 @@ def prepare(
     worlds = Worlds.of(snapshot, now, policy.preemption.stuck_after)
     table.sync(worlds.now.view.nodes)
     scene = Scene.of(table, policy, now, snapshot.heard)
+    if snapshot.interference and policy.interference_weight > 0:
+        scene.harm = Harm(snapshot, policy.interference_weight, table)
     if scene.racks is not None:
         worlds.now.racks = worlds.later.racks = scene.racks.racks
     feasibility = Feasibility(scene)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.relocation import Mover
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
+    from llmos_operator.scheduler.startups import Awaited
     from llmos_operator.scheduler.world import Worlds
     from llmos_operator.state.types import Claim, Pod
 
@@ -71,6 +72,16 @@ def unmeasured(node: str, size: Size) -> Failure:
     return Failure(
         Reason.WAITING_FOR_PREEMPTION,
         f"starts on node {node} as soon as the memory freed there is measured to be free",
+        size=size,
+    )
+
+
+def loading(awaited: Awaited, seconds: float, size: Size) -> Failure:
+    """Return the wait for another replica that loads on the device."""
+    return Failure(
+        Reason.WAITING_FOR_STARTUP,
+        f"waits for {awaited.pod} to load on device {awaited.index} of node {awaited.node}, because what it needs is not "
+        f"known before, for at most {seconds:.0f} s from its bind; then starts there",
         size=size,
     )
 

@@ -90,6 +90,9 @@ class Gangs:
             if binds is not None:
                 result.binds += binds
                 return None
+            turn = self._wait_for_startup(pending, shape, place, unit)
+            if turn is not None:
+                return turn
         waits = self._wait(pending, shape, unit) or self._displacement.displace(pending, shape, unit, result)
         if waits is not None:
             return waits
@@ -102,6 +105,7 @@ class Gangs:
     def _bind(self, pending: Pending, shape: Shape, place: int, unit: Sequence[int]) -> list[Bind] | None:
         """Place all pods of a unit at one size, or nothing."""
         attempts = self.attempts
+        attempts.startups.begin()
         if not attempts.worlds.now.tree.fits(pending.queue, least_of(pending, unit)):
             return None
         mark, spread = attempts.worlds.checkpoint(), attempts.spread_mark(pending)
@@ -123,16 +127,17 @@ class Gangs:
         attempts, workload = self.attempts, pending.workload
         size, request = shape.options[place]
         if workload.members == 1 and not topology.matters(workload):
-            bind = attempts.bind(pending, shape, place, ordinal)
+            bind = attempts.bind(pending, shape, place, ordinal, patient=False)
             return [bind] if bind is not None else []
         room = room_now(attempts.scene, attempts.feasibility, attempts.worlds, request)
         attempts.reservations.narrow(pending, room)
+        attempts.startups.narrow(pending, room)
         binds = []
         for member, spot in enumerate(self.spots(room, workload, workload.members)):
             state = attempts.worlds.now.node(attempts.scene.table.names[spot.row])
             waste = int(attempts.placer.wastes(request)[spot.row])  # which also settles the column
             column = attempts.placer.column(request, spot.row)
-            claim = self.claim(pending, ordinal, member, size, request, spot, state, column)
+            claim = self.claim(pending, ordinal, member, size, request, spot, state, column, quiet=True)
             if claim is None or not attempts.leaves_room(claim, request):
                 break
             binds.append(attempts.bound(pending, shape, place, claim, spot.row, waste))
@@ -154,14 +159,18 @@ class Gangs:
         spot: Spot,
         state: NodeState,
         column: int | None = None,
+        *,
+        quiet: bool = False,
     ) -> Claim | None:
         """Return the claim of one pod on a node as it stands in a world, None if it does not fit there.
 
-        The device in `column` is taken if it will do.
+        The device in `column` is taken if it will do; with `quiet` none on which somebody loads.
         """
         attempts = self.attempts
         acceptable = attempts.feasibility.acceptable(request).devices[spot.row]
         columns = spot.domain.usable(attempts.reservations.usable(pending, spot.row, acceptable))
+        if quiet:
+            columns = attempts.startups.usable(pending, request, spot.row, columns)
         overuse = attempts.policy.overuse_percent
         devices = None
         preferred = pending.workload.topology.preferred
@@ -206,6 +215,15 @@ class Gangs:
         return [part for part in parts if part]
 
     # -- later ----------------------------------------------------------------------------------------------
+
+    def _wait_for_startup(
+        self, pending: Pending, shape: Shape, place: int, unit: Sequence[int]
+    ) -> Failure | None:
+        """Hold room for all pods of a unit where it would have started if others did not load there."""
+        awaited, (size, request) = self.attempts.startups.awaited, shape.options[place]
+        if awaited is None or not self.hold(pending, unit, size, request):
+            return None
+        return failure.loading(awaited, self.attempts.policy.startup_seconds, size)
 
     def _wait(self, pending: Pending, shape: Shape, unit: Sequence[int]) -> Failure | None:
         """Hold room for all pods of a unit where those are leaving who have it, or where it is not yet seen to be free."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.claims import claim_for
-from llmos_operator.scheduler.failure import Failure
+from llmos_operator.scheduler.failure import Failure, loading
 from llmos_operator.scheduler.gang import concerns
 from llmos_operator.scheduler.placement import fits_on
 from llmos_operator.scheduler.room import unobserved
@@ -96,6 +96,10 @@ class Moving:
         if not fits or not now.admits(claim):
             text = f"{_moves(held.target)} as soon as the memory there is measured to be free"
             return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=size)
+        awaited = attempts.startups.on(pending, now.node(claim.node), claim.devices)
+        if awaited is not None and not request.whole:
+            waits = loading(awaited, attempts.policy.startup_seconds, size)
+            return replace(waits, message=f"{_moves(held.target)}: {waits.message}")
         row = attempts.scene.table.row_of[claim.node]
         waste = self._waste(request, row)
         bind = attempts.bound(pending, shape, held.place, claim, row, waste, held=True)

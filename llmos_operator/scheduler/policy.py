@@ -110,6 +110,9 @@ class Policy:
     min_runtime: float = (
         120.0  # seconds after a start during which nothing is taken, where a workload says nothing
     )
+    startup_seconds: float = (
+        300.0  # after its bind for which a replica that loads keeps others from starting on its shared device
+    )
     sharing_domain_label: str = (
         "llmos.dev/sharing-domain"  # of a namespace; without it a namespace is its own domain
     )
@@ -120,6 +123,8 @@ class Policy:
     consolidation: ConsolidationPolicy = field(default_factory=ConsolidationPolicy)
     thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
     score: ScoreKind = ScoreKind.FRAGMENTATION
+    # Weight of what is lost to interference against room for expected work, both in devices; 0: it does not count.
+    interference_weight: float = 1.0
     price_seconds: float = 300.0  # age beyond which prices are not used, and best fit decides
     breaker: Breaker = field(default_factory=Breaker)  # of what is done because devices look sick
     # Findings after which what runs on the device computes nothing, or something wrong: it is ended, not asked to leave.

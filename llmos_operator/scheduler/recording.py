@@ -114,6 +114,7 @@ class _ClusterRecord(_Part):
     idle: tuple[str, ...] = ()
     targets: tuple[tuple[str, int, Target], ...] = ()  # workload UID, ordinal, place
     disturbed: dict[str, float] = {}
+    interference: tuple[tuple[str, str, int], ...] = ()  # work like this, beside work like that, thousandths
 
 
 class _File(_Part):
@@ -252,6 +253,7 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         idle=tuple(sorted(snapshot.idle)),
         targets=tuple((uid, ordinal, one) for (uid, ordinal), one in snapshot.targets.items()),
         disturbed=dict(snapshot.disturbed),
+        interference=tuple((*pair, milli) for pair, milli in sorted(snapshot.interference.items())),
     )
 
 
@@ -300,6 +302,7 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
         ),
         targets={(uid, ordinal): one for uid, ordinal, one in record.targets},
         disturbed=record.disturbed,
+        interference={(subject, beside): milli for subject, beside, milli in record.interference},
     )
 
 

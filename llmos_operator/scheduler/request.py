@@ -43,6 +43,7 @@ class Request:
     placement: Placement = Placement.BIN_PACK
     model: str = ""  # key of a model whose copies on nodes count; "": none does
     draws: tuple[tuple[str, int], ...] = ()  # milliwatts it was measured to draw on whole devices, by product
+    subject: str = ""  # of work on shared devices: what it is alike with (`interference`)
     _hash: int = field(init=False, repr=False, compare=False, default=0)  # as that of its constraints
 
     def __post_init__(self) -> None:

@@ -14,7 +14,9 @@ from llmos_operator.scheduler.table import NEVER
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmos_operator.scheduler.interference import Harm
     from llmos_operator.scheduler.policy import Policy
+    from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.table import Bools, Ints, NodeTable, Rows
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -29,6 +31,7 @@ class Scene:
     now: float
     heard: Floats
     racks: RackRows | None = None  # those with a power budget
+    harm: Harm | None = None  # where something was learned of interference
 
     @classmethod
     def of(cls, table: NodeTable, policy: Policy, now: float, heard: Mapping[str, float]) -> Scene:
@@ -37,6 +40,10 @@ class Scene:
         table.mates = {}
         racks = Racks.among(table.states, policy.rack_label) if table.rack_budgets.any() else None
         return cls(table, policy, now, times, RackRows(racks, table) if racks and racks.of else None)
+
+    def harm_of(self, request: Request, rows: Rows) -> Ints | None:
+        """Return what is lost to interference where a request goes to each device of rows, None where nothing is known."""
+        return self.harm.of(request, rows) if self.harm is not None else None
 
     def heard_lately(self, node: str) -> bool:
         """Return whether what is known of a node's devices is not stale."""

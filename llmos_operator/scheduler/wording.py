@@ -33,8 +33,9 @@ def bound(
     options: Sequence[tuple[Size, Request]],
     place: int,
     chosen: str,
+    beside: Sequence[tuple[str, int, int]] = (),
 ) -> str:
-    """Return why a claim got this node (`chosen`) and this precision."""
+    """Return why a claim got this node (`chosen`) and this precision; `beside` is :meth:`Harm.told`."""
     if not claim.devices:
         return f"{claim.format} on the CPU of node {claim.node}, {chosen}: {human_bytes(claim.memory_bytes)} reserved"
     indexes = ",".join(str(d.device.index) for d in state.devices if d.device.uuid in claim.devices)
@@ -42,7 +43,7 @@ def bound(
         f"{claim.format} on node {claim.node} device {indexes}, {chosen}: "
         f"{human_bytes(claim.bytes_per_device)} reserved per device"
     )
-    text += _power(claim, state) + _strain(claim, state)
+    text += _power(claim, state) + _strain(claim, state) + _harm(beside)
     better = [size_text(size) for size, _ in options[:place]]
     return f"{text}; no room now for {', '.join(better)}" if better else text
 
@@ -65,6 +66,16 @@ def _strain(claim: Claim, state: NodeState) -> str:
             found.append(f"device {one.device.index} counts {one.strain_milli // 10} % less ({held or aged}")
             found[-1] += f", {aged})" if held and aged else ")"
     return f"; {', '.join(found)}" if found else ""
+
+
+def _harm(beside: Sequence[tuple[str, int, int]]) -> str:
+    """Return who slows whom down on the device, "" where nothing of that was seen."""
+    found = []
+    for workload, loses, takes in beside[:_SHOWN]:
+        parts = [f"loses {loses // 10} % of its speed to it"] if loses else []
+        parts += [f"takes {takes // 10} % of its speed"] if takes else []
+        found.append(f"beside {workload}, by what was seen of their like, it {' and '.join(parts)}")
+    return f"; {'; '.join(found)}" if found else ""
 
 
 def chosen(by: ScoreKind, waste: int, candidates: int) -> str:

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Pod, PodKey, WorkloadKey
 
 YIELD_SECONDS: Final = 1.0  # a runtime comes down within a second or two
-_MOST_CYCLES: Final = 8  # a claimant binds in the second, its victims in the third
+_MOST_CYCLES: Final = (
+    24  # a claimant binds in the second, its victims in the third; of starts on one shared device one in each
+)
 
 
 @dataclass(frozen=True, slots=True)

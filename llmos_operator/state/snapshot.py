@@ -66,6 +66,8 @@ class Snapshot:
     lowered: tuple[Pod, ...] = ()  # running pods that were asked to do with less memory, by key
     sleeping: tuple[Pod, ...] = ()  # running pods that were asked to sleep, by key
     idle: frozenset[WorkloadKey] = frozenset()  # nobody has asked anything of them for `idle.sleepAfter`
+    # (work like this, beside work like that) -> thousandths of its speed that it was seen to lose
+    interference: Mapping[tuple[str, str], int] = field(default_factory=dict)
     moved: tuple[Pod, ...] = ()  # pods of replicas that were moved to where they are, by key
     targets: Mapping[tuple[str, int], Target] = field(
         default_factory=dict

@@ -56,6 +56,7 @@ class Store(PodBook):
         self._budgets: dict[str, DisruptionBudget] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._idle: set[WorkloadKey] = set()
+        self._interference: dict[tuple[str, str], int] = {}
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Store:
@@ -78,6 +79,7 @@ class Store(PodBook):
         store._budgets = dict(snapshot.budgets)
         store._namespaces = dict(snapshot.namespaces)
         store._idle = set(snapshot.idle)
+        store._interference = dict(snapshot.interference)
         return store
 
     def mark_synced(self, kind: Kind) -> None:
@@ -115,6 +117,7 @@ class Store(PodBook):
             lowered=tuple(sorted(self._tally.lowered.values(), key=lambda pod: pod.key)),
             sleeping=tuple(sorted(self._tally.sleeping.values(), key=lambda pod: pod.key)),
             idle=frozenset(self._idle),
+            interference=dict(self._interference),
             moved=tuple(sorted(self._tally.moved.values(), key=lambda pod: pod.key)),
             targets=dict(self._targets),
             disturbed=dict(self._disturbed),
@@ -179,6 +182,16 @@ class Store(PodBook):
         if idle == (key in self._idle):
             return False
         self._idle.symmetric_difference_update({key})
+        self._version += 1
+        return True
+
+    def set_interference(self, subject: str, beside: str, milli: int) -> bool:
+        """Take the part of its speed, in thousandths, that work like `subject` loses beside work like `beside`; 0: none."""
+        if self._interference.get((subject, beside), 0) == milli:
+            return False
+        self._interference[subject, beside] = milli
+        if not milli:
+            del self._interference[subject, beside]
         self._version += 1
         return True
 

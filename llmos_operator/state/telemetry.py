@@ -53,6 +53,9 @@ class Reading:
     energy_millijoules: int | None = None  # since the driver was loaded
     throttled_milli: int | None = None
     risk_milli: int | None = None
+    power_milliwatts: int | None = None
+    sm_active_milli: int | None = None  # of its time, in thousandths: multiprocessors, mean over all
+    dram_active_milli: int | None = None  # memory
 
 
 @dataclass(slots=True)

@@ -156,6 +156,9 @@ def _check(device: DeviceSample) -> None:
         ("utilizationPercent", device.utilization_percent, 101),
         ("throttledMilli", device.throttled_milli, 1001),
         ("riskMilli", device.risk_milli, 1001),
+        ("smActiveMilli", device.sm_active_milli, 1001),
+        ("dramActiveMilli", device.dram_active_milli, 1001),
+        ("powerMilliwatts", device.power_milliwatts, 1 << 63),
     )
     for name, value, end in told:
         if value is not None and not 0 <= value < end:
@@ -173,6 +176,9 @@ def _reading(device: DeviceSample) -> Reading:
         energy_millijoules=device.energy_millijoules,
         throttled_milli=device.throttled_milli,
         risk_milli=device.risk_milli,
+        power_milliwatts=device.power_milliwatts,
+        sm_active_milli=device.sm_active_milli,
+        dram_active_milli=device.dram_active_milli,
     )
 
 

@@ -34,6 +34,7 @@ PROCESS_LIMIT: Final = 2048  # processes told with one batch, all devices togeth
 _PRODUCT_LIMIT: Final = 128
 _MESSAGE_DEVICES: Final = 8
 _WATT: Final = 1000  # milliwatts
+_MILLI: Final = 1000
 
 
 def batch(
@@ -65,6 +66,7 @@ def _sample(view: DeviceView, processes: tuple[ProcessUse, ...] | None) -> Json:
     }
     sample = view.sample
     if sample is not None:
+        counters = sample.counters
         told = (
             ("memoryTotalBytes", sample.memory_total_bytes),
             ("memoryUsedBytes", sample.memory_used_bytes),
@@ -74,11 +76,17 @@ def _sample(view: DeviceView, processes: tuple[ProcessUse, ...] | None) -> Json:
             ("energyMillijoules", sample.energy_millijoules),
             ("throttledMilli", view.throttled_milli),
             ("riskMilli", view.risk_milli),
+            ("smActiveMilli", _milli(counters.sm_active_ratio if counters else None)),
+            ("dramActiveMilli", _milli(counters.dram_active_ratio if counters else None)),
         )
         entry.update((name, value) for name, value in told if value is not None)
     if processes is not None:
         entry["processes"] = [_process(use) for use in processes]
     return entry
+
+
+def _milli(ratio: float | None) -> int | None:
+    return None if ratio is None else min(_MILLI, max(0, round(ratio * _MILLI)))
 
 
 def _process(use: ProcessUse) -> Json:

@@ -80,6 +80,30 @@ FLEET = Board(
                     {f"llmos_gpu_temperature_celsius{_GPU}": _DEVICE},
                 ),
                 Panel(
+                    "Strain",
+                    "How much less devices count in placement than their like, by heat and power brakes, and by the age of their memory.",
+                    "percentunit",
+                    {
+                        'sum by (node, gpu) (llmos_operator_device_strain_ratio{node=~"$node"})': _DEVICE,
+                    },
+                    maximum=1,
+                ),
+                Panel(
+                    "Held down",
+                    "Devices that take no new work because heat or a power brake holds them down most of the time.",
+                    "short",
+                    {'max by (node) (llmos_operator_held_down_devices{node=~"$node"})': "{{node}}"},
+                ),
+                Panel(
+                    "Power against budget",
+                    "Of the power budget of nodes and racks: what is drawn, and what is expected with everything at work.",
+                    "percentunit",
+                    {
+                        "max by (level, name) (llmos_operator_power_drawn_watts) / max by (level, name) (llmos_operator_power_budget_watts)": "{{level}} {{name}} drawn",
+                        "max by (level, name) (llmos_operator_power_expected_watts) / max by (level, name) (llmos_operator_power_budget_watts)": "{{level}} {{name}} expected",
+                    },
+                ),
+                Panel(
                     "Power against limit",
                     "Draw as a share of the limit in force.",
                     "percentunit",

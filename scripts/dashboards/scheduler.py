@@ -112,6 +112,21 @@ SCHEDULER = Board(
                     },
                 ),
                 Panel(
+                    "Workloads, by what they do",
+                    "Workloads with pods that work, idle, or of which nobody can tell.",
+                    "short",
+                    {"sum by (activity) (llmos_operator_workload_activity)": "{{activity}}"},
+                ),
+                Panel(
+                    "Lost to neighbours",
+                    "Part of its speed that a model was seen to lose on a shared device beside another one.",
+                    "percentunit",
+                    {
+                        "max by (model, beside) (llmos_operator_interference_ratio)": "{{model}} beside {{beside}}"
+                    },
+                    maximum=1,
+                ),
+                Panel(
                     "Lost to evictions",
                     "Devices whose work evictions threw away, by queue.",
                     "short",

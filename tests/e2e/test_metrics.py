@@ -36,6 +36,11 @@ ABSENT = {
     "llmos_operator_repaired_objects_total": "a resync that finds what no watch has told",
     "llmos_gpu_sm_active_ratio": "a device that samples its multiprocessors; simulated ones cannot",
     "llmos_gpu_clock_limited": "a device with clocks; simulated ones have none",
+    "llmos_operator_device_strain_ratio": "a strained device; simulated ones are when told to be",
+    "llmos_operator_power_budget_watts": "a node or rack with a power budget",
+    "llmos_operator_power_drawn_watts": "a node or rack with a power budget",
+    "llmos_operator_power_expected_watts": "a node or rack with a power budget",
+    "llmos_operator_interference_ratio": "models that slow each other down",
     "llmos_gpu_ecc_errors_total": "a device whose memory counts errors; simulated ones have none",
 }
 # Queries whose series are there while the selection is empty in a healthy cluster, and why.

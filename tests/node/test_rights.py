@@ -24,7 +24,9 @@ UNUSED: dict[str, dict[Right, str]] = {
         Right("get", "services"): "only where a Service of the name is there already: whose it is",
         Right("patch", "services"): "only where that Service is of a former workload of the same name",
         Right("delete", "modelprofiles.llmos.dev"): "only when no workload has named a model for seven days",
-        Right("delete", "modelworkloads.llmos.dev"): "only of what has finished, for its ttlSecondsAfterFinished",
+        Right(
+            "delete", "modelworkloads.llmos.dev"
+        ): "only of what has finished, for its ttlSecondsAfterFinished",
         Right("patch", "modelcaches.llmos.dev/status"): "only where there are ModelCaches",
     },
 }

@@ -65,7 +65,8 @@ def rest(history: History) -> None:
         before = history.snapshot()
         made = history.plan()
         check_plan(before, made, history)
-        if not made.actions and not before.terminating and not history.tend():
+        taking_turns = any(wait.reason is Reason.WAITING_FOR_STARTUP for wait in made.waits)
+        if not made.actions and not before.terminating and not history.tend() and not taking_turns:
             break
         history.carry_out(made, refuse=False)
         check_ledger(history)
@@ -89,6 +90,7 @@ def check_plan(before: Snapshot, made: Plan, history: History) -> None:
     check_evictions(before, made, history)
     check_moves(before, made, history)
     check_power(before, made)
+    check_startups(before, made, history)
     for bind in made.binds:
         state = before.nodes[bind.claim.node]
         assert state.node is not None
@@ -115,6 +117,28 @@ def check_power(before: Snapshot, made: Plan) -> None:
             assert racks.room(bind.claim.node, draws) >= 0, (
                 f"{bind.claim.pod} takes more than its rack may draw"
             )
+
+
+def check_startups(before: Snapshot, made: Plan, history: History) -> None:
+    """On a shared device one loads at a time, for as long as it may; what starts together does not wait for its own."""
+    loading: dict[str, set[str]] = {}
+    for state in before.nodes.values():
+        for pod in state.pods.values():
+            claim = pod.claim
+            starts = pod.phase in {PodPhase.ASSUMED, PodPhase.BOUND} and not pod.ready
+            if claim is None or not starts or claim.sleeping is not None:
+                continue
+            if history.now < claim.bound_at + POLICY.startup_seconds:
+                for uuid in claim.devices:
+                    loading.setdefault(uuid, set()).add(claim.workload_uid)
+    for bind in made.binds:
+        claim = bind.claim
+        if claim.sharing is not Sharing.SHARED:
+            continue
+        own = {claim.workload_uid} if bind.workload.members > 1 else set()
+        for uuid in claim.devices:
+            assert loading.get(uuid, set()) <= own, f"{claim.pod} starts beside {loading[uuid]} on {uuid}"
+            loading.setdefault(uuid, set()).add(claim.workload_uid)
 
 
 def fresh(snapshot: Snapshot, node: str, now: float) -> bool:

@@ -16,18 +16,22 @@ from llmos_operator.control.console.server import ConsoleServer
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Record, Records
 from llmos_operator.control.remedies import Remedies
+from llmos_operator.control.working import DeviceWork
+from llmos_operator.scheduler.policy import Policy
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import Kind, Queue
-from tests.support.builders import GIB, NOW, a_cluster, a_node, a_workload, gpu
+from tests.support.builders import GIB, NOW, a_cluster, a_node, a_workload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from llmos_operator.state.ledger import DeviceState
     from tests.support.builders import ClusterBuilder, WorkloadBuilder
 
 SECRET = "hunter2hunter2"
 HOSTILE = "<img src=x onerror=alert(1)>"
 _PRODUCTS = (("H100-80G", 40), ("A100-80G", 60), ("L4-24G", 25))
+_WATTS = {"H100-80G": 700, "A100-80G": 400, "L4-24G": 72}
 _NAMES = ("chat", "search", "vision", "code", "speech", "rank", "draft", "agents")
 _QUEUES = (("research", 400_000), ("product", 480_000), ("evaluation", 60_000))
 
@@ -65,12 +69,18 @@ async def shown(cluster: ClusterBuilder) -> AsyncIterator[Shown]:
     for kind in Kind:
         cluster.store.mark_synced(kind)
     records, clock, metrics = Records(), FakeClock(NOW), OperatorMetrics(CollectorRegistry())
-    accounts, remedies = Accounts(metrics, records), Remedies(metrics)
+    accounts, remedies = Accounts(metrics, records, DeviceWork()), Remedies(metrics)
     for seconds in (0.0, 60.0):
         remedies.look(cluster.snapshot(), seconds)
     found: list[Shown] = []
     server = ConsoleServer(
-        cluster.store, records, accounts, remedies, clock, leading=lambda: found[0].leading
+        cluster.store,
+        records,
+        accounts,
+        remedies,
+        clock,
+        rack_label=Policy().rack_label,
+        leading=lambda: found[0].leading,
     )
     found.append(Shown(cluster, records, accounts, clock, server))
     await server.start("127.0.0.1", 0)
@@ -85,8 +95,14 @@ def a_fleet() -> ClusterBuilder:
     nodes = []
     for product, count in _PRODUCTS:
         nodes += [
-            a_node(f"{product.partition('-')[0].lower()}-{i:03}").with_gpus(8, product) for i in range(count)
+            a_node(f"{product.partition('-')[0].lower()}-{i:03}")
+            .with_gpus(8, product)
+            .drawing(_WATTS[product])
+            for i in range(count)
         ]
+    for number, node in enumerate(nodes[:8]):
+        node.within_watts(4500, f"r{number // 4}", 19_000)
+    nodes[9].held_down(1, 300).held_down(6, 850).ageing(6, 120)
     nodes[3].unhealthy(5, "FallenOffBus")
     nodes[50].with_device(2, verdict=Verdict.DEGRADED, reason="Throttled")
     nodes[70].not_ready()
@@ -118,14 +134,26 @@ def populate(fleet: Shown, seed: int = 7) -> None:
             held = cluster.store.node(name).devices[one.device.index].claims
             used = int(one.device.memory_bytes * (rng.uniform(0.45, 0.92) if held else 0.004))
             busy = rng.choice((0, 35, 60, 85, 97)) if held else 0
-            readings.append(
-                Reading(gpu(name, one.device.index), used, one.device.memory_bytes, busy_percent=busy)
-            )
+            readings.append(_reading(one, used, busy))
         heard = cluster.store.snapshot().heard.get(name)
         if heard is not None and heard >= NOW - 60:
             cluster.store.observe(name, readings, NOW)
             fleet.accounts.sampled(readings)
     _waiting(fleet)
+
+
+def _reading(one: DeviceState, used: int, busy: int) -> Reading:
+    """Return a sample of a device; power follows from how busy it is."""
+    limit = one.device.limit_milliwatts or 0
+    return Reading(
+        one.uuid,
+        used,
+        one.device.memory_bytes,
+        busy_percent=busy,
+        power_milliwatts=limit * (12 + busy * 8 // 10) // 100,
+        throttled_milli=one.throttled_milli or None,
+        risk_milli=one.risk_milli or None,
+    )
 
 
 def _run(fleet: Shown, rng: random.Random, work: WorkloadBuilder, node: str, devices: list[int]) -> None:

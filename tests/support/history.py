@@ -65,6 +65,8 @@ class History:
         self._quiet: set[str] = set()  # nodes whose agent is silent
         self._leaving: dict[str, float] = {}  # pod -> when it is gone
         self._held: dict[str, int] = {}  # device -> bytes in use beyond what pods hold
+        self._loading: dict[str, float] = {}  # UID of a pod -> when it is ready
+        self._hangs = 0.1  # part of loads that never end
         self._count = self._pods_made = 0
         self._alike = self._chance(
             0.3
@@ -112,7 +114,15 @@ class History:
         for key in [key for key, at in self._leaving.items() if at <= self.now]:
             del self._leaving[key]
             self._end(key)
+        for uid in [uid for uid, at in self._loading.items() if at <= self.now]:
+            del self._loading[uid]
+            self._ready(uid)
         self.report()
+
+    def _ready(self, uid: str) -> None:
+        pod = next((p for p in self._pods() if p.uid == uid and p.phase is PodPhase.BOUND), None)
+        if pod is not None:
+            self.store.apply_pod(replace(pod, ready=True))
 
     def carry_out(self, made: Plan, *, refuse: bool = True) -> None:
         """Do what a plan says; now and then a write is refused when `refuse`."""
@@ -154,6 +164,7 @@ class History:
             self._heal(name)
         self._held.clear()
         self._quiet.clear()
+        self._hangs = 0.0
         for _ in range(3):
             self.pass_time(120.0)
 
@@ -351,16 +362,18 @@ class History:
         except Conflict as error:
             raise AssertionError(f"the ledger refuses what was planned on it: {error}") from error
         self._pods_made += 1
+        uid = f"pod-{self._pods_made}"
+        if not self._chance(self._hangs):
+            self._loading[uid] = self.now + self.random.choice([0.0, 20.0, 100.0])
         pod = Pod(
             claim.pod,
-            f"pod-{self._pods_made}",
+            uid,
             claim.node,
             claim=claim,
             labels={"llmos.dev/workload": claim.workload.partition("/")[2]},
             cpu_milli=claim.cpu_milli,
             memory_bytes=claim.memory_bytes,
             started_at=self.now,
-            ready=True,
         )
         self.store.apply_pod(pod)
 

@@ -110,6 +110,7 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
                 cpu_milli=claim.cpu_milli,
                 memory_bytes=claim.memory_bytes,
                 started_at=NOW,
+                ready=True,
             )
         )
 

@@ -12,6 +12,7 @@ from llmos_operator.scheduler.claims import profile_of
 from llmos_operator.scheduler.filters.device_kind import product_matches
 from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.fragmentation.shapes import ANY, FULL, Shape
+from llmos_operator.scheduler.interference import subject_of
 from llmos_operator.scheduler.policy import (
     ConsolidationPolicy,
     Policy,
@@ -30,6 +31,7 @@ from llmos_operator.state.types import (
     DisruptionStep,
     Draw,
     FormatProfile,
+    LoadTime,
     Model,
     Namespace,
     Placement,
@@ -92,6 +94,7 @@ def load(path: Path) -> Scenario:
         "namespaces",
         "models",
         "budgets",
+        "interference",
         "mix",
         "nodes",
         "running",
@@ -105,12 +108,9 @@ def load(path: Path) -> Scenario:
         cluster.add(_queue(queue))
     for name, labels in data.get("namespaces", {}).items():
         cluster.add(Namespace(name, labels))
-    for one in data.get("models", []):
-        cluster.add(_profile(one))
-    for one in data.get("budgets", []):
-        cluster.add(_budget(one))
-    for one in data["nodes"]:
-        cluster.add(_node(one))
+    cluster.add(*(_profile(one) for one in data.get("models", [])))
+    cluster.add(*(_budget(one) for one in data.get("budgets", [])))
+    cluster.add(*(_node(one) for one in data["nodes"]))
     lost_for = {}
     for one in data.get("running", []):
         lost_for[one["name"]] = float(one.get("lost_for", 0.0))
@@ -120,6 +120,8 @@ def load(path: Path) -> Scenario:
     for queue, seconds in data.get("finished", {}).items():
         for number, one in enumerate(seconds):
             cluster.add(_finished(f"{queue}-{number}", queue, one))
+    for one in data.get("interference", []):
+        _interfere(cluster, one)
     policy = _policy(data.get("policy", {}))
     prices = _prices(cluster, data["mix"]) if "mix" in data else None
     return Scenario(path.stem, cluster, policy, data["expect"], data.get("then", {}), lost_for, prices)
@@ -129,6 +131,14 @@ def _only(data: dict[str, Any], known: set[str], where: str) -> None:
     unknown = set(data) - known
     if unknown:
         raise ValueError(f"{where}: unknown keys {sorted(unknown)}; known are {sorted(known)}")
+
+
+def _interfere(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
+    """Let work like one workload have been seen to lose thousandths of its speed beside work like another."""
+    _only(data, {"of", "beside", "loses"}, "interference")
+    workloads = cluster.snapshot().workloads
+    of, beside = (subject_of(workloads[f"default/{data[key]}"]) for key in ("of", "beside"))
+    cluster.store.set_interference(of, beside, data["loses"])
 
 
 def _prices(cluster: ClusterBuilder, mix: list[dict[str, Any]]) -> Prices:
@@ -199,10 +209,13 @@ def _selector(labels: dict[str, str]) -> Selector:
 
 
 def _profile(data: dict[str, Any]) -> Any:
-    _only(data, {"uri", "shape", "formats", "base", "draws"}, f"model {data.get('uri')}")
+    _only(data, {"uri", "shape", "formats", "base", "draws", "loaded"}, f"model {data.get('uri')}")
     formats = tuple(FormatProfile(name, **values) for name, values in data.get("formats", {}).items())
     more: dict[str, Any] = {"base_bytes": parse_bytes(data["base"])} if "base" in data else {}
     more["draws"] = tuple(Draw(d["product"], d["format"], d["watts"] * 1000) for d in data.get("draws", []))
+    more["load_times"] = tuple(
+        LoadTime(on, "Warm", fmt, 20_000) for fmt, on in data.get("loaded", {}).items()
+    )
     return builders.a_profile(data["uri"], SHAPES[data["shape"]], *formats, **more)
 
 

@@ -126,6 +126,17 @@ class UsageStatus(KubeModel):
     time: Time | None = Field(default=None, description="Up to when it is counted.")
 
 
+class ActivityStatus(KubeModel):
+    """Whether the workload works, by its requests, what its devices do and the power they draw."""
+
+    state: Amount = Field(
+        default="",
+        description="Idle once it has been for five minutes, Busy once it works again; absent before it first was idle.",
+    )
+    since: Time | None = Field(default=None, description="Since when.")
+    message: Text = Field(default="", description="What said so then, for people.")
+
+
 class SizingStatus(KubeModel):
     """What running the workload has taught of its memory; the next start reserves by it. Empty while nothing was off."""
 
@@ -219,6 +230,9 @@ class ModelWorkloadStatus(KubeModel):
     )
     usage: UsageStatus | None = Field(
         default=None, description="What the workload has used since it was created."
+    )
+    activity: ActivityStatus | None = Field(
+        default=None, description="Whether the workload works or is idle, and what says so."
     )
     sizing: SizingStatus | None = Field(
         default=None, description="What running the workload has taught of its memory."

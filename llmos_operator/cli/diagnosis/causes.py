@@ -396,6 +396,17 @@ CAUSES: Final[tuple[Cause, ...]] = (
         trouble=False,
     ),
     Cause(
+        "TakingTurns",
+        "There is room for it on a device on which another workload loads; they start one after the other.",
+        (_status("WaitingForStartup"),),
+        (
+            "wait for the pod that the message names to be ready; if it is not, diagnose its workload",
+            "a workload whose model has been loaded at this precision before, without spec.resources.memory, waits for no load",
+        ),
+        explains=("NoCapacity",),
+        trouble=False,
+    ),
+    Cause(
         "NoCapacity",
         "There is no room for it now, and nobody of lower standing who could make some.",
         (_status("NoCapacity"),),
@@ -439,6 +450,17 @@ CAUSES: Final[tuple[Cause, ...]] = (
         "The operator has not looked at this spec yet.",
         (_of(Source.OPERATOR, reason="NotObserved"),),
         ("wait a few seconds; then kubectl -n llmos-system logs -l app.kubernetes.io/component=operator",),
+    ),
+    Cause(
+        "Idle",
+        "All wanted replicas serve, and nobody asks anything of them.",
+        (_of(Source.ACTIVITY, reason="Idle"),),
+        (
+            "spec.scaling.idle.sleepAfter or scaleToZeroAfter leaves its devices to others meanwhile",
+            "kubectl llmos usage --by workload --since 7d tells how much of the time it idles",
+        ),
+        explains=("Healthy",),
+        trouble=False,
     ),
     Cause(
         "Healthy",

@@ -29,6 +29,7 @@ class Source(StrEnum):
     DECISION = "decision"
     REJECTION = "rejected nodes"
     FAILURE = "last failure"
+    ACTIVITY = "activity"
     POD = "pod"
     CONTAINER = "container"
     EVENT = "event"
@@ -116,6 +117,7 @@ def _status(facts: Facts) -> Iterator[Clue]:
             continue
         if value == ("True" if kind in _BAD_WHEN_TRUE else "False"):
             yield _clue(Source.CONDITION, kind, one.get("reason", ""), one.get("message"))
+    yield from _activity(status.get("activity") or {}, facts)
     decision = status.get("decision") or {}
     if decision.get("reason") and not facts.serves:
         yield _clue(Source.DECISION, "decision", decision["reason"], decision.get("message"))
@@ -129,6 +131,12 @@ def _status(facts: Facts) -> Iterator[Clue]:
         yield _clue(Source.FAILURE, "failure", failure["reason"], f"{failure.get('message', '')}{code}")
     if not status or (status.get("observedGeneration") or 0) < (generation or 0):
         yield _clue(Source.OPERATOR, "status", "NotObserved", "the operator has not looked at this spec yet")
+
+
+def _activity(told: Json, facts: Facts) -> Iterator[Clue]:
+    if told.get("state") == "Idle" and facts.serves:
+        since = f"since {told['since']}: " if told.get("since") else ""
+        yield _clue(Source.ACTIVITY, "activity", "Idle", f"{since}{told.get('message', '')}")
 
 
 def _pods(facts: Facts) -> Iterator[Clue]:

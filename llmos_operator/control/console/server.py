@@ -85,14 +85,17 @@ class ConsoleServer:
         remedies: Remedies,
         clock: Clock,
         *,
+        rack_label: str,
         leading: Callable[[], bool],
     ) -> None:
+        """`rack_label`: of nodes, names their rack; "" where there are none."""
         self.port = 0
         self._store = store
         self._records = records
         self._accounts = accounts
         self._remedies = remedies
         self._clock = clock
+        self._rack_label = rack_label
         self._leading = leading
         self._made_at = float("-inf")  # monotonic
         self._body = b""
@@ -139,7 +142,9 @@ class ConsoleServer:
                 self._store.snapshot(),
                 self._records,
                 self._accounts.busy_percent,
+                self._accounts.draw,
                 self._remedies.proposals,
+                self._rack_label,
                 self._clock.now(),
             )
             shown = {"leading": True, **found}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator import __version__
 from llmos_operator.api.quantity import parse_milli
+from llmos_operator.control.budgets import budgets
 from llmos_operator.control.remedies import state_of
 from llmos_operator.control.summaries import queue_statuses
 from llmos_operator.observability.masking import mask
@@ -19,6 +20,7 @@ from llmos_operator.state.types import PodPhase
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from llmos_operator.control.budgets import Budget
     from llmos_operator.control.records import Record
     from llmos_operator.state.ledger import DeviceState, NodeState
     from llmos_operator.state.snapshot import Snapshot
@@ -29,9 +31,14 @@ if TYPE_CHECKING:
 SILENT_SECONDS: Final = 10.0  # without telemetry a node is shown as silent
 WORKLOADS: Final = 2000  # lines of the list; those that wait or fail come first
 REMEDIES: Final = 50
+BUDGETS: Final = 200  # lines; racks come first
 _MESSAGE: Final = 500
 _MIB: Final = 20  # bits
-_EXCLUSIVE, _FOREIGN, _SECURED = 1, 2, 4  # flags of a device
+_EXCLUSIVE, _FOREIGN, _SECURED, _HELD_DOWN = 1, 2, 4, 8  # flags of a device
+_WATTS: Final = (
+    10  # draws are shown in steps of so many: in single watts everything would change every second
+)
+_MILLIWATTS: Final = _WATTS * 1000
 _ORDER: Final = ("Failed", "Degraded", "Pending", "Loading", "Suspended", "Asleep", "Running", "Succeeded")
 
 
@@ -39,15 +46,20 @@ def overview(
     snapshot: Snapshot,
     records: Iterable[Record],
     busy: Callable[[str], int | None],
+    draw: Callable[[str], int | None],
     remedies: Sequence[Proposal],
+    rack_label: str,
     now: float,
 ) -> Json:
-    """Return everything the page shows at once. ``busy``: percent of a device by UUID; ``now``: epoch seconds."""
+    """Return everything the page shows at once. ``now``: epoch seconds.
+
+    ``busy`` and ``draw``: percent and milliwatts of a device by UUID, None if it does not tell.
+    """
     found = list(records)
     tenants: dict[str, int] = {}
     products: dict[str, int] = {}
     nodes = [
-        _node(state, snapshot.heard.get(name), tenants, products, busy, now)
+        _node(state, snapshot.heard.get(name), tenants, products, busy, draw, now)
         for name, state in sorted(snapshot.nodes.items())
         if state.gpu is not None
     ]
@@ -58,6 +70,7 @@ def overview(
         "products": list(products),
         "tenants": list(tenants),
         "nodes": nodes,
+        "power": [_power(one) for one in budgets(snapshot, rack_label, draw)[:BUDGETS]],
         "remedies": [_remedy(one) for one in remedies[:REMEDIES]],
         "queues": _queues(snapshot),
         "phases": _phases(found),
@@ -72,6 +85,7 @@ def _node(
     tenants: dict[str, int],
     products: dict[str, int],
     busy: Callable[[str], int | None],
+    draw: Callable[[str], int | None],
     now: float,
 ) -> Json:
     held: dict[str, set[int]] = {}
@@ -86,6 +100,7 @@ def _node(
             one,
             products.setdefault(one.device.product, len(products)),
             busy(one.uuid),
+            draw(one.uuid),
             sorted(held.get(one.uuid, ())),
         )
         for one in state.devices
@@ -99,10 +114,13 @@ def _node(
     }
 
 
-def _device(one: DeviceState, product: int, busy: int | None, tenants: list[int]) -> list[object]:
-    """Return [index, product, MiB, reserved MiB, observed MiB, busy percent, verdict, reason, flags, tenants]."""
+def _device(
+    one: DeviceState, product: int, busy: int | None, draw: int | None, tenants: list[int]
+) -> list[object]:
+    """Return a device as the page's COLUMNS: amounts in MiB, percent, watts and thousandths."""
     observed = one.observed_bytes >> _MIB if one.observed_bytes is not None else None
-    flags = one.exclusive * _EXCLUSIVE | one.foreign * _FOREIGN | one.secured * _SECURED
+    flags = one.exclusive * _EXCLUSIVE | one.foreign * _FOREIGN
+    flags |= one.secured * _SECURED | one.held_down * _HELD_DOWN
     return [
         one.device.index,
         product,
@@ -114,7 +132,20 @@ def _device(one: DeviceState, product: int, busy: int | None, tenants: list[int]
         one.reason,
         flags,
         tenants,
+        one.throttled_milli,
+        one.risk_milli,
+        _watts(draw),
     ]
+
+
+def _watts(milliwatts: int | None) -> int | None:
+    return None if milliwatts is None else milliwatts // _MILLIWATTS * _WATTS
+
+
+def _power(one: Budget) -> Json:
+    """Return a power budget in watts; None where a device does not tell."""
+    told = {"budget": one.budget, "expected": one.expected, "drawn": one.drawn}
+    return {"level": one.level, "name": one.name, **{name: _watts(milli) for name, milli in told.items()}}
 
 
 def _remedy(one: Proposal) -> Json:

@@ -1,7 +1,7 @@
 """Best fit: leave the least behind, on devices first, and keep idle devices and idle nodes together.
 
 Whole devices: the smallest that is large enough, on the node that keeps the fewest idle ones. Shared devices: the one
-with the least room left after, an idle one only when no device in use will do. Strained and degraded ones come last. CPU only: nodes without devices first.
+with the least room left after, those that slow it down the least first, an idle one only when no device in use will do. Strained and degraded ones come last. CPU only: nodes without devices first.
 Spread turns the preference for full nodes round. Equal waste goes to a node with a copy of the model,
 and then breaks in row order, which is name order.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from llmos_operator.scheduler.locality import lacking
 from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, IDLE, MEMORY
-from llmos_operator.state.types import Placement
+from llmos_operator.state.types import FULL_MILLI, Placement
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
@@ -28,6 +28,9 @@ _STRAINED_WASTE: Final = (
     1 << 27
 )  # MiB: a strained device is taken only when no other will do, the least strained first
 _STRAIN_SHIFT: Final = 18  # of thousandths: all of them are less than what a degraded device wastes
+_HARM_SHIFT: Final = (
+    16  # of thousandths: more than any fit, and a whole device less than breaking up an idle one
+)
 _OUT: Final = 1 << 34  # MiB: a device that is not a candidate
 _MOST_DEVICES: Final = 128
 _HOST_LIMIT: Final = 1 << 40
@@ -39,14 +42,17 @@ class BestFit:
 
     kind: Final = ScoreKind.BEST_FIT
 
-    def judge(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, None]:
-        """Return the waste of each candidate, in units that only compare within one request; no device is preferred."""
-        waste = self._waste(scene, request, candidates)
-        return (waste << 1) + lacking(scene.table, candidates.rows, request), None
+    def judge(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, Ints | None]:
+        """Return the waste of each candidate, in units that only compare within one request, and the column of the best device.
 
-    def _waste(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
+        No device is preferred (None) but where some slow the request's like down: elsewhere `pick` comes to the same.
+        """
+        waste, column = self._waste(scene, request, candidates)
+        return (waste << 1) + lacking(scene.table, candidates.rows, request), column
+
+    def _waste(self, scene: Scene, request: Request, candidates: Candidates) -> tuple[Ints, Ints | None]:
         if not request.devices:
-            return self._host_only(scene, request, candidates)
+            return self._host_only(scene, request, candidates), None
         rows, table = candidates.rows, scene.table
         idle = table.device[IDLE][rows]
         if request.whole:
@@ -58,9 +64,12 @@ class BestFit:
         if table.strained:
             strain = table.strain[rows]
             excess += (strain > 0) * _STRAINED_WASTE + (strain << _STRAIN_SHIFT)
+        harm = scene.harm_of(request, rows)
+        if harm is not None:
+            excess += np.minimum(harm, FULL_MILLI) << _HARM_SHIFT
         excess = np.where(candidates.devices, excess, _OUT)
         if request.devices > excess.shape[1]:
-            return np.full(len(excess), _OUT * _MOST_DEVICES, np.int64)  # no node has so many
+            return np.full(len(excess), _OUT * _MOST_DEVICES, np.int64), None  # no node has so many
         if request.devices == 1:
             fit = excess.min(axis=1)
         else:
@@ -69,7 +78,7 @@ class BestFit:
         if request.placement is Placement.SPREAD:
             left = _MOST_DEVICES - 1 - left
         waste: Ints = fit * _MOST_DEVICES + left
-        return waste
+        return waste, excess.argmin(axis=1) if harm is not None else None
 
     def _host_only(self, scene: Scene, request: Request, candidates: Candidates) -> Ints:
         rows, table = candidates.rows, scene.table

@@ -79,9 +79,16 @@ class Fragmentation:
         """
         rows, table = candidates.rows, scene.table
         self._follow(table)
-        degraded, strain = table.degraded[rows], table.strain[rows]
+        degraded, strain, harm = table.degraded[rows], table.strain[rows], scene.harm_of(request, rows)
+        if harm is not None:
+            strain = strain + harm
         whole, column = self._whole(request, rows, candidates.devices & ~degraded & (strain == 0))
-        if request.devices and strain.any():
+        if harm is not None:
+            least, lost = _least_strained(
+                candidates.devices & ~degraded & (strain > 0), strain, request.devices
+            )
+            whole, column = self._or_less(whole, column, request, rows, least, lost)
+        elif request.devices and strain.any():
             least, lost = _least_strained(candidates.devices & ~degraded, strain, request.devices)
             whole, column = self._or_else(whole, column, request, rows, least, lost)
         if request.devices and degraded.any():
@@ -102,6 +109,8 @@ class Fragmentation:
         asked, table = self._asked_of(request), scene.table
         if (asked.devices > 1 and not asked.whole) or table.degraded[row].any() or row in table.strained:
             return None
+        if scene.harm is not None and scene.harm.concerns(request):
+            return None
         self._follow(table)
         loss, column = self._holdings.loss_one(asked, row, usable)
         whole = max(0, round(loss * _MILLIONTHS)) if loss < np.inf else _UNPRICED
@@ -121,6 +130,15 @@ class Fragmentation:
         worse, other = self._whole(request, rows, usable)
         out = whole == _OUT
         return np.where(out, np.where(worse == _OUT, _OUT, worse + more), whole), np.where(out, other, column)
+
+    def _or_less(
+        self, whole: Ints, column: Ints, request: Request, rows: Rows, usable: Bools, more: Ints
+    ) -> tuple[Ints, Ints]:
+        """Return the losses, or those on other devices, which cost so much more, where these are less all the same."""
+        others, other = self._whole(request, rows, usable)
+        others = np.where(others == _OUT, _OUT, others + more)
+        less = others < whole
+        return np.where(less, others, whole), np.where(less, other, column)
 
     def _losses(self, request: Request, rows: Rows, usable: Bools) -> tuple[Floats, Ints]:
         return self._holdings.losses(self._asked_of(request), rows, usable)

@@ -16,6 +16,7 @@ from llmos_operator.cli.app import main
 from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Records
+from llmos_operator.control.working import DeviceWork
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import Queue
 from tests.support.builders import a_cluster, a_node, a_workload, gpu
@@ -59,7 +60,7 @@ def _history(until: float) -> str:
     cluster.running(a_workload("chat"), "n2", [0], memory="20Gi")
     registry = CollectorRegistry()
     metrics = OperatorMetrics(registry)
-    accounts = Accounts(metrics, Records())
+    accounts = Accounts(metrics, Records(), DeviceWork())
     lines: dict[str, list[str]] = {}
     for minute in range(MINUTES + 1):
         at = until - 60.0 * (MINUTES - minute)

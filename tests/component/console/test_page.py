@@ -63,6 +63,15 @@ async def _says_what_the_store_holds(page: Page) -> None:
     for words in ("1000 on 125 nodes", "research", "giant", "LargerThanAnyDevice", HOSTILE):
         assert words in text
     assert SECRET not in await page.ask("document.documentElement.outerHTML")
+    for words in ("rack r0", "19000 W", "node h100-000", "4500 W"):
+        assert words in await page.ask("document.getElementById('power').innerText")
+    await page.ask("document.querySelector('[value=strain]').click()")
+    assert await page.ask("document.querySelectorAll('.strain .cell.down').length") == 1
+    worn = "[...document.querySelectorAll('.cell.down')][0].getAttribute('aria-label')"
+    assert "counts 95 % less (held down 85 % of its time, memory risk 10 %) and takes nothing new" in (
+        await page.ask(worn)
+    )
+    await page.ask("document.querySelector('[value=ledger]').click()")
     for words in ("h100-003", "FallenOffBus; would be done now"):
         assert words in await page.ask("document.getElementById('remedies').innerText")
     assert await page.ask("document.images.length") == 0  # a decision's text is text

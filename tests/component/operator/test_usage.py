@@ -25,7 +25,7 @@ async def test_usage_is_counted_shown_and_survives_the_operator(bench: Bench) ->
     async def shown() -> bool:
         state = await _console(first)
         (node,) = state["nodes"]
-        tenants = [state["tenants"][number] for number in node["devices"][0][-1]]
+        tenants = [state["tenants"][number] for number in node["devices"][0][9]]
         return tenants == ["team/chat"] and state["phases"] == {"Running": 1}
 
     await bench.until(shown, "the console shows the workload on its device")

@@ -75,6 +75,16 @@ def ready(**more: Any) -> Facts:
     return replace(facts, **more)
 
 
+def idle() -> Facts:
+    facts = ready()
+    facts.workload["status"]["activity"] = {
+        "state": "Idle",
+        "since": "2023-11-14T22:00:00Z",
+        "message": "no request",
+    }
+    return facts
+
+
 def on_a_device(verdict: str) -> dict[str, Any]:
     device = {"uuid": "GPU-1", "product": "A100", "health": {"verdict": verdict, "reason": "FallenOffBus"}}
     return {"n1": {"status": {"devices": [device]}}}
@@ -153,6 +163,7 @@ EXAMPLES: dict[str, Facts] = {
     "NodesNotUsable": undecided("NoCapacity", rejected=[{"reason": "UntoleratedTaint", "count": 8}]),
     "Waiting": undecided("WaitingForPreemption", "waits for default/a-0 to leave"),
     "WaitingForHolder": undecided("WaitingForHolder", "starts on node n1 as soon as a holder pod"),
+    "TakingTurns": undecided("WaitingForStartup", "waits for default/a-0 to load on device 0 of node n1"),
     "NoCapacity": undecided("NoCapacity", "0 of 3 nodes fit"),
     "Inspecting": undecided("WaitingForProfile"),
     "BackingOff": the_facts(a_condition("Scheduled", "BackOff", "Waiting after a failure: it ended")),
@@ -161,6 +172,7 @@ EXAMPLES: dict[str, Facts] = {
     "NotObserved": Facts(
         {"metadata": {"name": "chat", "namespace": "team", "generation": 1}}, NOW, lease=LEASE
     ),
+    "Idle": idle(),
     "Healthy": ready(gpu_nodes=on_a_device("Healthy")),
 }
 

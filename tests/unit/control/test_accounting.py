@@ -14,6 +14,7 @@ from llmos_operator.clock import rfc3339
 from llmos_operator.control.accounting import KEPT_SECONDS, MARKS, Accounts
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Record, Records
+from llmos_operator.control.working import DeviceWork
 from llmos_operator.manifests.status import USAGE_SECONDS
 from llmos_operator.scheduler.plan import Evict
 from llmos_operator.state.replicas import Exit, Replica
@@ -35,7 +36,8 @@ class Books:
         self.registry = CollectorRegistry()
         self.records = Records()
         self.last = 0.0
-        self.accounts = Accounts(OperatorMetrics(self.registry), self.records)
+        self.work = DeviceWork()
+        self.accounts = Accounts(OperatorMetrics(self.registry), self.records, self.work)
 
     def know(self, pod: Pod, **usage: Any) -> Books:
         workload = self.cluster.store.workload(pod.claim.workload)
@@ -58,6 +60,10 @@ class Books:
     def sampled(self, uuid: str, percent: int | None = None, joules: float | None = None) -> Books:
         energy = round(joules * 1000) if joules is not None else None
         self.accounts.sampled([Reading(uuid, busy_percent=percent, energy_millijoules=energy)])
+        return self
+
+    def tells(self, uuid: str, at: float, **signs: int) -> Books:
+        self.work.sampled([Reading(uuid, **signs)], 50.0 + at)
         return self
 
     def at(self, seconds: float) -> Books:
@@ -118,6 +124,30 @@ def test_on_a_shared_device_a_server_without_requests_is_idle_while_its_neighbou
     assert books("gpu_busy_seconds", "works") == pytest.approx(10 * part)
     assert books("gpu_busy_seconds", "rests") == 0
     assert books("gpu_idle_seconds", "rests") == pytest.approx(10 * rests.claim.gpu_milli / 1000)
+
+
+def test_a_device_that_runs_a_kernel_that_does_nothing_is_idle_whatever_its_counter_says() -> None:
+    books, _ = one_gpu("custom")
+    uuid = gpu("n1", 0)
+    books.at(0).sampled(uuid, 100).tells(uuid, 9, sm_active_milli=3, dram_active_milli=0).at(10)
+    assert books("gpu_busy_seconds", "custom") == 0
+    assert books("gpu_idle_seconds", "custom") == pytest.approx(10)
+
+
+def test_a_device_without_the_counter_is_busy_for_the_part_it_tells() -> None:
+    books, _ = one_gpu("mig")
+    uuid = gpu("n1", 0)
+    books.at(0).tells(uuid, 9, sm_active_milli=400, dram_active_milli=250).at(10)
+    assert books("gpu_busy_seconds", "mig") == pytest.approx(4)
+    assert books("gpu_idle_seconds", "mig") == pytest.approx(6)
+
+
+def test_a_device_of_its_own_that_works_is_busy_though_the_runtime_tells_of_no_request() -> None:
+    books, pod = one_gpu()
+    uuid = gpu("n1", 0)
+    books.says(pod, 10, 10).at(0).at(30)
+    books.sampled(uuid, 80).tells(uuid, 39, sm_active_milli=700, dram_active_milli=100).at(40)
+    assert books("gpu_busy_seconds", "chat") == pytest.approx(8)
 
 
 def test_memory_counts_as_the_ledger_holds_it_and_less_once_a_claim_has_come_down() -> None:

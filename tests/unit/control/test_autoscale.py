@@ -32,6 +32,7 @@ class Stage:
     verdict: Scaling = field(default_factory=Scaling)
     gateway: bool = True
     runtimes: bool = True
+    works: str = ""  # what shows that it works without requests
     sizes: list[int] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
@@ -43,10 +44,15 @@ class Stage:
         value = self.workload.value
         self.record = Record(value.key, value.uid, 1, NOW, value)
         self.records.put(self.record)
-        self.scalers = Scalers(self.cluster.store, self.records, self.book, lambda _uri, _revision: 20.0)
+        self.scalers = Scalers(
+            self.cluster.store, self.records, self.book, lambda _uri, _revision: 20.0, self.working
+        )
         self.done: dict[str, float] = {}
         self.recent: list[float] = []
         self.resize()
+
+    def working(self, _uid: str) -> str:
+        return self.works
 
     def resize(self) -> None:
         """Let as many replicas run as are wanted; a cold start takes no time here."""
@@ -174,6 +180,18 @@ def test_zero_comes_after_the_idle_time_and_the_first_request_starts_one_replica
     assert stage.wanted == 1
 
 
+def test_a_device_that_works_without_requests_keeps_the_last_replica() -> None:
+    spec = {"scaling": {"minReplicas": 0, "maxReplicas": 4, "idle": {"scaleToZeroAfter": "30s"}}}
+    stage = Stage(spec)
+    stage.works = "a device of its own works: 80 % of its range of power drawn"
+    stage.run(120, 0.0)
+    assert stage.wanted == 1
+    assert stage.works in stage.verdict.message
+    stage.works = ""
+    stage.run(40, 0.0)
+    assert stage.wanted == 0
+
+
 def test_more_than_may_run_is_said() -> None:
     stage = Stage(SPEC | {"scaling": {"minReplicas": 1, "maxReplicas": 3}})
     stage.run(900, 5.0)
@@ -192,7 +210,9 @@ def test_a_new_leader_begins_with_what_runs() -> None:
     stage = Stage()
     stage.run(900, 4.0)
     before = stage.wanted
-    stage.scalers = Scalers(stage.cluster.store, stage.records, DemandBook(), lambda _uri, _revision: None)
+    stage.scalers = Scalers(
+        stage.cluster.store, stage.records, DemandBook(), lambda _uri, _revision: None, stage.working
+    )
     stage.look()
     assert stage.wanted == before
 
@@ -213,7 +233,9 @@ def test_a_former_leader_does_not_go_back_to_the_number_it_remembers() -> None:
 
 def test_a_measured_cold_start_counts_and_a_slow_one_takes_more_replicas() -> None:
     quick, slow = Stage(), Stage()
-    slow.scalers = Scalers(slow.cluster.store, slow.records, slow.book, lambda _uri, _revision: 3000.0)
+    slow.scalers = Scalers(
+        slow.cluster.store, slow.records, slow.book, lambda _uri, _revision: 3000.0, slow.working
+    )
     for stage in (quick, slow):
         stage.run(700, 1.0)
     for minute in range(30):

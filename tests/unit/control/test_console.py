@@ -10,7 +10,8 @@ import pytest
 
 from llmos_operator.control.console.server import console_host, loopback
 from llmos_operator.settings import BadSettings
-from tests.support.builders import a_cluster, a_node, a_workload
+from llmos_operator.state.telemetry import Reading
+from tests.support.builders import a_cluster, a_node, a_workload, gpu
 from tests.support.consoles import SECRET, Shown, a_fleet, misbehave, populate, shown
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def test_a_device_tells_ledger_use_and_tenants() -> None:
     async with shown(cluster) as fleet:
         found = await _state(fleet)
     first, second = found["nodes"][0]["devices"]
-    assert first == [0, 0, 80 << 10, 20 << 10, 30 << 10, None, "Healthy", "", 0, [0]]
+    assert first == [0, 0, 80 << 10, 20 << 10, 30 << 10, None, "Healthy", "", 0, [0], 0, 0, None]
     assert second[3:5] == [0, 0]
     assert (found["products"], found["tenants"]) == (["A100-80G"], ["default/chat"])
 
@@ -53,6 +54,25 @@ async def test_a_device_tells_whether_a_holder_pod_or_somebody_else_has_it() -> 
     async with shown(cluster) as fleet:
         devices = (await _state(fleet))["nodes"][0]["devices"]
     assert [one[8] for one in devices] == [4, 2, 0]
+
+
+async def test_strain_and_draw_of_a_device_are_told_and_a_budget_with_what_is_drawn_of_it() -> None:
+    node = a_node("n1").with_gpus(2).drawing(400).within_watts(700).held_down(0, 850).ageing(0, 100)
+    async with shown(a_cluster(node)) as fleet:
+        readings = [
+            Reading(gpu("n1", 0), power_milliwatts=215_700),
+            Reading(gpu("n1", 1), power_milliwatts=40_100),
+        ]
+        fleet.accounts.sampled(readings)
+        found = await _state(fleet)
+        assert [one[8:] for one in found["nodes"][0]["devices"]] == [
+            [8, [], 850, 100, 210],
+            [0, [], 0, 0, 40],
+        ]
+        told = {"level": "node", "name": "n1", "budget": 700, "expected": 80, "drawn": 250}
+        assert found["power"] == [told]
+        fleet.accounts.sampled([Reading(gpu("n1", 1))])
+        assert (await _state(fleet))["power"] == [told | {"drawn": None}]
 
 
 async def test_a_thousand_devices_are_small_enough_to_ask_for_every_two_seconds() -> None:

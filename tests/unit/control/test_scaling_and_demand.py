@@ -64,6 +64,26 @@ def test_a_request_puts_idleness_off() -> None:
     assert memory.wanted == 1
 
 
+def test_work_that_no_request_explains_puts_idleness_off_and_is_named() -> None:
+    memory = scaling.begin(ZERO, 1, NOW)
+    works = Demand(working="a device of its own works: multiprocessors active 60 % of the time")
+    for second in range(0, 900, 30):
+        memory, verdict = scaling.decide(ZERO, works, memory, NOW + second)
+    assert memory.wanted == 1
+    assert "It is not idle: a device of its own works" in verdict.message
+    memory, _ = scaling.decide(ZERO, Demand(), memory, NOW + 870 + 299)
+    assert memory.wanted == 1
+    memory, _ = scaling.decide(ZERO, Demand(), memory, NOW + 870 + 301)
+    assert memory.wanted == 0
+
+
+def test_who_works_does_not_doze() -> None:
+    spec = {"minReplicas": 1, "maxReplicas": 1, "idle": {"sleepAfter": "1m"}}
+    memory = scaling.begin(spec, 1, NOW)
+    assert scaling.may_doze(spec, Demand(), memory, NOW + 61, dozes=False)
+    assert not scaling.may_doze(spec, Demand(working="it works"), memory, NOW + 61, dozes=False)
+
+
 def test_a_waiting_request_starts_the_first_replica() -> None:
     memory = scaling.begin(ZERO, 0, NOW)
     memory, _ = scaling.decide(ZERO, Demand(), memory, NOW + 1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
+from llmos_operator.api import names
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.standing import Standing
 from llmos_operator.state.types import Queue
-from tests.support.builders import GIB, NOW, a_cluster, a_node, a_workload
+from tests.support.builders import GIB, NOW, a_cluster, a_node, a_workload, gpu
 
 
 class Shown:
@@ -16,13 +17,19 @@ class Shown:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.standing = Standing(OperatorMetrics(self.registry), overuse_percent=10)
+        self.draws: dict[str, int] = {}
+        self.standing = Standing(
+            OperatorMetrics(self.registry),
+            overuse_percent=10,
+            rack_label=names.LABEL_RACK,
+            draw=lambda uuid: self.draws.get(uuid),  # noqa: PLW0108 - the dictionary is put there later
+        )
 
     def at(self, seconds: float, cluster) -> Shown:
         self.standing.show(cluster.snapshot(), NOW + seconds)
         return self
 
-    def __call__(self, name: str, **labels: str) -> float | None:
+    def __call__(self, name: str, /, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"llmos_operator_{name}", labels)
 
 
@@ -79,3 +86,36 @@ def test_use_beyond_the_ledger_is_told_and_counts_as_overuse_above_the_policys_s
     shown.at(0, cluster)
     assert shown("unreserved_bytes", node="n1") == 24 * GIB
     assert shown("overused_devices", node="n1") == 1  # 4 of 80 GiB are within a tenth
+
+
+def test_power_is_shown_against_the_budgets_of_nodes_and_racks(shown: Shown):
+    nodes = [a_node(name).with_gpus(2).drawing(400).within_watts(600, "r1", 1500) for name in ("n1", "n2")]
+    cluster = a_cluster(*nodes, a_node("n3").with_gpus(1).drawing(400))
+    cluster.running(a_workload("chat"), "n1", [0])
+    shown.draws = {gpu(name, index): 50_000 for name in ("n1", "n2") for index in (0, 1)}
+    shown.at(0, cluster)
+    assert shown("power_budget_watts", level="node", name="n1") == 600
+    assert shown("power_expected_watts", level="node", name="n1") == 400 + 40
+    assert shown("power_drawn_watts", level="node", name="n1") == 100
+    assert shown("power_budget_watts", level="rack", name="r1") == 1500
+    assert shown("power_expected_watts", level="rack", name="r1") == 440 + 80
+    assert shown("power_drawn_watts", level="rack", name="r1") == 200
+    assert shown("power_budget_watts", level="node", name="n3") is None
+
+
+def test_a_device_that_does_not_tell_leaves_a_sum_out_and_is_no_zero(shown: Shown):
+    cluster = a_cluster(a_node("n1").with_gpus(2).drawing(400, None).within_watts(600))
+    shown.draws = {gpu("n1", 0): 50_000}
+    shown.at(0, cluster)
+    assert shown("power_budget_watts", level="node", name="n1") == 600
+    assert shown("power_expected_watts", level="node", name="n1") is None
+    assert shown("power_drawn_watts", level="node", name="n1") is None
+
+
+def test_strain_is_shown_of_devices_that_have_some(shown: Shown):
+    cluster = a_cluster(a_node("n1").with_gpus(3).held_down(0, 850).ageing(2, 150))
+    shown.at(0, cluster)
+    assert shown("device_strain_ratio", node="n1", gpu="0", kind="throttled") == pytest.approx(0.85)
+    assert shown("device_strain_ratio", node="n1", gpu="2", kind="risk") == pytest.approx(0.15)
+    assert shown("device_strain_ratio", node="n1", gpu="1", kind="throttled") is None
+    assert shown("held_down_devices", node="n1") == 1

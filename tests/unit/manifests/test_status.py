@@ -17,7 +17,16 @@ from llmos_operator.api.runtime.messages import (
     WorkProgress,
 )
 from llmos_operator.manifests import status as manifest
-from llmos_operator.manifests.observed import Failure, Observed, Preemption, Refusal, Score, Tries, Usage
+from llmos_operator.manifests.observed import (
+    Activity,
+    Failure,
+    Observed,
+    Preemption,
+    Refusal,
+    Score,
+    Tries,
+    Usage,
+)
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
 from llmos_operator.state.replicas import Exit, Replica
@@ -368,6 +377,17 @@ def test_what_has_ended_for_good_stays_so_in_the_same_words() -> None:
     assert condition(then, "Finished") == condition(first, "Finished")
     assert (then["phase"], condition(then, "Scheduled")["reason"]) == ("Succeeded", "Complete")
     assert "Finished" not in {one["type"] for one in written(seen())["conditions"]}
+
+
+def test_idleness_stays_as_it_was_said_until_there_is_news_and_goes_with_the_replicas() -> None:
+    idle = seen(pods=(a_pod_of(WORK, ready=True),), activity=Activity("Idle", NOW - 300, "no request"))
+    first = written(idle)
+    assert first["activity"] == {"state": "Idle", "since": "2023-11-14T22:08:20Z", "message": "no request"}
+    later = replace(idle, previous=first, activity=None, now=NOW + 60)
+    assert manifest.urgency(first, manifest.build(later)) is Urgency.NONE
+    busy = replace(later, activity=Activity("Busy", NOW + 60, "1 requests in progress or waiting"))
+    assert manifest.urgency(first, manifest.build(busy)) is Urgency.LATER
+    assert "activity" not in written(replace(later, pods=()))
 
 
 def test_usage_goes_along_with_what_is_written_anyway_and_never_back() -> None:

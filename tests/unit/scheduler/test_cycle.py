@@ -198,7 +198,7 @@ def test_shared_work_is_charged_by_its_dominant_part() -> None:
 def test_too_many_tenants_run_out_of_compute_before_memory() -> None:
     cluster = a_cluster(a_node("n1").with_gpus(1))
     cluster.add(*(a_workload(f"w{i:02}").shared().needing("1Gi") for i in range(12)))
-    made = plan(cluster.snapshot(), POLICY, NOW)
+    made = plan(cluster.snapshot(), replace(POLICY, startup_seconds=0.0), NOW)
     assert len(made.binds) == 10
     waiting = [d for d in made.decisions.values() if d.pending]
     assert [[r.reason for r in d.rejected] for d in waiting] == [["InsufficientDeviceCompute"]] * 2

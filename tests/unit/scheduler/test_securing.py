@@ -15,7 +15,7 @@ from llmos_operator.state.types import PodPhase
 from tests.support.builders import NOW, ClusterBuilder, a_cluster, a_node, a_workload, gpu
 from tests.support.plans import carry_out
 
-POLICY = Policy()
+POLICY = Policy(startup_seconds=0.0)  # starts beside each other: what waits here waits for holder pods
 
 
 def a_plugged(devices: int = 2) -> ClusterBuilder:

@@ -72,6 +72,17 @@ def test_what_is_absent_is_left_out_and_not_zero() -> None:
     assert stale.keys() == {"uuid", "index", "verdict", "reason"}
 
 
+def test_activity_is_told_in_thousandths_where_the_device_samples_it() -> None:
+    told = Counters(0.0, sm_active_ratio=0.3756, dram_active_ratio=1.004)
+    (device,) = parsed(
+        report.batch("n1", 1, 1, [DeviceView(a_device(), HEALTHY, a_sample(counters=told))])
+    ).devices
+    assert (device.sm_active_milli, device.dram_active_milli) == (376, 1000)
+    silent = DeviceView(a_device(), HEALTHY, a_sample(counters=Counters(0.0)))
+    (entry,) = report.batch("n1", 1, 1, [silent])["devices"]
+    assert not {"smActiveMilli", "dramActiveMilli"} & entry.keys()
+
+
 def test_a_device_has_the_holders_the_kubelet_tells_and_none_where_it_does_not() -> None:
     both = [DeviceView(a_device(f"GPU-{index}"), HEALTHY, a_sample(f"GPU-{index}")) for index in range(2)]
     holders = tuple(Holder(f"ns/pod-{number}", "main", "nvidia.com/gpu") for number in range(MAX_HOLDERS + 1))

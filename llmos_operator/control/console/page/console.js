@@ -4,11 +4,12 @@
 const EVERY = 2000; // ms between questions
 const SHOWN = 300; // workloads in the list; the filter finds the others
 const GIB = 1024; // MiB
-const COLUMNS = ["index", "product", "memory", "reserved", "used", "busy", "verdict", "reason", "flags", "tenants"];
+const COLUMNS = ["index", "product", "memory", "reserved", "used", "busy", "verdict", "reason", "flags", "tenants", "throttled", "risk", "watts"];
 const LEGENDS = {
   ledger: "Each bar is a device: filled to the memory observed in use, the line at what the ledger has reserved. Striped: not measured.",
   busy: "Share of the last second in which some kernel ran. Striped: the device does not tell.",
   tenants: "One colour a workload; striped over where several share a device.",
+  strain: "How much less a device counts in placement, by heat, power brakes and the age of its memory. Crossed: it takes nothing new for it.",
   health: "Green is healthy; ~ degraded, ! unhealthy, ? unknown.",
 };
 const SIGNS = { Degraded: "~", Unhealthy: "!", Unknown: "?" };
@@ -51,6 +52,14 @@ export function percent(part, whole) {
   return whole > 0 && part !== null ? Math.min(100, (100 * part) / whole) : 0;
 }
 
+// What speaks against a device, in words.
+export function strain(one) {
+  const told = [one.throttled ? `held down ${one.throttled / 10} % of its time` : "", one.risk ? `memory risk ${one.risk / 10} %` : ""].filter(Boolean);
+  if (!told.length) return "";
+  const less = Math.min(1000, one.throttled + one.risk) / 10;
+  return `; counts ${less} % less (${told.join(", ")})${one.flags & 8 ? " and takes nothing new" : ""}`;
+}
+
 // What a device holds, in one line for people.
 export function sentence(node, one, names) {
   const held = one.tenants.map((number) => names.tenants[number]);
@@ -58,8 +67,9 @@ export function sentence(node, one, names) {
   const used = one.used === null ? "not measured" : `${size(one.used)} observed`;
   const kept = one.flags & 1 ? "held as a whole" : `${size(one.reserved)} reserved`;
   const taken = one.flags & 2 ? "; taken by a pod that is not ours" : one.flags & 4 ? "; taken from the device plugin for shared work" : "";
+  const draws = one.watts === null ? "" : `, ${one.watts} W`;
   const sick = one.verdict === "Healthy" ? "" : `; ${one.verdict} ${one.reason}`;
-  return `${node.name} device ${one.index}, ${names.products[one.product]} ${size(one.memory)}: ${kept}, ${used}${busy}${sick}${taken}; ${held.length ? held.join(", ") : "no workload"}`;
+  return `${node.name} device ${one.index}, ${names.products[one.product]} ${size(one.memory)}: ${kept}, ${used}${busy}${draws}${strain(one)}${sick}${taken}; ${held.length ? held.join(", ") : "no workload"}`;
 }
 
 function totals() {
@@ -69,6 +79,7 @@ function totals() {
   const memory = sum("memory");
   const shown = {
     devices: `${devices.length} on ${state.nodes.length} nodes`,
+    strained: devices.filter((one) => one.throttled + one.risk > 0).length,
     "not healthy": devices.filter((one) => one.verdict !== "Healthy").length,
     reserved: `${percent(sum("reserved"), memory).toFixed(0)} % of ${size(memory)}`,
     observed: `${percent(sum("used"), memory).toFixed(0)} %`,
@@ -128,10 +139,11 @@ function paint({ cell, sign, box, name, i, j }) {
   const mode = $("modes").querySelector(":checked").value;
   const unknown = (mode === "ledger" && one.used === null) || (mode === "busy" && one.busy === null);
   const reserved = one.flags & 3 ? 100 : percent(one.reserved, one.memory);
-  cell.className = ["cell", one.verdict, held.length ? "held" : "", held.length > 1 ? "several" : "", unknown ? "unknown" : "", reserved ? "" : "empty"].join(" ");
+  cell.className = ["cell", one.verdict, held.length ? "held" : "", held.length > 1 ? "several" : "", unknown ? "unknown" : "", reserved ? "" : "empty", one.flags & 8 ? "down" : ""].join(" ");
   cell.style.setProperty("--used", percent(one.used, one.memory));
   cell.style.setProperty("--reserved", reserved);
   cell.style.setProperty("--value", one.busy ?? 0);
+  cell.style.setProperty("--strain", percent(one.throttled + one.risk, 1000));
   if (held.length) cell.style.setProperty("--hue", hue(held[0]));
   sign.textContent = SIGNS[one.verdict] ?? "";
   cell.setAttribute("aria-label", sentence(node, one, state));
@@ -177,6 +189,25 @@ function remedies() {
       return item;
     }),
   );
+}
+
+function power() {
+  $("power").hidden = !state.power.length;
+  const told = (watts) => (watts === null ? "not told" : `${watts} W`);
+  const rows = state.power.map((one) => {
+    const row = element("tr");
+    row.append(element("td", `${one.level} ${one.name}`), element("td", told(one.drawn), "number"));
+    row.append(element("td", told(one.expected), "number"), element("td", told(one.budget), "number"));
+    const share = element("td");
+    const meter = element("meter");
+    meter.max = Math.max(1, one.budget);
+    meter.high = 0.9 * meter.max;
+    meter.value = one.drawn ?? 0;
+    share.append(meter, one.drawn === null ? "" : ` ${percent(one.drawn, one.budget).toFixed(0)} %`);
+    row.append(share);
+    return row;
+  });
+  $("power").querySelector("tbody").replaceChildren(...rows);
 }
 
 function queues() {
@@ -263,6 +294,7 @@ function draw() {
   totals();
   map();
   remedies();
+  power();
   queues();
   workloads();
   if (chosen) detail().catch(() => {});
