@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import GpuNode, Node
 
 
+OFFER_SECONDS = 600.0  # longer than a kubelet or an agent is expected to be away
+
+
 class NodeBook:
     """Nodes by name. Methods that take a value say by their result whether anything changed."""
 
@@ -38,9 +41,8 @@ class NodeBook:
         self._disturbed: dict[str, float] = {}  # node -> epoch seconds; outlives a GPUNode that is deleted
         self._refusing: dict[str, float] = {}  # nodes whose kubelet refused devices -> until when that counts
         self._strangers: dict[str, Strangers] = {}
-        self._offered: dict[
-            str, set[str]
-        ] = {}  # node -> devices its plugin has offered since the kubelet tells
+        self._offered: dict[str, set[str]] = {}  # node -> devices that its plugin offers, or has
+        self._untold: dict[str, float | None] = {}  # of these, where nobody tells now -> since when
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
         """Take nodes as a snapshot has them, and believe what was observed on them."""
@@ -111,17 +113,21 @@ class NodeBook:
         self._care.pop(name, None)
         self._strangers.pop(name, None)
         self._offered.pop(name, None)
+        self._untold.pop(name, None)
         self._set_node(self._build(name, old.node, None))
         return True
 
     def _with_withdrawn(self, gpu: GpuNode) -> GpuNode:
-        """Return a node on which what its device plugin has once offered stays the plugin's, as long as the kubelet tells.
+        """Return a node on which what its device plugin has once offered stays the plugin's.
 
-        A plugin that starts again, or a device it thinks sick, comes back; shared work must not take it meanwhile.
+        A plugin, kubelet or agent that starts again, or a device thought sick, comes back; shared work must not take it
+        meanwhile. Where nobody tells any more, that is forgotten by :meth:`expire_offers`.
         """
         known = self._offered.setdefault(gpu.name, set())
-        if not gpu.told:
-            known.clear()
+        if gpu.told or not known:
+            self._untold.pop(gpu.name, None)
+        else:
+            self._untold.setdefault(gpu.name, None)
         known.update(one.uuid for one in gpu.devices if one.offered)
         if all(one.offered or one.uuid not in known for one in gpu.devices):
             return gpu
@@ -210,6 +216,18 @@ class NodeBook:
     def _devices_told(self, name: str) -> None:
         """Take note that a node's devices, or who holds them, are others now."""
 
+    def expire_offers(self, now: float) -> None:
+        """Let devices of a plugin be nobody's where the kubelet has told nothing for `OFFER_SECONDS` before `now`."""
+        for name, since in list(self._untold.items()):
+            if since is None:
+                self._untold[name] = now
+            elif now - since > OFFER_SECONDS:
+                del self._untold[name]
+                self._offered[name].clear()
+                old = self._nodes.get(name)
+                if old is not None and old.gpu is not None:
+                    self._set_node(self._build(name, old.node, _without_withdrawn(old.gpu)))
+
     def plugged(self) -> list[NodeState]:
         """Return the nodes on which a device plugin offers devices, or has."""
         found = (self._nodes.get(name) for name, offered in self._offered.items() if offered)
@@ -229,3 +247,8 @@ class NodeBook:
         else:
             self._nodes[state.name] = state
         self._version += 1
+
+
+def _without_withdrawn(gpu: GpuNode) -> GpuNode:
+    devices = (replace(one, offered=False, withdrawn=False) if one.withdrawn else one for one in gpu.devices)
+    return replace(gpu, devices=tuple(devices))

@@ -124,9 +124,10 @@ class Store(PodBook):
         )
 
     def advance(self, now: float) -> None:
-        """Move the averages of use to `now` (epoch seconds), forget places kept in vain and old refusals; no reason to plan anew."""
+        """Move the averages of use to `now` (epoch seconds), forget places kept in vain, old refusals and offers; no reason to plan anew."""
         self.expire_targets(now)
         self.expire_refusals(now)
+        self.expire_offers(now)
         if self.synced():  # before that, what is charged is not all
             claims = (p.claim for pods in self._pods_of.values() for p in pods if p.claim is not None)
             self._averages.advance(now, self._queues, self._tally.charged, claims)

@@ -10,9 +10,10 @@ import pytest
 from llmos_operator.api import names
 from llmos_operator.errors import Conflict
 from llmos_operator.state import convert, ledger, plugin
+from llmos_operator.state.nodebook import OFFER_SECONDS
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.types import PodPhase
-from tests.support.builders import GIB, ClusterBuilder, a_cluster, a_node, a_pod, a_workload, gpu
+from tests.support.builders import GIB, NOW, ClusterBuilder, a_cluster, a_node, a_pod, a_workload, gpu
 
 if TYPE_CHECKING:
     from llmos_operator.state.ledger import DeviceState, NodeState
@@ -116,9 +117,25 @@ def test_what_a_plugin_withdraws_stays_its_own_as_long_as_the_kubelet_tells() ->
     assert [state.name for state in cluster.store.plugged()] == ["n1"]
     cluster.running(a_workload("w").shared(), "n1", [0], memory="4Gi")
     assert plugin.bare(node(cluster)) == (), "nobody can be given it now"
-    cluster.store.apply_gpu_node(replace(starting, told=False))
-    assert device(cluster).open, "nobody is told any more"
+
+
+def test_what_a_plugin_offered_is_forgotten_some_time_after_the_kubelet_ceased_to_tell() -> None:
+    cluster = a_plugged()
+    gpus = node(cluster).gpu
+    assert gpus is not None
+    silent = replace(gpus, devices=tuple(replace(d, offered=False) for d in gpus.devices), told=False)
+    cluster.store.apply_gpu_node(silent)
+    cluster.store.advance(NOW)
+    cluster.store.advance(NOW + OFFER_SECONDS)
+    assert not device(cluster).open, "the agent or the kubelet may be back at any moment"
+    cluster.store.apply_gpu_node(replace(silent, told=True))
+    cluster.store.apply_gpu_node(silent)
+    cluster.store.advance(NOW + OFFER_SECONDS + 1)
+    assert not device(cluster).open, "it was back"
+    cluster.store.advance(NOW + 2 * OFFER_SECONDS + 2)
+    assert device(cluster).open
     assert cluster.store.plugged() == []
+    assert not node(cluster).plugged
 
 
 def test_holder_pods_are_told_apart_by_what_they_have() -> None:
