@@ -38,6 +38,7 @@ ANNOTATION_SIMULATED_FAULTS = "llmos.dev/simulated-faults"
 # -- labels on nodes
 LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
 LABEL_GPU_MEMORY_MIB = "nvidia.com/gpu.memory"
+LABEL_MIG_STRATEGY = "nvidia.com/mig.strategy"  # none, single or mixed; of GPU feature discovery
 LABEL_SIMULATED = "llmos.dev/simulated"  # "true" on nodes of the local cluster
 LABEL_RACK = "topology.llmos.dev/rack"
 # Whole watts: what the devices of a node may draw together, and those of all nodes of its rack.

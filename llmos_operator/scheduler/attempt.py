@@ -180,9 +180,10 @@ class Attempts:
             name = self.scene.table.names[row]
             prefer = self.placer.column(request, row)
             usable = self.reservations.usable(pending, row, columns[row])
-            devices = pick(now.node(name), request, usable, self.policy.overuse_percent, prefer)
+            state = now.node(name)
+            devices = pick(state, request, usable, self.policy.overuse_percent, prefer)
             if devices is not None:
-                claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
+                claim = claim_for(pending, ordinal, state, devices, request, size, self.policy, self.now)
                 if self.leaves_room(claim, request):
                     return self.bound(pending, shape, place, claim, row, waste)
                 if not self._quota_fits(now, claim):
@@ -337,7 +338,7 @@ class Attempts:
         devices = pick(state, request, usable, self.policy.overuse_percent)
         if devices is None:
             return False
-        claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
+        claim = claim_for(pending, ordinal, state, devices, request, size, self.policy, self.now)
         if not later.admits(claim):
             return False
         self.worlds.hold(claim)

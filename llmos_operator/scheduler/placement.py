@@ -253,8 +253,9 @@ def fits_on(state: NodeState, request: Request, uuids: Iterable[str], overuse_pe
     return all(d is not None and device_fits(d, request, overuse_percent) for d in found)
 
 
-def _device_order(device: DeviceState, request: Request) -> tuple[bool, int, bool, int, int]:
+def _device_order(device: DeviceState, request: Request) -> tuple[bool, int, bool, int, int, int]:
     size = device.device.memory_bytes if request.whole else device.headroom_bytes()
     used_first = device.idle and not request.whole
     worn = device.verdict is Verdict.DEGRADED
-    return (worn, device.strain_milli, used_first, size, device.device.index)
+    part = device.device.part_milli  # the same for all but MIG instances
+    return (worn, device.strain_milli, used_first, part, size, device.device.index)

@@ -161,7 +161,7 @@ class Relocations:
                 claim = claim_for(
                     mover.pending,
                     former.ordinal,
-                    name,
+                    later,
                     devices,
                     request,
                     mover.size,

@@ -7,13 +7,13 @@ any order, which is what makes a rebuild after a restart equal (I11) and an undo
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import names
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.api.telemetry import Verdict
-from llmos_operator.state import power
+from llmos_operator.state import handouts, power
 from llmos_operator.state.care import Phase
 from llmos_operator.state.telemetry import Observation, worse
 from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
@@ -52,6 +52,9 @@ class DeviceState:
     throttled_milli: int = 0  # of its time, held down by heat or a power brake
     risk_milli: int = 0  # how its memory ages
     held_down: bool = False  # for so much of its time that it takes nothing new
+    withheld: bool = (
+        False  # a MIG instance that nobody holds, but of whose resource the kubelet has no unit left
+    )
 
     @property
     def usable(self) -> bool:
@@ -74,8 +77,8 @@ class DeviceState:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody holds any part of it."""
-        return self.claims == 0 and not self.foreign
+        """Whether nobody holds any part of it, and somebody would be given it."""
+        return self.claims == 0 and not self.foreign and not self.withheld
 
     def headroom_bytes(self) -> int:
         """Return capacity - max(reserved, observed + margin), never below 0; 0 where it is held as a whole.
@@ -109,7 +112,7 @@ class NodeState:
     memory_bytes: int = 0  # used, weights of replicas that sleep included
     sleep_bytes: int = 0  # of it, those weights
     gpus: int = 0  # nvidia.com/gpu used, ours and others'
-    foreign_gpus: int = 0  # of them, others'
+    foreign_gpus: int = 0  # devices of others, whole ones and MIG instances, as they ask for them
     pod_count: int = 0
     stray_claims: int = 0  # claims on devices the node does not have (any more)
     sick: bool = False  # a device is Unhealthy, or work is asked to leave it
@@ -134,13 +137,13 @@ class NodeState:
         """Return the state with the pod's amounts added (`sign` 1) or taken off (-1), holding `pods` afterwards."""
         if pod.phase is PodPhase.FINISHED:
             return replace(self, pods=pods)
-        foreign = self.foreign_gpus + sign * foreign_gpus(pod)
+        foreign = self.foreign_gpus + sign * handouts.foreign_units(pod)
         asleep = pod.claim.host_bytes if pod.claim is not None else 0
         devices = self.devices
         if pod.claim is not None and pod.claim.devices:
             devices = _devices_after(devices, pod.claim, sign, pods)
-        if foreign or self.foreign_gpus or any(one.device.holders for one in devices):
-            devices = _foreign_marked(devices, pods, foreign)
+        if foreign or self.foreign_gpus or any(one.device.holders or one.device.mig for one in devices):
+            devices = handouts.marked(devices, self.node, pods, refusing=self.refusing)
         return NodeState(
             self.name,
             self.node,
@@ -179,6 +182,13 @@ class NodeState:
     def free_gpus(self) -> int:
         """Return how many units of nvidia.com/gpu its kubelet would still grant, never below 0: it may advertise fewer than it gave."""
         return 0 if self.node is None or self.refusing else max(0, self.node.gpus - self.gpus)
+
+    def settled(self) -> NodeState:
+        """Return the state with what the node advertises, or its kubelet grants, taken into account anew."""
+        if not any(one.device.mig for one in self.devices):
+            return self
+        devices = handouts.marked(self.devices, self.node, self.pods, refusing=self.refusing)
+        return replace(self, devices=devices)
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:
@@ -254,17 +264,7 @@ def whole_gpus(pod: Pod) -> int:
     """Return how many units of nvidia.com/gpu the pod takes from its node."""
     if pod.claim is None:
         return pod.gpus
-    return len(pod.claim.devices) if pod.claim.sharing is Sharing.EXCLUSIVE else 0
-
-
-def foreign_gpus(pod: Pod) -> int:
-    """Return how many whole devices a pod that is not ours takes. Which ones, the kubelet may have told."""
-    return pod.gpus if pod.claim is None else 0
-
-
-def given(state: NodeState, key: PodKey) -> tuple[str, ...]:
-    """Return the devices of a node the kubelet gave to a pod, in the node's order; () where it does not tell."""
-    return tuple(one.device.uuid for one in state.devices if key in one.device.holders)
+    return len(pod.claim.devices) if pod.claim.resource == names.RESOURCE_GPU else 0
 
 
 def build(
@@ -273,13 +273,17 @@ def build(
     gpu: GpuNode | None,
     pods: Mapping[PodKey, Pod],
     observed: Mapping[str, Observation],
+    *,
+    refusing: bool = False,
 ) -> NodeState:
-    """Return a node's state from nothing but what was listed."""
+    """Return a node's state from nothing but what was listed; `refusing`: its kubelet has lately refused devices."""
     devices = _fresh_devices(gpu, observed)
     sick = any(d.verdict is Verdict.UNHEALTHY for d in devices) or (
         gpu is not None and any(one.phase is Phase.DRAINING for one in gpu.care.treatments)
     )
-    state = NodeState(name, node, gpu, observed=observed, devices=devices, sick=sick)
+    state = NodeState(
+        name, node, gpu, observed=observed, devices=devices, sick=sick, refusing=refusing
+    ).settled()
     for pod in pods.values():
         state = state.with_pod(pod)
     return state
@@ -341,6 +345,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.throttled_milli,
         state.risk_milli,
         state.held_down,
+        state.withheld,
     )
 
 
@@ -364,43 +369,12 @@ def _held_whole(uuid: str, pods: Mapping[PodKey, Pod]) -> bool:
     )
 
 
-def _foreign_marked(
-    devices: tuple[DeviceState, ...], pods: Mapping[PodKey, Pod], count: int
-) -> tuple[DeviceState, ...]:
-    """Return the devices with those marked that others hold: those the kubelet gave them, and of the rest as many as they asked for beside.
-
-    Which ones of the rest is a guess: those without claims, the most used first, then the highest index.
-    """
-    known: Counter[PodKey] = Counter()
-    taken = set()
-    for i, one in enumerate(devices):
-        others = [key for key in one.device.holders if _is_foreign(pods.get(key))]
-        if others:
-            taken.add(i)
-            known.update(others)
-    count -= sum(min(number, pods[key].gpus) for key, number in known.items())
-    order = sorted(
-        (i for i in range(len(devices)) if i not in taken),
-        key=lambda i: (devices[i].claims > 0, -(devices[i].observed_bytes or 0), -devices[i].device.index),
-    )
-    taken.update(i for i in order[: max(0, count)] if devices[i].claims == 0)
-    return tuple(
-        replace(one, foreign=i in taken) if one.foreign != (i in taken) else one
-        for i, one in enumerate(devices)
-    )
-
-
-def _is_foreign(pod: Pod | None) -> bool:
-    """Return whether a pod is somebody else's and holds something. One nobody knows of is on its way out."""
-    return pod is not None and pod.claim is None and pod.phase is not PodPhase.FINISHED
-
-
 def shortfall(state: NodeState, claim: Claim) -> str:
     """Return why the reservations of a node cannot take `claim`, "" if they can. Observation is not asked."""
     node = state.node
     if node is None:
         return f"node {state.name} is not registered"
-    gpus = len(claim.devices) if claim.sharing is Sharing.EXCLUSIVE else 0
+    gpus = len(claim.devices) if claim.resource == names.RESOURCE_GPU else 0
     for what, used, needed, capacity in (
         ("millicores of CPU", state.cpu_milli, claim.cpu_milli, node.cpu_milli),
         ("bytes of memory", state.memory_bytes, claim.memory_bytes, node.memory_bytes),
@@ -420,6 +394,10 @@ def shortfall(state: NodeState, claim: Claim) -> str:
 def _device_shortfall(one: DeviceState | None, uuid: str, claim: Claim, *, whole: bool) -> str:
     if one is None:
         return f"device {uuid} is not on node {claim.node}"
+    if one.withheld:
+        return (
+            f"device {uuid}: node {claim.node} has no unit of {claim.resource or 'its resource'} left for it"
+        )
     if one.exclusive or one.foreign or (one.claims and (whole or one.domain != claim.domain)):
         return f"device {uuid} is held by others"
     if one.reserved_bytes + claim.bytes_per_device > one.device.memory_bytes:

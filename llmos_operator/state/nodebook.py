@@ -68,7 +68,7 @@ class NodeBook:
         old = self._nodes.get(node.name)
         if old is not None and old.node == node:
             return False
-        self._set_node(replace(old, node=node) if old else self._build(node.name, node, None))
+        self._set_node(replace(old, node=node).settled() if old else self._build(node.name, node, None))
         return True
 
     def delete_node(self, name: str) -> bool:
@@ -76,7 +76,7 @@ class NodeBook:
         old = self._nodes.get(name)
         if old is None or old.node is None:
             return False
-        self._set_node(replace(old, node=None))
+        self._set_node(replace(old, node=None).settled())
         return True
 
     def apply_gpu_node(self, gpu: GpuNode) -> bool:
@@ -174,7 +174,7 @@ class NodeBook:
         self._refusing[name] = until
         old = self._nodes.get(name)
         if old is not None and not old.refusing:
-            self._set_node(replace(old, refusing=True))
+            self._set_node(replace(old, refusing=True).settled())
 
     def expire_refusals(self, now: float) -> None:
         """Let nodes take such pods again."""
@@ -182,7 +182,7 @@ class NodeBook:
             del self._refusing[name]
             old = self._nodes.get(name)
             if old is not None:
-                self._set_node(replace(old, refusing=False))
+                self._set_node(replace(old, refusing=False).settled())
 
     def _devices_told(self, name: str) -> None:
         """Take note that a node's devices, or who holds them, are others now."""
@@ -192,8 +192,8 @@ class NodeBook:
 
     def _build(self, name: str, node: Node | None, gpu: GpuNode | None) -> NodeState:
         pods = self._state(name).pods
-        built = ledger.build(name, node, gpu, pods, self._observed.get(name, {}))
-        return replace(built, refusing=True) if name in self._refusing else built
+        observed = self._observed.get(name, {})
+        return ledger.build(name, node, gpu, pods, observed, refusing=name in self._refusing)
 
     def _set_node(self, state: NodeState) -> None:
         if state.node is None and state.gpu is None and not state.pods:

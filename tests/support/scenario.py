@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.scheduler.claims import profile_of
 from llmos_operator.scheduler.filters.device_kind import product_matches
@@ -229,6 +230,8 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "observed",
             "strangers",
             "mig",
+            "instances",
+            "mig_strategy",
             "pods",
             "islands",
             "throttled",
@@ -247,6 +250,8 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
         node.with_gpus(
             data["gpus"], data.get("product", "A100-80G"), data.get("memory", ""), mig=data.get("mig", False)
         )
+    for profiles in data.get("instances", []):
+        node.cut_into(*profiles, strategy=data.get("mig_strategy", "mixed"))
     node.labelled(**data.get("labels", {}))
     node.linked(*data.get("islands", []))
     for taint in data.get("taints", []):
@@ -282,6 +287,7 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "memory": lambda v: {"memory_bytes": parse_bytes(v)},
     "shared": lambda v: {"memory_bytes": parse_bytes(v), "sharing": Sharing.SHARED},
     "sharing": lambda v: {"sharing": Sharing(v)},
+    "profile": lambda v: {"mig_profile": parse_profile(v)},
     "model": lambda v: {"model": Model(v), "memory_bytes": None},
     "context": lambda v: {"max_model_len": v},
     "seqs": lambda v: {"max_num_seqs": v},

@@ -9,6 +9,7 @@ its devices and memory at creation, that is what it holds, whatever the annotati
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from llmos_operator.api.runtime.memory import FORMAT_BITS
 from llmos_operator.clock import parse_rfc3339
 from llmos_operator.errors import Permanent
 from llmos_operator.state.convert.fields import Fields, invalid, shown
-from llmos_operator.state.convert.nodes import condition_true
+from llmos_operator.state.convert.nodes import condition_true, partitions
 from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing, Sleeping, Target
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ def pod(obj: Mapping[str, Any]) -> Pod:
     key = f"{meta.text('namespace')}/{meta.required('name')}"
     node = spec.text("nodeName")
     cpu, memory, gpus = requests(spec)
+    asked = partition_requests(spec)
     claim, problem = None, ""
     annotation = meta.child("annotations").data.get(names.ANNOTATION_CLAIM)
     if annotation is not None:
         try:
-            claim, problem = _as_created(claim_of(annotation, meta, key, node, (cpu, memory)), spec)
+            told = claim_of(annotation, meta, key, node, (cpu, memory))
+            claim, problem = _as_created(_asking(told, gpus, asked), spec)
         except Permanent as error:
             problem = str(error)
     phase = status.text("phase")
@@ -64,6 +67,7 @@ def pod(obj: Mapping[str, Any]) -> Pod:
         cpu_milli=cpu,
         memory_bytes=memory,
         gpus=gpus,
+        partitions=asked if claim is None else {},
         ready=condition_true(status, "Ready"),
         started_at=status.parsed("startTime", parse_rfc3339, 0.0),
         grace_seconds=spec.number("terminationGracePeriodSeconds", _DEFAULT_GRACE, most=_LONGEST_GRACE),
@@ -72,6 +76,14 @@ def pod(obj: Mapping[str, Any]) -> Pod:
         failed=phase == "Failed",
         problem=problem,
     )
+
+
+def _asking(claim: Claim, gpus: int, asked: Mapping[str, int]) -> Claim:
+    """Return the claim on a MIG instance with the resource its pod asks for: what the pod says, nobody can change later."""
+    if claim.sharing is not Sharing.MIG:
+        return claim
+    resource = next(iter(sorted(asked)), names.RESOURCE_GPU if gpus else "")
+    return replace(claim, partition_resource=resource)
 
 
 def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
@@ -150,6 +162,26 @@ def requests(spec: Fields) -> tuple[int, int, int]:
     if spec.has("overhead"):
         total = _plus(total, _amounts(spec.child("overhead")))
     return min(total[0], _MOST), min(total[1], _MOST), min(total[2], _MOST)
+
+
+def partition_requests(spec: Fields) -> dict[str, int]:
+    """Return the units of nvidia.com/mig-* a pod asks of its node, by resource: by the same rules."""
+    running: Counter[str] = Counter()
+    starting: Counter[str] = Counter()
+    for one in spec.objects("containers"):
+        running.update(_partitions(one))
+    sidecars: Counter[str] = Counter()
+    for one in spec.objects("initContainers"):
+        asked = sidecars + _partitions(one)
+        if one.data.get("restartPolicy") == "Always":
+            sidecars = asked
+        starting |= asked
+    return {name: min(count, _MOST) for name, count in ((running + sidecars) | starting).items()}
+
+
+def _partitions(container: Fields) -> Counter[str]:
+    resources = container.child("resources")
+    return Counter(partitions(resources.child("limits"))) | Counter(partitions(resources.child("requests")))
 
 
 def _container(fields: Fields) -> tuple[int, int, int]:
