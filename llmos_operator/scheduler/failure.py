@@ -10,7 +10,7 @@ from llmos_operator.api.quantity import format_milli, human_bytes
 from llmos_operator.scheduler import wording
 from llmos_operator.scheduler.advice import would_fit
 from llmos_operator.scheduler.feasibility import matching_devices
-from llmos_operator.scheduler.instances import no_instance, profiles
+from llmos_operator.scheduler.instances import being_cut_for, no_instance, profiles
 from llmos_operator.scheduler.table import CAPACITY, PART
 from llmos_operator.state.types import FULL_MILLI, Sharing
 
@@ -103,6 +103,9 @@ def moving(moves: Sequence[tuple[Mover, Claim]], nodes: Sequence[str], size: Siz
 def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Failure:
     """Return why nothing could be done for a replica; amounts are those of the smallest size allowed."""
     size, request = min(options, key=lambda option: option[0].bytes_per_device)
+    cut = being_cut_for(attempts.scene.table.states, request)
+    if cut:
+        return Failure(Reason.WAITING_FOR_PARTITION, cut, size=size)
     never = impossible(attempts, pending, size, request)
     beyond = quota(attempts, pending, size, request) if never is None else None
     if beyond is not None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from llmos_operator.scheduler.geometry.products import usable_bytes
+from llmos_operator.state.cutting import being_cut, state_of
+from llmos_operator.state.types import Sharing
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -29,8 +33,28 @@ def profiles(states: Iterable[NodeState]) -> str:
     if len(counts) > _SHOWN:
         shown.append(f"{len(counts) - _SHOWN} more profiles")
     if withheld:
-        shown.append(f"{withheld} held by nobody, but their kubelet has no unit left to give")
+        shown.append(
+            f"{withheld} held by nobody, but not given now: no unit is left, or their GPU is being cut"
+        )
     return ", ".join(shown) or "no MIG instances"
+
+
+def being_cut_for(states: Iterable[NodeState], request: Request) -> str:
+    """Return that a node's GPUs are being cut into instances that would do for a request; "" where none are."""
+    if request.constraints.sharing is not Sharing.MIG:
+        return ""
+    asked = request.constraints.mig_profile
+    for state in states:
+        node = state.node
+        if node is None or node.recut is None or not being_cut(node.labels, node.recut):
+            continue
+        if any(
+            usable_bytes(one) >= request.bytes_per_device and (asked is None or one.holds(asked))
+            for one in node.recut.profiles
+        ):
+            stands = state_of(node.labels) or "asked for"
+            return f"waits until the GPUs of node {state.name} are cut into {node.recut.layout} ({stands})"
+    return ""
 
 
 def no_instance(states: Iterable[NodeState], request: Request) -> str:

@@ -27,6 +27,7 @@ from llmos_operator.scheduler.cycle import plan as make_plan
 from llmos_operator.scheduler.fragmentation.prices import Prices
 from llmos_operator.scheduler.fragmentation.shapes import Shape
 from llmos_operator.scheduler.fragmentation.worth import Worth
+from llmos_operator.scheduler.geometry.layouts import Layout
 from llmos_operator.scheduler.plan import Bind, Plan
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.redaction import redact
@@ -137,6 +138,7 @@ def _file_type() -> type[_File]:
         "Reason": Reason,
         "ModelShape": ModelShape,
         "MigProfile": MigProfile,
+        "Layout": Layout,
     }
     for part in (_NodeRecord, _PricesRecord, _ClusterRecord, _File):
         part.model_rebuild(force=True, _types_namespace={**globals(), **known})

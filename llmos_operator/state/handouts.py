@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmos_operator.api import names
 from llmos_operator.api.mig import RESOURCE_PREFIX
+from llmos_operator.state.cutting import being_cut
 from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
@@ -139,7 +140,12 @@ def _withheld(
     *,
     refusing: bool,
 ) -> set[int]:
-    """Return the free instances for which the kubelet has no unit left: it may advertise fewer than the agent finds."""
+    """Return the free instances for which the kubelet has no unit left: it may advertise fewer than the agent finds.
+
+    While GPUs are being cut nothing that is free is given.
+    """
+    if node is not None and being_cut(node.labels, node.recut):
+        return {i for i, one in enumerate(devices) if one.claims == 0 and i not in foreign}
     found: set[int] = set()
     for resource in dict.fromkeys(resources[i] for i, one in enumerate(devices) if one.device.mig):
         if not resource:

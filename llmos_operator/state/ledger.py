@@ -15,6 +15,7 @@ from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state import handouts, power
 from llmos_operator.state.care import Phase
+from llmos_operator.state.cutting import being_cut
 from llmos_operator.state.telemetry import Observation, worse
 from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
 
@@ -52,9 +53,7 @@ class DeviceState:
     throttled_milli: int = 0  # of its time, held down by heat or a power brake
     risk_milli: int = 0  # how its memory ages
     held_down: bool = False  # for so much of its time that it takes nothing new
-    withheld: bool = (
-        False  # a MIG instance that nobody holds, but of whose resource the kubelet has no unit left
-    )
+    withheld: bool = False  # nobody holds it, nor would be given it: no unit is left of its resource, or its GPU is being cut
 
     @property
     def usable(self) -> bool:
@@ -142,7 +141,7 @@ class NodeState:
         devices = self.devices
         if pod.claim is not None and pod.claim.devices:
             devices = _devices_after(devices, pod.claim, sign, pods)
-        if foreign or self.foreign_gpus or any(one.device.holders or one.device.mig for one in devices):
+        if foreign or self.foreign_gpus or self._handed_out(devices):
             devices = handouts.marked(devices, self.node, pods, refusing=self.refusing)
         return NodeState(
             self.name,
@@ -183,9 +182,14 @@ class NodeState:
         """Return how many units of nvidia.com/gpu its kubelet would still grant, never below 0: it may advertise fewer than it gave."""
         return 0 if self.node is None or self.refusing else max(0, self.node.gpus - self.gpus)
 
+    def _handed_out(self, devices: Iterable[DeviceState]) -> bool:
+        """Return whether more than claims decides what can be given."""
+        cut = self.node is not None and being_cut(self.node.labels, self.node.recut)
+        return cut or any(one.device.holders or one.device.mig for one in devices)
+
     def settled(self) -> NodeState:
         """Return the state with what the node advertises, or its kubelet grants, taken into account anew."""
-        if not any(one.device.mig for one in self.devices):
+        if not self._handed_out(self.devices) and not any(one.withheld for one in self.devices):
             return self
         devices = handouts.marked(self.devices, self.node, self.pods, refusing=self.refusing)
         return replace(self, devices=devices)
@@ -395,9 +399,8 @@ def _device_shortfall(one: DeviceState | None, uuid: str, claim: Claim, *, whole
     if one is None:
         return f"device {uuid} is not on node {claim.node}"
     if one.withheld:
-        return (
-            f"device {uuid}: node {claim.node} has no unit of {claim.resource or 'its resource'} left for it"
-        )
+        resource = claim.resource or "its resource"
+        return f"device {uuid}: node {claim.node} has no unit of {resource} left for it, or cuts its GPUs"
     if one.exclusive or one.foreign or (one.claims and (whole or one.domain != claim.domain)):
         return f"device {uuid} is held by others"
     if one.reserved_bytes + claim.bytes_per_device > one.device.memory_bytes:

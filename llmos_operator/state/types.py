@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from llmos_operator.api import names
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state.care import NO_CARE, Care
+from llmos_operator.state.cutting import Recut
 from llmos_operator.state.work import (
     AUTO,
     DEFAULT_ORDER,
@@ -80,6 +81,7 @@ __all__ = [
     "Quantization",
     "QuantizationMode",
     "Queue",
+    "Recut",
     "Requirement",
     "Selector",
     "Sharing",
@@ -139,6 +141,7 @@ class Node:
     partitions: Mapping[str, int] = field(default_factory=dict)  # allocatable nvidia.com/mig-*, by resource
     power_milliwatts: int | None = None  # that its devices may draw together; None: no budget
     rack_milliwatts: int | None = None  # that those of its rack may
+    recut: Recut | None = None  # that the operator asked for its GPUs to be cut anew
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from llmos_operator.state.types import (
     Quantization,
     QuantizationMode,
     Queue,
+    Recut,
     Sharing,
     Taint,
     Topology,
@@ -151,6 +152,13 @@ class NodeBuilder:
             self.node = replace(self.node, partitions=dict(counts))
         elif strategy:
             self.node = replace(self.node, gpus=self.node.gpus + (len(found) if strategy == "single" else 1))
+        return self
+
+    def cut_before(self, layout: str, seconds_ago: float, *profiles: str) -> NodeBuilder:
+        """Let the operator have asked for its GPUs to be cut; labels say how far mig-manager has come."""
+        recut = Recut(NOW - seconds_ago, layout, tuple(map(parse_profile, profiles)))
+        labels = {**self.node.labels, names.LABEL_MIG_CONFIG: layout}
+        self.node = replace(self.node, labels=labels, recut=recut)
         return self
 
     def with_host(self, cpu: str = "64", memory: str = "512Gi", pods: int = 110) -> NodeBuilder:

@@ -13,8 +13,10 @@ from llmos_operator.scheduler.claims import profile_of
 from llmos_operator.scheduler.filters.device_kind import product_matches
 from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.fragmentation.shapes import ANY, FULL, Shape
+from llmos_operator.scheduler.geometry.layouts import Layout
 from llmos_operator.scheduler.policy import (
     ConsolidationPolicy,
+    PartitioningPolicy,
     Policy,
     PreemptionLimits,
     ScoreKind,
@@ -157,7 +159,17 @@ def _policy(data: dict[str, Any]) -> Policy:
         data["score"] = ScoreKind(data["score"])
     limits = PreemptionLimits(**data.pop("preemption", {}))
     moves = ConsolidationPolicy(**data.pop("consolidation", {}))
-    return Policy(preemption=limits, consolidation=moves, **data)
+    cutting = _partitioning(data.pop("partitioning")) if "partitioning" in data else PartitioningPolicy()
+    return Policy(preemption=limits, consolidation=moves, partitioning=cutting, **data)
+
+
+def _partitioning(data: dict[str, Any]) -> PartitioningPolicy:
+    layouts = {name: counts.items() for name, counts in data.pop("layouts", {}).items()}
+    found = (
+        Layout(name, tuple((parse_profile(text), n) for text, n in counts))
+        for name, counts in layouts.items()
+    )
+    return PartitioningPolicy(enabled=True, layouts=tuple(found), **data)
 
 
 def _queue(data: dict[str, Any]) -> Queue:
@@ -232,6 +244,7 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "mig",
             "instances",
             "mig_strategy",
+            "recut",
             "pods",
             "islands",
             "throttled",
@@ -254,6 +267,8 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
         node.cut_into(*profiles, strategy=data.get("mig_strategy", "mixed"))
     node.labelled(**data.get("labels", {}))
     node.linked(*data.get("islands", []))
+    if "recut" in data:
+        node.cut_before(*data["recut"])
     for taint in data.get("taints", []):
         node.tainted(**taint)
     _tell_of_devices(node, data)

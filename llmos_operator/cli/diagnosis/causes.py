@@ -386,6 +386,16 @@ CAUSES: Final[tuple[Cause, ...]] = (
         trouble=False,
     ),
     Cause(
+        "Partitioning",
+        "GPUs that nobody uses are being cut into MIG instances it fits.",
+        (_status("WaitingForPartition"),),
+        (
+            "wait for NVIDIA's mig-manager: kubectl get node NODE --show-labels tells nvidia.com/mig.config.state",
+            "kubectl get events -n default --field-selector reason=NotPartitioned",
+        ),
+        trouble=False,
+    ),
+    Cause(
         "NoCapacity",
         "There is no room for it now, and nobody of lower standing who could make some.",
         (_status("NoCapacity"),),

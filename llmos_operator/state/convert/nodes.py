@@ -11,6 +11,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.clock import parse_rfc3339
 from llmos_operator.state.care import Care, Phase, Treatment
 from llmos_operator.state.convert.fields import Fields
+from llmos_operator.state.cutting import load
 from llmos_operator.state.power import is_watts
 from llmos_operator.state.types import FULL_MILLI, Device, GpuNode, Link, Node, Taint
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmos_operator.api.mig import MigProfile
+    from llmos_operator.state.cutting import Recut
 
 _DEFAULT_PODS = 110
 _MILLI = 1000
@@ -47,6 +49,7 @@ def node(obj: Mapping[str, Any]) -> Node:
         partitions=partitions(allocatable),
         power_milliwatts=_budget(labels.get(names.LABEL_POWER_BUDGET)),
         rack_milliwatts=_budget(labels.get(names.LABEL_RACK_POWER_BUDGET)),
+        recut=_recut(meta.child("annotations")),
     )
 
 
@@ -55,6 +58,14 @@ def _budget(watts: str | None) -> int | None:
     if watts is None:
         return None
     return int(watts) * _MILLI if is_watts(watts) else 0
+
+
+def _recut(annotations: Fields) -> Recut | None:
+    """Return what was asked of mig-manager. An annotation somebody changed says nothing: its labels hold the node all the same."""
+    try:
+        return load(annotations.text(names.ANNOTATION_MIG_RECUT))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def condition_true(status: Fields, kind: str) -> bool:

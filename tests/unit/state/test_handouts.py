@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from llmos_operator.api import names
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.errors import Conflict
-from llmos_operator.state import ledger
+from llmos_operator.state import convert, ledger
+from llmos_operator.state.cutting import Recut, dump
 from llmos_operator.state.handouts import refuses_devices, resource_of
 from llmos_operator.state.types import Claim, Device, Pod, Sharing
 from tests.support.builders import GIB, NOW, ClusterBuilder, NodeBuilder, a_node, a_workload, gpu
@@ -173,3 +175,75 @@ def test_words_of_a_kubelet_without_devices(reason: str, refused: bool) -> None:
 def test_a_device_without_a_node_goes_under_nothing() -> None:
     alone = Device("MIG-a", 0, "H100 MIG 1g.10gb", 10 * GIB, mig=True)
     assert resource_of(alone, None, [alone]) == ""
+
+
+# -- GPUs that are being cut
+
+
+def a_cut_node(state: str = "") -> NodeBuilder:
+    builder = a_node().with_gpus(1).cut_into("1g.10gb").cut_before("all-2g.20gb", 60, "2g.20gb")
+    return builder.labelled(**({names.LABEL_MIG_STATE: state} if state else {}))
+
+
+@pytest.mark.parametrize(
+    ("state", "given"),
+    [("", []), ("pending", []), ("rebooting", []), ("success", [0, 1]), ("failed", [0, 1])],
+)
+def test_nothing_is_given_while_gpus_are_cut(state: str, given: list[int]) -> None:
+    found = cluster(a_cut_node(state))
+    assert free(found) == given
+    node = found.snapshot().nodes["n1"]
+    assert node == ledger.build("n1", node.node, node.gpu, node.pods, node.observed)
+
+
+def test_a_node_that_somebody_else_has_cut_gives_nothing_either() -> None:
+    node = a_node().with_gpus(2)
+    found = cluster(node)
+    assert free(found) == [0, 1]
+    found.store.apply_node(replace(node.node, labels={names.LABEL_MIG_STATE: "pending"}))
+    assert free(found) == []
+    with pytest.raises(Conflict, match="cuts its GPUs"):
+        found.store.assume(replace(an_instance(0), sharing=Sharing.EXCLUSIVE, partition_resource=""))
+    found.store.apply_node(node.node)
+    assert free(found) == [0, 1]
+
+
+def test_a_node_gives_nothing_from_the_moment_it_is_to_be_cut_whatever_the_watch_still_shows() -> None:
+    node = a_node().cut_into("1g.10gb").labelled(**{names.LABEL_MIG_STATE: "success"})
+    found, recut = cluster(node), Recut(NOW, "all-2g.20gb", (parse_profile("2g.20gb"),))
+    assert found.store.assume_cut("n1", recut)
+    assert free(found) == []
+    found.store.apply_node(replace(node.node, cpu_milli=1))
+    assert free(found) == [], "a heartbeat from before says nothing"
+    seen = replace(node.node, recut=recut, labels={**node.node.labels, names.LABEL_MIG_CONFIG: "all-2g.20gb"})
+    found.store.apply_node(replace(seen, labels={**seen.labels, names.LABEL_MIG_STATE: "success"}))
+    assert free(found) == [0]
+
+
+def test_a_node_that_could_not_be_asked_gives_again() -> None:
+    node = a_node().cut_into("1g.10gb").labelled(**{names.LABEL_MIG_STATE: "success"})
+    found = cluster(node)
+    assert found.store.assume_cut("n1", Recut(NOW, "all-2g.20gb", ()))
+    found.store.forget_cut(node.node)
+    assert free(found) == [0]
+
+
+def test_a_node_in_use_is_not_cut() -> None:
+    node = a_node().cut_into("1g.10gb", "1g.10gb")
+    found = cluster(node)
+    pod = found.running(a_workload().needing("5Gi").with_(sharing=Sharing.MIG), "n1", (0,))
+    recut = Recut(NOW, "all-2g.20gb", ())
+    assert not found.store.assume_cut("n1", recut)
+    found.store.delete_pod(pod.key)
+    found.add(others(**{"1g_10gb": 1}))
+    assert not found.store.assume_cut("n1", recut)
+    assert not found.store.assume_cut("nowhere", recut)
+
+
+def test_what_was_asked_is_read_back_from_the_nodes_annotation() -> None:
+    recut = Recut(NOW, "all-2g.20gb", (parse_profile("2g.20gb"),))
+    meta = {"name": "n1", "annotations": {names.ANNOTATION_MIG_RECUT: dump(recut)}}
+    assert convert.node({"metadata": meta}).recut == recut
+    for text in ("", "{", "[]", "{}", '{"at": 1, "profiles": [], "layout": ""}', '{"profiles": ["x"]}'):
+        meta["annotations"] = {names.ANNOTATION_MIG_RECUT: text}
+        assert convert.node({"metadata": meta}).recut is None, text
