@@ -152,6 +152,9 @@ EXAMPLES: dict[str, Facts] = {
     ),
     "NodesNotUsable": undecided("NoCapacity", rejected=[{"reason": "UntoleratedTaint", "count": 8}]),
     "Waiting": undecided("WaitingForPreemption", "waits for default/a-0 to leave"),
+    "Partitioning": undecided(
+        "WaitingForPartition", "waits until the GPUs of node n1 are cut into all-1g.10gb"
+    ),
     "NoCapacity": undecided("NoCapacity", "0 of 3 nodes fit"),
     "Inspecting": undecided("WaitingForProfile"),
     "BackingOff": the_facts(a_condition("Scheduled", "BackOff", "Waiting after a failure: it ended")),
