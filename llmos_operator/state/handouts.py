@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _MIXED: Final = "mixed"
 _SINGLE: Final = "single"
 _NONE: Final = "none"
-
-
 # Words of the kubelet for a pod whose devices it does not have: pkg/kubelet/lifecycle/predicate.go.
 _REFUSED: Final = "UnexpectedAdmissionError"
 _OUT_OF: Final = (f"OutOf{names.RESOURCE_GPU}", f"OutOf{RESOURCE_PREFIX}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
+from llmos_operator.api import names
 from llmos_operator.api.mig import parse_profile
 from llmos_operator.state.types import (
     DisruptionBudget,
@@ -98,6 +99,29 @@ def cut(draw: st.DrawFn, node: NodeBuilder, *, instances: bool) -> None:
     if draw(st.integers(0, 4)) == 0:
         fewer = {resource: draw(st.integers(0, count)) for resource, count in node.node.partitions.items()}
         node.node = replace(node.node, partitions=fewer)
+
+
+@st.composite
+def cut_clusters(draw: st.DrawFn) -> ClusterBuilder:
+    """Nodes of nothing but MIG instances, on which mig-manager works, and work of all sizes that runs and waits for some."""
+    cluster = ClusterBuilder().with_priorities(**PRIORITIES).add(*(Queue(name) for name in QUEUES))
+    profiles = st.sampled_from(["1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb"])
+    for i in range(draw(st.integers(1, 3))):
+        node = a_node(f"n{i}").labelled(
+            **{names.LABEL_MIG_STATE: draw(st.sampled_from(["success", "success", "failed"]))}
+        )
+        for _ in range(draw(st.integers(1, 2))):
+            node.cut_into(*draw(st.lists(profiles, min_size=1, max_size=3)))
+        cluster.add(node)
+    for i in range(draw(st.integers(0, 3))):
+        _run_somewhere(draw, cluster, _for_an_instance(draw(workloads(f"r{i}", instances=True))))
+    for i in range(draw(st.integers(1, 6))):
+        cluster.add(_for_an_instance(draw(workloads(f"p{i}", instances=True))))
+    return cluster
+
+
+def _for_an_instance(workload: Workload) -> Workload:
+    return replace(workload, sharing=Sharing.MIG, accelerators=1)
 
 
 def workloads(name: str, *, instances: bool = False) -> st.SearchStrategy[Workload]:
