@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
-from llmos_operator.api.mig import RESOURCE_PREFIX, parse_profile
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import parse_bytes, parse_compute_capability, parse_count, parse_milli
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.clock import parse_rfc3339
 from llmos_operator.state.care import Care, Phase, Treatment
 from llmos_operator.state.convert.fields import Fields
+from llmos_operator.state.convert.partitions import partitions
 from llmos_operator.state.cutting import load
 from llmos_operator.state.power import is_watts
 from llmos_operator.state.types import FULL_MILLI, Device, GpuNode, Link, Node, Taint
@@ -131,15 +132,6 @@ def _device(fields: Fields) -> Device:
         part_milli=fields.number("partMilli", FULL_MILLI, least=1, most=FULL_MILLI),
         resource=fields.text("resource"),
     )
-
-
-def partitions(amounts: Fields) -> dict[str, int]:
-    """Return the amounts of nvidia.com/mig-*, by resource; those of which there are none, too: the device plugin knows them."""
-    return {
-        str(name): amounts.parsed(name, parse_count, 0)
-        for name in amounts.data
-        if name.startswith(RESOURCE_PREFIX)
-    }
 
 
 def _profile(text: str) -> MigProfile | None:

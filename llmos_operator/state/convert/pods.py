@@ -9,7 +9,6 @@ its devices and memory at creation, that is what it holds, whatever the annotati
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ from llmos_operator.api.runtime.memory import FORMAT_BITS
 from llmos_operator.clock import parse_rfc3339
 from llmos_operator.errors import Permanent
 from llmos_operator.state.convert.fields import Fields, invalid, shown
-from llmos_operator.state.convert.nodes import condition_true, partitions
+from llmos_operator.state.convert.nodes import condition_true
+from llmos_operator.state.convert.partitions import partition_requests
 from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing, Sleeping, Target
 
 if TYPE_CHECKING:
@@ -162,26 +162,6 @@ def requests(spec: Fields) -> tuple[int, int, int]:
     if spec.has("overhead"):
         total = _plus(total, _amounts(spec.child("overhead")))
     return min(total[0], _MOST), min(total[1], _MOST), min(total[2], _MOST)
-
-
-def partition_requests(spec: Fields) -> dict[str, int]:
-    """Return the units of nvidia.com/mig-* a pod asks of its node, by resource: by the same rules."""
-    running: Counter[str] = Counter()
-    starting: Counter[str] = Counter()
-    for one in spec.objects("containers"):
-        running.update(_partitions(one))
-    sidecars: Counter[str] = Counter()
-    for one in spec.objects("initContainers"):
-        asked = sidecars + _partitions(one)
-        if one.data.get("restartPolicy") == "Always":
-            sidecars = asked
-        starting |= asked
-    return {name: min(count, _MOST) for name, count in ((running + sidecars) | starting).items()}
-
-
-def _partitions(container: Fields) -> Counter[str]:
-    resources = container.child("resources")
-    return Counter(partitions(resources.child("limits"))) | Counter(partitions(resources.child("requests")))
 
 
 def _container(fields: Fields) -> tuple[int, int, int]:
