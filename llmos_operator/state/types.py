@@ -263,7 +263,7 @@ class Claim:
     @property
     def resource(self) -> str:
         """Extended resource by which its pod gets its devices from a device plugin; "": it names them itself."""
-        if not self.devices:
+        if not self.devices or self.sharing is Sharing.SHARED:
             return ""
         return names.RESOURCE_GPU if self.sharing is Sharing.EXCLUSIVE else self.partition_resource
 

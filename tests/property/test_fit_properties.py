@@ -17,7 +17,7 @@ from llmos_operator.scheduler.power import asked_on
 from llmos_operator.scheduler.table import ALL
 from llmos_operator.state import ledger
 from llmos_operator.state.handouts import resource_of
-from llmos_operator.state.types import Claim, Pod
+from llmos_operator.state.types import Claim, Pod, Sharing
 from tests.support.builders import NOW, ClusterBuilder
 from tests.support.strategies import clusters, workloads
 
@@ -98,7 +98,8 @@ def test_they_agree_after_placements_of_the_same_plan(
 def held(request: Request, state: NodeState, uuids: list[str]) -> Claim:
     """Return a claim of what a request asks for."""
     devices = {one.uuid: one.device for one in state.devices}
-    resource = resource_of(devices[uuids[0]], state.node, list(devices.values())) if uuids else ""
+    cut = bool(uuids) and request.constraints.sharing is Sharing.MIG
+    resource = resource_of(devices[uuids[0]], state.node, list(devices.values())) if cut else ""
     return Claim(
         "default/asked",
         "uid",
