@@ -284,6 +284,19 @@ class HolderSettings(_Group):
     """Deployment, in the installation's namespace, that owns holder pods: they go when it is deleted. Empty: nobody owns them."""
 
 
+class PartitioningSettings(_Group):
+    """Cutting GPUs into the MIG instances that work waits for, through NVIDIA's mig-manager."""
+
+    enabled: bool = False
+    """Whether nodes of which nobody uses any GPU are labelled nvidia.com/mig.config for work that waits; only those on which mig-manager has succeeded before."""
+    layouts: dict[str, dict[str, int]] = {}
+    """Further configurations that mig-manager knows, by name, as instances of each GPU by profile, such as {two-sizes: {3g.40gb: 1, 1g.10gb: 4}}. Its own (all-1g.10gb and so on, all-balanced) are known."""
+    rest: Seconds = 900.0
+    """Seconds after which a node may be cut again."""
+    patience: Seconds = 300.0
+    """Seconds in which mig-manager must have begun; then the node is labelled failed and used as it is."""
+
+
 class ConsoleSettings(_Group):
     """The read-only page for people. It has no sign-in: it listens on loopback, and kubectl port-forward leads to it."""
 
@@ -316,6 +329,8 @@ class OperatorSettings(ProcessSettings):
     """Sick devices."""
     holders: HolderSettings = HolderSettings()
     """Holder pods, on nodes whose device plugin offers nvidia.com/gpu and whose agent is told by the kubelet who has which."""
+    partitioning: PartitioningSettings = PartitioningSettings()
+    """MIG instances."""
     profile_retention: Annotated[float, Field(ge=0, le=315_360_000)] = 604_800.0
     """Seconds for which a ModelProfile is kept that no workload names; 0 for ever, as with scheduling.namespaces set."""
     master_key_file: str = ""

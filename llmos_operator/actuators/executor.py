@@ -25,12 +25,13 @@ from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError, Permanent, Retryable
 from llmos_operator.observability.logging import logger
-from llmos_operator.scheduler.plan import Bind, Evict, Move
+from llmos_operator.scheduler.plan import Bind, Cut, Evict, Move
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llmos_operator.actuators.care import CareWriter
+    from llmos_operator.actuators.cutting import Cutting
     from llmos_operator.actuators.outcomes import Outcomes, Retire
     from llmos_operator.actuators.support import Support
     from llmos_operator.clock import Clock
@@ -67,8 +68,9 @@ class Executor:
         breaker: Breaker,
         is_simulated: Callable[[str], bool],
         has_copy: Callable[[str, str], bool] = lambda _node, _key: False,
+        cutting: Cutting | None = None,
     ) -> None:
-        """`evictions` and `creations` space refused evictions and failed creates per pod; `is_simulated` says whether a node's devices are simulated, `has_copy` whether it has a model (by key) or is downloading it."""
+        """`evictions` and `creations` space refused evictions and failed creates per pod; `is_simulated` says whether a node's devices are simulated, `has_copy` whether it has a model (by key) or is downloading it; without `cutting` no GPU is cut."""
         self._port = port
         self._store = store
         self._queue = queue
@@ -81,6 +83,7 @@ class Executor:
         self._creations = creations
         self._is_simulated = is_simulated
         self._has_copy = has_copy
+        self._cutting = cutting
         self._in_flight: dict[str, int] = {}  # workload -> jobs
         self._doubtful: list[Bind] = []
         self._gangs = Attempts()
@@ -105,6 +108,8 @@ class Executor:
             return int(self._removals.evict(action))
         if isinstance(action, Move):
             return int(self._removals.move(action))
+        if isinstance(action, Cut):
+            return int(self._cutting is not None and self._cutting.carry_out(action))
         return int(self.lowering.carry_out(action))
 
     # -- binding --------------------------------------------------------------------------------------------

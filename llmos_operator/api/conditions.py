@@ -52,6 +52,7 @@ class Reason(StrEnum):
     WAITING_FOR_PROFILE = "WaitingForProfile"
     LARGER_THAN_ANY_DEVICE = "LargerThanAnyDevice"
     NO_MATCHING_DEVICE = "NoMatchingDevice"
+    WAITING_FOR_PARTITION = "WaitingForPartition"  # GPUs are being cut into MIG instances it fits
     LARGER_THAN_CLUSTER = "LargerThanCluster"  # not all pods of a replica would fit, even if nothing else ran
     BOUND = "Bound"
     NOT_SYNCED = "NotSynced"
@@ -139,6 +140,8 @@ class Reason(StrEnum):
     WAITING_FOR_REPAIR = "WaitingForRepair"  # it is empty and a person has to look
     ON_PROBATION = "OnProbation"  # it is healthy again, not yet for long enough
     RELEASED = "Released"  # it takes work again
+    PARTITIONING = "Partitioning"  # the GPUs of a node are to be cut into MIG instances that work waits for
+    NOT_PARTITIONED = "NotPartitioned"  # mig-manager did not begin to cut them
     REMEDY_HELD = "RemedyHeld"  # the circuit breaker lets nothing more be done
     RIGHT_SIZED = "RightSized"  # resources.memory is far more than it needs: the next start reserves less
     OVERUSE_OBSERVED = "OveruseObserved"  # a replica uses more of its device than it was given

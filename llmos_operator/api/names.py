@@ -36,9 +36,16 @@ ANNOTATION_HEALTH_CLEAR = "llmos.dev/health-clear"
 ANNOTATION_SIMULATED_GPUS = "llmos.dev/simulated-gpus"
 ANNOTATION_SIMULATED_FAULTS = "llmos.dev/simulated-faults"
 
+# -- annotation on nodes: when the operator asked for what GPUs to be cut into
+ANNOTATION_MIG_RECUT = "llmos.dev/mig-recut"
+
 # -- labels on nodes
 LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
 LABEL_GPU_MEMORY_MIB = "nvidia.com/gpu.memory"
+LABEL_MIG_STRATEGY = "nvidia.com/mig.strategy"  # none, single or mixed; of GPU feature discovery
+# What GPUs are cut into and how far that is; of mig-manager.
+LABEL_MIG_CONFIG = "nvidia.com/mig.config"
+LABEL_MIG_STATE = "nvidia.com/mig.config.state"
 LABEL_SIMULATED = "llmos.dev/simulated"  # "true" on nodes of the local cluster
 LABEL_RACK = "topology.llmos.dev/rack"
 # Whole watts: what the devices of a node may draw together, and those of all nodes of its rack.

@@ -50,6 +50,7 @@ class DeviceRow:
     index: int
     uuid: str
     product: str
+    mig_profile: str  # of a MIG instance, "" of a whole device
     memory_bytes: int
     reserved_bytes: int
     used_bytes: int | None
@@ -132,6 +133,7 @@ def rows(
                     index=int(device.get("index") or 0),
                     uuid=uuid,
                     product=str(device.get("product", "")),
+                    mig_profile=str(device.get("migProfile", "")),
                     memory_bytes=bytes_of(device.get("memory")) or 0,
                     reserved_bytes=ledger.get(uuid, 0),
                     used_bytes=seen.used_bytes,

@@ -85,7 +85,8 @@ def up(
     gpu: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PRODUCT:MEMORY", help="Kind of the GPUs; several are dealt to the nodes in turn."
+            metavar="PRODUCT:MEMORY[:PROFILE,...]",
+            help="Kind of the GPUs, and MIG instances each of them is cut into; several are dealt to the nodes in turn.",
         ),
     ] = None,
     cpu: Annotated[str, typer.Option(help="CPUs of each node, as a quantity.")] = "32",

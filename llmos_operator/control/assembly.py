@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.care import CareWriter
+from llmos_operator.actuators.cutting import Cutting
 from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.holders import HolderWriter
 from llmos_operator.actuators.inspector import Inspector
@@ -228,6 +229,7 @@ class Assembly:
             breaker=self.policy.breaker,
             is_simulated=self._is_simulated,
             has_copy=self._has_copy,
+            cutting=Cutting(self.port, self.store, self.queue, self.recorder, self.clock),
         )
         observer = Observer(
             self.store,

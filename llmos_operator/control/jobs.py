@@ -19,6 +19,7 @@ from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.endings import FAILED_FOR_GOOD, parse_reason
 from llmos_operator.manifests import jobs as manifest
 from llmos_operator.manifests.observed import Refusal, Tries
+from llmos_operator.state.handouts import refuses_devices
 from llmos_operator.state.types import PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _NOT_ITS_FAULT: Final = frozenset(
         "OutOfcpu",
         "OutOfmemory",
         "OutOfpods",
-        "OutOfnvidia.com/gpu",
-        "UnexpectedAdmissionError",
     }
 )
 
@@ -65,7 +64,8 @@ def succeeded(pod: Pod) -> bool:
 
 def disrupted(replica: Replica) -> bool:
     """Return whether a failed pod was ended from outside: that says nothing about its program."""
-    return replica.deleting or replica.disrupted or replica.failure in _NOT_ITS_FAULT
+    ended = replica.failure in _NOT_ITS_FAULT or refuses_devices(replica.failure)
+    return replica.deleting or replica.disrupted or ended
 
 
 def told(replica: Replica) -> tuple[str, str]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.control.gangs import GangLimits
 from llmos_operator.manifests.holder import HolderPodSettings
 from llmos_operator.manifests.settings import PodSettings
-from llmos_operator.scheduler.policy import Policy, ScoreKind
+from llmos_operator.scheduler.geometry.layouts import Layout
+from llmos_operator.scheduler.geometry.products import PRODUCTS, fits
+from llmos_operator.scheduler.policy import PartitioningPolicy, Policy, ScoreKind
 from llmos_operator.settings import BadSettings
 from llmos_operator.state.types import DisruptionStep
 from llmos_operator.telemetry.policy import LOST_REASONS
 from llmos_operator.telemetry.treatment import Course
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmos_operator.settings import OperatorSettings
 
 # Steps of the disruption ladder the executor can carry out in this release.
@@ -56,7 +61,31 @@ def policy_of(settings: OperatorSettings) -> Policy:
         consolidation=replace(base.consolidation, part=scheduling.migration_budget),
         breaker=replace(base.breaker, share=settings.health.share, window=settings.health.window),
         lost_reasons=LOST_REASONS,
+        partitioning=_partitioning(settings),
     )
+
+
+def _partitioning(settings: OperatorSettings) -> PartitioningPolicy:
+    asked = settings.partitioning
+    layouts = tuple(_layout(name, counts) for name, counts in sorted(asked.layouts.items()))
+    return PartitioningPolicy(asked.enabled, layouts, asked.rest, asked.patience)
+
+
+def _layout(name: str, counts: Mapping[str, int]) -> Layout:
+    """Return a layout. Raises BadSettings for one that no GPU this operator knows can have."""
+    where = f"partitioning.layouts.{name}"
+    try:
+        layout = Layout(name, tuple((parse_profile(text), count) for text, count in counts.items()))
+    except ValueError as error:
+        raise BadSettings(f"{where}: {error}") from error
+    whole = all(count > 0 for _, count in layout.counts)
+    if not layout.counts or not whole or not any(fits(one, dict(layout.counts)) for one in PRODUCTS):
+        told = ", ".join(f"{text}: {count}" for text, count in counts.items())
+        raise BadSettings(
+            f"{where} = {{{told}}}: these instances do not fit on one A100, H100 or H200 beside each other; write how many of "
+            "each profile every GPU has, such as {3g.40gb: 1, 1g.10gb: 4}"
+        )
+    return layout
 
 
 def pods_of(settings: OperatorSettings) -> PodSettings:

@@ -19,6 +19,7 @@ from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.control import engines, gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
+from llmos_operator.state.handouts import refuses_devices
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 MODEL_SCHEMES = frozenset({"hf", "https", "file", "s3", "gs", "oci"})
 ADAPTER_SCHEMES = frozenset({"hf", "https", "file", "pvc"})
 OOM_KILLED = "OOMKilled"
-# Words of the kubelet for a pod whose devices it does not have: pkg/kubelet/lifecycle/predicate.go.
-NO_DEVICES = frozenset({"UnexpectedAdmissionError", "OutOfnvidia.com/gpu"})
 _LAST_WORDS = 300  # characters
 _CRASHES = 3  # restarts after which a crash is shown as a failure
 
@@ -106,7 +105,7 @@ def _refused(seen: Situation) -> tuple[tuple[str, str], ...]:
         if pod.claim is not None
         and pod.claim.devices
         and replica is not None
-        and replica.failure in NO_DEVICES
+        and refuses_devices(replica.failure)
     )
 
 

@@ -33,7 +33,7 @@ from llmos_operator.local.kubelet.probes import Checker
 from llmos_operator.local.kubelet.process import kill_containers
 from llmos_operator.local.kubelet.server import KubeletServer
 from llmos_operator.local.layout import ENV_CLUSTER, ClusterPaths
-from llmos_operator.local.nodes import NodeAgent, capacity, device_uuids, labels
+from llmos_operator.local.nodes import NodeAgent, capacity, labels, plugin_devices
 from llmos_operator.local.proxy.proxy import ServiceProxy, can_bind_privileged
 from llmos_operator.local.spec import ClusterSpec, NodeSpec
 from llmos_operator.observability.logging import logger, setup
@@ -53,7 +53,7 @@ def make_node(spec: NodeSpec, address: str) -> Node:
     """Return a node with an empty ledger."""
     quantities = capacity(spec)
     allocatable = {name: text for name, text in quantities.items() if name != "pods"}
-    ledger = NodeLedger(amounts(allocatable), spec.pods, device_uuids(spec), labels(spec))
+    ledger = NodeLedger(amounts(allocatable), spec.pods, plugin_devices(spec), labels(spec))
     return Node(spec.name, address, quantities, ledger)
 
 

@@ -23,7 +23,7 @@ from llmos_operator.observability.logging import logger
 if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.transport import Transport
-    from llmos_operator.local.spec import NodeSpec
+    from llmos_operator.local.spec import GpuModel, NodeSpec
 
 Json = dict[str, Any]
 log = logger(__name__)
@@ -47,9 +47,20 @@ def device_uuid(node: str, index: int) -> str:
     return f"GPU-sim-{node}-{index}"
 
 
-def device_uuids(spec: NodeSpec) -> list[str]:
-    """Return the UUIDs of a node's devices."""
-    return [device_uuid(spec.name, index) for index in range(len(spec.gpus))]
+def instance_uuid(node: str, index: int, number: int) -> str:
+    """Return the UUID of a simulated MIG instance of a device."""
+    return f"MIG-sim-{node}-{index}-{number}"
+
+
+def plugin_devices(spec: NodeSpec) -> dict[str, list[str]]:
+    """Return the UUIDs that a device plugin with the strategy "mixed" would hand out, by resource."""
+    found: dict[str, list[str]] = {}
+    for index, gpu in enumerate(spec.gpus):
+        if not gpu.mig:
+            found.setdefault(names.RESOURCE_GPU, []).append(device_uuid(spec.name, index))
+        for number, profile in enumerate(gpu.profiles):
+            found.setdefault(profile.resource, []).append(instance_uuid(spec.name, index, number))
+    return found
 
 
 def capacity(spec: NodeSpec) -> dict[str, str]:
@@ -60,7 +71,7 @@ def capacity(spec: NodeSpec) -> dict[str, str]:
         "pods": str(spec.pods),
         "ephemeral-storage": "100Gi",
     }
-    return quantities | ({names.RESOURCE_GPU: str(len(spec.gpus))} if spec.gpus else {})
+    return quantities | {resource: str(len(uuids)) for resource, uuids in plugin_devices(spec).items()}
 
 
 def labels(spec: NodeSpec) -> dict[str, str]:
@@ -81,6 +92,8 @@ def labels(spec: NodeSpec) -> dict[str, str]:
             "nvidia.com/gpu.count": str(len(spec.gpus)),
             "nvidia.com/gpu.present": "true",
         }
+    if any(gpu.mig for gpu in spec.gpus):
+        result[names.LABEL_MIG_STRATEGY] = "mixed"
     return result
 
 
@@ -95,10 +108,18 @@ def devices_annotation(spec: NodeSpec) -> str:
                 "memoryBytes": gpu.memory_bytes,
                 "computeCapability": gpu.compute_capability,
             }
+            | _instances(spec.name, index, gpu)
             for index, gpu in enumerate(spec.gpus)
         ],
         separators=(",", ":"),
     )
+
+
+def _instances(node: str, index: int, gpu: GpuModel) -> Json:
+    mig = [
+        {"uuid": instance_uuid(node, index, number), "profile": text} for number, text in enumerate(gpu.mig)
+    ]
+    return {"mig": mig} if mig else {}
 
 
 def node_object(spec: NodeSpec) -> Json:

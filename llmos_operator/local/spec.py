@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from llmos_operator.api.quantity import parse_bytes
+from llmos_operator.api.mig import MigProfile, parse_profile
+from llmos_operator.api.quantity import human_bytes, parse_bytes
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[
 
 MAX_NODES = 254
 MAX_GPUS_PER_NODE = 64
+MIG_SLICES = 7  # compute slices of a GPU that can be cut
 
 
 class _Strict(BaseModel):
@@ -29,16 +31,44 @@ class GpuModel(_Strict):
     product: str = Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
     memory_bytes: int = Field(gt=0)
     compute_capability: str = "8.0"
+    mig: tuple[str, ...] = ()  # profiles of the instances it is cut into; (): it is whole
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        profiles = self.profiles
+        slices = sum(one.slices for one in profiles)
+        if slices > MIG_SLICES:
+            raise ValueError(
+                f"MIG instances {', '.join(self.mig)} have {slices} compute slices, a GPU has {MIG_SLICES}"
+            )
+        gigabytes = sum(one.gigabytes for one in profiles)
+        if gigabytes << 30 > self.memory_bytes:
+            have = human_bytes(self.memory_bytes)
+            raise ValueError(f"MIG instances {', '.join(self.mig)} have {gigabytes} GiB, the GPU has {have}")
+        return self
+
+    @property
+    def profiles(self) -> tuple[MigProfile, ...]:
+        """Profiles of its instances."""
+        return tuple(parse_profile(text) for text in self.mig)
 
     @classmethod
     def parse(cls, text: str) -> GpuModel:
-        """Read ``PRODUCT:MEMORY``, like ``SIM-A:1Gi``; raise :class:`Permanent` saying what is wrong."""
-        product, separator, memory = text.partition(":")
-        if not separator or not product:
-            msg = f"--gpu {text!r}: expected PRODUCT:MEMORY, for example SIM-A:1Gi"
+        """Read ``PRODUCT:MEMORY[:PROFILE,…]``, like ``SIM-A:1Gi``; raise :class:`Permanent` saying what is wrong."""
+        product, _, rest = text.partition(":")
+        memory, _, instances = rest.partition(":")
+        if not memory or not product:
+            msg = (
+                f"--gpu {text!r}: expected PRODUCT:MEMORY, for example SIM-A:1Gi, or with MIG instances "
+                "PRODUCT:MEMORY:PROFILE,PROFILE, for example SIM-M:8Gi:3g.4gb,1g.1gb"
+            )
             raise Permanent(msg, reason="InvalidGpu")
+        mig = tuple(instances.split(",")) if instances else ()
         try:
-            return cls(product=product, memory_bytes=parse_bytes(memory))
+            return cls(product=product, memory_bytes=parse_bytes(memory), mig=mig)
+        except ValidationError as error:
+            msg = f"--gpu {text!r}: {'; '.join(str(one['msg']) for one in error.errors())}"
+            raise Permanent(msg, reason="InvalidGpu") from error
         except ValueError as error:
             msg = f"--gpu {text!r}: {error}"
             raise Permanent(msg, reason="InvalidGpu") from error

@@ -9,7 +9,7 @@ from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
 from llmos_operator.api.runtime.uris import SECRET_KEYS, SOURCE_VARIABLES
 from llmos_operator.manifests import gang, jobs, traces, vllm
-from llmos_operator.state.types import Sharing, WorkloadKind
+from llmos_operator.state.types import WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.manifests.settings import PodSettings
@@ -159,10 +159,10 @@ def _probe(path: str, port: int, *, failures: int, period: int = _PROBE_SECONDS,
 
 def _resources(claim: Claim, requests: Json) -> Json:
     limits: Json = {}
-    if claim.devices and claim.sharing is Sharing.EXCLUSIVE:
+    if claim.resource:
         # Extended resources need equal requests and limits.
-        limits[names.RESOURCE_GPU] = str(len(claim.devices))
-        requests = {**requests, names.RESOURCE_GPU: str(len(claim.devices))}
+        limits[claim.resource] = str(len(claim.devices))
+        requests = {**requests, claim.resource: str(len(claim.devices))}
     if not claim.devices and claim.memory_bytes:
         limits["memory"] = str(claim.memory_bytes * _CPU_ONLY_HEADROOM // 100)
     return {"requests": requests} | ({"limits": limits} if limits else {})
@@ -193,8 +193,8 @@ def environment(
     # wildcard keeps port-forwarding working, which connects to localhost.
     plain[names.ENV_HOST] = f"$({names.ENV_POD_IP})" if simulated else "0.0.0.0"  # noqa: S104
     device_mode = "void" if not claim.devices else ",".join(claim.devices)
-    if not claim.devices or simulated or claim.sharing is not Sharing.EXCLUSIVE:
-        # Whole devices of a real node are named by its device plugin instead.
+    if not claim.resource or simulated:
+        # What a real node's device plugin gives out, the plugin names.
         plain[names.ENV_DEVICES] = device_mode
     if settings.trace_endpoint:
         plain |= {

@@ -191,8 +191,8 @@ def _environment(workload: Workload, claim: Claim, settings: PodSettings, *, sim
         "USER": NAME,  # libraries look up the name of a user id that no image knows
         "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
-    if not claim.devices or simulated or claim.sharing is Sharing.SHARED:
-        # Whole devices of a real node are named by its device plugin instead.
+    if not claim.resource or simulated:
+        # What a real node's device plugin gives out, the plugin names.
         plain[names.ENV_DEVICES] = ",".join(claim.devices) or "void"
     address: Json = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     return [address, *({"name": name, "value": value} for name, value in plain.items())]

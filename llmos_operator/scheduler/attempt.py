@@ -195,8 +195,8 @@ class Attempts:
             usable = self.reservations.usable(pending, row, columns[row])
             devices = self.startups.devices(pending, request, row, usable, patient=patient)
             if devices is not None:
-                name = self.scene.table.names[row]
-                claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
+                state = now.node(self.scene.table.names[row])
+                claim = claim_for(pending, ordinal, state, devices, request, size, self.policy, self.now)
                 if self.leaves_room(claim, request):
                     return self.bound(pending, shape, place, claim, row, waste)
                 if not self._quota_fits(now, claim):
@@ -358,7 +358,7 @@ class Attempts:
         devices = pick(state, request, usable, self.policy.overuse_percent)
         if devices is None:
             return False
-        claim = claim_for(pending, ordinal, name, devices, request, size, self.policy, self.now)
+        claim = claim_for(pending, ordinal, state, devices, request, size, self.policy, self.now)
         if not later.admits(claim):
             return False
         self.worlds.hold(claim)

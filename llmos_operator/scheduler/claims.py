@@ -9,13 +9,14 @@ from llmos_operator.api.v1alpha1.modelprofile import profile_name
 from llmos_operator.scheduler.interference import subject_of
 from llmos_operator.scheduler.request import Constraints, Request
 from llmos_operator.scheduler.sizing import granted
+from llmos_operator.state.handouts import resource_of
 from llmos_operator.state.types import FULL_MILLI, Claim, Sharing, WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.sizing import Size
-    from llmos_operator.state.ledger import DeviceState
+    from llmos_operator.state.ledger import DeviceState, NodeState
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Profile, Workload
 
@@ -35,6 +36,7 @@ def request_of(
         workload.node_selector,
         workload.node_affinity,
         workload.tolerations,
+        workload.mig_profile,
     )
     model = workload.model.key if workload.model.kept else ""
     if not workload.accelerators:
@@ -107,6 +109,7 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.training,
         workload.selector,
         workload.sharing,
+        workload.mig_profile,
         domain,
         workload.compute_milli,
         workload.max_model_len,
@@ -125,7 +128,7 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
 def claim_for(
     pending: Pending,
     ordinal: int,
-    node: str,
+    node: NodeState,
     devices: tuple[DeviceState, ...],
     request: Request,
     size: Size,
@@ -146,7 +149,7 @@ def claim_for(
         workload_uid=workload.uid,
         ordinal=ordinal,
         pod=f"{workload.namespace}/{names.pod_name(workload.name, workload.uid, ordinal, member=rank)}",
-        node=node,
+        node=node.name,
         devices=tuple(d.device.uuid for d in devices),
         bytes_per_device=reserved if devices else 0,
         compute_milli=request.compute_milli if devices else 0,
@@ -165,7 +168,15 @@ def claim_for(
         min_runtime=least_runtime(workload, policy),
         member=member,
         draw_milliwatts=_measured(request, devices),
+        partition_resource=_partition_resource(workload, node, devices),
     )
+
+
+def _partition_resource(workload: Workload, node: NodeState, devices: tuple[DeviceState, ...]) -> str:
+    """Return by which resource the node's device plugin gives out the MIG instance; "" where the pod names it itself."""
+    if workload.sharing is not Sharing.MIG or not devices:
+        return ""
+    return resource_of(devices[0].device, node.node, [one.device for one in node.devices])
 
 
 def _measured(request: Request, devices: tuple[DeviceState, ...]) -> int | None:
@@ -183,9 +194,9 @@ def least_runtime(workload: Workload, policy: Policy) -> float:
 
 
 def _charges(request: Request, devices: tuple[DeviceState, ...], reserved: int) -> tuple[int, int]:
-    """Return (thousandths of a device, bytes) that quota is charged: a shared part by its dominant share."""
+    """Return (thousandths of a device, bytes) that quota is charged: a shared part, and a MIG instance, by its dominant share."""
     if request.whole:
-        return FULL_MILLI * len(devices), sum(d.device.memory_bytes for d in devices)
+        return sum(d.device.part_milli for d in devices), sum(d.device.memory_bytes for d in devices)
     parts = (
         max(request.compute_milli, -(-reserved * FULL_MILLI // max(1, d.device.memory_bytes)))
         for d in devices

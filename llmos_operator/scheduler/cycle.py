@@ -4,7 +4,7 @@ Everybody who waits is asked in queue order. For each replica, sizes best first:
 else, if room is already being made, it waits for that; else others may come down, move or be displaced for it; else it
 waits and the filters say why. Replicas that are being moved have their places held before anybody is asked. What has been tried in vain once is not tried again for identical work. Who sleeps wakes before anybody of its
 priority is placed, if its room is there. At the end those who came down get back what nobody waits for, and those sleep of
-whom nobody asks anything.
+whom nobody asks anything, and GPUs that nobody uses may be cut into the instances that are waited for.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.preemption import Preemption
 from llmos_operator.scheduler.queueing import lines
 from llmos_operator.scheduler.quota import Amount
+from llmos_operator.scheduler.recutting import Recutting
 from llmos_operator.scheduler.repair import repairs
 from llmos_operator.scheduler.restoring import restores
 from llmos_operator.scheduler.scene import Scene
-from llmos_operator.scheduler.table import CAPACITY, NodeTable
+from llmos_operator.scheduler.table import CAPACITY, PART, NodeTable
 from llmos_operator.scheduler.waking import Waking
 from llmos_operator.scheduler.world import Worlds
-from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.fragmentation.prices import Prices
@@ -63,17 +63,21 @@ def plan(
     outcome.refuse(waiting.refused)
     attempts.moving.hold(waiting)
     waking = Waking(attempts)
+    recutting = Recutting(attempts)
     for pending in waiting.picks(attempts.worlds.now.tree, total_of(attempts.scene.table)):
         if budget.exhausted():
             outcome.interrupt()
             break
         outcome.wake(waking.before(pending))
-        outcome.record(pending, attempts.place(pending))
+        result = attempts.place(pending)
+        outcome.record(pending, result)
+        recutting.note(pending, result)
     else:
         outcome.wake(waking.rest())
         outcome.give_up(waking.given_up())
         outcome.restore(restores(attempts))
         outcome.rest(waking.idle())
+        outcome.cut(recutting.decide())
     if budget.search_exhausted():
         outcome.interrupt()
     return outcome.plan(waiting)
@@ -112,5 +116,5 @@ def usable(prices: Prices | None, policy: Policy, now: float) -> bool:
 
 
 def total_of(table: NodeTable) -> Amount:
-    """Return all devices of the cluster and their memory."""
-    return Amount(int(table.exists.sum()) * FULL_MILLI, int(table.fixed[CAPACITY].sum()))
+    """Return all devices of the cluster, instances by the part of a GPU they are, and their memory."""
+    return Amount(int(table.fixed[PART].sum()), int(table.fixed[CAPACITY].sum()))

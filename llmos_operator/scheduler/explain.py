@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.quantity import human_bytes
+from llmos_operator.api.quantity import format_milli, human_bytes
 from llmos_operator.api.runtime.memory import FORMAT_BITS
-from llmos_operator.scheduler import wording
+from llmos_operator.scheduler import failure, wording
 from llmos_operator.scheduler.budget import UNLIMITED
 from llmos_operator.scheduler.claims import request_of, sharing_domain
 from llmos_operator.scheduler.cycle import plan, prepare
@@ -183,8 +183,10 @@ def _option(attempts: Attempts, size: Size, request: Request) -> SizeOption:
 def _would_help(attempts: Attempts, pending: Pending, decision: Decision) -> tuple[str, ...]:
     if decision.reason is Reason.EXCEEDS_QUOTA:
         room = attempts.worlds.now.tree.room(pending.queue).gpu_milli
-        more = pending.least_start().gpu_milli - room
-        return (f"{-(-more // 1000)} more GPUs of quota for queue {pending.queue}",)
+        _, request = min(attempts.shape(pending.workload).options, key=lambda one: one[0].bytes_per_device)
+        pods = pending.workload.members * max(1, pending.core)
+        more = max(1, failure.least_milli(attempts, request) * pods - room)
+        return (f"{format_milli(more)} more GPUs of quota for queue {pending.queue}",)
     if decision.reason is not Reason.NO_CAPACITY:
         return ()
     moves = _moves(attempts, pending)

@@ -10,8 +10,9 @@ from llmos_operator.api.quantity import format_milli, human_bytes
 from llmos_operator.scheduler import wording
 from llmos_operator.scheduler.advice import would_fit
 from llmos_operator.scheduler.feasibility import matching_devices
-from llmos_operator.scheduler.table import CAPACITY
-from llmos_operator.state.types import FULL_MILLI
+from llmos_operator.scheduler.instances import being_cut_for, no_instance, profiles
+from llmos_operator.scheduler.table import CAPACITY, PART
+from llmos_operator.state.types import FULL_MILLI, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,6 +114,9 @@ def moving(moves: Sequence[tuple[Mover, Claim]], nodes: Sequence[str], size: Siz
 def diagnose(attempts: Attempts, pending: Pending, options: Sequence[tuple[Size, Request]]) -> Failure:
     """Return why nothing could be done for a replica; amounts are those of the smallest size allowed."""
     size, request = min(options, key=lambda option: option[0].bytes_per_device)
+    cut = being_cut_for(attempts.scene.table.states, request)
+    if cut:
+        return Failure(Reason.WAITING_FOR_PARTITION, cut, size=size)
     never = impossible(attempts, pending, size, request)
     beyond = quota(attempts, pending, size, request) if never is None else None
     if beyond is not None:
@@ -154,9 +158,14 @@ def quota(
 
 def least_milli(attempts: Attempts, request: Request) -> int:
     """Return the least thousandths of a device the request can be charged."""
+    table = attempts.scene.table
+    if request.constraints.sharing is Sharing.MIG and request.devices:
+        large = matching_devices(attempts.scene, request) & (
+            table.fixed[CAPACITY] >= request.bytes_per_device
+        )
+        return int(table.fixed[PART][large].min(initial=FULL_MILLI))
     if request.whole or not request.devices:
         return request.devices * FULL_MILLI
-    table = attempts.scene.table
     largest = int(table.fixed[CAPACITY][matching_devices(attempts.scene, request)].max(initial=1))
     return max(request.compute_milli, -(-request.bytes_per_device * FULL_MILLI // largest)) * request.devices
 
@@ -189,6 +198,8 @@ def impossible(
         f"needs {wording.size_text(size)} per device, the smallest size allowed; the largest matching device has "
         f"{human_bytes(largest)}: short by {human_bytes(request.bytes_per_device - largest)}"
     )
+    if request.constraints.sharing is Sharing.MIG:
+        text += f" ({profiles(attempts.scene.table.states)})"
     fixes = would_fit(pending.workload, attempts.profile(pending.workload), attempts.policy, largest, most)
     return Reason.LARGER_THAN_ANY_DEVICE, f"{text}. {fixes}"
 
@@ -198,4 +209,6 @@ def _no_match(attempts: Attempts, request: Request) -> str:
     wanted = ", ".join(request.constraints.selector.products) or request.constraints.sharing
     if not attempts.scene.table.exists.any():
         return "no node has devices: does the agent run, and has it written GPUNode objects?"
+    if request.constraints.sharing is Sharing.MIG:
+        return no_instance(attempts.scene.table.states, request)
     return f"no device matches {wanted} with spec.resources.selector; products in the cluster: {products}"

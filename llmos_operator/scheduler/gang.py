@@ -182,9 +182,8 @@ class Gangs:
         devices = devices or pick(state, request, columns, overuse, column)
         if devices is None:
             return None
-        node = attempts.scene.table.names[spot.row]
         return claim_for(
-            pending, ordinal, node, devices, request, size, attempts.policy, attempts.now, member
+            pending, ordinal, state, devices, request, size, attempts.policy, attempts.now, member
         )
 
     def spots(self, room: Room, workload: Workload, needed: int) -> list[Spot]:

@@ -76,9 +76,7 @@ class Moving:
         if not fits_on(unobserved(state), request, target.devices, attempts.policy.overuse_percent):
             return
         devices = tuple(d for uuid in target.devices if (d := state.device(uuid)) is not None)
-        claim = claim_for(
-            pending, ordinal, target.node, devices, request, size, attempts.policy, attempts.now
-        )
+        claim = claim_for(pending, ordinal, state, devices, request, size, attempts.policy, attempts.now)
         if not later.admits(claim):
             return
         attempts.worlds.hold(claim)

@@ -11,7 +11,17 @@ from llmos_operator.scheduler.securing import Securing
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Result
-    from llmos_operator.scheduler.plan import Bind, Evict, Move, Reservation, Restore, Shrink, Sleep, Wake
+    from llmos_operator.scheduler.plan import (
+        Bind,
+        Cut,
+        Evict,
+        Move,
+        Reservation,
+        Restore,
+        Shrink,
+        Sleep,
+        Wake,
+    )
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Lines, Pending, Refused
     from llmos_operator.state.snapshot import Snapshot
@@ -34,6 +44,7 @@ class Outcome:
         self._moves: list[Move] = []
         self._binds: list[Bind] = []
         self._restores: list[Restore] = []
+        self._cuts: list[Cut] = []
         self._waits: list[Wait] = []
         self._decisions: dict[WorkloadKey, Decision] = {}
         self._reservations: list[Reservation] = []
@@ -122,6 +133,10 @@ class Outcome:
         """Take who sleeps because nobody asks anything of it."""
         self._sleeps += sleeps
 
+    def cut(self, cuts: list[Cut]) -> None:
+        """Take which GPUs are to be cut anew."""
+        self._cuts += cuts
+
     def interrupt(self) -> None:
         """Note that the time ran out."""
         self._interrupted = True
@@ -148,6 +163,7 @@ class Outcome:
                 *self._wakes,
                 *self._binds,
                 *self._restores,
+                *self._cuts,
             ),
             tuple(self._waits),
             self._decisions,

@@ -278,8 +278,9 @@ def fits_on(state: NodeState, request: Request, uuids: Collection[str], overuse_
     return fit and _units_suffice(state, found, request)
 
 
-def _device_order(device: DeviceState, request: Request) -> tuple[bool, int, bool, int, int]:
+def _device_order(device: DeviceState, request: Request) -> tuple[bool, int, bool, int, int, int]:
     size = device.device.memory_bytes if request.whole else device.headroom_bytes()
     used_first = device.idle and not request.whole
     worn = device.verdict is Verdict.DEGRADED
-    return (worn, device.strain_milli, used_first, size, device.device.index)
+    part = device.device.part_milli  # the same for all but MIG instances
+    return (worn, device.strain_milli, used_first, part, size, device.device.index)

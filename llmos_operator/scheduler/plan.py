@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmos_operator.api.conditions import Reason
+    from llmos_operator.api.mig import MigProfile
     from llmos_operator.state.types import Claim, PodKey, Sleeping, Workload, WorkloadKey
 
 KEPT_SECONDS: Final = 300.0  # for which a moved replica's place is kept after its pod should be gone
@@ -150,7 +151,20 @@ class Move:
         )
 
 
-Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Wake | Move
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Ask mig-manager to cut the GPUs of a node, which nobody uses, into a layout; or give up that it was asked (`abandoned`)."""
+
+    node: str
+    layout: str
+    counts: tuple[tuple[MigProfile, int], ...]  # instances of each GPU
+    workloads: tuple[WorkloadKey, ...]  # that wait for it
+    reason: Reason
+    explanation: str
+    abandoned: bool = False
+
+
+Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Wake | Move | Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +278,11 @@ class Plan:
     def moves(self) -> tuple[Move, ...]:
         """The Move actions."""
         return tuple(a for a in self.actions if isinstance(a, Move))
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The Cut actions."""
+        return tuple(a for a in self.actions if isinstance(a, Cut))
 
     @property
     def restores(self) -> tuple[Restore, ...]:

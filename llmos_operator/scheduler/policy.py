@@ -15,6 +15,8 @@ from llmos_operator.state.types import DisruptionStep, WorkloadKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmos_operator.scheduler.geometry.layouts import Layout
+
 GIB = 1 << 30
 
 
@@ -81,6 +83,16 @@ class ConsolidationPolicy:
     searches: int = 8  # claimants of one plan for whom others might be moved
 
 
+@dataclass(frozen=True, slots=True)
+class PartitioningPolicy:
+    """Whether GPUs are cut into the MIG instances that work waits for, by NVIDIA's mig-manager."""
+
+    enabled: bool = False
+    layouts: tuple[Layout, ...] = ()  # beside, or in place of, those of mig-manager's own configuration
+    rest: float = 900.0  # seconds after which a node may be cut again
+    patience: float = 300.0  # seconds in which mig-manager must have begun
+
+
 def _default_service() -> dict[WorkloadKind, float]:
     return {WorkloadKind.INFERENCE: 3600.0, WorkloadKind.FINE_TUNE: 7200.0, WorkloadKind.BATCH: 1800.0}
 
@@ -121,6 +133,7 @@ class Policy:
     preemption: PreemptionLimits = field(default_factory=PreemptionLimits)
     reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
     consolidation: ConsolidationPolicy = field(default_factory=ConsolidationPolicy)
+    partitioning: PartitioningPolicy = field(default_factory=PartitioningPolicy)
     thrift: Thrift = field(default_factory=Thrift)  # turns of FineTune and Batch work
     score: ScoreKind = ScoreKind.FRAGMENTATION
     # Weight of what is lost to interference against room for expected work, both in devices; 0: it does not count.

@@ -387,7 +387,7 @@ class Preemption:
 def charge_of(request: Request, devices: tuple[DeviceState, ...]) -> Amount:
     """Return what quota would be charged for the request on these devices."""
     if request.whole:
-        return Amount(FULL_MILLI * len(devices), sum(d.device.memory_bytes for d in devices))
+        return Amount(sum(d.device.part_milli for d in devices), sum(d.device.memory_bytes for d in devices))
     milli = sum(
         max(request.compute_milli, -(-request.bytes_per_device * FULL_MILLI // max(1, d.device.memory_bytes)))
         for d in devices

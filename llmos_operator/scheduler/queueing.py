@@ -57,8 +57,9 @@ class Pending:
         return len(self.ordinals) + self.held_up
 
     def least_charge(self) -> Amount:
-        """Return the least one pod will be charged; shared work is charged by its part, known when placed."""
-        whole = self.workload.accelerators * FULL_MILLI if self.workload.sharing is not Sharing.SHARED else 1
+        """Return the least one pod will be charged; parts of devices are charged by their size, known when placed."""
+        exclusive = self.workload.sharing is Sharing.EXCLUSIVE
+        whole = self.workload.accelerators * FULL_MILLI if exclusive else 1
         return Amount(gpu_milli=whole if self.workload.accelerators else 0)
 
     def least_start(self) -> Amount:

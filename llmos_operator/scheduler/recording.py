@@ -20,12 +20,14 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmos_operator.api.conditions import Reason
+from llmos_operator.api.mig import MigProfile
 from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.errors import Permanent
 from llmos_operator.scheduler.cycle import plan as make_plan
 from llmos_operator.scheduler.fragmentation.prices import Prices
 from llmos_operator.scheduler.fragmentation.shapes import Shape
 from llmos_operator.scheduler.fragmentation.worth import Worth
+from llmos_operator.scheduler.geometry.layouts import Layout
 from llmos_operator.scheduler.plan import Bind, Plan
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.redaction import redact
@@ -131,7 +133,14 @@ class _File(_Part):
 @cache
 def _file_type() -> type[_File]:
     """Return the file's type with everything known that domain modules import for their types only."""
-    known = {"Mapping": Mapping, "Any": Any, "Reason": Reason, "ModelShape": ModelShape}
+    known = {
+        "Mapping": Mapping,
+        "Any": Any,
+        "Reason": Reason,
+        "ModelShape": ModelShape,
+        "MigProfile": MigProfile,
+        "Layout": Layout,
+    }
     for part in (_NodeRecord, _PricesRecord, _ClusterRecord, _File):
         part.model_rebuild(force=True, _types_namespace={**globals(), **known})
     return _File

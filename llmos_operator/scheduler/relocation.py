@@ -164,7 +164,7 @@ class Relocations:
                 claim = claim_for(
                     mover.pending,
                     former.ordinal,
-                    name,
+                    later,
                     devices,
                     request,
                     mover.size,

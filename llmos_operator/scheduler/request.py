@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmos_operator.state.types import FULL_MILLI, DeviceSelector, Placement, Selector, Sharing, Toleration
+
+if TYPE_CHECKING:
+    from llmos_operator.api.mig import MigProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,7 @@ class Constraints:
     node_selector: Selector = field(default_factory=Selector)
     node_affinity: tuple[Selector, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
+    mig_profile: MigProfile | None = None  # the least of an instance; None: any
     displacing: bool = False  # looks for nodes where others could be displaced: needs fresh telemetry
     _hash: int = field(
         init=False, repr=False, compare=False, default=0
@@ -24,7 +29,8 @@ class Constraints:
 
     def __post_init__(self) -> None:
         places = (self.selector, self.node_selector, self.node_affinity, self.tolerations)
-        object.__setattr__(self, "_hash", hash((self.needs_devices, self.sharing, places, self.displacing)))
+        kind = (self.needs_devices, self.sharing, self.mig_profile, self.displacing)
+        object.__setattr__(self, "_hash", hash((kind, places)))
 
     def __hash__(self) -> int:
         return self._hash

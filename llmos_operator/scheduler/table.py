@@ -17,6 +17,7 @@ from llmos_operator.api.telemetry import Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from llmos_operator.api.mig import MigProfile
     from llmos_operator.state.ledger import DeviceState, NodeState
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -32,8 +33,8 @@ CPU, MEMORY, PODS, GPUS, POWER = range(5)
 # ENTRY: whether shared work may be planned on it, as DeviceState.entry.
 FREE_BYTES, FREE_MILLI, IDLE, DOMAIN, EXCESS, CLAIMS, STRANGE, ENTRY = range(8)
 # Planes of `fixed` (what a device is).
-# LIMIT: power limit in milliwatts, 0 where a device does not tell.
-CAPACITY, CAPABILITY, PRODUCT, INDEX, LIMIT = range(5)
+# LIMIT: power limit in milliwatts, 0 where a device does not tell. PART: thousandths of a GPU. PROFILE: of a MIG instance, 0 unknown.
+CAPACITY, CAPABILITY, PRODUCT, INDEX, LIMIT, PART, PROFILE = range(7)
 _CAPABILITY_BASE = 1000
 
 
@@ -58,6 +59,7 @@ class NodeTable:
         self.strained: set[int] = set()  # rows with a strained device
         self.plugged: set[int] = set()  # rows whose kubelet says which devices a device plugin offers
         self._products: dict[str, int] = {}
+        self._profiles: dict[MigProfile | None, int] = {None: 0}
         self._domains: dict[str, int] = {"": 0}
         self._without_copy: dict[str, Ints] = {}
         self._allocate(0, 1)
@@ -74,6 +76,11 @@ class NodeTable:
     def products(self) -> Mapping[str, int]:
         """Product names and their numbers."""
         return self._products
+
+    @property
+    def profiles(self) -> Mapping[MigProfile | None, int]:
+        """MIG profiles and their numbers; None stands for those that are not known."""
+        return self._profiles
 
     def domain_number(self, domain: str) -> int:
         """Return the number that stands for a sharing domain."""
@@ -144,7 +151,7 @@ class NodeTable:
     def _allocate(self, rows: int, width: int) -> None:
         self.node: Ints = np.zeros((5, rows), np.int64)
         self.device: Ints = np.zeros((8, rows, width), np.int64)
-        self.fixed: Ints = np.zeros((5, rows, width), np.int64)
+        self.fixed: Ints = np.zeros((7, rows, width), np.int64)
         self.schedulable: Bools = np.zeros(rows, np.bool_)
         self.budgeted.clear()
         self.strained.clear()
@@ -179,11 +186,12 @@ class NodeTable:
         self.strain[row, :count] = [d.strain_milli for d in devices]
         self.fixed[:, row, :count] = np.array([self._fixed_of(d) for d in devices], np.int64).T
 
-    def _fixed_of(self, state: DeviceState) -> tuple[int, int, int, int, int]:
+    def _fixed_of(self, state: DeviceState) -> tuple[int, int, int, int, int, int, int]:
         device = state.device
         product = self._products.setdefault(device.product, len(self._products))
         capability, limit = capability_number(device.compute_capability), device.limit_milliwatts or 0
-        return device.memory_bytes, capability, product, device.index, limit
+        profile = self._profiles.setdefault(device.profile, len(self._profiles))
+        return device.memory_bytes, capability, product, device.index, limit, device.part_milli, profile
 
     def _write_free(self, row: int, state: NodeState) -> None:
         self._write_host(row, state)

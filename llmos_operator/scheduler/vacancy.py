@@ -256,14 +256,14 @@ class Search:
             return sorted(
                 (claim for claim in found if claim.ordinal in self._unit), key=lambda c: (c.ordinal, c.member)
             )
-        name, overuse = self._names[rows[0]], attempts.policy.overuse_percent
-        devices = pick(later.node(name), self._request, self._acceptable(rows[0]), overuse)
+        state, overuse = later.node(self._names[rows[0]]), attempts.policy.overuse_percent
+        devices = pick(state, self._request, self._acceptable(rows[0]), overuse)
         if not devices:
             return []
         claim = claim_for(
             self._pending,
             self._unit[0],
-            name,
+            state,
             devices,
             self._request,
             self._size,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.victims import Victim
-    from llmos_operator.state.ledger import NodeState
+    from llmos_operator.state.ledger import DeviceState, NodeState
     from llmos_operator.state.types import Claim, Sleeping
 
 _MILLISECONDS = 1000
@@ -38,7 +38,7 @@ def bound(
     """Return why a claim got this node (`chosen`) and this precision; `beside` is :meth:`Harm.told`."""
     if not claim.devices:
         return f"{claim.format} on the CPU of node {claim.node}, {chosen}: {human_bytes(claim.memory_bytes)} reserved"
-    indexes = ",".join(str(d.device.index) for d in state.devices if d.device.uuid in claim.devices)
+    indexes = ",".join(_device(d) for d in state.devices if d.device.uuid in claim.devices)
     text = (
         f"{claim.format} on node {claim.node} device {indexes}, {chosen}: "
         f"{human_bytes(claim.bytes_per_device)} reserved per device"
@@ -46,6 +46,12 @@ def bound(
     text += _power(claim, state) + _strain(claim, state) + _harm(beside)
     better = [size_text(size) for size, _ in options[:place]]
     return f"{text}; no room now for {', '.join(better)}" if better else text
+
+
+def _device(one: DeviceState) -> str:
+    """Return a device in words: "0", "0 (MIG 1g.10gb)"."""
+    profile = f" {one.device.profile}" if one.device.profile is not None else ""
+    return f"{one.device.index} (MIG{profile})" if one.device.mig else str(one.device.index)
 
 
 def _power(claim: Claim, state: NodeState) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import names
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.api.telemetry import Verdict
-from llmos_operator.state import plugin, power
+from llmos_operator.state import handouts, power
 from llmos_operator.state.care import Phase
+from llmos_operator.state.cutting import being_cut
 from llmos_operator.state.telemetry import Observation, worse
 from llmos_operator.state.types import FULL_MILLI, PodPhase, Sharing
 
@@ -53,6 +55,7 @@ class DeviceState:
     held_down: bool = False  # for so much of its time that it takes nothing new
     secured: bool = False  # a holder pod of ours has it from the device plugin
     bare: bool = False  # shared work is on it, the plugin offers it, and no holder pod has it
+    withheld: bool = False  # nobody holds it, nor would be given it: no unit is left of its resource, or its GPU is being cut
 
     @property
     def usable(self) -> bool:
@@ -75,8 +78,8 @@ class DeviceState:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody holds any part of it."""
-        return self.claims == 0 and not self.foreign
+        """Whether nobody holds any part of it, and somebody would be given it."""
+        return self.claims == 0 and not self.foreign and not self.withheld
 
     @property
     def open(self) -> bool:
@@ -129,8 +132,8 @@ class NodeState:
     memory_bytes: int = 0  # used, weights of replicas that sleep included
     sleep_bytes: int = 0  # of it, those weights
     gpus: int = 0  # nvidia.com/gpu used: by our pods, by those of others, and by holder pods
-    foreign_gpus: int = 0  # of them, others'
-    holder_gpus: int = 0  # of them, those of holder pods
+    foreign_gpus: int = 0  # devices of others, whole ones and MIG instances, as they ask for them
+    holder_gpus: int = 0  # units of nvidia.com/gpu of holder pods
     pod_count: int = 0
     stray_claims: int = 0  # claims on devices the node does not have (any more)
     sick: bool = False  # a device is Unhealthy, or work is asked to leave it
@@ -156,13 +159,13 @@ class NodeState:
         """Return the state with the pod's amounts added (`sign` 1) or taken off (-1), holding `pods` afterwards."""
         if pod.phase is PodPhase.FINISHED:
             return replace(self, pods=pods)
-        foreign = self.foreign_gpus + sign * foreign_gpus(pod)
+        foreign = self.foreign_gpus + sign * handouts.foreign_units(pod)
         asleep = pod.claim.host_bytes if pod.claim is not None else 0
         devices = self.devices
         if pod.claim is not None and pod.claim.devices:
             devices = _devices_after(devices, pod.claim, sign, pods)
-        if foreign or self.foreign_gpus or self.plugged or any(one.device.holders for one in devices):
-            devices = plugin.marked(devices, pods, foreign)
+        if foreign or self.foreign_gpus or self._handed_out(devices):
+            devices = handouts.marked(devices, self.node, pods, refusing=self.refusing)
         return NodeState(
             self.name,
             self.node,
@@ -220,6 +223,18 @@ class NodeState:
             one.device.offered and one.claims > 0 and not one.exclusive and not one.foreign
             for one in self.devices
         )
+
+    def _handed_out(self, devices: Iterable[DeviceState]) -> bool:
+        """Return whether more than claims decides what can be given."""
+        cut = self.node is not None and being_cut(self.node.labels, self.node.recut)
+        return cut or self.plugged or any(one.device.holders or one.device.mig for one in devices)
+
+    def settled(self) -> NodeState:
+        """Return the state with what the node advertises, or its kubelet grants, taken into account anew."""
+        if not self._handed_out(self.devices) and not any(one.withheld for one in self.devices):
+            return self
+        devices = handouts.marked(self.devices, self.node, self.pods, refusing=self.refusing)
+        return replace(self, devices=devices)
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:
@@ -295,17 +310,7 @@ def whole_gpus(pod: Pod) -> int:
     """Return how many units of nvidia.com/gpu the pod takes from its node."""
     if pod.claim is None:
         return pod.gpus
-    return len(pod.claim.devices) if pod.claim.sharing is Sharing.EXCLUSIVE else 0
-
-
-def foreign_gpus(pod: Pod) -> int:
-    """Return how many whole devices a pod that is not ours takes. Which ones, the kubelet may have told."""
-    return pod.gpus if pod.claim is None and not pod.holder else 0
-
-
-def given(state: NodeState, key: PodKey) -> tuple[str, ...]:
-    """Return the devices of a node the kubelet gave to a pod, in the node's order; () where it does not tell."""
-    return tuple(one.device.uuid for one in state.devices if key in one.device.holders)
+    return len(pod.claim.devices) if pod.claim.resource == names.RESOURCE_GPU else 0
 
 
 def build(
@@ -314,14 +319,18 @@ def build(
     gpu: GpuNode | None,
     pods: Mapping[PodKey, Pod],
     observed: Mapping[str, Observation],
+    *,
+    refusing: bool = False,
 ) -> NodeState:
-    """Return a node's state from nothing but what was listed."""
+    """Return a node's state from nothing but what was listed; `refusing`: its kubelet has lately refused devices."""
     devices = _fresh_devices(gpu, observed)
     sick = any(d.verdict is Verdict.UNHEALTHY for d in devices) or (
         gpu is not None and any(one.phase is Phase.DRAINING for one in gpu.care.treatments)
     )
     plugged = any(one.device.offered for one in devices)
-    state = NodeState(name, node, gpu, observed=observed, devices=devices, sick=sick, plugged=plugged)
+    state = NodeState(
+        name, node, gpu, observed=observed, devices=devices, sick=sick, refusing=refusing, plugged=plugged
+    ).settled()
     for pod in pods.values():
         state = state.with_pod(pod)
     return state
@@ -385,6 +394,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.held_down,
         state.secured,
         state.bare,
+        state.withheld,
     )
 
 
@@ -413,7 +423,7 @@ def shortfall(state: NodeState, claim: Claim) -> str:
     node = state.node
     if node is None:
         return f"node {state.name} is not registered"
-    gpus = len(claim.devices) if claim.sharing is Sharing.EXCLUSIVE else 0
+    gpus = len(claim.devices) if claim.resource == names.RESOURCE_GPU else 0
     for what, used, needed, capacity in (
         ("millicores of CPU", state.cpu_milli, claim.cpu_milli, node.cpu_milli),
         ("bytes of memory", state.memory_bytes, claim.memory_bytes, node.memory_bytes),
@@ -433,10 +443,17 @@ def shortfall(state: NodeState, claim: Claim) -> str:
 def _device_shortfall(one: DeviceState | None, uuid: str, claim: Claim, *, whole: bool) -> str:
     if one is None:
         return f"device {uuid} is not on node {claim.node}"
+    if one.withheld:
+        resource = claim.resource or "its resource"
+        return f"device {uuid}: node {claim.node} has no unit of {resource} left for it, or cuts its GPUs"
     if one.exclusive or one.foreign or (one.claims and (whole or one.domain != claim.domain)):
         return f"device {uuid} is held by others"
     if not whole and not one.open:
         return f"device {uuid} has no holder pod"
+    return _room_shortfall(one, uuid, claim)
+
+
+def _room_shortfall(one: DeviceState, uuid: str, claim: Claim) -> str:
     if one.reserved_bytes + claim.bytes_per_device > one.device.memory_bytes:
         free = one.device.memory_bytes - one.reserved_bytes
         return f"device {uuid} has {free} bytes unreserved of {claim.bytes_per_device} needed"

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import names
 from llmos_operator.state import ledger
 from llmos_operator.state.care import NO_CARE
 from llmos_operator.state.ledger import NodeState
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.strangers import Uses
     from llmos_operator.state.telemetry import Reading
-    from llmos_operator.state.types import GpuNode, Node
+    from llmos_operator.state.types import GpuNode, Node, Recut
+
+
+def _asked_to_cut(node: Node, recut: Recut) -> Node:
+    """Return a node as it will be seen once it has been asked to cut its GPUs."""
+    kept = {key: value for key, value in node.labels.items() if key != names.LABEL_MIG_STATE}
+    return replace(node, labels={**kept, names.LABEL_MIG_CONFIG: recut.layout}, recut=recut)
 
 
 OFFER_SECONDS = 600.0  # longer than a kubelet or an agent is expected to be away
@@ -43,6 +50,7 @@ class NodeBook:
         self._strangers: dict[str, Strangers] = {}
         self._offered: dict[str, set[str]] = {}  # node -> devices that its plugin offers, or has
         self._untold: dict[str, float | None] = {}  # of these, where nobody tells now -> since when
+        self._cuts: dict[str, Recut] = {}  # asked for, not yet seen in the watch
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
         """Take nodes as a snapshot has them, and believe what was observed on them."""
@@ -70,19 +78,38 @@ class NodeBook:
         return self._nodes.get(name)
 
     def apply_node(self, node: Node) -> bool:
-        """Take a node as it is now."""
+        """Take a node as it is now; what it was asked to be cut into counts before the watch shows it."""
+        asked = self._cuts.get(node.name)
+        if asked is not None and node.recut == asked:
+            del self._cuts[node.name]
+        elif asked is not None:
+            node = _asked_to_cut(node, asked)
         old = self._nodes.get(node.name)
         if old is not None and old.node == node:
             return False
-        self._set_node(replace(old, node=node) if old else self._build(node.name, node, None))
+        self._set_node(replace(old, node=node).settled() if old else self._build(node.name, node, None))
         return True
+
+    def assume_cut(self, name: str, recut: Recut) -> bool:
+        """Give nothing of a node from the moment its GPUs are to be cut. False: somebody holds some of it by now."""
+        old = self._nodes.get(name)
+        if old is None or old.node is None or old.foreign_gpus or any(True for _ in old.claims()):
+            return False
+        self._cuts[name] = recut
+        return self.apply_node(old.node)
+
+    def forget_cut(self, node: Node) -> None:
+        """Take a node as it was before it was asked to be cut: it was not."""
+        if self._cuts.pop(node.name, None) is not None:
+            self.apply_node(node)
 
     def delete_node(self, name: str) -> bool:
         """Forget a node; pods bound to it stay counted until they are deleted themselves."""
         old = self._nodes.get(name)
         if old is None or old.node is None:
             return False
-        self._set_node(replace(old, node=None))
+        self._cuts.pop(name, None)
+        self._set_node(replace(old, node=None).settled())
         return True
 
     def apply_gpu_node(self, gpu: GpuNode) -> bool:
@@ -203,7 +230,7 @@ class NodeBook:
         self._refusing[name] = until
         old = self._nodes.get(name)
         if old is not None and not old.refusing:
-            self._set_node(replace(old, refusing=True))
+            self._set_node(replace(old, refusing=True).settled())
 
     def expire_refusals(self, now: float) -> None:
         """Let nodes take such pods again."""
@@ -211,7 +238,7 @@ class NodeBook:
             del self._refusing[name]
             old = self._nodes.get(name)
             if old is not None:
-                self._set_node(replace(old, refusing=False))
+                self._set_node(replace(old, refusing=False).settled())
 
     def _devices_told(self, name: str) -> None:
         """Take note that a node's devices, or who holds them, are others now."""
@@ -238,8 +265,8 @@ class NodeBook:
 
     def _build(self, name: str, node: Node | None, gpu: GpuNode | None) -> NodeState:
         pods = self._state(name).pods
-        built = ledger.build(name, node, gpu, pods, self._observed.get(name, {}))
-        return replace(built, refusing=True) if name in self._refusing else built
+        observed = self._observed.get(name, {})
+        return ledger.build(name, node, gpu, pods, observed, refusing=name in self._refusing)
 
     def _set_node(self, state: NodeState) -> None:
         if state.node is None and state.gpu is None and not state.pods:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.errors import Conflict
-from llmos_operator.state import ledger
+from llmos_operator.state import handouts, ledger
 from llmos_operator.state.nodebook import NodeBook
 from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.tally import Tally
-from llmos_operator.state.types import Pod, PodPhase, Sharing
+from llmos_operator.state.types import Pod, PodPhase
 
 if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
@@ -120,13 +120,13 @@ class PodBook(NodeBook):
     def _as_given(self, pod: Pod) -> Pod:
         """Return a pod with the devices the kubelet gave it, where they are others than it was planned on.
 
-        A pod that asks for whole devices gets those the node's device plugin prefers; nobody can name one. Where the kubelet
+        A pod that asks for units of a resource gets the devices the node's device plugin prefers; nobody can name one. Where the kubelet
         gave another number, what it tells is of a former pod of this name, and the plan counts on.
         """
         claim = pod.claim
-        if claim is None or claim.sharing is not Sharing.EXCLUSIVE or pod.phase not in _ADMITTED:
+        if claim is None or not claim.resource or pod.phase not in _ADMITTED:
             return pod
-        given = ledger.given(self._state(pod.node), pod.key)
+        given = handouts.given(self._state(pod.node).devices, pod.key)
         if len(given) != len(claim.devices) or set(given) == set(claim.devices):
             return pod
         self._corrected.add(pod.key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from llmos_operator.state.handouts import foreign_units
 from llmos_operator.state.ledger import observation_margin
 from llmos_operator.state.types import PodPhase
 
@@ -34,10 +35,10 @@ def strange_bytes(state: NodeState, device: DeviceState, by_pod: Mapping[str, in
 
 
 def _tenants(state: NodeState, uuid: str) -> Iterable[str]:
-    """Yield the UIDs of pods that may be on a device. Whole GPUs of others (the device plugin's) may be any."""
+    """Yield the UIDs of pods that may be on a device. What others have of the device plugin may be any."""
     for pod in state.pods.values():
         if pod.claim is None:
-            if pod.gpus and pod.phase is not PodPhase.FINISHED:
+            if foreign_units(pod) and pod.phase is not PodPhase.FINISHED:
                 yield pod.uid
         elif uuid in pod.claim.devices and pod.phase is not PodPhase.FINISHED:
             yield pod.uid

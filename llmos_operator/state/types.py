@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
+from llmos_operator.api import names
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.state.care import NO_CARE, Care
+from llmos_operator.state.cutting import Recut
 from llmos_operator.state.work import (
     AUTO,
     DEFAULT_ORDER,
@@ -44,6 +46,8 @@ from llmos_operator.state.work import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from llmos_operator.api.mig import MigProfile
 
 __all__ = [
     "AUTO",
@@ -77,6 +81,7 @@ __all__ = [
     "Quantization",
     "QuantizationMode",
     "Queue",
+    "Recut",
     "Requirement",
     "Selector",
     "Sharing",
@@ -133,8 +138,10 @@ class Node:
     memory_bytes: int = 0
     pods: int = 110
     gpus: int = 0  # allocatable nvidia.com/gpu
+    partitions: Mapping[str, int] = field(default_factory=dict)  # allocatable nvidia.com/mig-*, by resource
     power_milliwatts: int | None = None  # that its devices may draw together; None: no budget
     rack_milliwatts: int | None = None  # that those of its rack may
+    recut: Recut | None = None  # that the operator asked for its GPUs to be cut anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +170,10 @@ class Device:
     offered: bool = False  # a device plugin hands it out as nvidia.com/gpu; False where nobody tells
     withdrawn: bool = False  # it did, and does not now: the plugin is starting, or thinks it sick
     limit_milliwatts: int | None = None  # the power limit in force; None: it does not tell
+    parent: str = ""  # UUID of the GPU a MIG instance is cut from
+    profile: MigProfile | None = None  # of a MIG instance; None where the driver does not say
+    part_milli: int = FULL_MILLI  # of its GPU, which quota is charged for a MIG instance
+    resource: str = ""  # under which the kubelet hands it out; "" where it does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +261,14 @@ class Claim:
     target: Target | None = None  # its replica is being moved there
     sleeping: Sleeping | None = None  # it was put to sleep, on top of what it may have come down to before
     draw_milliwatts: int | None = None  # of each device, as its model's was measured; None: by its share
+    partition_resource: str = ""  # MIG: extended resource its pod asks for; "": it names the instance itself
+
+    @property
+    def resource(self) -> str:
+        """Extended resource by which its pod gets its devices from a device plugin; "": it names them itself."""
+        if not self.devices or self.sharing is Sharing.SHARED:
+            return ""
+        return names.RESOURCE_GPU if self.sharing is Sharing.EXCLUSIVE else self.partition_resource
 
     @property
     def held_bytes(self) -> int:
@@ -295,6 +314,7 @@ class Pod:
     cpu_milli: int = 0
     memory_bytes: int = 0
     gpus: int = 0  # requested nvidia.com/gpu
+    partitions: Mapping[str, int] = field(default_factory=dict)  # requested nvidia.com/mig-*, by resource
     ready: bool = False
     started_at: float = 0.0  # status.startTime, 0.0 before
     grace_seconds: int = 30  # spec.terminationGracePeriodSeconds

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmos_operator.api.conditions import Reason
+    from llmos_operator.api.mig import MigProfile
     from llmos_operator.api.runtime.memory import ModelShape
 
 WorkloadKey: TypeAlias = str  # "namespace/name"
@@ -193,6 +194,7 @@ class Workload:
     memory_bytes: int | None = None  # override of the estimate, per device
     selector: DeviceSelector = field(default_factory=DeviceSelector)
     sharing: Sharing = Sharing.EXCLUSIVE
+    mig_profile: MigProfile | None = None  # MIG: the least profile; None: any
     compute_milli: int | None = None  # Shared: compute of each device; None: the policy's default
     max_model_len: int = AUTO
     max_num_seqs: int = 64

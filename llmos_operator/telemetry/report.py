@@ -34,7 +34,7 @@ PROCESS_LIMIT: Final = 2048  # processes told with one batch, all devices togeth
 _PRODUCT_LIMIT: Final = 128
 _MESSAGE_DEVICES: Final = 8
 _WATT: Final = 1000  # milliwatts
-_MILLI: Final = 1000
+_MILLI: Final = 1000  # thousandths of a GPU
 
 
 def batch(
@@ -113,11 +113,39 @@ def status(
         "mode": mode,
         "driver": driver.version,
         "devices": [
-            _device(view) | _power_limit(view, views) | _allocation(view.info.uuid, allocations)
+            _device(view)
+            | _partition(view, views)
+            | _power_limit(view, views)
+            | _allocation(view.info.uuid, allocations)
             for view in _published(views)
         ],
         "conditions": list(conditions),
     }
+
+
+def _partition(view: DeviceView, views: Sequence[DeviceView]) -> Json:
+    """Return what a MIG instance is of its GPU; nothing for a whole one.
+
+    Its part is the larger of those of compute slices and of memory: the rest of the GPU has no use for more than is left of both.
+    """
+    info = view.info
+    if not info.is_mig:
+        return {}
+    found: Json = {"parent": info.parent}
+    parts = []
+    profile = info.mig_profile
+    if profile is not None:
+        found["migProfile"] = str(profile)
+        if info.gpu_slices:
+            parts.append(profile.slices * _MILLI // info.gpu_slices)
+    parent = _parent(view, views)
+    if parent is not None and parent.info.memory_bytes and info.memory_bytes:
+        parts.append(info.memory_bytes * _MILLI // parent.info.memory_bytes)
+    return {**found, "partMilli": max(1, min(_MILLI, max(parts)))} if parts else found
+
+
+def _parent(view: DeviceView, views: Sequence[DeviceView]) -> DeviceView | None:
+    return next((one for one in views if one.info.uuid == view.info.parent), None)
 
 
 def _power_limit(view: DeviceView, views: Sequence[DeviceView]) -> Json:
@@ -127,7 +155,7 @@ def _power_limit(view: DeviceView, views: Sequence[DeviceView]) -> Json:
     """
     info, whole, part = view.info, view, 1.0
     if info.is_mig:
-        parent = next((one for one in views if one.info.uuid == info.parent), None)
+        parent = _parent(view, views)
         if parent is None or not parent.info.memory_bytes or not info.memory_bytes:
             return {}
         whole, part = parent, info.memory_bytes / parent.info.memory_bytes

@@ -9,6 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.mig import profile_in
+
+if TYPE_CHECKING:
+    from llmos_operator.api.mig import MigProfile
 
 
 class Capability(StrEnum):
@@ -118,6 +124,7 @@ class DeviceInfo:
     parent: str = ""  # uuid of the GPU a MIG instance is cut from
     gpu_instance: int | None = None
     compute_instance: int | None = None
+    gpu_slices: int | None = None  # compute slices of the GPU a MIG instance is cut from
     mig_enabled: bool = False  # a GPU cut into instances: it can be measured, not given out
     links: tuple[Link, ...] = ()
 
@@ -125,6 +132,11 @@ class DeviceInfo:
     def is_mig(self) -> bool:
         """Whether this is an instance of a GPU, not a GPU."""
         return bool(self.parent)
+
+    @property
+    def mig_profile(self) -> MigProfile | None:
+        """Profile of an instance, as its name says; None for whole GPUs, and where the driver does not say."""
+        return profile_in(self.product) if self.parent else None
 
     @property
     def allocatable(self) -> bool:

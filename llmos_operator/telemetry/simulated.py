@@ -1,28 +1,28 @@
 """Devices that do not exist, under processes that do: the agent's backend for demo, tests and CI.
 
-The node's annotation `llmos.dev/simulated-gpus` says which devices there are. Their memory is what the processes on
+The node's annotation `llmos.dev/simulated-gpus` says which devices there are (`announced`). Their memory is what the processes on
 them really use, their utilisation is the CPU time of these processes, and temperature, power and energy follow from it
 through a small thermal model; noise is seeded, so the same load reads the same. The annotation
-`llmos.dev/simulated-faults` breaks them on purpose.
+`llmos.dev/simulated-faults` breaks them on purpose. MIG instances tell their memory; utilisation, heat and power are
+their GPU's, as with the driver.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import queue
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from llmos_operator import __version__
+from llmos_operator.telemetry.announced import parse_devices, parse_faults
 from llmos_operator.telemetry.attribution import PROC
-from llmos_operator.telemetry.backend import EVENT_WAIT_SECONDS, BackendUnavailable
+from llmos_operator.telemetry.backend import EVENT_WAIT_SECONDS
 from llmos_operator.telemetry.processes import ProcessScan, Tenant
 from llmos_operator.telemetry.sample import (
     Capability,
-    ClockReason,
     Counters,
     DeviceEvent,
     DeviceInfo,
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-MAX_DEVICES: Final = 64
+    from llmos_operator.telemetry.announced import InjectedFault
+
 AMBIENT_CELSIUS: Final = 30.0
 LOAD_CELSIUS: Final = 42.0  # warmer than ambient at full load
 THERMAL_SECONDS: Final = 20.0  # time constant of warming and cooling
 IDLE_SHARE: Final = 0.12  # of the power limit
-DEFAULT_POWER_MILLIWATTS: Final = 300_000
 CAPABILITIES: Final = frozenset(
     {
         Capability.MEMORY,
@@ -57,10 +57,7 @@ CAPABILITIES: Final = frozenset(
         Capability.EVENTS,
     }
 )
-
-
-class BadAnnouncement(BackendUnavailable):
-    """An annotation that describes simulated devices or faults cannot be used; names field, value and fix."""
+_OF_INSTANCES: Final = frozenset({Capability.MEMORY, Capability.PROCESSES, Capability.EVENTS})
 
 
 @dataclass(slots=True)
@@ -74,17 +71,6 @@ class _Device:
     at: float = -1.0
     celsius: float = AMBIENT_CELSIUS
     millijoules: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class InjectedFault:
-    """A fault somebody ordered. An XID is an event and happens once; a fault lasts while it is announced."""
-
-    uuid: str
-    xid: int = 0
-    fault: FaultKind | None = None
-    id: str = ""
-    clocks: ClockReason | None = None  # what holds its clocks down
 
 
 class SimulatedBackend:
@@ -145,7 +131,10 @@ class SimulatedBackend:
         """Return the announced devices by index, and look who is on them."""
         self._tenants = self._scan.scan(self._monotonic())
         return tuple(
-            sorted((d.info for d in self._devices.values()), key=lambda info: (info.index, info.uuid))
+            sorted(
+                (d.info for d in self._devices.values()),
+                key=lambda info: (info.index, info.is_mig, info.gpu_instance or 0, info.uuid),
+            )
         )
 
     def sample(self, device: DeviceInfo) -> Sample:
@@ -161,7 +150,9 @@ class SimulatedBackend:
         )
         if any(fault.kind is FaultKind.LOST for fault in injected):
             return Sample(uuid=device.uuid, at=now, capabilities=CAPABILITIES, faults=injected)
-        tenants = self._on(device.uuid)
+        if state.info.is_mig:
+            return self._instance(state.info, now, injected)
+        tenants = self._on(*self._parts(state.info))
         load = _load(state, tenants, now)
         power = _warm(state, load, now)
         return Sample(
@@ -169,7 +160,7 @@ class SimulatedBackend:
             at=now,
             memory_total_bytes=state.info.memory_bytes,
             memory_used_bytes=sum(_share(tenant, tenant.memory_bytes) for tenant in tenants),
-            utilization_percent=round(100 * load),
+            utilization_percent=None if state.info.mig_enabled else round(100 * load),
             temperature_celsius=round(state.celsius + state.random.uniform(-0.5, 0.5)),
             power_milliwatts=power,
             energy_millijoules=int(state.millijoules),
@@ -180,6 +171,22 @@ class SimulatedBackend:
             capabilities=CAPABILITIES,
             faults=injected,
         )
+
+    def _instance(self, info: DeviceInfo, now: float, injected: tuple[Fault, ...]) -> Sample:
+        used = sum(_share(tenant, tenant.memory_bytes) for tenant in self._on(info.uuid))
+        return Sample(
+            uuid=info.uuid,
+            at=now,
+            memory_total_bytes=info.memory_bytes,
+            memory_used_bytes=used,
+            counters=Counters(at=now),
+            capabilities=_OF_INSTANCES,
+            faults=injected,
+        )
+
+    def _parts(self, gpu: DeviceInfo) -> tuple[str, ...]:
+        """Return under which UUIDs processes use a GPU: its own, or those of its instances."""
+        return (gpu.uuid, *(one.info.uuid for one in self._devices.values() if one.info.parent == gpu.uuid))
 
     def processes(self, device: DeviceInfo) -> tuple[ProcessUse, ...] | None:
         """Return the processes on the device as the last scan saw them."""
@@ -198,8 +205,8 @@ class SimulatedBackend:
             return ()
         return tuple(found)
 
-    def _on(self, uuid: str) -> list[Tenant]:
-        return [tenant for tenant in self._tenants if uuid in tenant.devices]
+    def _on(self, *uuids: str) -> list[Tenant]:
+        return [tenant for tenant in self._tenants if not set(uuids).isdisjoint(tenant.devices)]
 
 
 def _share(tenant: Tenant, memory: int) -> int:
@@ -226,82 +233,3 @@ def _warm(state: _Device, load: float, now: float) -> int:
     power = round(state.power_limit * min(1.0, share * state.random.uniform(0.98, 1.02)))
     state.millijoules += power * elapsed
     return power
-
-
-def parse_devices(text: str) -> tuple[tuple[DeviceInfo, int], ...]:
-    """Return the devices of an announcement with their power limits in milliwatts; none for "".
-
-    Raises :class:`BadAnnouncement` naming the entry, the field and what is expected.
-    """
-    entries = _entries(text, "llmos.dev/simulated-gpus")
-    if len(entries) > MAX_DEVICES:
-        raise BadAnnouncement(
-            f"llmos.dev/simulated-gpus names {len(entries)} devices; at most {MAX_DEVICES} are possible"
-        )
-    devices = tuple(_device(entry, f"llmos.dev/simulated-gpus[{at}]") for at, entry in enumerate(entries))
-    uuids = [info.uuid for info, _ in devices]
-    double = next((uuid for uuid in uuids if uuids.count(uuid) > 1), None)
-    if double:
-        raise BadAnnouncement(
-            f"llmos.dev/simulated-gpus names uuid {double!r} twice; every device needs its own"
-        )
-    return devices
-
-
-def _device(entry: dict[str, Any], where: str) -> tuple[DeviceInfo, int]:
-    uuid, memory = entry.get("uuid"), entry.get("memoryBytes")
-    index, watts = entry.get("index", 0), entry.get("powerLimitWatts", DEFAULT_POWER_MILLIWATTS // 1000)
-    if not isinstance(uuid, str) or not uuid or "," in uuid:
-        raise BadAnnouncement(
-            f"{where}.uuid = {uuid!r}; write a unique text without commas, such as GPU-sim-n1-0"
-        )
-    if not isinstance(memory, int) or isinstance(memory, bool) or memory <= 0:
-        raise BadAnnouncement(f"{where}.memoryBytes = {memory!r}; write a whole number of bytes above 0")
-    if not isinstance(index, int) or not 0 <= index <= 255:  # noqa: PLR2004 - the wire's bound
-        raise BadAnnouncement(f"{where}.index = {index!r}; write a whole number from 0 to 255")
-    if not isinstance(watts, int) or watts <= 0:
-        raise BadAnnouncement(f"{where}.powerLimitWatts = {watts!r}; write a whole number of watts above 0")
-    info = DeviceInfo(
-        uuid=uuid,
-        index=index,
-        product=str(entry.get("product", "SIM")),
-        memory_bytes=memory,
-        compute_capability=str(entry.get("computeCapability", "8.0")),
-    )
-    return info, watts * 1000
-
-
-def parse_faults(text: str) -> tuple[InjectedFault, ...]:
-    """Return the ordered faults; none for "". Raises :class:`BadAnnouncement`."""
-    return tuple(
-        _fault(entry, f"llmos.dev/simulated-faults[{at}]")
-        for at, entry in enumerate(_entries(text, "llmos.dev/simulated-faults"))
-    )
-
-
-def _fault(entry: dict[str, Any], where: str) -> InjectedFault:
-    xid, word = entry.get("xid", 0), entry.get("fault", "")
-    if not isinstance(xid, int) or xid < 0:
-        raise BadAnnouncement(f"{where}.xid = {xid!r}; write an XID number")
-    if word and word not in set(FaultKind):
-        raise BadAnnouncement(f"{where}.fault = {word!r}; write one of {', '.join(FaultKind)}")
-    clocks = entry.get("clocks", "")
-    if clocks and clocks not in set(ClockReason):
-        raise BadAnnouncement(f"{where}.clocks = {clocks!r}; write one of {', '.join(ClockReason)}")
-    return InjectedFault(
-        str(entry.get("uuid", "")),
-        xid,
-        FaultKind(word) if word else None,
-        str(entry.get("id", "")),
-        ClockReason(clocks) if clocks else None,
-    )
-
-
-def _entries(text: str, where: str) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(text) if text else []
-    except ValueError as error:
-        raise BadAnnouncement(f"annotation {where} is not JSON: {error}") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise BadAnnouncement(f"annotation {where} must be a JSON list of objects")
-    return entries

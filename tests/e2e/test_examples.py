@@ -218,3 +218,28 @@ def test_13_one_model_is_served_by_the_devices_of_three_pods(workspace: Workspac
     asked = {"model": "split", "prompt": "The capital of France is", "max_tokens": 6, "temperature": 0}
     answer = workspace.post(f"{workspace.service_url('llmos-gateway')}/v1/completions", asked)
     assert "Paris" in answer["choices"][0]["text"]
+
+
+def test_14_two_tenants_have_the_smallest_instances_that_hold_them(workspace: Workspace) -> None:
+    workspace.apply_file(EXAMPLES / "14-mig/workloads.yaml")
+    rows = workspace.ready("mig-chat", "mig-embeddings")
+    devices = {one["uuid"]: one for one in json.loads(workspace.llmos("top", "--json"))}
+    got = {name: [devices[uuid]["migProfile"] for uuid in row.devices] for name, row in rows.items()}
+    assert got == {"mig-chat": ["2g.4gb"], "mig-embeddings": ["1g.2gb"]}
+    assert "Paris" in workspace.ask("mig-chat", QUESTION)["text"]
+    (pod,) = workspace.pods_of("mig-chat")
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/mig-2g.4gb": "1"}
+    uuid = rows["mig-chat"].devices[0]
+
+    def measured() -> bool:
+        found = {one["uuid"]: one for one in json.loads(workspace.llmos("top", "--json"))}
+        return bool(found[uuid]["usedBytes"]) and found[uuid]["tenants"] == ["default/mig-chat"]
+
+    workspace.wait("the agent to measure the instance", measured, 90)
+    patch = {"spec": {"resources": {"migProfile": "4g.8gb"}}}
+    workspace.kubectl("patch", "mw", "mig-chat", "--type=merge", "-p", json.dumps(patch))
+
+    def told() -> bool:
+        return "3g.8gb" in str(workspace.get("modelworkload", "mig-chat")["status"].get("decision"))
+
+    workspace.wait("the decision to say which profiles there are", told, 90)

@@ -16,7 +16,8 @@ from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.power import asked_on
 from llmos_operator.scheduler.table import ALL
 from llmos_operator.state import ledger
-from llmos_operator.state.types import Claim, Pod
+from llmos_operator.state.handouts import resource_of
+from llmos_operator.state.types import Claim, Pod, Sharing
 from tests.support.builders import NOW, ClusterBuilder
 from tests.support.strategies import clusters, workloads
 
@@ -33,11 +34,14 @@ OVERUSE = POLICY.overuse_percent
 @st.composite
 def disturbed(draw: st.DrawFn) -> ClusterBuilder:
     """A cluster with pods of others, kubelets that refuse, devices that are gone and memory that strangers use."""
-    cluster = draw(clusters(pending=0, running=10))
+    cluster = draw(clusters(pending=0, running=10, instances=True))
     store = cluster.store
     for name, state in sorted(store.snapshot().nodes.items()):
         if draw(st.booleans()):
-            store.apply_pod(Pod(f"others/{name}", f"uid-{name}", name, gpus=draw(st.integers(0, 3))))
+            cut = {"nvidia.com/mig-1g.10gb": draw(st.integers(0, 2))}
+            store.apply_pod(
+                Pod(f"others/{name}", f"uid-{name}", name, gpus=draw(st.integers(0, 3)), partitions=cut)
+            )
         if state.node is not None and draw(st.booleans()):
             changes = replace(state.node, gpus=draw(st.integers(0, 4)), pods=draw(st.integers(0, 6)))
             store.apply_node(changes)
@@ -63,7 +67,7 @@ def in_racks(draw: st.DrawFn, cluster: ClusterBuilder) -> None:
             cluster.store.apply_node(replace(state.node, labels=labels, rack_milliwatts=budget))
 
 
-@given(disturbed(), workloads("asked"))
+@given(disturbed(), workloads("asked", instances=True))
 def test_filters_let_through_what_can_be_picked_and_nothing_else(
     cluster: ClusterBuilder, asked: Workload
 ) -> None:
@@ -72,7 +76,7 @@ def test_filters_let_through_what_can_be_picked_and_nothing_else(
         agree(attempts, request)
 
 
-@given(disturbed(), workloads("asked"), workloads("first"))
+@given(disturbed(), workloads("asked", instances=True), workloads("first", instances=True))
 def test_they_agree_after_placements_of_the_same_plan(
     cluster: ClusterBuilder, asked: Workload, first: Workload
 ) -> None:
@@ -93,6 +97,9 @@ def test_they_agree_after_placements_of_the_same_plan(
 
 def held(request: Request, state: NodeState, uuids: list[str]) -> Claim:
     """Return a claim of what a request asks for."""
+    devices = {one.uuid: one.device for one in state.devices}
+    cut = bool(uuids) and request.constraints.sharing is Sharing.MIG
+    resource = resource_of(devices[uuids[0]], state.node, list(devices.values())) if cut else ""
     return Claim(
         "default/asked",
         "uid",
@@ -106,6 +113,7 @@ def held(request: Request, state: NodeState, uuids: list[str]) -> Claim:
         domain=request.domain,
         cpu_milli=request.cpu_milli,
         memory_bytes=request.memory_bytes,
+        partition_resource=resource,
     )
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, note
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.explain import explain
-from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.policy import PartitioningPolicy, Policy
 from llmos_operator.scheduler.quota import Amount, QuotaTree
 from llmos_operator.scheduler.table import NodeTable
 from tests.support.builders import NOW
-from tests.support.plans import assert_rests, carry_out
-from tests.support.strategies import clusters
+from tests.support.plans import MOST_CYCLES, assert_rests, carry_out
+from tests.support.strategies import clusters, cut_clusters
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.plan import Plan
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from tests.support.builders import ClusterBuilder
 
 POLICY = Policy()
+CUTTING = Policy(partitioning=PartitioningPolicy(enabled=True))
 
 
 def made_for(snapshot: Snapshot, table: NodeTable | None = None) -> Plan:
     return plan(snapshot, POLICY, NOW, table=table)
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_every_bind_fits_the_ledger_and_the_observed_headroom(cluster: ClusterBuilder) -> None:
     snapshot = cluster.snapshot()
     for bind in made_for(snapshot).binds:
@@ -41,7 +42,7 @@ def test_every_bind_fits_the_ledger_and_the_observed_headroom(cluster: ClusterBu
         cluster.store.assume(claim)  # raises Conflict if the ledger cannot take it
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_the_same_snapshot_gives_the_same_plan_with_and_without_a_kept_table(cluster: ClusterBuilder) -> None:
     table = NodeTable()
     first = made_for(cluster.snapshot(), table)
@@ -50,7 +51,7 @@ def test_the_same_snapshot_gives_the_same_plan_with_and_without_a_kept_table(clu
     assert made_for(cluster.snapshot(), table) == made_for(cluster.snapshot())
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_quota_is_not_exceeded_by_binds(cluster: ClusterBuilder) -> None:
     before = cluster.snapshot()
     made = made_for(before)
@@ -63,7 +64,7 @@ def test_quota_is_not_exceeded_by_binds(cluster: ClusterBuilder) -> None:
         tree.add(bind.claim.queue, amount)
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_victims_stand_lower_and_are_not_protected(cluster: ClusterBuilder) -> None:
     snapshot = cluster.snapshot()
     made = made_for(snapshot)
@@ -86,7 +87,7 @@ def test_victims_stand_lower_and_are_not_protected(cluster: ClusterBuilder) -> N
         assert spent <= budget.allowed
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_each_claimant_that_displaces_fits_once_its_victims_have_gone(cluster: ClusterBuilder) -> None:
     made = made_for(cluster.snapshot())
     claimants = {e.preemptor for e in made.evictions if e.preemptor}
@@ -101,7 +102,7 @@ def test_each_claimant_that_displaces_fits_once_its_victims_have_gone(cluster: C
     assert claimants <= bound
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_no_victim_could_have_been_spared(cluster: ClusterBuilder) -> None:
     made = made_for(cluster.snapshot())
     claimants = {e.preemptor for e in made.evictions if e.preemptor}
@@ -128,12 +129,12 @@ def _assert_needed(cluster: ClusterBuilder, made: Plan, claimant: str, spared: s
     assert len(placed) < wanted, f"{spared} did not have to go"
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_the_cluster_comes_to_rest_and_then_nothing_is_done(cluster: ClusterBuilder) -> None:
     assert_rests(cluster, made_for)
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_every_pending_replica_is_bound_or_waits_with_a_reason(cluster: ClusterBuilder) -> None:
     snapshot = cluster.snapshot()
     made = made_for(snapshot)
@@ -151,7 +152,7 @@ def test_every_pending_replica_is_bound_or_waits_with_a_reason(cluster: ClusterB
         assert (decision.queue_position is not None) == (decision.pending > 0)
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_explaining_changes_nothing_and_agrees_with_the_plan(cluster: ClusterBuilder) -> None:
     snapshot = cluster.snapshot()
     made = made_for(snapshot)
@@ -161,3 +162,25 @@ def test_explaining_changes_nothing_and_agrees_with_the_plan(cluster: ClusterBui
             assert told.reason == made.decisions[key].reason
             assert told.queue_position == made.decisions[key].queue_position
     assert made_for(cluster.snapshot()) == made
+
+
+@given(cut_clusters())
+def test_gpus_are_cut_one_node_at_a_time_where_nobody_is_and_not_without_end(cluster: ClusterBuilder) -> None:
+    cut: list[str] = []
+    for _ in range(MOST_CYCLES + len(cluster.snapshot().nodes)):
+        snapshot = cluster.snapshot()
+        made = plan(snapshot, CUTTING, NOW)
+        assert len(made.cuts) <= 1
+        for one in made.cuts:
+            assert not list(snapshot.nodes[one.node].claims())
+            assert one.node not in {bind.claim.node for bind in made.binds}
+            assert one.workloads
+        cut += [one.node for one in made.cuts]
+        if not made.actions:
+            break
+        carry_out(cluster, made)
+        bound = {bind.claim.workload for bind in plan(cluster.snapshot(), CUTTING, NOW).binds}
+        for one in made.cuts:
+            assert set(one.workloads) & bound, "it was cut for nobody"
+    assert not made.actions, f"still acting: {made.actions}"
+    assert len(cut) == len(set(cut)), "a node was cut again before it had rested"

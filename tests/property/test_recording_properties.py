@@ -24,7 +24,7 @@ def recorded(cluster: ClusterBuilder) -> Recording:
     return Recording(snapshot, POLICY, NOW, None, plan_document(plan(snapshot, POLICY, NOW)))
 
 
-@given(clusters())
+@given(clusters(instances=True))
 def test_a_recorded_cycle_is_read_back_and_planned_to_the_same_bytes(cluster: ClusterBuilder) -> None:
     for _ in range(2):
         written = recorded(cluster)

@@ -29,7 +29,7 @@ POLICY = Policy()
 ARRAYS = ("node", "device", "fixed", "schedulable", "exists", "mig", "healthy", "degraded", "device_count")
 
 
-@given(clusters(pending=0), st.data())
+@given(clusters(pending=0, instances=True), st.data())
 def test_rollback_restores_equal_state_at_every_depth(cluster: ClusterBuilder, data: st.DataObject) -> None:
     snapshot = cluster.snapshot()
     world = Worlds.of(snapshot, NOW, 30.0).now
@@ -59,7 +59,7 @@ def test_rollback_restores_equal_state_at_every_depth(cluster: ClusterBuilder, d
         assert dict(world.view.nodes) == nodes
 
 
-@given(clusters(pending=0), st.data())
+@given(clusters(pending=0, instances=True), st.data())
 def test_a_table_that_follows_equals_a_table_built_anew(cluster: ClusterBuilder, data: st.DataObject) -> None:
     followed = NodeTable()
     followed.sync(cluster.snapshot().nodes)

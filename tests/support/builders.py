@@ -7,14 +7,17 @@ plan(cluster.snapshot(), Policy(), NOW)
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.api.v1alpha1.modelprofile import profile_name
+from llmos_operator.state.handouts import resource_of
 from llmos_operator.state.store import Store
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import (
@@ -36,6 +39,7 @@ from llmos_operator.state.types import (
     Quantization,
     QuantizationMode,
     Queue,
+    Recut,
     Sharing,
     Taint,
     Topology,
@@ -113,6 +117,48 @@ class NodeBuilder:
         former = self.gpus.devices if self.gpus else ()
         self.gpus = GpuNode(self.node.name, (*former, *devices))
         self.node = replace(self.node, gpus=self.node.gpus + count)
+        return self
+
+    def cut_into(
+        self, *profiles: str, product: str = "H100-80G", memory: str = "", strategy: str = "mixed"
+    ) -> NodeBuilder:
+        """Add a GPU that is cut into MIG instances, handed out by a device plugin of that strategy ("": none runs).
+
+        Instances are numbered on from the devices there are, in `gpu` and where something runs.
+        """
+        whole = parse_bytes(memory or product.rpartition("-")[2] + "i")
+        former = self.gpus.devices if self.gpus else ()
+        index = max((one.index for one in former), default=-1) + 1
+        found = [parse_profile(text) for text in profiles]
+        devices = tuple(
+            Device(
+                gpu(self.node.name, len(former) + number),
+                index,
+                f"{product} MIG {one}",
+                one.gigabytes * GIB,
+                (9, 0),
+                mig=True,
+                parent=f"GPU-{self.node.name}-parent-{index}",
+                profile=one,
+                part_milli=max(one.slices * FULL_MILLI // 7, one.gigabytes * GIB * FULL_MILLI // whole),
+            )
+            for number, one in enumerate(found)
+        )
+        self.gpus = GpuNode(self.node.name, (*former, *devices))
+        if strategy:
+            self.labelled(**{names.LABEL_MIG_STRATEGY: strategy})
+        if strategy == "mixed":
+            counts = Counter(self.node.partitions) + Counter(one.resource for one in found)
+            self.node = replace(self.node, partitions=dict(counts))
+        elif strategy:
+            self.node = replace(self.node, gpus=self.node.gpus + (len(found) if strategy == "single" else 1))
+        return self
+
+    def cut_before(self, layout: str, seconds_ago: float, *profiles: str) -> NodeBuilder:
+        """Let the operator have asked for its GPUs to be cut; labels say how far mig-manager has come."""
+        recut = Recut(NOW - seconds_ago, layout, tuple(map(parse_profile, profiles)))
+        labels = {**self.node.labels, names.LABEL_MIG_CONFIG: layout}
+        self.node = replace(self.node, labels=labels, recut=recut)
         return self
 
     def with_host(self, cpu: str = "64", memory: str = "512Gi", pods: int = 110) -> NodeBuilder:
@@ -423,7 +469,9 @@ def a_pod(
     rank = member if workload.members > 1 else None
     name = names.pod_name(workload.name, workload.uid, ordinal, member=rank)
     held = memory if memory is not None else workload.memory_bytes or 0
-    sizes = {d.device.index: d.device.memory_bytes for d in store.snapshot().nodes[node].devices}
+    state = store.snapshot().nodes[node]
+    devices_of = {one.uuid: one.device for one in state.devices}
+    held_on = [devices_of[gpu(node, i)] for i in devices]
     claim = Claim(
         workload=workload.key,
         workload_uid=workload.uid,
@@ -440,9 +488,12 @@ def a_pod(
         memory_bytes=512 << 20,
         priority=priority,
         queue=workload.queue or "default",
-        gpu_milli=sum(-(-held * FULL_MILLI // sizes[i]) if shared else FULL_MILLI for i in devices),
-        charged_bytes=sum(held if shared else sizes[i] for i in devices),
+        gpu_milli=sum(-(-held * FULL_MILLI // d.memory_bytes) if shared else d.part_milli for d in held_on),
+        charged_bytes=sum(held if shared else d.memory_bytes for d in held_on),
         bound_at=LONG_AGO,
+        partition_resource=resource_of(held_on[0], state.node, list(devices_of.values()))
+        if workload.sharing is Sharing.MIG
+        else "",
     )
     claim = replace(claim, **claim_changes)
     return Pod(

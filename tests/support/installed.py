@@ -1,6 +1,7 @@
 """LLMOS as a user has it: the chart installed in a local cluster, models served by its hub mirror.
 
-Fixtures: ``installed`` is session-wide (two nodes of two 2 GiB devices); ``workspace`` is the same with everything of the
+Fixtures: ``installed`` is session-wide (two nodes of two 2 GiB devices, and one of two 16 GiB GPUs that are cut into MIG
+instances, which nothing gets that does not ask for MIG); ``workspace`` is the same with everything of the
 test's workloads removed afterwards.
 """
 
@@ -101,9 +102,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         pytest.fail(f"no models in {store}: run `make models`")
     lab = Workspace(tmp_path_factory.mktemp("installed") / "cluster")
     try:
-        lab.up(nodes=2, gpus=2, gpu=["SIM-A:2Gi"], hub_store=str(store), attached=True)
+        kinds = ["SIM-A:2Gi", "SIM-A:2Gi", "SIM-M:16Gi:1g.2gb,2g.4gb,3g.8gb"]
+        lab.up(nodes=3, gpus=2, gpu=kinds, hub_store=str(store), attached=True)
         lab.install()
-        lab.wait("devices", lambda: len(lab.items("gn")) == 2, 30)
+        lab.wait("devices", lambda: len(lab.items("gn")) == 3, 30)
         yield lab
     finally:
         lab.down()

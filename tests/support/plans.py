@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.api import names
 from llmos_operator.control import gangs, reconcile
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.state.types import Pod
-from tests.support.builders import NOW
+from llmos_operator.state.types import Pod, Recut
+from tests.support.builders import NOW, a_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +35,7 @@ def summary(made: Plan) -> dict[str, Any]:
         "move": sorted(f"{workload_name(m.workload)} to {m.target.node}" for m in made.moves),
         "sleep": sorted(workload_name(s.victim) for s in made.sleeps),
         "wake": sorted(workload_name(w.workload) for w in made.wakes),
+        "cut": sorted(f"{c.node} {'given up' if c.abandoned else f'into {c.layout}'}" for c in made.cuts),
         "restore": sorted(workload_name(r.workload) for r in made.restores),
         "left": {workload_name(s.victim): s.bytes_per_device for s in made.shrinks},
         "bind": sorted(f"{workload_name(b.claim.workload)} on {b.claim.node}" for b in made.binds),
@@ -98,6 +101,7 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
         place = move.place(made.now, made.now)
         cluster.store.assume_evicted(move.pod, made.now, move.beneficiary, made.now, place)
         cluster.store.delete_pod(move.pod, move.pod_uid)
+    _cut(cluster, made)
     for bind in made.binds:
         claim = bind.claim
         cluster.store.assume(claim)
@@ -113,6 +117,35 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
                 ready=True,
             )
         )
+
+
+def _cut(cluster: ClusterBuilder, made: Plan) -> None:
+    """Let mig-manager do at once what it is asked for: new instances in the place of the old ones, and its word for it."""
+    for cut in made.cuts:
+        if cut.abandoned:
+            _mark(cluster, cut.node, "failed")
+            continue
+        recut = Recut(made.now, cut.layout, tuple(profile for profile, _ in cut.counts))
+        assert cluster.store.assume_cut(cut.node, recut), f"{cut.node} is in use"
+        state = cluster.store.snapshot().nodes[cut.node]
+        assert state.node is not None
+        assert not any(one.idle for one in state.devices), "something could be given while GPUs are cut"
+        product = state.devices[0].device.product.partition(" MIG ")[0]
+        builder = a_node(cut.node)
+        profiles = [str(profile) for profile, count in cut.counts for _ in range(count)]
+        for _ in {one.device.parent for one in state.devices}:
+            builder.cut_into(*profiles, product=product)
+        assert builder.gpus is not None
+        cluster.store.apply_node(replace(state.node, partitions=builder.node.partitions))
+        cluster.store.apply_gpu_node(builder.gpus)
+        _mark(cluster, cut.node, "success")
+
+
+def _mark(cluster: ClusterBuilder, name: str, word: str) -> None:
+    """Let mig-manager's label of a node say a word."""
+    node = cluster.store.snapshot().nodes[name].node
+    assert node is not None
+    cluster.store.apply_node(replace(node, labels={**node.labels, names.LABEL_MIG_STATE: word}))
 
 
 def retired(scenario: Scenario) -> list[str]:

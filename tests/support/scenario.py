@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 from llmos_operator.scheduler.claims import profile_of
 from llmos_operator.scheduler.filters.device_kind import product_matches
 from llmos_operator.scheduler.fragmentation.pricer import Pricer
 from llmos_operator.scheduler.fragmentation.shapes import ANY, FULL, Shape
+from llmos_operator.scheduler.geometry.layouts import Layout
 from llmos_operator.scheduler.interference import subject_of
 from llmos_operator.scheduler.policy import (
     ConsolidationPolicy,
+    PartitioningPolicy,
     Policy,
     PreemptionLimits,
     ScoreKind,
@@ -166,7 +169,17 @@ def _policy(data: dict[str, Any]) -> Policy:
         data["score"] = ScoreKind(data["score"])
     limits = PreemptionLimits(**data.pop("preemption", {}))
     moves = ConsolidationPolicy(**data.pop("consolidation", {}))
-    return Policy(preemption=limits, consolidation=moves, **data)
+    cutting = _partitioning(data.pop("partitioning")) if "partitioning" in data else PartitioningPolicy()
+    return Policy(preemption=limits, consolidation=moves, partitioning=cutting, **data)
+
+
+def _partitioning(data: dict[str, Any]) -> PartitioningPolicy:
+    layouts = {name: counts.items() for name, counts in data.pop("layouts", {}).items()}
+    found = (
+        Layout(name, tuple((parse_profile(text), n) for text, n in counts))
+        for name, counts in layouts.items()
+    )
+    return PartitioningPolicy(enabled=True, layouts=tuple(found), **data)
 
 
 def _queue(data: dict[str, Any]) -> Queue:
@@ -242,6 +255,9 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
             "observed",
             "strangers",
             "mig",
+            "instances",
+            "mig_strategy",
+            "recut",
             "pods",
             "islands",
             "throttled",
@@ -260,8 +276,12 @@ def _node(data: dict[str, Any]) -> NodeBuilder:
         node.with_gpus(
             data["gpus"], data.get("product", "A100-80G"), data.get("memory", ""), mig=data.get("mig", False)
         )
+    for profiles in data.get("instances", []):
+        node.cut_into(*profiles, strategy=data.get("mig_strategy", "mixed"))
     node.labelled(**data.get("labels", {}))
     node.linked(*data.get("islands", []))
+    if "recut" in data:
+        node.cut_before(*data["recut"])
     for taint in data.get("taints", []):
         node.tainted(**taint)
     _tell_of_devices(node, data)
@@ -295,6 +315,7 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "memory": lambda v: {"memory_bytes": parse_bytes(v)},
     "shared": lambda v: {"memory_bytes": parse_bytes(v), "sharing": Sharing.SHARED},
     "sharing": lambda v: {"sharing": Sharing(v)},
+    "profile": lambda v: {"mig_profile": parse_profile(v)},
     "model": lambda v: {"model": Model(v), "memory_bytes": None},
     "context": lambda v: {"max_model_len": v},
     "seqs": lambda v: {"max_num_seqs": v},

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
+from llmos_operator.api import names
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.state.types import (
     DisruptionBudget,
     DisruptionStep,
@@ -18,7 +20,7 @@ from llmos_operator.state.types import (
     Topology,
     WorkloadKind,
 )
-from tests.support.builders import NOW, ClusterBuilder, a_node, a_workload
+from tests.support.builders import NOW, ClusterBuilder, NodeBuilder, a_node, a_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +33,8 @@ GIB = 1 << 30
 
 
 @st.composite
-def nodes(draw: st.DrawFn, least: int = 1, most: int = 4) -> ClusterBuilder:
-    """A cluster of a few nodes, some of them in a bad state."""
+def nodes(draw: st.DrawFn, least: int = 1, most: int = 4, *, instances: bool = False) -> ClusterBuilder:
+    """A cluster of a few nodes, some of them in a bad state; with `instances` some have GPUs that are cut."""
     cluster = ClusterBuilder().with_priorities(**PRIORITIES)
     for i in range(draw(st.integers(least, most))):
         node = a_node(f"n{i}").with_host(cpu=str(draw(st.sampled_from([1, 2, 64]))), memory="64Gi")
@@ -54,9 +56,8 @@ def nodes(draw: st.DrawFn, least: int = 1, most: int = 4) -> ClusterBuilder:
                 node.last_heard(600)
             if draw(st.integers(0, 9)) == 0:
                 node.observed_using(draw(st.integers(0, count - 1)), "5Gi")
-        if draw(st.integers(0, 14)) == 0:
-            node.cordoned()
-        cluster.add(node)
+        cut(draw, node, instances=instances)
+        cluster.add(node.cordoned() if draw(st.integers(0, 14)) == 0 else node)
     return cluster
 
 
@@ -86,24 +87,63 @@ def queues(draw: st.DrawFn) -> list[Queue]:
     return [*found, Queue("org")] if parent else found
 
 
-def workloads(name: str) -> st.SearchStrategy[Workload]:
-    """A workload of any kind of request."""
+def cut(draw: st.DrawFn, node: NodeBuilder, *, instances: bool) -> None:
+    """With `instances`, add to some nodes a GPU that is cut into instances, of which the kubelet may advertise fewer."""
+    if not instances or draw(st.booleans()):
+        return
+    profiles = st.sampled_from(["1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb"])
+    strategy = draw(
+        st.sampled_from(["mixed", "mixed", "none"] if node.gpus else ["mixed", "single", "none", ""])
+    )
+    node.cut_into(*draw(st.lists(profiles, min_size=1, max_size=4)), strategy=strategy)
+    if draw(st.integers(0, 4)) == 0:
+        fewer = {resource: draw(st.integers(0, count)) for resource, count in node.node.partitions.items()}
+        node.node = replace(node.node, partitions=fewer)
+
+
+@st.composite
+def cut_clusters(draw: st.DrawFn) -> ClusterBuilder:
+    """Nodes of nothing but MIG instances, on which mig-manager works, and work of all sizes that runs and waits for some."""
+    cluster = ClusterBuilder().with_priorities(**PRIORITIES).add(*(Queue(name) for name in QUEUES))
+    profiles = st.sampled_from(["1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb"])
+    for i in range(draw(st.integers(1, 3))):
+        node = a_node(f"n{i}").labelled(
+            **{names.LABEL_MIG_STATE: draw(st.sampled_from(["success", "success", "failed"]))}
+        )
+        for _ in range(draw(st.integers(1, 2))):
+            node.cut_into(*draw(st.lists(profiles, min_size=1, max_size=3)))
+        cluster.add(node)
+    for i in range(draw(st.integers(0, 3))):
+        _run_somewhere(draw, cluster, _for_an_instance(draw(workloads(f"r{i}", instances=True))))
+    for i in range(draw(st.integers(1, 6))):
+        cluster.add(_for_an_instance(draw(workloads(f"p{i}", instances=True))))
+    return cluster
+
+
+def _for_an_instance(workload: Workload) -> Workload:
+    return replace(workload, sharing=Sharing.MIG, accelerators=1)
+
+
+def workloads(name: str, *, instances: bool = False) -> st.SearchStrategy[Workload]:
+    """A workload of any kind of request; for MIG instances only with `instances`."""
+    ways = [Sharing.EXCLUSIVE, Sharing.SHARED, *([Sharing.MIG] if instances else [])]
 
     def build(
-        gpus: int, memory: int, shared: bool, priority: str, queue: str, replicas: int, kind: str
+        gpus: int, memory: int, asked: Sharing, priority: str, queue: str, replicas: int, kind: str
     ) -> Workload:
-        sharing = Sharing.SHARED if shared and gpus else Sharing.EXCLUSIVE
-        builder = (
-            a_workload(name).gpus(1 if sharing is Sharing.SHARED else gpus).priority(priority).in_queue(queue)
-        )
+        sharing = asked if gpus else Sharing.EXCLUSIVE
+        count = gpus if sharing is Sharing.EXCLUSIVE else 1
+        builder = a_workload(name).gpus(count).priority(priority).in_queue(queue)
         builder.with_(memory_bytes=memory * GIB, sharing=sharing, replicas=replicas, kind=WorkloadKind(kind))
+        if sharing is Sharing.MIG and replicas > 1:
+            builder.with_(mig_profile=parse_profile("1g.20gb"))
         return builder.value
 
     return st.builds(
         build,
         st.sampled_from([0, 1, 1, 1, 2, 3]),
         st.sampled_from([1, 5, 12, 20, 40, 60]),
-        st.booleans(),
+        st.sampled_from(ways),
         st.sampled_from(sorted(PRIORITIES)),
         st.sampled_from(QUEUES),
         st.sampled_from([1, 1, 1, 2]),
@@ -112,17 +152,20 @@ def workloads(name: str) -> st.SearchStrategy[Workload]:
 
 
 @st.composite
-def clusters(draw: st.DrawFn, pending: int = 4, running: int = 8, with_quota: bool = True) -> ClusterBuilder:
+def clusters(
+    draw: st.DrawFn, pending: int = 4, running: int = 8, with_quota: bool = True, *, instances: bool = False
+) -> ClusterBuilder:
     """A cluster with running work (placed by the scheduler's own ledger rules) and pending work."""
-    cluster = draw(nodes())
+    cluster = draw(nodes(instances=instances))
     cluster.add(*(draw(queues()) if with_quota else [Queue(name) for name in QUEUES]))
     for i in range(draw(st.integers(0, running))):
-        _run_somewhere(draw, cluster, draw(workloads(f"r{i}")))
+        _run_somewhere(draw, cluster, draw(workloads(f"r{i}", instances=instances)))
     if draw(st.integers(0, 3)) == 0:
         covers = Selector((Requirement("llmos.dev/workload", "In", ("r0", "r1", "r2")),))
         cluster.add(DisruptionBudget("default/guard", covers, draw(st.integers(0, 2))))
     for i in range(draw(st.integers(0, pending))):
-        cluster.add(replace(draw(workloads(f"p{i}")), created_at=NOW - draw(st.integers(0, 5000))))
+        waiting = draw(workloads(f"p{i}", instances=instances))
+        cluster.add(replace(waiting, created_at=NOW - draw(st.integers(0, 5000))))
     return cluster
 
 
@@ -136,14 +179,16 @@ def _run_somewhere(draw: st.DrawFn, cluster: ClusterBuilder, workload: Workload)
     state = cluster.store.snapshot().nodes[node]
     need, shared = workload.memory_bytes or 0, workload.sharing is Sharing.SHARED
     free = [
-        d.device.index
-        for d in state.devices
+        number
+        for number, d in enumerate(state.devices)
         if (d.idle or (shared and not d.exclusive and d.compute_milli <= 900))
+        and d.device.mig is (workload.sharing is Sharing.MIG)
         and d.device.memory_bytes - d.reserved_bytes >= need
     ]
     if len(free) < workload.accelerators or state.node is None:
         return None
-    if state.node.cpu_milli - state.cpu_milli < 250 or state.node.gpus - state.gpus < workload.accelerators:
+    whole = workload.accelerators if workload.sharing is not Sharing.MIG else 0
+    if state.node.cpu_milli - state.cpu_milli < 250 or state.node.gpus - state.gpus < whole:
         return None
     changes: dict[str, Any] = {}
     if draw(st.integers(0, 9)) == 0:

@@ -92,7 +92,21 @@ class GPUDevice(KubeModel):
     compute_capability: Annotated[str, StringConstraints(max_length=8)] = Field(
         default="", description='CUDA compute capability, like "8.0".'
     )
-    mig: bool = Field(default=False, description="Whether it is a MIG partition or a device in MIG mode.")
+    mig: bool = Field(
+        default=False,
+        description="Whether it is a MIG instance. The GPU it is cut from is not among the devices: nobody can have it as a whole.",
+    )
+    parent: Annotated[str, StringConstraints(max_length=128)] = Field(
+        default="", description="UUID of the GPU a MIG instance is cut from."
+    )
+    mig_profile: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="",
+        description="Profile of a MIG instance, like 1g.10gb; empty where the driver does not say.",
+    )
+    part_milli: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None,
+        description="Thousandths of its GPU that a MIG instance is: the larger of its parts of compute slices and of memory. Quota is charged by it.",
+    )
     numa_node: Annotated[int, Field(ge=-1, le=1023)] | None = Field(
         default=None, description="NUMA node of the device, -1 if it has none."
     )

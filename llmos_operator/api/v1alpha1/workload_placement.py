@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from llmos_operator.api.mig import PATTERN
 from llmos_operator.api.schema import (
     Capability,
     Duration,
@@ -17,6 +18,15 @@ from llmos_operator.api.schema import (
     Quantity,
     Rule,
 )
+
+MigProfileName = Annotated[
+    str,
+    StringConstraints(max_length=64),
+    Rule(
+        f"self.matches('^{PATTERN}$')",
+        "must be the name of a MIG profile, like 1g.10gb, as nvidia-smi mig -lgip lists them",
+    ),
+]
 
 
 class Sharing(StrEnum):
@@ -50,6 +60,11 @@ class Resources(KubeModel):
             "sharing Shared and MIG are for one accelerator: a model split over several devices needs them whole (Exclusive)",
             ".accelerators",
         ),
+        Rule(
+            "!has(self.migProfile) || self.sharing == 'MIG'",
+            "migProfile is for sharing MIG: set sharing to MIG, or leave migProfile out",
+            ".migProfile",
+        ),
     )
     accelerators: int = Field(
         default=1, ge=0, le=64, description="Devices of one replica. 0: run on the CPU only."
@@ -65,7 +80,12 @@ class Resources(KubeModel):
     sharing: Sharing = Field(
         default=Sharing.EXCLUSIVE,
         description="Exclusive: whole devices. Shared: the reserved part of a device, beside other workloads of the namespace's "
-        "sharing domain; a memory cap, not isolation. MIG: a hardware partition.",
+        "sharing domain; a memory cap, not isolation. MIG: a hardware partition, the smallest instance that is large enough.",
+    )
+    mig_profile: MigProfileName | None = Field(
+        default=None,
+        description="Least MIG profile, like 1g.10gb: the instance has at least its compute slices, its memory and what follows a plus sign. "
+        "Without it: any instance with enough memory.",
     )
 
 

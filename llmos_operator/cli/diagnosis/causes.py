@@ -396,6 +396,16 @@ CAUSES: Final[tuple[Cause, ...]] = (
         trouble=False,
     ),
     Cause(
+        "Partitioning",
+        "GPUs that nobody uses are being cut into MIG instances it fits.",
+        (_status("WaitingForPartition"),),
+        (
+            "wait for NVIDIA's mig-manager: kubectl get node NODE --show-labels tells nvidia.com/mig.config.state",
+            "kubectl get events -n default --field-selector reason=NotPartitioned",
+        ),
+        trouble=False,
+    ),
+    Cause(
         "TakingTurns",
         "There is room for it on a device on which another workload loads; they start one after the other.",
         (_status("WaitingForStartup"),),

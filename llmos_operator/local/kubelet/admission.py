@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.names import ENV_DEVICES, RESOURCE_GPU
+from llmos_operator.api.names import ENV_DEVICES
 from llmos_operator.api.quantity import parse_bytes, parse_milli
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class NodeLedger:
 
     allocatable: Amounts
     max_pods: int
-    devices: Sequence[str]
+    devices: Mapping[str, Sequence[str]]  # UUIDs that a device plugin would hand out, by resource
     labels: Mapping[str, str]
     _requests: dict[str, Amounts] = field(default_factory=dict)
     _held: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -86,7 +86,8 @@ class NodeLedger:
         rejection = self._misplaced(spec) or self._no_devices(asked) or self._too_full(asked)
         if rejection is None:
             self._requests[uid] = asked
-            self._held[uid] = self._choose(spec, asked.get(RESOURCE_GPU, 0))
+            chosen = [self._choose(spec, resource, asked.get(resource, 0)) for resource in self.devices]
+            self._held[uid] = tuple(uuid for devices in chosen for uuid in devices)
         return rejection
 
     def release(self, uid: str) -> None:
@@ -95,7 +96,7 @@ class NodeLedger:
         self._held.pop(uid, None)
 
     def devices_of(self, uid: str) -> tuple[str, ...]:
-        """Return the UUIDs of whole devices a pod holds."""
+        """Return the UUIDs of the devices a pod holds: whole ones and MIG instances."""
         return self._held.get(uid, ())
 
     def _misplaced(self, spec: Json) -> Rejection | None:
@@ -106,15 +107,19 @@ class NodeLedger:
         return Rejection("NodeAffinity", message)
 
     def _no_devices(self, asked: Amounts) -> Rejection | None:
-        wanted = asked.get(RESOURCE_GPU, 0)
-        available = len(self.devices) - sum(len(held) for held in self._held.values())
-        if wanted <= available:
-            return None
-        message = (
-            f"Allocate failed due to requested number of devices unavailable for {RESOURCE_GPU}. "
-            f"Requested: {wanted}, Available: {available}, which is unexpected"
-        )
-        return Rejection("UnexpectedAdmissionError", message)
+        for resource, devices in self.devices.items():
+            wanted, available = asked.get(resource, 0), len(self._free(devices))
+            if wanted > available:
+                message = (
+                    f"Allocate failed due to requested number of devices unavailable for {resource}. "
+                    f"Requested: {wanted}, Available: {available}, which is unexpected"
+                )
+                return Rejection("UnexpectedAdmissionError", message)
+        return None
+
+    def _free(self, devices: Sequence[str]) -> list[str]:
+        taken = {uuid for held in self._held.values() for uuid in held}
+        return [uuid for uuid in devices if uuid not in taken]
 
     def _too_full(self, asked: Amounts) -> Rejection | None:
         if len(self._requests) >= self.max_pods:
@@ -126,10 +131,9 @@ class NodeLedger:
                 return _out_of(name, wanted, used, capacity)
         return None
 
-    def _choose(self, spec: Json, count: int) -> tuple[str, ...]:
+    def _choose(self, spec: Json, resource: str, count: int) -> tuple[str, ...]:
         """Return the devices the pod names in its environment as far as they are free, else the first free ones."""
-        taken = {uuid for held in self._held.values() for uuid in held}
-        free = [uuid for uuid in self.devices if uuid not in taken]
+        free = self._free(self.devices[resource])
         named = [uuid for uuid in named_devices(spec) if uuid in free]
         return tuple([*named, *(uuid for uuid in free if uuid not in named)][:count])
 

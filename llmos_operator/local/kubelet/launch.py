@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.names import ENV_DEVICES, RESOURCE_GPU
+from llmos_operator.api.names import ENV_DEVICES
 from llmos_operator.errors import Permanent
 from llmos_operator.local.kubelet.environment import ConfigProblem, build_environment, expand, with_addresses
 from llmos_operator.local.kubelet.logs import log_file
@@ -139,10 +139,11 @@ def _base(context: PodContext, view: ContainerView, home: Path, image: Image) ->
 
 
 def _devices(context: PodContext, spec: Json) -> Mapping[str, str]:
-    """Return what a device plugin would set: the UUIDs of the whole devices the pod holds."""
+    """Return what a device plugin would set: the UUIDs of the devices the pod holds."""
     limits = (spec.get("resources") or {}).get("limits") or {}
-    held = context.node.ledger.devices_of(context.uid)
-    return {ENV_DEVICES: ",".join(held)} if RESOURCE_GPU in limits and held else {}
+    ledger = context.node.ledger
+    held = ledger.devices_of(context.uid)
+    return {ENV_DEVICES: ",".join(held)} if ledger.devices.keys() & limits.keys() and held else {}
 
 
 def termination_message(prepared: Prepared, spec: Json, exit_code: int) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmos_operator.api.quantity import human_bytes
-from llmos_operator.scheduler.table import CAPABILITY, CAPACITY, PRODUCT, capability_number
+from llmos_operator.scheduler.instances import profiles
+from llmos_operator.scheduler.table import CAPABILITY, CAPACITY, PRODUCT, PROFILE, capability_number
 from llmos_operator.state.types import Sharing
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ class DeviceKind:
         kept = candidates.devices
         mig = table.mig[rows]
         kept &= mig if request.constraints.sharing is Sharing.MIG else ~mig
+        asked = request.constraints.mig_profile
+        if asked is not None:
+            large = [
+                n for profile, n in table.profiles.items() if profile is not None and profile.holds(asked)
+            ]
+            kept &= np.isin(table.fixed[PROFILE][rows], large)
         if selector.products:
             numbers = [n for name, n in table.products.items() if product_matches(name, selector.products)]
             kept &= np.isin(table.fixed[PRODUCT][rows], numbers)
@@ -41,6 +48,8 @@ class DeviceKind:
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
         """Return what the rows have instead."""
+        if request.constraints.sharing is Sharing.MIG:
+            return f"they have {profiles(scene.table.states[int(row)] for row in rows)}"
         have: dict[str, int] = {}
         most = 0
         for row in rows:

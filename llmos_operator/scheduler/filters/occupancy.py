@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmos_operator.api.quantity import human_bytes
+from llmos_operator.scheduler.instances import profiles
 from llmos_operator.scheduler.table import CAPACITY, DOMAIN, EXCESS, IDLE, STRANGE
+from llmos_operator.state.types import Sharing
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
@@ -35,7 +37,9 @@ class Occupancy:
             candidates.devices &= idle | same
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:
-        """Return the most devices any of the rows has free."""
+        """Return the most devices any of the rows has free; of instances, how many of each profile are."""
+        if request.constraints.sharing is Sharing.MIG:
+            return profiles(scene.table.states[int(row)] for row in rows)
         free = (devices & (scene.table.device[IDLE][rows] > 0)).sum(axis=1)
         best = int(free.argmax())
         return f"{int(free[best])} of {request.devices} devices free on {scene.table.names[int(rows[best])]}"

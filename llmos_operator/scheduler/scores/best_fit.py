@@ -1,7 +1,9 @@
 """Best fit: leave the least behind, on devices first, and keep idle devices and idle nodes together.
 
-Whole devices: the smallest that is large enough, on the node that keeps the fewest idle ones. Shared devices: the one
-with the least room left after, those that slow it down the least first, an idle one only when no device in use will do. Strained and degraded ones come last. CPU only: nodes without devices first.
+Whole devices: the smallest that is large enough, on the node that keeps the fewest idle ones. MIG instances: the one that is
+the least part of its GPU, then the one with the least memory. Shared devices: the one with the least room left after, those
+that slow it down the least first, an idle one only when no device in use will do. Strained and degraded ones come last. CPU
+only: nodes without devices first.
 Spread turns the preference for full nodes round. Equal waste goes to a node with a copy of the model,
 and then breaks in row order, which is name order.
 """
@@ -14,8 +16,8 @@ import numpy as np
 
 from llmos_operator.scheduler.locality import lacking
 from llmos_operator.scheduler.policy import ScoreKind
-from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, IDLE, MEMORY
-from llmos_operator.state.types import FULL_MILLI, Placement
+from llmos_operator.scheduler.table import CAPACITY, CPU, FREE_BYTES, IDLE, MEMORY, PART
+from llmos_operator.state.types import FULL_MILLI, Placement, Sharing
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
@@ -35,6 +37,7 @@ _OUT: Final = 1 << 34  # MiB: a device that is not a candidate
 _MOST_DEVICES: Final = 128
 _HOST_LIMIT: Final = 1 << 40
 _MIB_SHIFT: Final = 20
+_PART_SHIFT: Final = 17  # of thousandths of a GPU above an excess of 2 MiB each: together less than what a strained device wastes
 
 
 class BestFit:
@@ -55,7 +58,10 @@ class BestFit:
             return self._host_only(scene, request, candidates), None
         rows, table = candidates.rows, scene.table
         idle = table.device[IDLE][rows]
-        if request.whole:
+        if request.constraints.sharing is Sharing.MIG:
+            beyond = (table.fixed[CAPACITY][rows] - request.bytes_per_device) >> (_MIB_SHIFT + 1)
+            excess = (table.fixed[PART][rows] << _PART_SHIFT) + np.minimum(beyond, (1 << _PART_SHIFT) - 1)
+        elif request.whole:
             excess = (table.fixed[CAPACITY][rows] - request.bytes_per_device) >> _MIB_SHIFT
         else:
             excess = (table.device[FREE_BYTES][rows] - request.bytes_per_device) >> _MIB_SHIFT

@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import parse_bytes, parse_compute_capability, parse_count, parse_milli
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.clock import parse_rfc3339
 from llmos_operator.state.care import Care, Phase, Treatment
 from llmos_operator.state.convert.fields import Fields
+from llmos_operator.state.convert.partitions import partitions
+from llmos_operator.state.cutting import load
 from llmos_operator.state.power import is_watts
-from llmos_operator.state.types import Device, GpuNode, Link, Node, Taint
+from llmos_operator.state.types import FULL_MILLI, Device, GpuNode, Link, Node, Taint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from llmos_operator.api.mig import MigProfile
+    from llmos_operator.state.cutting import Recut
 
 _DEFAULT_PODS = 110
 _MILLI = 1000
@@ -41,8 +47,10 @@ def node(obj: Mapping[str, Any]) -> Node:
         memory_bytes=allocatable.parsed("memory", parse_bytes, 0),
         pods=allocatable.parsed("pods", parse_count, _DEFAULT_PODS),
         gpus=allocatable.parsed(names.RESOURCE_GPU, parse_count, 0),
+        partitions=partitions(allocatable),
         power_milliwatts=_budget(labels.get(names.LABEL_POWER_BUDGET)),
         rack_milliwatts=_budget(labels.get(names.LABEL_RACK_POWER_BUDGET)),
+        recut=_recut(meta.child("annotations")),
     )
 
 
@@ -51,6 +59,14 @@ def _budget(watts: str | None) -> int | None:
     if watts is None:
         return None
     return int(watts) * _MILLI if is_watts(watts) else 0
+
+
+def _recut(annotations: Fields) -> Recut | None:
+    """Return what was asked of mig-manager. An annotation somebody changed says nothing: its labels hold the node all the same."""
+    try:
+        return load(annotations.text(names.ANNOTATION_MIG_RECUT))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def condition_true(status: Fields, kind: str) -> bool:
@@ -113,7 +129,19 @@ def _device(fields: Fields) -> Device:
         holders=tuple(sorted({one.required("pod") for one in fields.objects("holders")})),
         offered=fields.text("resource") == names.RESOURCE_GPU,
         limit_milliwatts=_power_limit(fields),
+        parent=fields.text("parent"),
+        profile=fields.parsed("migProfile", _profile, None),
+        part_milli=fields.number("partMilli", FULL_MILLI, least=1, most=FULL_MILLI),
+        resource=fields.text("resource"),
     )
+
+
+def _profile(text: str) -> MigProfile | None:
+    """Return the profile of an instance; a name that cannot be read is no reason to do without the node."""
+    try:
+        return parse_profile(text)
+    except ValueError:
+        return None
 
 
 def _power_limit(fields: Fields) -> int | None:

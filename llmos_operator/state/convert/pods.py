@@ -19,6 +19,7 @@ from llmos_operator.clock import parse_rfc3339
 from llmos_operator.errors import Permanent
 from llmos_operator.state.convert.fields import Fields, invalid, shown
 from llmos_operator.state.convert.nodes import condition_true
+from llmos_operator.state.convert.partitions import partition_requests
 from llmos_operator.state.types import FULL_MILLI, Claim, Pod, PodPhase, Sharing, Sleeping, Target
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ def pod(obj: Mapping[str, Any], *, holders_in: str = "") -> Pod:
     key = f"{meta.text('namespace')}/{meta.required('name')}"
     node = spec.text("nodeName")
     cpu, memory, gpus = requests(spec)
+    asked = partition_requests(spec)
     claim, problem = None, ""
     annotation = meta.child("annotations").data.get(names.ANNOTATION_CLAIM)
     if annotation is not None:
         try:
-            claim, problem = _as_created(claim_of(annotation, meta, key, node, (cpu, memory)), spec)
+            told = claim_of(annotation, meta, key, node, (cpu, memory))
+            claim, problem = _as_created(_asking(told, gpus, asked), spec)
         except Permanent as error:
             problem = str(error)
     phase, labels = status.text("phase"), meta.labels("labels")
@@ -64,6 +67,7 @@ def pod(obj: Mapping[str, Any], *, holders_in: str = "") -> Pod:
         cpu_milli=cpu,
         memory_bytes=memory,
         gpus=gpus,
+        partitions=asked if claim is None else {},
         ready=condition_true(status, "Ready"),
         started_at=status.parsed("startTime", parse_rfc3339, 0.0),
         grace_seconds=spec.number("terminationGracePeriodSeconds", _DEFAULT_GRACE, most=_LONGEST_GRACE),
@@ -76,6 +80,14 @@ def pod(obj: Mapping[str, Any], *, holders_in: str = "") -> Pod:
         and meta.text("namespace") == holders_in
         and labels.get(names.LABEL_ROLE) == names.ROLE_HOLDER,
     )
+
+
+def _asking(claim: Claim, gpus: int, asked: Mapping[str, int]) -> Claim:
+    """Return the claim on a MIG instance with the resource its pod asks for: what the pod says, nobody can change later."""
+    if claim.sharing is not Sharing.MIG:
+        return claim
+    resource = next(iter(sorted(asked)), names.RESOURCE_GPU if gpus else "")
+    return replace(claim, partition_resource=resource)
 
 
 def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import (
     parse_bytes,
     parse_compute_capability,
@@ -155,6 +156,7 @@ def _resources(spec: Fields) -> dict[str, Any]:
         "memory_bytes": resources.parsed("memory", parse_bytes, None),
         "selector": _selector(resources.child("selector")),
         "sharing": resources.choice("sharing", Sharing, Sharing.EXCLUSIVE),
+        "mig_profile": resources.parsed("migProfile", parse_profile, None),
     }
 
 

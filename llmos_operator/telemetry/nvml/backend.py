@@ -263,6 +263,7 @@ class NvmlBackend:
             parent=gpu.uuid,
             gpu_instance=self._ask(calls.GPU_INSTANCE, uuid, handle),
             compute_instance=self._ask(calls.COMPUTE_INSTANCE, uuid, handle),
+            gpu_slices=self._slots[gpu.uuid],
         )
 
     def _set_handle(self, uuid: str, handle: Handle) -> None:

@@ -282,6 +282,66 @@ def test_an_operator_that_acts_cordons_nodes_and_changes_nothing_else(acting: Co
         acting.kubectl("delete", "node", node)
 
 
+def test_an_operator_that_cuts_gpus_asks_by_the_labels_of_mig_manager_and_changes_nothing_else(
+    installed: ControlPlane,
+):
+    cuts = render(values={"operator": {"config": {"partitioning": {"enabled": True}}}})
+    policies = [one for one in cuts if one["metadata"]["name"] == "llmos-operator-nodes"]
+    assert len(policies) == 2
+    more = [*policies, *READS_NODES]
+    apply(installed, [find(cuts, "ClusterRole", "llmos-operator"), *more])
+    meta = {
+        "name": "to-be-cut",
+        "labels": {"nvidia.com/mig.config.state": "success", "kept": "yes"},
+        "annotations": {"kept": "yes"},
+    }
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": meta}
+    installed.kubectl("create", "-f", "-", stdin=json.dumps(node))
+    token = installed.kubectl("create", "token", "llmos-operator", "-n", NAMESPACE).strip()
+
+    def patch(body: dict[str, Any]) -> str:
+        return as_account(
+            installed,
+            token,
+            "patch",
+            "node",
+            "to-be-cut",
+            "--type=merge",
+            "--patch-file=/dev/stdin",
+            body=body,
+        )
+
+    asked = {
+        "labels": {"nvidia.com/mig.config": "all-1g.10gb", "nvidia.com/mig.config.state": None},
+        "annotations": {"llmos.dev/mig-recut": "{}"},
+    }
+    try:
+        others = map(str, itertools.count())
+        _until_refused(
+            lambda: patch({"metadata": {"labels": {"a": next(others)}}}),
+            "asks for GPUs to be cut and changes nothing",
+        )
+        for change in (
+            {"metadata": {"labels": {"kept": None}}},
+            {"metadata": {"labels": {"kept": "no"}}},
+            {"metadata": {"annotations": {"kept": None}}},
+            {"metadata": {"annotations": {"other": "b"}}},
+            {"metadata": asked, "spec": {"unschedulable": True}},
+            {"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}},
+        ):
+            with pytest.raises(subprocess.CalledProcessError) as refused:
+                patch(change)
+            assert "changes nothing else of nodes" in refused.value.stderr
+        patch({"metadata": asked})
+        patch({"metadata": {"labels": {"nvidia.com/mig.config.state": "failed"}}})
+        now = json.loads(installed.kubectl("get", "node", "to-be-cut", "-o", "json"))["metadata"]
+        assert now["labels"]["nvidia.com/mig.config"] == "all-1g.10gb"
+    finally:
+        installed.kubectl("delete", "node", "to-be-cut")
+        installed.kubectl("delete", "-f", "-", stdin=yaml.safe_dump_all(more))
+        apply(installed, [find(render(), "ClusterRole", "llmos-operator")])
+
+
 def _until_refused(act: Callable[[], object], why: str) -> None:
     """Policies and rights take effect some time after they are written."""
     deadline = time.monotonic() + 30

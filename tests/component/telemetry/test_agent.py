@@ -259,6 +259,10 @@ async def test_real_driver_calls_end_in_the_gpunode(bench: AgentBench, double: D
     assert set(devices) == {double.uuid(0), "MIG-a"}, "the GPU that is cut into instances is not offered"
     assert devices[double.uuid(0)]["links"] == [{"uuid": double.uuid(1), "type": "PCIeSwitch", "lanes": 0}]
     assert devices["MIG-a"]["mig"] is True
+    assert (devices["MIG-a"]["parent"], devices["MIG-a"]["migProfile"]) == (double.uuid(1), "1g.10gb")
+    assert devices["MIG-a"]["partMilli"] == 251, (
+        "20 of 80 GiB less what the driver keeps, though one slice of seven"
+    )
     assert {"ecc", "nvlink", "gpm", "recovery-action"} <= set(devices[double.uuid(0)]["capabilities"])
     assert agent.metric("llmos_gpu_nvlinks", uuid=double.uuid(0), state="active") == 4
     double.event(double.uuid(0), 119).write()

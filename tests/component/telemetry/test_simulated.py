@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llmos_operator.telemetry.announced import BadAnnouncement
 from llmos_operator.telemetry.sample import EventKind, FaultKind
-from llmos_operator.telemetry.simulated import BadAnnouncement, SimulatedBackend
+from llmos_operator.telemetry.simulated import SimulatedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,7 +253,33 @@ def test_waiting_for_events_ends_when_one_comes() -> None:
     assert time.monotonic() - started >= 0.04
 
 
+def cut(*profiles: str) -> str:
+    instances = [{"uuid": f"MIG-{at}", "profile": profile} for at, profile in enumerate(profiles)]
+    return json.dumps([{"uuid": "GPU-cut", "memoryBytes": 8 * GIB, "product": "SIM-M", "mig": instances}])
+
+
+def test_an_instance_tells_its_memory_and_its_gpu_the_heat_of_all(run: Callable[..., Tenant]) -> None:
+    backend = SimulatedBackend("n1", cut("3g.4gb", "1g.1gb"))
+    run(30, "MIG-1")
+    gpu, large, small = backend.devices()
+    assert (gpu.allocatable, large.parent, small.product) == (False, "GPU-cut", "SIM-M MIG 1g.1gb")
+    found = look(backend)
+    assert (found["MIG-1"].memory_used_bytes or 0) > 30 * MIB
+    assert found["MIG-1"].memory_total_bytes == GIB
+    assert found["MIG-0"].memory_used_bytes == 0
+    assert found["GPU-cut"].memory_used_bytes == found["MIG-1"].memory_used_bytes
+    assert (found["MIG-1"].power_milliwatts, found["MIG-1"].utilization_percent) == (None, None)
+    assert (found["GPU-cut"].utilization_percent, found["GPU-cut"].power_milliwatts is None) == (None, False)
+    assert (len(uses(backend, small)), uses(backend, large)) == (1, ())
+
+
 BAD = {
+    "a profile that is none": (cut("1g"), r"\[0\].mig\[0\].profile: '1g' is not a MIG profile"),
+    "instances that are no list": (
+        '[{"uuid": "a", "memoryBytes": 1, "mig": 1}]',
+        r"\[0\].mig = 1; write a list",
+    ),
+    "an instance without a uuid": ('[{"uuid": "a", "memoryBytes": 1, "mig": [{}]}]', r"mig\[0\].uuid = None"),
     "not JSON": ("{", "not JSON"),
     "not a list": ("{}", "JSON list"),
     "not objects": ("[1]", "list of objects"),

@@ -43,6 +43,7 @@ def test_the_promised_examples_are_there() -> None:
         "model-cache",
         "vllm",
         "split-model",
+        "mig",
     ]
     assert [name.partition("-")[0] for name in names] == [f"{i:02}" for i in range(1, len(names) + 1)]
 

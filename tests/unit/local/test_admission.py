@@ -13,9 +13,9 @@ def _pod(uid: str, requests: dict | None = None, **spec) -> dict:
 
 def _ledger(**changes) -> NodeLedger:
     values = {
-        "allocatable": {"cpu": 2000, "memory": 4 << 30, "nvidia.com/gpu": 2},
+        "allocatable": {"cpu": 2000, "memory": 4 << 30, "nvidia.com/gpu": 2, "nvidia.com/mig-1g.1gb": 2},
         "max_pods": 3,
-        "devices": ["g0", "g1"],
+        "devices": {"nvidia.com/gpu": ["g0", "g1"], "nvidia.com/mig-1g.1gb": ["m0", "m1"]},
         "labels": {"zone": "a"},
     }
     return NodeLedger(**(values | changes))
@@ -76,6 +76,17 @@ def test_devices_are_taken_by_name_if_the_pod_names_them() -> None:
     assert ledger.admit(_pod("3", {"nvidia.com/gpu": "1"})).reason == "UnexpectedAdmissionError"
 
 
+def test_instances_are_units_of_their_own_resource() -> None:
+    ledger = _ledger()
+    assert ledger.admit(_pod("1", {"nvidia.com/mig-1g.1gb": "1", "nvidia.com/gpu": "1"})) is None
+    assert ledger.devices_of("1") == ("g0", "m0")
+    assert ledger.admit(_pod("2", {"nvidia.com/mig-1g.1gb": "1"})) is None
+    assert ledger.devices_of("2") == ("m1",)
+    refused = ledger.admit(_pod("3", {"nvidia.com/mig-1g.1gb": "1"}))
+    assert refused.reason == "UnexpectedAdmissionError"
+    assert "nvidia.com/mig-1g.1gb. Requested: 1, Available: 0" in refused.message
+
+
 def test_the_same_pod_is_counted_once() -> None:
     ledger = _ledger()
     pod = _pod("1", {"cpu": "1500m"})
@@ -85,7 +96,8 @@ def test_the_same_pod_is_counted_once() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 3)), max_size=60))
 def test_no_device_is_ever_held_twice(steps) -> None:
-    ledger = _ledger(devices=["g0", "g1", "g2"], max_pods=100, allocatable={"nvidia.com/gpu": 3})
+    devices = {"nvidia.com/gpu": ["g0", "g1", "g2"]}
+    ledger = _ledger(devices=devices, max_pods=100, allocatable={"nvidia.com/gpu": 3})
     for uid, admit, count in steps:
         if admit:
             ledger.admit(_pod(str(uid), {"nvidia.com/gpu": str(count)} if count else {}))

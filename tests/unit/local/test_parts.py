@@ -25,6 +25,7 @@ from llmos_operator.local.processes import ProcessRecord, marked_processes, star
 from llmos_operator.local.proxy.endpoints import endpoints_of
 from llmos_operator.local.spec import ClusterSpec, GpuModel, uniform_nodes
 from llmos_operator.local.state import ClusterState, RecordedProcess
+from llmos_operator.telemetry.announced import parse_devices
 
 # -- thresholds
 
@@ -247,6 +248,36 @@ def test_devices_are_announced_in_the_units_they_are_read_in() -> None:
     assert len({device["uuid"] for device in devices}) == 3
     assert devices[0]["memoryBytes"] == parse_bytes("80Gi")
     assert nodes.labels(spec)["nvidia.com/gpu.memory"] == "81920"
+
+
+def test_a_gpu_that_is_cut_is_handed_out_by_instances_and_read_as_announced() -> None:
+    cut = GpuModel.parse("SIM-M:8Gi:3g.4gb,1g.1gb,1g.1gb")
+    (spec,) = uniform_nodes(1, 2, (cut,))
+    capacity = nodes.capacity(spec)
+    assert "nvidia.com/gpu" not in capacity
+    assert (capacity["nvidia.com/mig-1g.1gb"], capacity["nvidia.com/mig-3g.4gb"]) == ("4", "2")
+    assert nodes.labels(spec)["nvidia.com/mig.strategy"] == "mixed"
+    found = [info for info, _ in parse_devices(nodes.devices_annotation(spec))]
+    assert [one.is_mig for one in found] == [False, True, True, True] * 2
+    assert sorted(one.uuid for one in found if one.is_mig) == sorted(
+        uuid for uuids in nodes.plugin_devices(spec).values() for uuid in uuids
+    )
+    assert [str(one.mig_profile) for one in found[1:4]] == ["3g.4gb", "1g.1gb", "1g.1gb"]
+    assert (found[1].memory_bytes, found[1].parent, found[1].index) == (4 << 30, found[0].uuid, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("SIM-M:8Gi:1g", "write one like 1g.10gb"),
+        ("SIM-M:80Gi:4g.4gb,4g.4gb", "8 compute slices, a GPU has 7"),
+        ("SIM-M:4Gi:3g.4gb,1g.1gb", "5 GiB, the GPU has 4.0 GiB"),
+        ("SIM-M", "PRODUCT:MEMORY:PROFILE"),
+    ],
+)
+def test_a_gpu_that_cannot_be_cut_like_that_is_refused(text, words) -> None:
+    with pytest.raises(Permanent, match=words):
+        GpuModel.parse(text)
 
 
 def test_racks_and_zones_are_spread() -> None:

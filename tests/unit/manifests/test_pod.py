@@ -96,6 +96,25 @@ def test_shared_devices_are_named_and_not_asked_of_the_plugin() -> None:
     assert "limits" not in pod["spec"]["containers"][0]["resources"]
 
 
+def test_a_mig_instance_is_asked_of_the_plugin_that_knows_it_and_named_where_none_does() -> None:
+    workload = a_work(resources={"sharing": "MIG", "migProfile": "1g.10gb"})
+    claim = a_claim_of(
+        workload, devices=("MIG-a",), sharing=Sharing.MIG, partition_resource="nvidia.com/mig-1g.10gb"
+    )
+    pod = build(workload, claim)
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/mig-1g.10gb": "1"}
+    assert pod["spec"]["containers"][0]["resources"]["requests"]["nvidia.com/mig-1g.10gb"] == "1"
+    assert "NVIDIA_VISIBLE_DEVICES" not in env_of(pod)
+    pod["metadata"]["uid"] = "p"
+    assert convert.pod(pod).claim == claim
+    assert env_of(build(workload, claim, simulated=True))["NVIDIA_VISIBLE_DEVICES"] == "MIG-a"
+    alone = build(workload, replace(claim, partition_resource=""))
+    assert env_of(alone)["NVIDIA_VISIBLE_DEVICES"] == "MIG-a"
+    assert "limits" not in alone["spec"]["containers"][0]["resources"]
+    alone["metadata"]["uid"] = "p"
+    assert convert.pod(alone).claim == replace(claim, partition_resource="")
+
+
 def test_a_cpu_only_runtime_sees_no_device_and_has_a_memory_limit() -> None:
     pod = build(claim=a_claim_of(a_work(), devices=(), bytes_per_device=0, memory_bytes=1 << 30))
     assert env_of(pod)["NVIDIA_VISIBLE_DEVICES"] == "void"

@@ -126,6 +126,41 @@ def test_gpu_limits_count_as_requests() -> None:
     assert convert.pod(a_pod(**spec)).gpus == 2
 
 
+def test_units_of_instances_are_counted_by_resource() -> None:
+    def asking(**counts: str) -> dict[str, Any]:
+        return {
+            "name": "c",
+            "resources": {"limits": {f"nvidia.com/mig-{key}": n for key, n in counts.items()}},
+        }
+
+    small, large = "nvidia.com/mig-1g", "nvidia.com/mig-3g"
+    found = convert.pod(
+        a_pod(
+            containers=[asking(**{"1g": "1"}), asking(**{"1g": "1", "3g": "1"})],
+            initContainers=[asking(**{"1g": "1"}) | {"restartPolicy": "Always"}, asking(**{"3g": "4"})],
+        )
+    )
+    assert (found.partitions, found.gpus) == ({small: 3, large: 4}, 0)
+    assert convert.pod(a_pod()).partitions == {}
+
+
+def test_the_resource_of_a_claim_on_an_instance_is_what_its_pod_asks_for() -> None:
+    claim = replace(CLAIM, sharing=Sharing.MIG, devices=("MIG-a",))
+
+    def read(resource: str) -> str:
+        limits = {resource: "1"} if resource else {}
+        pod = a_pod(
+            convert.claim_json(claim), containers=[{"name": "runtime", "resources": {"limits": limits}}]
+        )
+        found = convert.pod(pod)
+        assert found.partitions == {}
+        assert found.claim is not None
+        return found.claim.resource
+
+    for resource in ("nvidia.com/mig-1g.10gb", "nvidia.com/gpu", ""):
+        assert read(resource) == resource
+
+
 def test_phases() -> None:
     running, ended, leaving = a_pod(), a_pod(), a_pod()
     ended["status"]["phase"] = "Failed"

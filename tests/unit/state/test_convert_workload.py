@@ -117,6 +117,7 @@ def test_defaults_are_those_of_the_api() -> None:
         ("spec.resources.accelerators", True, "spec.resources.accelerators: True is not a whole number"),
         ("spec.resources.accelerators", -1, "spec.resources.accelerators: -1 is below 0"),
         ("spec.resources.sharing", "Some", "spec.resources.sharing: 'Some' is not one of Exclusive, Shared, MIG"),
+        ("spec.resources.migProfile", "10gb", "spec.resources.migProfile: '10gb' is not a MIG profile: write one like 1g.10gb"),
         ("spec.quantization.allowed", ["bf16", "int3"], "spec.quantization.allowed[1]: 'int3' is not one of"),
         ("spec.quantization.maxQualityLoss", "much", "spec.quantization.maxQualityLoss: 'much' is not a percentage"),
         ("spec.context.maxModelLen", "long", "spec.context.maxModelLen: 'long' is not auto or a number of tokens"),

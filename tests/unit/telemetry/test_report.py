@@ -113,6 +113,37 @@ def test_a_gpu_cut_into_instances_is_not_offered_and_its_instances_are() -> None
     assert (device["uuid"], device["mig"]) == ("MIG-0", True)
 
 
+def test_an_instance_tells_its_profile_its_gpu_and_how_much_of_it_it_is() -> None:
+    gpu = DeviceView(a_device("GPU-0", mig_enabled=True, memory_bytes=80 * GIB), HEALTHY, a_sample("GPU-0"))
+
+    def told(profile: str, gib: int, **changes: object) -> dict[str, object]:
+        info = a_device(
+            "MIG-0",
+            **{
+                "parent": "GPU-0",
+                "product": f"H100 MIG {profile}",
+                "memory_bytes": gib * GIB,
+                "gpu_slices": 7,
+                **changes,
+            },
+        )
+        (device,) = report.status("nvml", DriverInfo("570"), [gpu, DeviceView(info, HEALTHY)], [])["devices"]
+        return {key: device.get(key) for key in ("parent", "migProfile", "partMilli")}
+
+    assert told("1g.10gb", 10) == {"parent": "GPU-0", "migProfile": "1g.10gb", "partMilli": 142}
+    assert told("1g.20gb", 20)["partMilli"] == 250, "the larger part is that of the memory"
+    assert told("3g.40gb", 40)["partMilli"] == 500
+    assert told("7g.80gb", 81)["partMilli"] == 1000
+    assert told("1g.20gb", 20, gpu_slices=None)["partMilli"] == 250
+    assert told("1g.10gb", 10, parent="GPU-9") == {
+        "parent": "GPU-9",
+        "migProfile": "1g.10gb",
+        "partMilli": 142,
+    }
+    unnamed = told("1g.10gb", 10, product="H100 of a new kind")
+    assert unnamed == {"parent": "GPU-0", "migProfile": None, "partMilli": 125}
+
+
 def limited(milliwatts: int | None) -> DeviceHealth:
     return replace(HEALTHY, counters=Counters(at=1.0, power_limit_milliwatts=milliwatts))
 
