@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
 import time
@@ -14,10 +15,10 @@ from llmos_operator.local.layout import cache_root
 from tests.bench.bars import life, lineup, loading
 from tests.bench.bars.judging import absent
 from tests.bench.bars.judging import table as bars_table
-from tests.bench.bars.lineup import BF16, INT8, SERVE, STATIC, TAKES, VLLM
+from tests.bench.bars.lineup import BF16, INT8, OURS, SERVE, STATIC, TAKES, VLLM
 from tests.bench.bars.rounds import Results, middle, minutes, play, started, wanted_rounds
 from tests.bench.bars.verdicts import bars
-from tests.bench.bars.work import Book
+from tests.bench.bars.work import FULL, QUICK, Book
 from tests.bench.engines import an_engine
 from tests.bench.report import Table
 from tests.support.models import CHAT, packaged
@@ -33,26 +34,29 @@ _STREAMS = ("1", "8", "32")
 
 def run() -> list[Table]:
     """Measure everything."""
-    rounds = wanted_rounds()
+    rounds, quick = wanted_rounds(), bool(os.environ.get("QUICK"))
     about, most = minutes(rounds)
+    if quick:
+        _say("QUICK: small jobs, to see that everything works; the figures mean nothing")
     _say(f"{rounds} rounds: about {about} min on a quiet machine; no round begins after {most} min")
     until = time.monotonic() + most * 60
     place = cache_root() / "bench"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        return asyncio.run(_measure(Path(folder), rounds, until))
+        return asyncio.run(_measure(Path(folder), rounds, until, quick=quick))
 
 
-async def _measure(place: Path, rounds: int, until: float) -> list[Table]:
+async def _measure(place: Path, rounds: int, until: float, *, quick: bool) -> list[Table]:
     import torch  # noqa: PLC0415 - seconds
 
     gpu, folder = torch.cuda.is_available(), packaged(CHAT)
     found = life.Life()
-    book = Book(_codec(folder))
+    book = Book(_codec(folder), QUICK if quick else FULL)
     async with an_engine() as client:
         loads = await loading.formats(client, folder, place / "cache")
         _say("formats loaded")
-        large = await loading.large(client, place, rounds, loads["bf16"][1].private_bytes)
+        layers = 2 if quick else loading.LAYERS
+        large = await loading.large(client, place, rounds, loads["bf16"][1].private_bytes, layers)
         _say("large model loaded" if not large.why else large.why)
         await life.adapters(client, folder, place, 2 * rounds, found)
         await life.unload(client, folder, rounds, found)
@@ -124,6 +128,10 @@ def _further(results: Results, large: loading.Large, found: life.Life) -> Table:
         for name in (BF16, INT8)
         if (ratio := middle(results.speedup(name, STATIC, "copy"))) is not None
     ]
+    for name in OURS:
+        per_step = middle(results.values(name, "1", lambda sample: sample.tokens / max(1, sample.parts)))
+        if per_step is not None:
+            rows.append([f"tokens a step of one stream (guessed ones included), {name}", f"{per_step:.2f}"])
     if large.dd:
         rows.append(["disk, `dd` direct", f"{middle(large.dd):.2f} GB/s"])
         rows.append(["load of 2.3 GB from the disk", f"{middle(large.cold):.2f} GB/s"])

@@ -220,6 +220,7 @@ class Server:
             wall=wall,
             first=median(one.times[0] - one.began if one.times else 0.0 for one in answers),
             front=after.get(pid, 0.0) - before.get(pid, 0.0),
+            parts=sum(len(one.times) for one in answers),
             gaps=tuple(b - a for one in answers for a, b in zip(one.times, one.times[1:], strict=False)),
         )
 

@@ -104,7 +104,7 @@ async def unload(client: EngineClient, folder: Path, rounds: int, life: Life) ->
 async def drain(folder: Path, place: Path, book: Book, life: Life, *, gpu: bool) -> None:
     """End a runtime by SIGTERM while it answers; every stream must get all of its tokens."""
     server = runtime("llmos drained", "bf16", folder, place, gpu=gpu)
-    job = book.round()["8"]
+    job = book.drained()
     try:
         await server.start()
         process, began = server.program.process, time.perf_counter()

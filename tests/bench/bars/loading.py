@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmos_operator.runtime.ipc import Load
 from tests.bench.bars import processes
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 FORMATS = ("bf16", "int8", "int4")
 _WRITABLE = 6 << 30  # bytes that must be free for the large model
-# 1.17 billion parameters in the shape of the Llama family: 2.34 GB at bf16.
-_LARGE = {
+LAYERS = 22
+# 1.17 billion parameters, with 22 layers, in the shape of the Llama family: 2.34 GB at bf16.
+_LARGE: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "torch_dtype": "bfloat16",
     "vocab_size": 49152,
     "hidden_size": 2048,
     "intermediate_size": 5632,
-    "num_hidden_layers": 22,
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "head_dim": 64,
@@ -88,7 +88,7 @@ async def formats(client: EngineClient, folder: Path, cache: Path) -> dict[str, 
     return found
 
 
-async def large(client: EngineClient, place: Path, rounds: int, base_private: int) -> Large:
+async def large(client: EngineClient, place: Path, rounds: int, base_private: int, layers: int) -> Large:
     """Load a large model from the disk and from memory, in turn with `dd`.
 
     ``base_private``: private memory of an engine with a small model, whose difference is the large one's.
@@ -96,7 +96,7 @@ async def large(client: EngineClient, place: Path, rounds: int, base_private: in
     free = shutil.disk_usage(place).free
     if free < _WRITABLE:
         return Large(why=f"{free >> 30} GiB are free for the file and its like, {_WRITABLE >> 30} are needed")
-    file = write_large(place / "large")
+    file = write_large(place / "large", layers)
     found = Large(size=file.stat().st_size)
     wanted = Load(str(file.parent), cache_dir=str(place / "cache"), allow_file=True, threads=1)
     await _load(client, wanted)  # its digest is known from here on, as on a node that keeps the model
@@ -117,16 +117,16 @@ async def large(client: EngineClient, place: Path, rounds: int, base_private: in
     return found
 
 
-def write_large(folder: Path) -> Path:
-    """Write the large model with random weights; return its file."""
+def write_large(folder: Path, layers: int) -> Path:
+    """Write the large model, of so many layers, with random weights; return its file."""
     import torch  # noqa: PLC0415 - seconds
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    hidden, inner = int(_LARGE["hidden_size"]), int(_LARGE["intermediate_size"])  # type: ignore[call-overload]
-    keys = int(_LARGE["num_key_value_heads"]) * int(_LARGE["head_dim"])  # type: ignore[call-overload]
+    hidden, inner = _LARGE["hidden_size"], _LARGE["intermediate_size"]
+    keys = _LARGE["num_key_value_heads"] * _LARGE["head_dim"]
     shapes = {"model.embed_tokens": (_LARGE["vocab_size"], hidden), "lm_head": (_LARGE["vocab_size"], hidden)}
     shapes["model.norm"] = (hidden,)
-    for layer in range(int(_LARGE["num_hidden_layers"])):  # type: ignore[call-overload]
+    for layer in range(layers):
         at = f"model.layers.{layer}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{at}.{norm}"] = (hidden,)
@@ -135,7 +135,7 @@ def write_large(folder: Path) -> Path:
         for part, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
             shapes[f"{at}.mlp.{part}_proj"] = shape
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(_LARGE), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(_LARGE | {"num_hidden_layers": layers}), encoding="utf-8")
     torch.manual_seed(0)
     tensors = {
         f"{name}.weight": torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.02, 0.02)

@@ -15,14 +15,29 @@ from llmos_operator.runtime.formats.sample_text import SAMPLE_TEXT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SHORTEST, LONGEST = 16, 96  # tokens of an ordinary prompt
-FEWEST, MOST = 16, 48  # new tokens of an ordinary answer
 _OPENING = 8  # tokens that make a prompt's first cache block its own
 _PIECE = 48  # long prompts are made of pieces of so many tokens
-LONG, PREFIX = 512, 1000  # tokens, about, of the prompts that TTFT and the prefix cache are measured with
-_HITS = 4
-_SINGLES = 3  # answers one after the other, where there is one stream
-_MIXED_STREAMS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much work there is; tokens, but for the counts of streams and answers."""
+
+    shortest: int = 16  # of an ordinary prompt
+    longest: int = 96
+    fewest: int = 16  # of an ordinary answer
+    most: int = 48
+    long: int = 512  # about, of the prompts that TTFT is measured with
+    prefix: int = 1000  # and of those that the prefix cache is
+    singles: int = 3  # answers one after the other, where there is one stream
+    hits: int = 4
+    some: int = 8  # streams
+    many: int = 32
+
+
+FULL = Sizes()
+# Enough to see that everything works; the figures mean nothing.
+QUICK = Sizes(longest=24, fewest=3, most=6, long=64, prefix=96, singles=1, hits=1, some=3, many=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +65,8 @@ class Sample:
     wall: float
     first: float = 0.0  # median seconds to the first token
     front: float = 0.0  # of the CPU seconds, those of the process that was started: a server's front
-    gaps: tuple[float, ...] = ()  # seconds between tokens of one stream
+    gaps: tuple[float, ...] = ()  # seconds between parts of one stream
+    parts: int = 0  # in which the tokens came
 
     def rate(self, *, gpu: bool) -> float:
         """Return tokens per second of CPU; on a GPU, where the CPU says little, of the wall."""
@@ -72,53 +88,64 @@ class Codec(Protocol):
 class Book:
     """Prompts that were not given yet."""
 
-    def __init__(self, codec: Codec, seed: int = 0) -> None:
+    def __init__(self, codec: Codec, sizes: Sizes = FULL, seed: int = 0) -> None:
         self._codec = codec
+        self._sizes = sizes
         self._ids = codec.encode(SAMPLE_TEXT)
         self._random = random.Random(seed)
         self._given: set[tuple[int, int]] = set()
 
     def round(self) -> dict[str, Job]:
         """Return the jobs of one round, by name."""
-        prefix = self._long(PREFIX)
+        sizes = self._sizes
+        prefix = self._long(sizes.prefix)
         jobs = [
-            self._ragged("1", 1, _SINGLES),
-            self._ragged("8", 8, 8),
-            self._ragged("32", 32, 32),
-            Job("prompt", 1, (self._long(LONG), self._long(LONG)), (1, 1)),
+            self._ragged("1", 1, sizes.singles),
+            self._ragged("8", sizes.some, sizes.some),
+            self._ragged("32", sizes.many, sizes.many),
+            Job("prompt", 1, (self._long(sizes.long), self._long(sizes.long)), (1, 1)),
             Job("cold", 1, (prefix,), (1,)),
-            Job("hit", 1, (prefix,) * _HITS, (1,) * _HITS),
+            Job("hit", 1, (prefix,) * sizes.hits, (1,) * sizes.hits),
             self._mixed(),
-            Job("copy", 1, (self._repeating(),), (MOST,)),
+            Job("copy", 1, (self._repeating(),), (sizes.most,)),
         ]
         return {job.name: job for job in jobs}
 
     def warm(self, streams: int) -> Job:
         """Return a short job that makes a contender ready for the others."""
-        return Job("warm", streams, tuple(self._short(SHORTEST) for _ in range(streams)), (4,) * streams)
+        prompts = tuple(self._short(self._sizes.shortest) for _ in range(streams))
+        return Job("warm", streams, prompts, (4,) * streams)
+
+    def drained(self) -> Job:
+        """Return a job that goes on long enough for a server to be told to end."""
+        sizes = self._sizes
+        prompts = tuple(self._short(sizes.shortest) for _ in range(sizes.some))
+        return Job("drained", sizes.some, prompts, (FULL.most,) * sizes.some)
 
     def _ragged(self, name: str, streams: int, count: int) -> Job:
-        prompts = tuple(self._short(self._random.randint(SHORTEST, LONGEST)) for _ in range(count))
-        return Job(name, streams, prompts, tuple(self._random.randint(FEWEST, MOST) for _ in range(count)))
+        sizes, draw = self._sizes, self._random.randint
+        prompts = tuple(self._short(draw(sizes.shortest, sizes.longest)) for _ in range(count))
+        return Job(name, streams, prompts, tuple(draw(sizes.fewest, sizes.most) for _ in range(count)))
 
     def _mixed(self) -> Job:
         """Streams that decode while a long prompt comes in."""
-        short = tuple(self._short(SHORTEST) for _ in range(_MIXED_STREAMS - 1))
-        return Job("mixed", _MIXED_STREAMS, (*short, self._long(PREFIX)), (*((MOST,) * len(short)), FEWEST))
+        sizes = self._sizes
+        short = tuple(self._short(sizes.shortest) for _ in range(sizes.some - 1))
+        tokens = (*((sizes.most,) * len(short)), sizes.fewest)
+        return Job("mixed", sizes.some, (*short, self._long(sizes.prefix)), tokens)
 
     def _repeating(self) -> str:
         """Return a text that has begun to repeat itself: what follows can be guessed."""
-        piece = self._short(LONGEST)
+        piece = self._short(self._sizes.longest)
         return f"{piece}\n{piece}\n" + " ".join(piece.split()[:8])
 
     def _long(self, tokens: int) -> str:
-        pieces = [self._short(_PIECE) for _ in range(-(-tokens // _PIECE))]
-        return "".join(pieces)
+        return "".join(self._short(_PIECE) for _ in range(-(-tokens // _PIECE)))
 
     def _short(self, tokens: int) -> str:
-        last = len(self._ids) - LONGEST
+        last = len(self._ids) - FULL.longest
         while (at := (self._random.randrange(last), self._random.randrange(last))) in self._given:
             pass
         self._given.add(at)
-        opening, rest = (self._ids[at[0] : at[0] + _OPENING], self._ids[at[1] : at[1] + tokens - _OPENING])
-        return self._codec.decode([*opening, *rest])
+        opening = self._ids[at[0] : at[0] + _OPENING]
+        return self._codec.decode([*opening, *self._ids[at[1] : at[1] + tokens - _OPENING]])

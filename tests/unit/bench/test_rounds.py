@@ -13,7 +13,7 @@ from tests.bench.bars.judging import MET, MISSED, UNKNOWN, Bar
 from tests.bench.bars.lineup import BF16, STATIC, TAKES
 from tests.bench.bars.rounds import Results, minutes, play, started, wanted_rounds
 from tests.bench.bars.verdicts import RATES
-from tests.bench.bars.work import FEWEST, LONGEST, MOST, PREFIX, Book, Job, Sample
+from tests.bench.bars.work import FULL, QUICK, Book, Job, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,15 +88,22 @@ def test_no_prompt_is_given_twice_but_where_a_prefix_is_to_be_found_again() -> N
     assert len(set(openings)) == len(openings), "a prefix cache keeps blocks of 16 tokens"
     for jobs in rounds:
         assert set(jobs["hit"].prompts) == {jobs["cold"].prompts[0]}
-        assert len(jobs["cold"].prompts[0].split()) >= PREFIX
+        assert len(jobs["cold"].prompts[0].split()) >= FULL.prefix
 
 
 def test_everybody_is_given_the_same_work() -> None:
     one, other = (Book(Words(), seed=1).round() for _ in range(2))
     assert one == other
     for job in (one["1"], one["8"], one["32"]):
-        assert all(FEWEST <= count <= MOST for count in job.tokens)
-        assert all(len(prompt.split()) <= LONGEST for prompt in job.prompts)
+        assert all(FULL.fewest <= count <= FULL.most for count in job.tokens)
+        assert all(len(prompt.split()) <= FULL.longest for prompt in job.prompts)
+
+
+def test_quick_jobs_are_the_same_jobs_with_less_to_do() -> None:
+    full, quick = Book(Words()).round(), Book(Words(), QUICK).round()
+    assert quick.keys() == full.keys()
+    assert all(sum(quick[name].tokens) <= sum(full[name].tokens) for name in full)
+    assert sum(len(job.prompts) for job in quick.values()) < 20
 
 
 def test_a_job_is_done_in_batches_of_its_streams() -> None:
