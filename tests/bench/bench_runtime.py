@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -49,16 +50,20 @@ def run() -> list[Table]:
 async def _measure(place: Path, rounds: int, until: float, *, quick: bool) -> list[Table]:
     import torch  # noqa: PLC0415 - seconds
 
+    task = asyncio.current_task()
+    if task is not None:  # as SIGINT does: whoever was started is ended
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     gpu, folder = torch.cuda.is_available(), packaged(CHAT)
     found = life.Life()
-    book = Book(_codec(folder), QUICK if quick else FULL)
+    sizes = QUICK if quick else FULL
+    book = Book(_codec(folder), sizes)
     async with an_engine() as client:
         loads = await loading.formats(client, folder, place / "cache")
         _say("formats loaded")
         layers = 2 if quick else loading.LAYERS
         large = await loading.large(client, place, rounds, loads["bf16"][1].private_bytes, layers)
         _say("large model loaded" if not large.why else large.why)
-        await life.adapters(client, folder, place, 2 * rounds, found)
+        await life.adapters(client, folder, place, 2 * rounds, sizes.beside, found)
         await life.unload(client, folder, rounds, found)
     await life.drain(folder, place, book, found, gpu=gpu)
     _say("adapters, unload and drain measured")

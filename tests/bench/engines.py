@@ -24,7 +24,7 @@ SECONDS = 240.0
 @asynccontextmanager
 async def an_engine() -> AsyncIterator[EngineClient]:
     """An engine of one thread, to be told what to load."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "LLMOS_LOG_LEVEL": "warning"}
     zygote = Zygote()
     client = EngineClient(zygote=zygote)
     try:

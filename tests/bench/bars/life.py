@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tests.bench.bars.work import Book
 
 _STREAMS = 8
-_TOKENS = 200  # of the streams that go on while adapters are swapped: more than the swaps take
 _CHECKED = 24
 
 
@@ -40,8 +39,10 @@ class Life:
     returned: list[float] = field(default_factory=list)
 
 
-async def adapters(client: EngineClient, folder: Path, place: Path, swaps: int, life: Life) -> None:
-    """Swap one adapter for another and back, alone and then under streams; its answers must be what they were."""
+async def adapters(
+    client: EngineClient, folder: Path, place: Path, swaps: int, tokens: int, life: Life
+) -> None:
+    """Swap one adapter for another and back; its answers must be what they were. Then under streams of so many tokens."""
     for seed in (0, 1):
         write_random_adapter(place / f"guest-{seed}", CHAT_SHAPES, CHAT_LAYERS, rank=8, seed=seed, width=0.02)
     wanted = Load(
@@ -61,9 +62,9 @@ async def adapters(client: EngineClient, folder: Path, place: Path, swaps: int, 
     life.changed += swaps > 0 and answers[0] == answers.get(
         1
     )  # another adapter that answers alike was not swapped in
-    running = [asyncio.create_task(_answer(client, "", _TOKENS)) for _ in range(_STREAMS)]
+    running = [asyncio.create_task(_answer(client, "", tokens)) for _ in range(_STREAMS)]
     await _swaps_beside(client, place, running)
-    life.failed = sum(len(one) != _TOKENS for one in await asyncio.gather(*running))
+    life.failed = sum(len(one) != tokens for one in await asyncio.gather(*running))
 
 
 async def _swaps_beside(

@@ -33,11 +33,12 @@ class Sizes:
     hits: int = 4
     some: int = 8  # streams
     many: int = 32
+    beside: int = 200  # of the answers that are made while adapters are swapped
 
 
 FULL = Sizes()
 # Enough to see that everything works; the figures mean nothing.
-QUICK = Sizes(longest=24, fewest=3, most=6, long=64, prefix=96, singles=1, hits=1, some=3, many=4)
+QUICK = Sizes(longest=24, fewest=3, most=6, long=64, prefix=96, singles=1, hits=1, some=3, many=4, beside=24)
 
 
 @dataclass(frozen=True, slots=True)
