@@ -11,9 +11,9 @@ import aiohttp
 
 from llmos_operator.runtime.ipc import Load, SamplingParams, Submit
 from tests.bench.bars import processes
-from tests.bench.bars.contenders import ContenderLost
+from tests.bench.bars.contenders import JOB_SECONDS, ContenderLost
 from tests.bench.bars.lineup import runtime
-from tests.bench.engines import PROMPT, SECONDS, load_model
+from tests.bench.engines import PROMPT, load_model
 from tests.support.loras import CHAT_LAYERS, CHAT_SHAPES, write_random_adapter
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def _swaps_beside(
 async def _answer(client: EngineClient, adapter: str, tokens: int) -> tuple[int, ...]:
     sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     submit = Submit(f"{time.monotonic_ns()}", PROMPT, sampling, adapter=adapter)
-    async with asyncio.timeout(SECONDS), client.generate(submit) as outputs:
+    async with asyncio.timeout(JOB_SECONDS), client.generate(submit) as outputs:
         return tuple([token async for output in outputs for token in output.tokens])
 
 
