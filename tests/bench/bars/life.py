@@ -29,12 +29,12 @@ _CHECKED = 24
 
 @dataclass(slots=True)
 class Life:
-    """Seconds of each swap, streams that failed meanwhile, answers that changed; dropped requests; shares of memory."""
+    """Seconds of each swap, streams that failed meanwhile, answers that changed; tokens lost by a drain; shares of memory."""
 
     swaps: list[float] = field(default_factory=list)
     failed: int = 0
     changed: int = 0
-    dropped: int = 0
+    lost: int = 0  # tokens
     drain_seconds: float = 0.0
     returned: list[float] = field(default_factory=list)
 
@@ -114,9 +114,9 @@ async def drain(folder: Path, place: Path, book: Book, life: Life, *, gpu: bool)
         if process is not None:
             process.terminate()
         try:
-            life.dropped = sum(job.tokens) != (await running).tokens
+            life.lost = sum(job.tokens) - (await running).tokens
         except ContenderLost:
-            life.dropped = job.streams
+            life.lost = sum(job.tokens)
         if process is not None:
             await process.wait()
         life.drain_seconds = time.perf_counter() - began

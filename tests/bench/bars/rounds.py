@@ -61,10 +61,6 @@ class Results:
         """Return tokens per second."""
         return self.values(name, job, lambda sample: sample.rate(gpu=self.gpu))
 
-    def cost(self, name: str, job: str) -> list[float]:
-        """Return seconds that one answer took."""
-        return self.values(name, job, lambda sample: sample.wall if self.gpu else sample.cpu)
-
     def ratios(
         self, one: tuple[str, str], other: tuple[str, str], what: Callable[[Sample], float]
     ) -> list[float]:
@@ -75,6 +71,10 @@ class Results:
     def speedup(self, name: str, against: str, job: str) -> list[float]:
         """Return the ratios of two contenders' rates at a job."""
         return self.ratios((name, job), (against, job), lambda sample: sample.rate(gpu=self.gpu))
+
+    def costs(self, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
+        """Return the ratios of what a token took in two jobs; where answers have one token, what an answer took."""
+        return self.ratios(one, other, lambda sample: 1 / sample.rate(gpu=self.gpu))
 
 
 def middle(values: Sequence[float]) -> float | None:

@@ -41,16 +41,22 @@ def bars(
     """Return every bar."""
     return [
         *_rates(results, missing),
-        _ratio_of_costs(
-            "TTFT of about 512 tokens, int8 / bf16", results, (INT8, "prompt"), (BF16, "prompt"), 1.25
+        Bar(
+            "TTFT of about 512 tokens, int8 / bf16",
+            1.25,
+            results.costs((INT8, "prompt"), (BF16, "prompt")),
+            most=True,
         ),
         *_loading(large),
         *_formats(loads),
         Bar("adapter swap (9.8 MB)", 0.25, life.swaps, most=True, unit="s", digits=3),
         Bar("streams that failed during swaps", 0, [life.failed], most=True, unit="", digits=0),
         Bar("answers changed by swapping away and back", 0, [life.changed], most=True, unit="", digits=0),
-        _ratio_of_costs(
-            "TTFT of about 1,000 tokens, prefix hit / cold", results, (BF16, "hit"), (BF16, "cold"), 0.15
+        Bar(
+            "TTFT of about 1,000 tokens, prefix hit / cold",
+            0.15,
+            results.costs((BF16, "hit"), (BF16, "cold")),
+            most=True,
         ),
         Bar(
             "the front's share of the CPU at 32 streams",
@@ -60,7 +66,7 @@ def bars(
             unit="%",
             digits=1,
         ),
-        Bar("requests dropped by a drain at 8 streams", 0, [life.dropped], most=True, unit="", digits=0),
+        Bar("tokens lost by a drain at 8 streams", 0, [life.lost], most=True, unit="", digits=0),
         Bar("memory that an unload returns", 95, [100 * one for one in life.returned], unit="%", digits=1),
     ]
 
@@ -74,18 +80,6 @@ def _rates(results: Results, missing: Mapping[str, str]) -> list[Bar]:
 
 def _why(names: Sequence[str], missing: Mapping[str, str]) -> str:
     return ", ".join(f"no {name}" for name in names if name in missing)
-
-
-def _ratio_of_costs(
-    what: str, results: Results, one: tuple[str, str], other: tuple[str, str], bound: float
-) -> Bar:
-    """Return a bar on the cost of an answer to one job over that to another."""
-
-    def cost(sample_of: tuple[str, str]) -> list[float]:
-        return results.cost(*sample_of)
-
-    pairs = zip(cost(one), cost(other), strict=False)
-    return Bar(what, bound, [a / b for a, b in pairs if b], most=True)
 
 
 def _loading(large: Large) -> list[Bar]:

@@ -125,6 +125,13 @@ def test_a_ratio_is_taken_within_a_round() -> None:
     assert results.speedup("a", "b", "32") == pytest.approx([2.0, 2.0, 2.0])
 
 
+def test_a_cost_is_that_of_one_answer_however_many_a_job_has() -> None:
+    results = Results()
+    results.samples["a", "cold"] = [None, Sample(1, 8.0, 9.0)]
+    results.samples["a", "hit"] = [Sample(4, 9.0, 9.0), Sample(4, 4.0, 9.0)]
+    assert results.costs(("a", "hit"), ("a", "cold")) == pytest.approx([1 / 8])
+
+
 def test_a_contender_that_fails_is_stopped_once_and_the_others_go_on() -> None:
     turns: list[tuple[str, str]] = []
     steady, failing, absent = (
