@@ -121,6 +121,10 @@ stress: venv ## Property tests at length: 5,000 clusters each, 20,000 histories 
 bench: artifacts ## Measure, print tables, and write docs/benchmarks.md (ONLY=name runs one)
 	@$(PY) -m tests.bench $(ONLY)
 
+.PHONY: bench-runtime
+bench-runtime: artifacts ## Measure every bar of the runtime against its peers, made once into the user's cache (30 min; ROUNDS=n, DRY=1, QUICK=1)
+	@$(PY) -m tests.bench runtime $(if $(DRY)$(QUICK),--dry)
+
 .PHONY: bench-e2e
 bench-e2e: artifacts ## Measure the operator on 500 and 1,000 nodes beside kube-scheduler and a bare client (20 min)
 	@$(PY) -m tests.bench e2e scale

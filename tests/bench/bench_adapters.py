@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from llmos_operator.runtime.ipc import EngineClient, Load, SamplingParams, Submit
-from tests.bench.bench_runtime import PROMPT, SECONDS, an_engine, load_model
+from tests.bench.engines import PROMPT, SECONDS, an_engine, load_model
 from tests.bench.report import Table
 from tests.support.loras import CHAT_LAYERS, CHAT_SHAPES, write_random_adapter
 from tests.support.models import CHAT, packaged

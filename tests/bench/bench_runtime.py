@@ -1,218 +1,170 @@
-"""Runtime: load time by stage and tokens per second, against plain transformers.
-
-The packaged chat model in a real engine process, one thread. The baseline is `generate` of transformers at bf16 in a
-fresh process with one thread, in the same run: one stream, and a batch of eight.
-"""
+"""Runtime: every bar of its design, against transformers, vLLM and llama.cpp in the same run."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.runtime.ipc import EngineClient, Load, SamplingParams, Submit, Zygote
-from tests.bench.report import ROOT, Table
+from llmos_operator.local.layout import cache_root
+from tests.bench.bars import life, lineup, loading
+from tests.bench.bars.judging import absent
+from tests.bench.bars.judging import table as bars_table
+from tests.bench.bars.lineup import BF16, INT8, OURS, SERVE, STATIC, TAKES, VLLM
+from tests.bench.bars.rounds import Results, middle, minutes, play, started, wanted_rounds
+from tests.bench.bars.verdicts import bars
+from tests.bench.bars.work import FULL, QUICK, Book
+from tests.bench.engines import an_engine
+from tests.bench.report import Table
 from tests.support.models import CHAT, packaged
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from llmos_operator.runtime.ipc.client import EngineStatus
+    from tests.bench.bars.contenders import Contender
+    from tests.bench.bars.work import Codec
 
-FORMATS = ("bf16", "int8", "int4")
-STREAMS = (1, 8)
-TOKENS = 48  # new tokens of each stream
-PROMPT = tuple(range(1000, 1032))  # 32 tokens: what they say does not matter, everybody continues the same
-SECONDS = 240.0
-REPEATS = 2
-
-# Run in a process of its own: neither its memory nor its threads meet the engine's.
-BASELINE = """
-import json, sys, time
-import torch
-from transformers import AutoModelForCausalLM
-torch.set_num_threads(1)
-folder, tokens, repeats = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-prompt, streams = json.loads(sys.argv[4]), json.loads(sys.argv[5])
-began = time.perf_counter()
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-loaded = time.perf_counter() - began
-rates = {}
-with torch.inference_mode():
-    for count in streams:
-        given = torch.tensor([prompt] * count)
-        def answer(new):
-            model.generate(given, attention_mask=torch.ones_like(given), min_new_tokens=new, max_new_tokens=new,
-                           do_sample=False, pad_token_id=0)
-        answer(4)
-        seconds = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            answer(tokens)
-            seconds.append(time.perf_counter() - began)
-        rates[count] = count * tokens / min(seconds)
-print(json.dumps({"load": loaded, "rates": rates}))
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One format: stages of the cold and the warm load in seconds, tokens per second by streams, bytes."""
-
-    cold: dict[str, float]
-    warm: dict[str, float]
-    cold_seconds: float
-    warm_seconds: float
-    rates: dict[int, float]
-    peak_bytes: int
+_STREAMS = ("1", "8", "32")
 
 
 def run() -> list[Table]:
-    """Measure the baseline, then every format."""
-    load = os.getloadavg()[0]
-    folder = packaged(CHAT)
-    plain_load, plain = _plain(folder)
-    with tempfile.TemporaryDirectory() as cache:
-        found = asyncio.run(_engine(folder, cache))
-    return [_loads(found, plain_load), _rates(found, plain, load)]
+    """Measure everything."""
+    rounds, quick = wanted_rounds(), bool(os.environ.get("QUICK"))
+    about, most = minutes(rounds)
+    if quick:
+        _say("QUICK: small jobs, to see that everything works; the figures mean nothing")
+    _say(f"{rounds} rounds: about {about} min on a quiet machine; no round begins after {most} min")
+    until = time.monotonic() + most * 60
+    place = cache_root() / "bench"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        return asyncio.run(_measure(Path(folder), rounds, until, quick=quick))
 
 
-def _plain(folder: Path) -> tuple[float, dict[int, float]]:
-    """Return load seconds and tokens per second by streams of plain transformers."""
-    arguments = [str(folder), str(TOKENS), str(REPEATS), json.dumps(PROMPT), json.dumps(STREAMS)]
-    done = subprocess.run(
-        [sys.executable, "-c", BASELINE, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=SECONDS,
-    )
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return float(answer["load"]), {int(count): float(rate) for count, rate in answer["rates"].items()}
+async def _measure(place: Path, rounds: int, until: float, *, quick: bool) -> list[Table]:
+    import torch  # noqa: PLC0415 - seconds
 
-
-async def _engine(folder: Path, cache: str) -> dict[str, Measured]:
-    """Load every format twice, the second time from the cache, and let it generate."""
-    found = {}
+    task = asyncio.current_task()
+    if task is not None:  # as SIGINT does: whoever was started is ended
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    gpu, folder = torch.cuda.is_available(), packaged(CHAT)
+    found = life.Life()
+    sizes = QUICK if quick else FULL
+    book = Book(_codec(folder), sizes)
     async with an_engine() as client:
-        for name in FORMATS:
-            wanted = Load(
-                str(folder),
-                format=name,
-                cache_dir=cache,
-                allow_file=True,
-                threads=1,
-                max_num_seqs=max(STREAMS),
-            )
-            cold, cold_seconds = await load_model(client, wanted)
-            warm, warm_seconds = await load_model(client, wanted)
-            await _generate(client, 1, 4)
-            rates = {count: await _rate(client, count) for count in STREAMS}
-            peak = client.status().memory.peak_bytes or warm.memory.measured_bytes
-            found[name] = Measured(_stages(cold), _stages(warm), cold_seconds, warm_seconds, rates, peak)
-    return found
+        loads = await loading.formats(client, folder, place / "cache")
+        _say("formats loaded")
+        layers = 2 if quick else loading.LAYERS
+        large = await loading.large(client, place, rounds, loads["bf16"][1].private_bytes, layers)
+        _say("large model loaded" if not large.why else large.why)
+        await life.adapters(client, folder, place, 2 * rounds, sizes.beside, found)
+        await life.unload(client, folder, rounds, found)
+    await life.drain(folder, place, book, found, gpu=gpu)
+    _say("adapters, unload and drain measured")
+    who = lineup.lineup(folder, place, _codec(folder), gpu=gpu)
+    async with started(who.contenders, who.missing, book, _say) as running:
+        results = await play(running, TAKES, who.missing, book, rounds, gpu=gpu, until=until, say=_say)
+        return _tables(results, loads, large, found, who.missing, who.contenders)
 
 
-@asynccontextmanager
-async def an_engine() -> AsyncIterator[EngineClient]:
-    """An engine of one thread, to be told what to load."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    zygote = Zygote()
-    client = EngineClient(zygote=zygote)
-    try:
-        await client.prepare()
-        yield client
-    finally:
-        await client.close()
-        await zygote.close()
-
-
-async def load_model(client: EngineClient, wanted: Load) -> tuple[EngineStatus, float]:
-    """Return the status of a model that is ready, and the seconds that took."""
-    began = time.perf_counter()
-    async with asyncio.timeout(SECONDS):
-        await client.load(wanted)
-        status = await client.wait(RuntimeState.READY, RuntimeState.FAILED)
-    if status.state is not RuntimeState.READY:
-        raise RuntimeError(f"{wanted.format} was not loaded: {status.failure}")
-    return status, time.perf_counter() - began
-
-
-def _stages(status: EngineStatus) -> dict[str, float]:
-    return dict(status.info.stage_seconds) if status.info else {}
-
-
-async def _rate(client: EngineClient, count: int) -> float:
-    """Return tokens per second of all streams together, the better of the repeats."""
-    return max([await _generate(client, count, TOKENS) for _ in range(REPEATS)])
-
-
-async def _generate(client: EngineClient, count: int, tokens: int) -> float:
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-
-    async def stream(number: int) -> int:
-        # The first token differs: the prompts of the streams are not to be shared.
-        submit = Submit(f"{time.monotonic_ns()}-{number}", (2000 + number, *PROMPT[1:]), sampling)
-        async with client.generate(submit) as outputs:
-            return sum([len(output.tokens) async for output in outputs])
-
-    began = time.perf_counter()
-    async with asyncio.timeout(SECONDS):
-        made = await asyncio.gather(*(stream(number) for number in range(count)))
-    if sum(made) != count * tokens:
-        raise RuntimeError(f"{sum(made)} tokens came instead of {count * tokens}")
-    return sum(made) / (time.perf_counter() - began)
-
-
-def _loads(found: dict[str, Measured], plain: float) -> Table:
-    names = max((list(one.cold) for one in found.values()), key=len)
-    rows = []
-    for name, one in found.items():
-        for path, stages, seconds in (
-            ("cold", one.cold, one.cold_seconds),
-            ("warm", one.warm, one.warm_seconds),
-        ):
-            parts = [f"{stages[stage]:.2f}" if stage in stages else "" for stage in names]
-            before = seconds - sum(stages.values())
-            rows.append([name, path, f"{before:.2f}", *parts, f"{seconds:.2f}", f"{seconds / plain:.1f}"])
+def _tables(
+    results: Results,
+    loads: dict[str, tuple[loading.Loaded, loading.Loaded]],
+    large: loading.Large,
+    found: life.Life,
+    missing: dict[str, str],
+    contenders: Sequence[Contender],
+) -> list[Table]:
+    unit = "seconds" if results.gpu else "CPU seconds of the serving processes, one thread of computing"
     note = (
-        "Seconds from the order to ready, the model's files on the local disk. Cold: nothing converted yet, so a "
-        "quantised format is made and judged against the source (within warming); warm: from the cache. Process: what "
-        "no stage claims, the end of the engine before and the start of this one; the very first one also waits until "
-        "torch is imported. The ratio is to "
-        f"`from_pretrained` of transformers at bf16: {plain:.2f} s, without the import of torch and without warming up."
+        f"Medians of {results.rounds} rounds in which everybody takes turns; ratios are taken within a round. The packaged chat "
+        f"model of 135 M parameters; rates are tokens per {unit}, prompts included. The design's bars are for a quiet CPU."
     )
-    columns = ["format", "load", "process", *(stage.lower() for stage in names), "together", "ratio"]
-    return Table("Load time by stage, s", columns, rows, note)
-
-
-def _rates(found: dict[str, Measured], plain: dict[int, float], load: float) -> Table:
-    rows = [["transformers, bf16", *_cells(plain, plain), ""]]
-    for name, one in found.items():
-        rows.append([f"engine, {name}", *_cells(one.rates, plain), f"{one.peak_bytes / 2**20:.0f} MiB"])
-    note = (
-        f"Generated tokens per second of all streams together, the better of {REPEATS} runs: {len(PROMPT)} prompt tokens "
-        f"and {TOKENS} new ones a stream, greedy, prompt processing included, one thread. The baseline answers eight "
-        f"streams as one batch that starts and ends together. Load average before: {load:.1f}."
-    )
-    columns = ["what"]
-    for count in STREAMS:
-        columns += [f"{count} stream{'s' if count > 1 else ''}, tokens/s", "ratio"]
-    return Table("Tokens per second", [*columns, "peak memory"], rows, note)
-
-
-def _cells(rates: dict[int, float], plain: dict[int, float]) -> list[str]:
-    return [
-        cell for count in STREAMS for cell in (f"{rates[count]:.1f}", f"{rates[count] / plain[count]:.2f}")
+    tables = [
+        bars_table(bars(results, loads, large, found, missing), note),
+        _rates(results, contenders),
+        loading.table(loads),
+        _further(results, large, found),
     ]
+    return [*tables, absent(missing)] if missing else tables
+
+
+def _rates(results: Results, contenders: Sequence[Contender]) -> Table:
+    unit = "s" if results.gpu else "CPU-s"
+    rows = []
+    for one in contenders:
+        cells = [one.name]
+        for job in _STREAMS:
+            rate, first = middle(results.rates(one.name, job)), middle(_firsts(results, one.name, job))
+            cells += [f"{rate:.1f}" if rate else "", f"{first:.2f} s" if first else ""]
+        rows.append([*cells, f"{one.start_seconds:.1f} s", f"{one.peak_bytes / 2**20:.0f} MiB"])
+    columns = ["what"]
+    for job in _STREAMS:
+        columns += [f"{job} stream{'s' if job != '1' else ''}, tokens/{unit}", "TTFT"]
+    note = (
+        "Prompts of 16 to 96 tokens, answers of 16 to 48, the same for all, new ones each round. TTFT is wall time, the median "
+        "of the streams; blank where a program gives tokens only at the end. Start: from the command to healthy, everything "
+        "cached. Memory: the most that was seen after a job, shared pages once. transformers, vLLM at bf16."
+    )
+    return Table("Rates", [*columns, "start", "memory"], rows, note)
+
+
+def _firsts(results: Results, name: str, job: str) -> list[float]:
+    return [one for one in results.values(name, job, lambda sample: sample.first) if one]
+
+
+def _further(results: Results, large: loading.Large, found: life.Life) -> Table:
+    """Return figures that no bar is set for."""
+    rows = []
+    for name in (SERVE, VLLM, BF16, INT8):
+        gaps = [gap for one in results.samples.get((name, "mixed"), []) if one for gap in one.gaps]
+        if len(gaps) > 1:
+            cut = quantiles(gaps, n=100)
+            what = f"time between tokens of 7 streams beside a prompt of 1,000: median, p99, {name}"
+            rows.append([what, f"{cut[49] * 1000:.0f} ms, {cut[98] * 1000:.0f} ms"])
+    rows += [
+        [f"one stream that repeats its prompt (guessed tokens), {name} / `generate`", f"{ratio:.2f}x"]
+        for name in (BF16, INT8)
+        if (ratio := middle(results.speedup(name, STATIC, "copy"))) is not None
+    ]
+    for name in OURS:
+        per_step = middle(results.values(name, "1", lambda sample: sample.tokens / max(1, sample.parts)))
+        if per_step is not None:
+            rows.append([f"tokens a step of one stream (guessed ones included), {name}", f"{per_step:.2f}"])
+    if large.dd:
+        rows.append(["disk, `dd` direct", f"{middle(large.dd):.2f} GB/s"])
+        rows.append(["load of 2.3 GB from the disk", f"{middle(large.cold):.2f} GB/s"])
+    rows.append(
+        ["drain: from SIGTERM to the end of the process, 8 streams finished", f"{found.drain_seconds:.1f} s"]
+    )
+    return Table(
+        "Further figures", ["what", "measured"], rows, "Wall time, so of a quiet machine or of little use."
+    )
+
+
+def _codec(folder: Path) -> Codec:
+    from tokenizers import Tokenizer  # noqa: PLC0415 - only where it is needed
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    class _Tokens:
+        def encode(self, text: str) -> list[int]:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
+
+        def decode(self, ids: Sequence[int]) -> str:
+            text: str = tokenizer.decode(list(ids))
+            return text
+
+    return _Tokens()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"   {text}\n")
+    sys.stdout.flush()

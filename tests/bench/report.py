@@ -23,6 +23,7 @@ HEAD = """# Benchmarks
 
 Written by `make bench`; `make bench ONLY=name` runs one and replaces its section. Ratios are against a baseline measured in
 the same run on the same machine, because absolute figures of a shared machine mean little.
+`make bench-runtime` compares the runtime with other engines ([ADR 0032](adr/0032-measured-beside-peers.md)).
 """
 
 

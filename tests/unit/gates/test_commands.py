@@ -38,6 +38,7 @@ TARGETS = {
     "e2e",
     "bench",
     "bench-e2e",
+    "bench-runtime",
     "stress",
     "clean",
     "distclean",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 PROCESSES = ("operator", "agent", "gateway", "runtime", "cli", "sim")
+PEERS = ("bench-transformers", "bench-vllm")  # engines that the benchmark compares with
 PIN = re.compile(r"^([a-z0-9][a-z0-9.-]*)==([^ ;]+)( ; .+?)?( \\)?$")
 HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$")
 
@@ -53,7 +55,7 @@ def test_a_lock_is_pins_and_hashes_without_addresses(path: Path) -> None:
 
 def test_every_process_has_a_lock() -> None:
     names = {path.stem for path in LOCKS}
-    assert names == {*PROCESSES, "dev", "models", "bootstrap"}
+    assert names == {*PROCESSES, *PEERS, "dev", "models", "bootstrap"}
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -71,6 +73,22 @@ def test_a_process_does_not_install_what_it_must_not_import(process: str) -> Non
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
 def test_no_lock_holds_packages_that_break_the_model_imports(path: Path) -> None:
     assert not pins(path).keys() & NOWHERE
+
+
+def test_transformers_is_compared_at_the_version_that_the_runtime_uses() -> None:
+    ours, peer = pins(ROOT / "requirements/runtime.lock"), pins(ROOT / "requirements/bench-transformers.lock")
+    assert {name: peer[name] for name in ("torch", "transformers", "tokenizers")} == {
+        name: ours[name] for name in ("torch", "transformers", "tokenizers")
+    }
+
+
+def test_the_lock_of_llama_cpp_has_checksums_and_no_addresses() -> None:
+    lock = json.loads((ROOT / "tools/llamacpp/package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: one for name, one in lock["packages"].items() if name}
+    assert "node_modules/node-llama-cpp" in packages
+    assert all(
+        one.get("integrity", "").startswith("sha512-") and "resolved" not in one for one in packages.values()
+    )
 
 
 @pytest.mark.parametrize("process", PROCESSES)
