@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 PROCESSES = 2
-HELD_FILES = 4  # sound of so many files of the longest kind is held at once
+HELD_FILES = 2  # sound of so many files of the longest kind is held at once
 SECONDS = 60.0  # a file may take to decode
 _LINE_BYTES = 1 << 20
 # All that the process is told of this one's environment.

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     cuts = list(windows(samples, window))
     out.write(json.dumps({"seconds": len(samples) / RATE, "windows": cuts}).encode() + b"\n")
-    out.write(samples.astype("<i2").tobytes())
+    out.write(samples.astype("<i2", copy=False).data)
     out.flush()
     return 0
 
@@ -67,15 +67,19 @@ def decode(data: bytes, seconds: int) -> NDArray[np.int16]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check(file, seconds)
-            parts = list(_resampled(file, seconds))
+            parts = [_narrow(part) for part in _resampled(file, seconds)]
     except soundfile.LibsndfileError as error:
         raise Undecodable(
             "invalid_audio",
             f"it is no sound in a format that is read here ({error.error_string}); send wav, flac, ogg, mp3 or aiff",
         ) from None
-    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    if not len(samples):
+    if not any(map(len, parts)):
         raise Undecodable("invalid_audio", "it holds no sound")
+    return np.concatenate(parts)
+
+
+def _narrow(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Return samples at 16 bits; those that were so before are what they were."""
     return np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 
