@@ -411,6 +411,8 @@ class GatewaySettings(ProcessSettings):
     """Longest a request may take altogether."""
     max_body: int = Field(default=8 << 20, ge=1024)
     """Largest request body in bytes."""
+    max_audio_body: int = Field(default=25 << 20, ge=1024)
+    """Largest body of a request with a file of sound (`/v1/audio/`) in bytes."""
     max_buffered: int = Field(default=128 << 20, ge=1024)
     """Bytes of all request bodies in memory at once; further requests get 503."""
     max_depth: int = Field(default=64, ge=1, le=512)

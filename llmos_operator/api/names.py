@@ -63,6 +63,9 @@ LEASE_NAME = "llmos-operator"
 DEFAULT_QUEUE = "default"
 SYSTEM_NAMESPACE = "llmos-system"
 
+# -- routes whose bodies hold files of sound
+AUDIO_PATHS = "/v1/audio/"
+
 # -- ports
 PORT_SERVING = 8000  # runtime: OpenAI-style API (spec.serving.port overrides)
 PORT_CONTROL = 8001  # runtime: control API for the operator, bearer token
@@ -94,7 +97,7 @@ ENV_PORT = "LLMOS_PORT"
 ENV_CONTROL_PORT = "LLMOS_CONTROL_PORT"
 ENV_CONTROL_TOKEN = "LLMOS_CONTROL_TOKEN"  # noqa: S105 - the variable's name, not a secret
 ENV_API_KEYS = "LLMOS_API_KEYS"  # comma or newline separated, from serving.apiKeySecretRef key "keys"
-ENV_APIS = "LLMOS_APIS"  # comma separated: chat,completions,embeddings
+ENV_APIS = "LLMOS_APIS"  # comma separated: chat,completions,embeddings,transcriptions,classify
 ENV_CACHE_DIR = "LLMOS_CACHE_DIR"
 ENV_KEPT_DIR = "LLMOS_KEPT_DIR"  # where the copy is mounted that a ModelCache keeps on the node
 ENV_REGISTRY_USERNAME = "LLMOS_REGISTRY_USERNAME"

@@ -218,7 +218,7 @@ class Gateway:
             catalog=self.catalog,
             keys=self.keys,
             limiter=self._limiter,
-            intake=Intake(store, settings.max_body, settings.body_timeout),
+            intake=Intake(store, settings.max_body, settings.max_audio_body, settings.body_timeout),
             proxy=proxy,
             demand=self.demand,
             metrics=self.metrics,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from llmos_operator.api import names
 from llmos_operator.gateway.answers import Refused
 
 if TYPE_CHECKING:
@@ -42,17 +43,19 @@ class BodyStore:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Reads bodies of at most `max_body` bytes, each within `seconds`."""
+    """Reads bodies of at most `max_body` bytes, `max_audio` of those with sound, each within `seconds`."""
 
     store: BodyStore
     max_body: int
+    max_audio: int
     seconds: float
 
     async def read(self, request: BaseRequest) -> bytes:
         """Return the body; its size is counted in the store until the caller gives it back. Raises Refused."""
         declared = request.content_length
-        if declared is not None and declared > self.max_body:
-            raise self._too_large()
+        most = self.max_audio if request.path.startswith(names.AUDIO_PATHS) else self.max_body
+        if declared is not None and declared > most:
+            raise _too_large(most)
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
@@ -60,7 +63,7 @@ class Intake:
         try:
             async with asyncio.timeout(self.seconds):
                 async for chunk in request.content.iter_any():
-                    self._take(len(chunk), len(body))
+                    self._take(len(chunk), len(body), most)
                     body += chunk
         except TimeoutError:
             self.store.give_back(len(body))
@@ -74,15 +77,16 @@ class Intake:
             raise
         return bytes(body)
 
-    def _take(self, size: int, before: int) -> None:
-        if before + size > self.max_body:
-            raise self._too_large()
+    def _take(self, size: int, before: int, most: int) -> None:
+        if before + size > most:
+            raise _too_large(most)
         self.store.take(size)
 
-    def _too_large(self) -> Refused:
-        return Refused(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            "request_too_large",
-            f"The request body is larger than the {self.max_body} bytes this gateway accepts.",
-            headers={"Connection": "close"},
-        )
+
+def _too_large(most: int) -> Refused:
+    return Refused(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "request_too_large",
+        f"The request body is larger than the {most} bytes this gateway accepts.",
+        headers={"Connection": "close"},
+    )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.planning import Plan
     from llmos_operator.runtime.served import ServedModel
 
+WINDOWS_AT_ONCE = 4  # of one recording: the others' requests have their turn beside it
 DEADLINE_FACTOR = 2.0  # what waits twice as long as the longest expected wait is given up
 
 
@@ -50,12 +51,13 @@ class Answer:
     def __init__(self, kitchen: Kitchen, plan: Plan, model: ServedModel) -> None:
         self.plan = plan
         self.model = model
-        self.id = ("chatcmpl-" if plan.chat else "cmpl-") + uuid.uuid4().hex
+        self.id = _prefix(plan) + uuid.uuid4().hex
         self.choices = [
             Choice.start(plan, index, f"{self.id}-{index}", model.vocabulary)
             for index in range(plan.sequences)
         ]
-        self.outputs = Outputs(kitchen.engine, self._submits(kitchen))
+        at_once = WINDOWS_AT_ONCE if plan.sounds else len(self.choices)
+        self.outputs = Outputs(kitchen.engine, self._submits(kitchen), at_once)
         self._by_id = {choice.request_id: choice for choice in self.choices}
         self._kitchen = kitchen
         self._began = kitchen.monotonic()
@@ -149,9 +151,13 @@ class Answer:
                     prompt=self.plan.prompts[prompt],
                     sampling=sampling,
                     tenant=self.plan.tenant,
-                    deadline_at=deadline,
+                    # Later windows of a recording are begun when earlier ones have ended, however long that takes.
+                    deadline_at=None if self.plan.sounds and prompt else deadline,
                     grammar=self.plan.grammar,
                     adapter=self.model.adapter,
+                    audio=self.plan.sounds[prompt] if self.plan.sounds else b"",
+                    script=self.plan.script,
+                    times=self.plan.times,
                 )
             )
         return found
@@ -180,6 +186,12 @@ class Answer:
         metrics.decode.observe(max(0.0, timing.finished_at - first))
         metrics.inference.observe(max(0.0, timing.finished_at - timing.scheduled_at))
         self._kitchen.admission.finished(max(0.0, timing.finished_at - timing.scheduled_at))
+
+
+def _prefix(plan: Plan) -> str:
+    if plan.sounds:
+        return "trsc-"
+    return "chatcmpl-" if plan.chat else "cmpl-"
 
 
 def _failed(output: RequestOutput, grammar_param: str) -> ApiError:

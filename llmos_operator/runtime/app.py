@@ -18,16 +18,21 @@ from llmos_operator import __version__
 from llmos_operator.observability.metrics import render
 from llmos_operator.runtime.adapters_api import LOAD, UNLOAD, LoadLora, UnloadLora
 from llmos_operator.runtime.answers import ApiError, bad_request
+from llmos_operator.runtime.classifying import classify
 from llmos_operator.runtime.embeddings import embed
 from llmos_operator.runtime.exchange import AnswerReply, error_reply, json_reply, read_body
 from llmos_operator.runtime.planning import plan_chat, plan_completion, render_messages
 from llmos_operator.runtime.protocol import (
     ChatRequest,
+    ClassifyRequest,
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
     TokenizeRequest,
 )
+from llmos_operator.runtime.speech.fields import SpeechRequest, form_schema
+from llmos_operator.runtime.speech.rules import TRANSCRIBE, TRANSLATE
+from llmos_operator.runtime.transcribing import listen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.adapters_api import AdaptersApi
     from llmos_operator.runtime.answering import Kitchen
     from llmos_operator.runtime.host import ModelHost
+    from llmos_operator.runtime.served import ServedModel
+    from llmos_operator.runtime.speech.decoder import Decoder
 
     Route = Callable[[Request], Awaitable[Response]]
 
@@ -52,6 +59,7 @@ class ServingApi:
         self,
         host: ModelHost,
         kitchen: Kitchen,
+        decoder: Decoder,
         registry: CollectorRegistry,
         clock: Clock,
         live: Callable[[], str],
@@ -59,6 +67,7 @@ class ServingApi:
         """``live`` returns "" or why the process should be restarted."""
         self._host = host
         self._kitchen = kitchen
+        self._decoder = decoder
         self._registry = registry
         self._clock = clock
         self._live = live
@@ -68,7 +77,7 @@ class ServingApi:
         self._need("chat", "/v1/chat/completions")
         body = await read_body(request, ChatRequest)
         model = self._host.require(body.model)
-        self._need_generation(model.info.generative, model.name)
+        self._need_text(model)
         plan = await plan_chat(body, model, max_choices=self._host.settings.max_choices)
         return AnswerReply(self._kitchen, plan, model, int(self._clock.now()))
 
@@ -77,7 +86,7 @@ class ServingApi:
         self._need("completions", "/v1/completions")
         body = await read_body(request, CompletionRequest)
         model = self._host.require(body.model)
-        self._need_generation(model.info.generative, model.name)
+        self._need_text(model)
         plan = await plan_completion(body, model, max_choices=self._host.settings.max_choices)
         return AnswerReply(self._kitchen, plan, model, int(self._clock.now()))
 
@@ -87,6 +96,23 @@ class ServingApi:
         body = await read_body(request, EmbeddingRequest)
         model = self._host.require(body.model)
         return json_reply(await embed(body, model, self._kitchen))
+
+    async def classify(self, request: Request) -> Response:
+        """Return the labels of texts."""
+        self._need("classify", "/classify")
+        body = await read_body(request, ClassifyRequest)
+        model = self._host.require(body.model)
+        return json_reply(await classify(body, model, self._kitchen, int(self._clock.now())))
+
+    async def transcription(self, request: Request) -> Response:
+        """Write down what a file of sound says."""
+        self._need("transcriptions", "/v1/audio/transcriptions")
+        return await listen(request, self._host, self._kitchen, self._decoder, TRANSCRIBE)
+
+    async def translation(self, request: Request) -> Response:
+        """Write down in English what a file of sound says."""
+        self._need("transcriptions", "/v1/audio/translations")
+        return await listen(request, self._host, self._kitchen, self._decoder, TRANSLATE)
 
     async def tokenize(self, request: Request) -> Response:
         """Return the tokens of a text or a conversation."""
@@ -168,11 +194,10 @@ class ServingApi:
             text = f"{path} is not served by this workload: its spec.serving.apis are {served}."
             raise ApiError(HTTPStatus.NOT_FOUND, "unsupported_endpoint", text)
 
-    def _need_generation(self, generative: bool, name: str) -> None:
-        if not generative:
-            raise bad_request(
-                "unsupported_value", f"The model {name} generates no text: use /v1/embeddings.", "model"
-            )
+    def _need_text(self, model: ServedModel) -> None:
+        if "chat" not in model.apis:
+            text = f"The model {model.name} generates no text: use {model.routes}."
+            raise bad_request("unsupported_value", text, "model")
 
 
 def build(api: ServingApi, adapters: AdaptersApi | None = None) -> FastAPI:
@@ -182,6 +207,7 @@ def build(api: ServingApi, adapters: AdaptersApi | None = None) -> FastAPI:
         ("/v1/chat/completions", api.chat, ChatRequest),
         ("/v1/completions", api.completion, CompletionRequest),
         ("/v1/embeddings", api.embeddings, EmbeddingRequest),
+        ("/classify", api.classify, ClassifyRequest),
         ("/tokenize", api.tokenize, TokenizeRequest),
         ("/detokenize", api.detokenize, DetokenizeRequest),
         ("/v1/tokenize", api.tokenize, TokenizeRequest),
@@ -191,6 +217,11 @@ def build(api: ServingApi, adapters: AdaptersApi | None = None) -> FastAPI:
         bodies += [(LOAD, adapters.load, LoadLora), (UNLOAD, adapters.unload, UnloadLora)]
     for path, handler, kind in bodies:
         app.add_api_route(path, handler, methods=["POST"], response_model=None, openapi_extra=_body(kind))
+    for path, handler in (
+        ("/v1/audio/transcriptions", api.transcription),
+        ("/v1/audio/translations", api.translation),
+    ):
+        app.add_api_route(path, handler, methods=["POST"], response_model=None, openapi_extra=_sound())
     plain: list[tuple[str, Route]] = [
         ("/v1/models", api.models),
         ("/v1/models/{name:path}", api.model),
@@ -248,10 +279,16 @@ def _body(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
 
 
+def _sound() -> dict[str, Any]:
+    reference = {"$ref": _SCHEMAS.format(model=SpeechRequest.__name__)}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": reference}}}}
+
+
 def _describe_api(app: FastAPI, kinds: set[type[BaseModel]]) -> dict[str, Any]:
     """Return the OpenAPI document with the schemas of the bodies."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas[SpeechRequest.__name__] = form_schema()
     for kind in sorted(kinds, key=lambda one: one.__name__):
         schema = kind.model_json_schema(ref_template=_SCHEMAS)
         schemas.update(schema.pop("$defs", {}))

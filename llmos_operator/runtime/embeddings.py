@@ -18,10 +18,14 @@ from llmos_operator.runtime.ipc.client import EngineLost, EngineUnavailable
 from llmos_operator.runtime.planning import read_input
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmos_operator.runtime.answering import Kitchen
     from llmos_operator.runtime.ipc import EmbedResult
     from llmos_operator.runtime.protocol import EmbeddingRequest
     from llmos_operator.runtime.served import ServedModel
+
+    Given = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 _FLOAT_BYTES = 4
 
@@ -29,25 +33,17 @@ _FLOAT_BYTES = 4
 async def embed(body: EmbeddingRequest, model: ServedModel, kitchen: Kitchen) -> dict[str, Any]:
     """Return OpenAI's list of embeddings. Raises ApiError."""
     size = model.info.embedding_size
-    if not size:
-        text = f"The model {model.name} makes no embeddings: use /v1/chat/completions or /v1/completions."
+    if not size or model.info.labels:
+        text = f"The model {model.name} makes no embeddings: use {model.routes}."
         raise bad_request("unsupported_value", text, "model")
     if body.dimensions is not None and body.dimensions > size:
         text = f"'dimensions' is {body.dimensions}; this model's embeddings have {size}."
         raise bad_request("invalid_value", text, "dimensions")
-    inputs = await read_input(body.input, model, "input")
-    for place, tokens in enumerate(inputs):
-        if len(tokens) > model.max_model_len:
-            raise bad_request(
-                "context_length_exceeded",
-                f"This model's maximum context length is {model.max_model_len} tokens. However, 'input[{place}]' has "
-                f"{len(tokens)} tokens. Shorten it by {len(tokens) - model.max_model_len}.",
-                "input",
-            )
-    result = await _ask(
+    inputs = await read_texts(body.input, model)
+    result = await ask(
         Embed(f"embd-{uuid.uuid4().hex}", tuple(inputs), dimensions=body.dimensions or 0), kitchen
     )
-    spans.embedded(model.name, result.prompt_tokens)
+    spans.embedded(model.name, result.prompt_tokens, "embeddings")
     return {
         "object": "list",
         "data": _entries(result, as_base64=body.encoding_format == "base64"),
@@ -56,7 +52,22 @@ async def embed(body: EmbeddingRequest, model: ServedModel, kitchen: Kitchen) ->
     }
 
 
-async def _ask(request: Embed, kitchen: Kitchen) -> EmbedResult:
+async def read_texts(given: Given, model: ServedModel) -> list[tuple[int, ...]]:
+    """Return the tokens of `input`: text, tokens, or a list of either. Raises ApiError (400) for what is too long."""
+    inputs = await read_input(given, model, "input")
+    for place, tokens in enumerate(inputs):
+        if len(tokens) > model.max_model_len:
+            raise bad_request(
+                "context_length_exceeded",
+                f"This model's maximum context length is {model.max_model_len} tokens. However, 'input[{place}]' has "
+                f"{len(tokens)} tokens. Shorten it by {len(tokens) - model.max_model_len}.",
+                "input",
+            )
+    return inputs
+
+
+async def ask(request: Embed, kitchen: Kitchen) -> EmbedResult:
+    """Return what the engine's encoder makes of a request. Raises ApiError: 429, 500, 503, 504."""
     kitchen.admission.enter(1)
     began = kitchen.monotonic()
     try:
@@ -75,38 +86,39 @@ async def _ask(request: Embed, kitchen: Kitchen) -> EmbedResult:
         ) from error
     except Permanent as error:
         raise ApiError(
-            HTTPStatus.INTERNAL_SERVER_ERROR, "embedding_failed", f"No embeddings: {error}."
+            HTTPStatus.INTERNAL_SERVER_ERROR, "embedding_failed", f"The model gave no answer: {error}."
         ) from error
     except TimeoutError:
-        raise ApiError(
-            HTTPStatus.GATEWAY_TIMEOUT, "request_timeout", "The embeddings took too long."
-        ) from None
+        raise ApiError(HTTPStatus.GATEWAY_TIMEOUT, "request_timeout", "The answer took too long.") from None
     finally:
         kitchen.admission.leave()
     kitchen.admission.finished(kitchen.monotonic() - began)
     return result
 
 
-def _entries(result: EmbedResult, *, as_base64: bool) -> list[dict[str, Any]]:
+def rows(result: EmbedResult) -> list[bytes]:
+    """Return the rows of an answer, as little-endian float32."""
     width = result.dimensions * _FLOAT_BYTES
-    rows = (
-        [result.vectors[start : start + width] for start in range(0, len(result.vectors), width)]
-        if width
-        else []
-    )
+    if not width:
+        return []
+    return [result.vectors[start : start + width] for start in range(0, len(result.vectors), width)]
+
+
+def _entries(result: EmbedResult, *, as_base64: bool) -> list[dict[str, Any]]:
     return [
         {
             "object": "embedding",
             "index": index,
-            "embedding": base64.b64encode(row).decode() if as_base64 else _numbers(row),
+            "embedding": base64.b64encode(row).decode() if as_base64 else numbers(row),
         }
-        for index, row in enumerate(rows)
+        for index, row in enumerate(rows(result))
     ]
 
 
-def _numbers(row: bytes) -> list[float]:
-    numbers = array("f")
-    numbers.frombytes(row)
+def numbers(row: bytes) -> list[float]:
+    """Return the numbers of a row."""
+    found = array("f")
+    found.frombytes(row)
     if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tolist()
+        found.byteswap()
+    return found.tolist()

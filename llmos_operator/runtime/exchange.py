@@ -44,14 +44,19 @@ _EVENTS = [
 B = TypeVar("B", bound=BaseModel)
 
 
-async def read_body(request: Request, kind: type[B]) -> B:
-    """Return the request's body as ``kind``. Raises ApiError: 400 naming the field, 408, 413."""
+async def raw_body(request: Request) -> bytes:
+    """Return the request's body. Raises ApiError: 408, 413."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            raw = await request.body()
+            return await request.body()
     except TimeoutError:
         text = f"The request body did not arrive within {BODY_SECONDS:.0f} s."
         raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", text) from None
+
+
+async def read_body(request: Request, kind: type[B]) -> B:
+    """Return the request's body as ``kind``. Raises ApiError: 400 naming the field, 408, 413."""
+    raw = await raw_body(request)
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
@@ -90,7 +95,7 @@ class AnswerReply(Response):
             async with watching(receive, answer.outputs.interrupt), answer.open():
                 await (self._stream if self._plan.stream else self._whole)(answer, send)
         except ApiError as error:
-            await self._fail(error, send)
+            await send_error(send, error, started=self._started)
         except ClientGone:
             self._kitchen.metrics.disconnects.inc()
 
@@ -114,7 +119,7 @@ class AnswerReply(Response):
             for choice, piece in found:
                 pieces[choice.index].append(self._first(choice, piece, opened))
         body = self._renderer(answer).whole(answer.choices, pieces, answer.usage())
-        await _send_all(send, HTTPStatus.OK, [*_JSON], body)
+        await send_all(send, HTTPStatus.OK, [*_JSON], body)
 
     def _first(self, choice: Choice, piece: Piece, opened: set[int]) -> Piece:
         """Put the echo of the prompt before the first piece of an answer."""
@@ -125,21 +130,8 @@ class AnswerReply(Response):
         return Piece(echo + piece.text, piece.logprobs, piece.finish_reason, piece.prompt_logprobs)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        if not self._started:
-            self._started = True
-            await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _EVENTS})
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError:
-            raise ClientGone("the client reads nothing") from None
-
-    async def _fail(self, error: ApiError, send: Send) -> None:
-        if self._started:
-            await self._send(send, b"data: " + error.body() + b"\n\n", more=False)
-        else:
-            headers = [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
-            await _send_all(send, error.status, [*_JSON, *headers], error.body())
+        self._started = await start_events(send, started=self._started)
+        await write(send, body, more=more)
 
     def _renderer(self, answer: Answer) -> Renderer:
         info = self._model.info
@@ -169,7 +161,33 @@ async def watching(receive: Receive, tell: Callable[[LlmosError], None]) -> Asyn
         watcher.cancel()
 
 
-async def _send_all(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+async def start_events(send: Send, *, started: bool) -> bool:
+    """Send the headers of a stream unless it has started; it has then."""
+    if not started:
+        await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _EVENTS})
+    return True
+
+
+async def write(send: Send, body: bytes, *, more: bool = True) -> None:
+    """Send the next part of a stream. Raises ClientGone if the client takes nothing."""
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+    except TimeoutError:
+        raise ClientGone("the client reads nothing") from None
+
+
+async def send_error(send: Send, error: ApiError, *, started: bool) -> None:
+    """Answer with an error: as the last event of a stream that has started, else with its own status."""
+    if started:
+        await write(send, b"data: " + error.body() + b"\n\n", more=False)
+    else:
+        headers = [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
+        await send_all(send, error.status, [*_JSON, *headers], error.body())
+
+
+async def send_all(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """Send a whole answer."""
     sized = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": sized})
     await send({"type": "http.response.body", "body": body})

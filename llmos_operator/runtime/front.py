@@ -83,7 +83,7 @@ class Front:
             gate=Gate(settings.api_keys, open_without=True),
             guard=Gate([*settings.api_keys, settings.control_token], open_without=False),
             drain=self.drain,
-            max_body=settings.max_body_bytes,
+            max_body=settings.most_bytes,
             requests=self._counted.http,
             known=paths.__contains__,
             tracer=self.tracer,

@@ -50,8 +50,12 @@ class _Slot:
 class KvCache:
     """Accounting of ``slots`` rows of at most ``slot_tokens`` tokens under a budget of ``blocks``."""
 
-    def __init__(self, *, blocks: int, slots: int, slot_tokens: int, prefix_caching: bool = True) -> None:
+    def __init__(
+        self, *, blocks: int, slots: int, slot_tokens: int, prefix_caching: bool = True, beside: int = 0
+    ) -> None:
+        """``beside`` tokens more are counted for each slot: what a sequence has heard, which the store does not hold."""
         self.total_blocks = blocks
+        self.beside = beside
         self.slot_tokens = slot_tokens
         self.prefix_caching = prefix_caching
         self._free_slots = list(range(slots - 1, -1, -1))
@@ -75,7 +79,7 @@ class KvCache:
 
     def fits_ever(self, tokens: int) -> bool:
         """Return whether a sequence of ``tokens`` could run if it were alone."""
-        return tokens <= self.slot_tokens and blocks_of(tokens) <= self.total_blocks
+        return tokens <= self.slot_tokens and self._need(tokens) <= self.total_blocks
 
     def admit(self, tokens: Sequence[int], *, reuse: bool = True, salt: bytes = b"") -> Admission | None:
         """Give a slot with room for ``tokens``, evicting cached slots; None if there is no room.
@@ -86,7 +90,7 @@ class KvCache:
         source, reused = (
             self._longest_prefix(tokens[:-1], salt) if reuse and self.prefix_caching else (None, 0)
         )
-        need = blocks_of(len(tokens))
+        need = self._need(len(tokens))
         whole = self._cached.get(source) if source is not None else None
         if whole is not None and len(whole.digests) * KV_BLOCK_TOKENS == reused:
             return self._take_over(source, need, reused)
@@ -106,7 +110,7 @@ class KvCache:
     def grow(self, slot: int, tokens: int) -> bool:
         """Make room for ``tokens`` in a live slot; False if only ending another sequence would give it."""
         holder = self._live[slot]
-        more = blocks_of(tokens) - holder.blocks
+        more = self._need(tokens) - holder.blocks
         if more <= 0:
             return True
         if tokens > self.slot_tokens or not self._make_room(more, keep=None):
@@ -171,6 +175,9 @@ class KvCache:
                     raise AssertionError("the prefix index names a slot that lacks the block")
 
     # ------------------------------------------------------------ inside
+
+    def _need(self, tokens: int) -> int:
+        return blocks_of(tokens + self.beside)
 
     def _holder(self, slot: int) -> _Slot:
         return self._live.get(slot) or self._cached[slot]

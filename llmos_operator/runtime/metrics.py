@@ -99,6 +99,9 @@ class RequestMetrics(FrontMetrics):
         self.generation_tokens = self._histogram("request_generation_tokens", "Tokens of an answer.", TOKENS)
         self.max_tokens = self._histogram("request_params_max_tokens", "max_tokens of requests.", TOKENS)
         self.choices = self._histogram("request_params_n", "n of requests.", CHOICES)
+        self.audio = Counter(
+            "llmos_runtime_audio_seconds_total", "Seconds of sound written down.", registry=registry
+        )
         self._success = Counter(
             "vllm:request_success",
             "Requests finished, by reason.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from llmos_operator.errors import LlmosError
@@ -26,6 +27,8 @@ class Stopping(LlmosError):  # noqa: N818 - reads as what happens
 class Outputs:
     """The outputs of several submissions through one queue. Leaving the context cancels what has not finished.
 
+    No more than ``at_once`` of them are in the engine at a time; each that ends makes room for the next.
+
     ::
 
         async with Outputs(engine, submits) as outputs:
@@ -33,18 +36,18 @@ class Outputs:
                 for output in await outputs.next(): ...
     """
 
-    def __init__(self, engine: EngineClient, submits: Sequence[Submit]) -> None:
+    def __init__(self, engine: EngineClient, submits: Sequence[Submit], at_once: int | None = None) -> None:
         self._engine = engine
-        self._submits = submits
+        self._waiting = deque(submits)
+        self._at_once = len(submits) if at_once is None else at_once
+        self._inside = 0
         self._queue: asyncio.Queue[RequestOutput | LlmosError] = asyncio.Queue()
         self.open: set[str] = set()  # request ids that have not finished
 
     async def __aenter__(self) -> Self:
-        """Submit all. Raises EngineUnavailable, and then none is left in the engine."""
+        """Submit. Raises EngineUnavailable, and then none is left in the engine."""
         try:
-            for submit in self._submits:
-                self._engine.open_stream(submit, self._queue)
-                self.open.add(submit.request_id)
+            self._submit()
         except LlmosError:
             self.close()
             raise
@@ -55,8 +58,17 @@ class Outputs:
     ) -> None:
         self.close()
 
+    def _submit(self) -> None:
+        """Submit what there is room for."""
+        while self._waiting and self._inside < self._at_once:
+            submit = self._waiting.popleft()
+            self._engine.open_stream(submit, self._queue)
+            self._inside += 1
+            self.open.add(submit.request_id)
+
     def close(self) -> None:
         """Cancel what has not finished: it stops within one step of the engine."""
+        self._waiting.clear()
         for request_id in list(self.open):
             self.drop(request_id)
 
@@ -64,8 +76,10 @@ class Outputs:
         """Cancel one answer that needs nothing more (a stop text was found)."""
         if request_id in self.open:
             self.open.discard(request_id)
+            self._inside -= 1
             try:
                 self._engine.close_stream(request_id, cancel=True)
+                self._submit()
             except LlmosError:
                 return  # the engine is gone, and the request with it
 
@@ -81,7 +95,9 @@ class Outputs:
         for output in found:
             if output.finish_reason and output.request_id in self.open:
                 self.open.discard(output.request_id)
+                self._inside -= 1
                 self._engine.close_stream(output.request_id, cancel=False)
+                self._submit()
         return found
 
     def _checked(self, item: RequestOutput | LlmosError) -> RequestOutput:

@@ -46,6 +46,9 @@ class Plan:
     grammar: str = ""  # what answers keep to, "" for free text
     grammar_param: str = ""  # the field that asked for it
     tools: ToolUse | None = None  # how answers call tools
+    sounds: tuple[bytes, ...] = ()  # what a speech model hears, one window for each prompt
+    script: tuple[tuple[int, ...], ...] = ()  # of a speech model: as in ipc.Submit
+    times: bool = False  # of a speech model: whether it says when
 
     @property
     def sequences(self) -> int:

@@ -251,6 +251,14 @@ class EmbeddingRequest(Body):
     user: str | None = None
 
 
+class ClassifyRequest(Body):
+    """Body of `POST /classify`."""
+
+    model: str = Field(min_length=1, max_length=512, description="Name of the model, as in /v1/models.")
+    input: Input = Field(description="Text, tokens, or a list of either.")
+    user: str | None = None
+
+
 class TokenizeRequest(Body):
     """Body of `POST /tokenize`: a text, or a conversation as the chat template writes it."""
 

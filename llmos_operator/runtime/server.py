@@ -27,6 +27,7 @@ from llmos_operator.runtime.ipc.client import EngineClient
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
 from llmos_operator.runtime.ranks.following import follow
 from llmos_operator.runtime.settings import BadEnvironment, RuntimeSettings, from_environment
+from llmos_operator.runtime.speech.decoder import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -77,7 +78,8 @@ class Runtime(Front):
             float(settings.max_wait_seconds),
             self.tracer,
         )
-        api = ServingApi(self.host, kitchen, self.registry, clock, self.live)
+        decoder = Decoder(settings.max_audio_seconds)
+        api = ServingApi(self.host, kitchen, decoder, self.registry, clock, self.live)
         self.open_for(self.host, engine, build(api, AdaptersApi(self.host)))
 
 

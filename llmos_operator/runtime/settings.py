@@ -23,7 +23,7 @@ from llmos_operator.runtime.ipc.messages import AdapterSource, Load
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-APIS = ("chat", "completions", "embeddings")
+APIS = ("chat", "completions", "embeddings", "transcriptions", "classify")
 
 
 class BadEnvironment(Permanent):
@@ -63,6 +63,8 @@ class RuntimeSettings:
     kept_dir: str = ""
     allow_file: bool = False
     max_body_bytes: int = 8 << 20
+    max_audio_bytes: int = 25 << 20  # of a form with sound
+    max_audio_seconds: int = 1500  # of its sound
     adapters: tuple[AdapterSource, ...] = ()  # LoRA adapters to have from the start
     max_adapters: int = 0  # that memory is kept for
     max_adapter_rank: int = 16
@@ -88,6 +90,10 @@ class RuntimeSettings:
         60  # without an answer to /health: longer than any step of an engine that works
     )
     engine_has_devices: bool = False  # its KV cache is on devices, and its size the pod's business
+
+    def most_bytes(self, path: str) -> int:
+        """Return how large a body of a request for ``path`` may be."""
+        return self.max_audio_bytes if path.startswith(names.AUDIO_PATHS) else self.max_body_bytes
 
     def load_order(self) -> Load:
         """Return what the engine is told to load."""
@@ -160,6 +166,8 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         kept_dir=env.text(names.ENV_KEPT_DIR),
         allow_file=env.flag("LLMOS_ALLOW_FILE"),
         max_body_bytes=env.number("LLMOS_MAX_BODY_BYTES", 8 << 20, least=1024),
+        max_audio_bytes=env.number("LLMOS_MAX_AUDIO_BYTES", 25 << 20, least=1024),
+        max_audio_seconds=env.number("LLMOS_MAX_AUDIO_SECONDS", 1500, least=1),
         adapters=adapters,
         max_adapters=max(len(adapters), env.number(names.ENV_MAX_ADAPTERS, 0)),
         max_adapter_rank=env.number(names.ENV_MAX_ADAPTER_RANK, 16, least=1),

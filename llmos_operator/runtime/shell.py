@@ -44,12 +44,15 @@ class Shell:
         gate: Gate,
         guard: Gate,
         drain: Drain,
-        max_body: int,
+        max_body: Callable[[str], int],
         requests: Counter,
         known: Callable[[str], bool],
         tracer: Tracer = tracing.OFF,
     ) -> None:
-        """``guard`` is before the routes that change what is served; ``known`` says whether a path exists: others share one label in the metrics."""
+        """``guard`` is before the routes that change what is served; ``max_body`` gives the bytes a path takes.
+
+        ``known`` says whether a path exists: others share one label in the metrics.
+        """
         self._app = app
         self._gate = gate
         self._guard = guard
@@ -89,7 +92,7 @@ class Shell:
             if works:
                 self._drain.enter()
                 entered = True
-            await self._app(scope, self._bounded(receive), call.send)
+            await self._app(scope, self._bounded(receive, self._max_body(scope["path"])), call.send)
         except ApiError as error:
             if call.status:
                 raise
@@ -105,10 +108,10 @@ class Shell:
             gate = self._guard if path in GUARDED else self._gate
             gate.check(headers.get(b"authorization", b"").decode("latin-1"))
         declared = headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._max_body:
-            raise self._too_large()
+        if declared.isdigit() and int(declared) > self._max_body(path):
+            raise _too_large(self._max_body(path))
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, most: int) -> Receive:
         """Return ``receive`` with the body's size counted: a chunked one declares none."""
         size = 0
 
@@ -117,18 +120,19 @@ class Shell:
             message = await receive()
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
-                if size > self._max_body:
-                    raise self._too_large()
+                if size > most:
+                    raise _too_large(most)
             return message
 
         return counted
 
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            "request_too_large",
-            f"The request body is larger than the {self._max_body} bytes this model accepts.",
-        )
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "request_too_large",
+        f"The request body is larger than the {most} bytes this model accepts.",
+    )
 
 
 class _Call:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.answering import Answer
     from llmos_operator.runtime.choices import Choice
     from llmos_operator.runtime.ipc import EngineInfo
+    from llmos_operator.runtime.planning import Plan
 
 CLIENT_GONE: Final = "client_gone"
 LOAD: Final = "load"
@@ -51,7 +52,7 @@ def answered(tracer: Tracer, answer: Answer, first_token: float | None) -> None:
         return
     plan, usage = answer.plan, answer.usage()
     found: dict[str, Value] = {
-        "gen_ai.operation.name": "chat" if plan.chat else "text_completion",
+        "gen_ai.operation.name": _operation(plan),
         "gen_ai.provider.name": _PROVIDER,
         "gen_ai.request.model": answer.model.name,
         "gen_ai.response.model": answer.model.name,
@@ -75,13 +76,19 @@ def answered(tracer: Tracer, answer: Answer, first_token: float | None) -> None:
         _parts(tracer, span.context, choice)
 
 
-def embedded(model: str, prompt_tokens: int) -> None:
-    """Add what a request for embeddings was to its span."""
+def _operation(plan: Plan) -> str:
+    if plan.sounds:
+        return "transcription"
+    return "chat" if plan.chat else "text_completion"
+
+
+def embedded(model: str, prompt_tokens: int, operation: str) -> None:
+    """Add what a request to an encoder was to its span."""
     span = tracing.current()
     if span.recording:
         span.set(
             {
-                "gen_ai.operation.name": "embeddings",
+                "gen_ai.operation.name": operation,
                 "gen_ai.provider.name": _PROVIDER,
                 "gen_ai.request.model": model,
                 "gen_ai.usage.input_tokens": prompt_tokens,

@@ -102,6 +102,7 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.model.revision,
         workload.quantization,
         workload.engine,
+        workload.apis,
         workload.accelerators,
         workload.stages,
         workload.memory_bytes,

@@ -48,7 +48,8 @@ def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, poli
     """Return what a replica could come down to, in bytes of each device; None if it cannot give up anything."""
     if workload.memory_bytes is not None or profile is None or profile.shape is None:
         return None
-    spare = claim.kv_tokens - claim.max_model_len
+    one = memory.sequence_tokens(profile.shape, claim.max_model_len)
+    spare = claim.kv_tokens - one
     if not profile.shape.generative or claim.max_model_len <= 0 or spare <= 0:
         return None
     sizes = {
@@ -61,7 +62,7 @@ def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, poli
         "adapter_rank": workload.adapter_rank,
     }
     held = memory.estimate(profile.shape, claim.format, kv_tokens=claim.kv_tokens, **sizes)
-    least = memory.estimate(profile.shape, claim.format, kv_tokens=claim.max_model_len, **sizes)
+    least = memory.estimate(profile.shape, claim.format, kv_tokens=one, **sizes)
     left = claim.bytes_per_device - (held.kv_bytes - least.kv_bytes)
     left = max(left, corrected(least.total_bytes, workload, profile, claim.format))
     return left if left < claim.bytes_per_device else None

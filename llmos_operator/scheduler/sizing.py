@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api import vllm
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime import memory, training_memory
+from llmos_operator.api.runtime.abilities import PLAIN_FORMATS, cannot, formats_of
 from llmos_operator.api.runtime.splitting import not_splittable
 from llmos_operator.scheduler.precision import Formats, formats
 from llmos_operator.state.types import AUTO, Sharing
@@ -56,7 +57,7 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
     allowed = formats(workload, profile, policy)
     if not allowed.allowed:
         return Sizes((), allowed.reason, allowed.message)
-    allowed = _splittable(workload, profile, allowed)
+    allowed = _splittable(workload, profile, _able(workload, profile, allowed))
     if not allowed.allowed:
         return Sizes((), allowed.reason, allowed.message)
     if workload.memory_bytes is not None:
@@ -76,6 +77,23 @@ def sizes(workload: Workload, profile: Profile | None, policy: Policy) -> Sizes:
         for length in _contexts(workload, profile.shape, policy):
             found += _at(workload, profile, policy, name, length)
     return Sizes(tuple(found))
+
+
+def _able(workload: Workload, profile: Profile | None, allowed: Formats) -> Formats:
+    """Return the formats at which the built-in engine serves the model, none if it cannot do what is asked of it."""
+    if workload.engine != "builtin" or workload.training is not None:
+        return allowed
+    if profile is None or profile.shape is None:
+        return allowed
+    why = cannot(profile.shape, workload.apis)
+    if why:
+        return Formats((), Reason.UNSUPPORTED, why)
+    kept = formats_of(profile.shape, allowed.allowed)
+    message = (
+        f"{profile.shape.architecture} is served at {' and '.join(PLAIN_FORMATS)} alone, not at "
+        f"{', '.join(allowed.allowed)}; set spec.quantization.mode to None"
+    )
+    return Formats(kept, Reason.UNSUPPORTED, "" if kept else message)
 
 
 def _splittable(workload: Workload, profile: Profile | None, allowed: Formats) -> Formats:
@@ -122,7 +140,7 @@ def _contexts(workload: Workload, shape: memory.ModelShape, policy: Policy) -> l
         return [workload.max_model_len]
     limit = shape.max_positions or policy.sizing.auto_context_tokens
     length = min(limit, policy.sizing.auto_context_tokens)
-    if not shape.generative:
+    if not shape.generative or shape.cross_tokens:
         return [length]
     lengths = [length]
     while lengths[-1] // 2 >= min(limit, policy.sizing.least_context_tokens):
@@ -137,10 +155,11 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
     shards = max(1, workload.accelerators) * workload.stages
     element = kv_element_bytes(workload)
     per_token = -(-memory.kv_bytes_per_token(shape, element) // shards)
-    full = length + (workload.max_num_seqs - 1) * length // 4 if shape.generative else 0
-    budgets = [length if shape.generative else 0]
+    one = memory.sequence_tokens(shape, length)
+    full = one + (workload.max_num_seqs - 1) * one // 4
+    budgets = [one]
     if workload.sharing is Sharing.SHARED and shape.generative:
-        budgets = sorted({min(full, 2 * length), length}, reverse=True)
+        budgets = sorted({min(full, 2 * one), one}, reverse=True)
     found = []
     for tokens in budgets:
         estimate = memory.estimate(

@@ -185,6 +185,7 @@ class Workload:
     deleting: bool = False
     queue: str = ""  # "" is the default queue
     engine: str = "builtin"
+    apis: tuple[str, ...] = ()  # parts of the serving API; empty: what the model can do
     quantization: Quantization = field(default_factory=Quantization)
     accelerators: int = 1  # of one pod, on one node; 0: CPU only
     stages: int = (

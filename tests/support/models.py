@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.runtime.formats.prepare import MODELS, prepare
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 CHAT = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -85,6 +87,29 @@ def write_random(folder: Path, model_type: str = "llama", *, seed: int = 0, **ch
             parameter.normal_(0.0, 0.25) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
     folder.mkdir(parents=True, exist_ok=True)
     written = {"model_type": model_type, "architectures": [family.model_class], "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(values | written))
+    save_tensors(folder / "model.safetensors", model.state_dict())
+    return model.eval()
+
+
+def write_classifier(folder: Path, model_type: str, labels: Sequence[str], **changes: Any) -> Any:
+    """Write a random classifier of encoder ``model_type``; return transformers' own model of it (fp32)."""
+    import torch  # noqa: PLC0415 - as above
+
+    from llmos_operator.runtime.backends.families import FAMILIES as CLASSES  # noqa: PLC0415
+
+    family = CLASSES[model_type]
+    package = importlib.import_module(f"transformers.models.{family.module}.modeling_{family.module}")
+    settings = importlib.import_module(f"transformers.models.{family.module}.configuration_{family.module}")
+    named = {"id2label": {str(index): label for index, label in enumerate(labels)}}
+    values = _ENCODER | named | changes
+    torch.manual_seed(0)
+    model = getattr(package, family.classifier)(getattr(settings, family.config_class)(**values))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.1) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {"model_type": model_type, "architectures": [family.classifier], "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(values | written))
     save_tensors(folder / "model.safetensors", model.state_dict())
     return model.eval()

@@ -64,6 +64,9 @@ class ModelShape:
     max_positions: int
     source_bits: int = 16  # precision of the published weights
     generative: bool = True  # False: encoders, no KV cache
+    cross_tokens: int = (
+        0  # positions of an encoder that a sequence keeps keys and values of, beside its own tokens
+    )
 
     @property
     def parameters(self) -> int:
@@ -116,6 +119,11 @@ def kv_bytes_per_token(shape: ModelShape, kv_bytes_per_element: int = 2) -> int:
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * kv_bytes_per_element
 
 
+def sequence_tokens(shape: ModelShape, tokens: int) -> int:
+    """Return the tokens of KV cache that a sequence of ``tokens`` keeps: those of what it has heard count as well."""
+    return tokens + shape.cross_tokens if shape.generative else 0
+
+
 def estimate(
     shape: ModelShape,
     fmt: str,
@@ -134,9 +142,11 @@ def estimate(
     ``kv_tokens`` is the KV budget in tokens; by default one full context plus a quarter of it for each further
     sequence, which is what serving traffic with mixed lengths uses. ``base_bytes`` is R0, measured per image.
     """
-    tokens = kv_tokens if kv_tokens is not None else max_model_len + (max_num_seqs - 1) * max_model_len // 4
+    longest = max_model_len + shape.cross_tokens
+    tokens = kv_tokens if kv_tokens is not None else longest + (max_num_seqs - 1) * longest // 4
     blocks = -(-tokens // KV_BLOCK_TOKENS)
-    rows = PREFILL_CHUNK_TOKENS + max_num_seqs
+    # An encoder reads one window a step, with two frames for each position that is kept.
+    rows = PREFILL_CHUNK_TOKENS + max_num_seqs + 2 * shape.cross_tokens
     # Hidden states are whole on each device, and so are the logits on the one that samples.
     inner = -(-3 * shape.intermediate // shards)
     activation = rows * 2 * (inner + 4 * shape.hidden) + max_num_seqs * shape.vocab * 4

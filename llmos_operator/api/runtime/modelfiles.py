@@ -38,12 +38,23 @@ _BOUNDS = {
     "head_dim": 1024,
     "vocab_size": 1 << 21,
     "max_position_embeddings": 1 << 24,
+    "cross_tokens": 1 << 16,
 }
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8}
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "BOOL": 1}
 _CONFIG_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 _MAX_ELEMENTS = 1 << 48
+# What Whisper calls the sizes of its decoder; `hidden_size` and the like are its encoder's there.
+_SPEECH_TYPE = "whisper"
+_DECODER_KEYS = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "decoder_layers",
+    "num_attention_heads": "decoder_attention_heads",
+    "intermediate_size": "decoder_ffn_dim",
+    "max_position_embeddings": "max_target_positions",
+    "cross_tokens": "max_source_positions",
+}
 # Tables that are looked up rather than multiplied with, and the output head: kept at 16 bits by every format.
 _TABLE = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|lm_head|shared)\.")
 _GENERATIVE = re.compile(r"(CausalLM|LMHeadModel|ConditionalGeneration)$")
@@ -75,6 +86,7 @@ def parse_config(raw: bytes) -> dict[str, Any]:
         )
     inner = config.get("text_config")
     merged = {**inner, **config} if isinstance(inner, dict) else config
+    merged = merged | decoder_sizes(merged)
     for key, limit in _BOUNDS.items():
         value = merged.get(key)
         if value is not None and not (type(value) is int and 0 < value <= limit):
@@ -83,6 +95,16 @@ def parse_config(raw: bytes) -> dict[str, Any]:
         if key not in merged:
             raise _corrupted(f"config.json lacks {key}")
     return merged
+
+
+def decoder_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a speech model's sizes by the names that other models give theirs, {} for those."""
+    if config.get("model_type") != _SPEECH_TYPE:
+        return {}
+    return {name: config[key] for name, key in _DECODER_KEYS.items() if key in config} | {
+        "num_key_value_heads": config.get("decoder_attention_heads"),
+        "head_dim": None,
+    }
 
 
 def header_length(prefix: bytes, file_size: int | None, name: str) -> int:
@@ -177,6 +199,7 @@ def shape_of(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> ModelShape
         max_positions=int(config.get("max_position_embeddings") or 2048),
         source_bits=max(bits, key=lambda width: bits[width]),
         generative=bool(_GENERATIVE.search(first)),
+        cross_tokens=int(config.get("cross_tokens") or 0) if config.get("model_type") == _SPEECH_TYPE else 0,
     )
 
 

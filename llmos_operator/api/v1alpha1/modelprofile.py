@@ -59,6 +59,10 @@ class ShapeStatus(KubeModel):
     generative: bool = Field(
         default=True, description="Whether it generates text; encoders keep no KV cache."
     )
+    cross_tokens: Small = Field(
+        default=0,
+        description="Positions of what it has heard that a sequence keeps keys and values of, beside its own tokens; speech models have them.",
+    )
 
     def shape(self) -> ModelShape:
         """Return the sizes as the memory model takes them."""

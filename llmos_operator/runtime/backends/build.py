@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS
+from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS, sequence_tokens
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.adapters import AdapterSet, Place, linear_places
 from llmos_operator.runtime.backends.attention import PackedContext
 from llmos_operator.runtime.backends.causal import CausalModel
-from llmos_operator.runtime.backends.encoder import Encoder, read_pooling
-from llmos_operator.runtime.backends.families import FAMILIES, attach_context, build_empty, parameter_counts
+from llmos_operator.runtime.backends.encoder import Classifier, Encoder, read_pooling
+from llmos_operator.runtime.backends.families import (
+    FAMILIES,
+    Family,
+    attach_context,
+    build_empty,
+    parameter_counts,
+)
 from llmos_operator.runtime.backends.fused import fuse
+from llmos_operator.runtime.backends.hearing import HearingContext
 from llmos_operator.runtime.backends.kvstore import KvGeometry, KvStore
 from llmos_operator.runtime.backends.sharding import shard
 from llmos_operator.runtime.backends.split import Split
@@ -115,6 +122,7 @@ class Built:
                 sequence.tokens = [*prompt[:start], *tokens]
                 self.causal.execute(StepPlan((Work(sequence, 0, start, tokens, 1),)), ())
             self.causal.release([(0, 0)])
+            self.causal.forget("warm")
 
 
 def prepare(config: ModelConfig, checkpoint: Checkpoint) -> Empty:
@@ -236,7 +244,9 @@ def attach(
         if device.type == "cpu":
             slots = max(1, min(2 * max_num_seqs, blocks))  # running sequences and as many kept prefixes
         else:
-            slots = max(1, blocks * KV_BLOCK_TOKENS // max_model_len)  # memory there is not lazy
+            slots = max(
+                1, blocks * KV_BLOCK_TOKENS // sequence_tokens(shape, max_model_len)
+            )  # memory there is not lazy
         kv_heads = shape.kv_heads // (built.split.group.count if built.split is not None else 1)
         dtype = torch.float32 if kv_fp32 else torch.bfloat16
         geometry = KvGeometry(shape.layers, kv_heads, shape.head_dim, slots, max_model_len, dtype, device)
@@ -248,11 +258,29 @@ def attach(
 def attach_causal(built: Built, empty: Empty, geometry: KvGeometry) -> None:
     """Make a generative model run over a KV store of ``geometry``."""
     store = KvStore(geometry)
-    context = PackedContext(store)
+    context = HearingContext(store) if empty.config.speech else PackedContext(store)
     attach_context(empty.model, context)
     adapters = AdapterSet(empty.model, built.places, built.dtype, built.device)
-    backbone = FAMILIES[empty.config.model_type].backbone
-    built.causal = CausalModel(empty.model, backbone, store, context, adapters, built.split)
+    family = FAMILIES[empty.config.model_type]
+    if isinstance(context, HearingContext):
+        built.causal = _speech(empty, family, store, context, adapters)
+    else:
+        built.causal = CausalModel(empty.model, family.backbone, store, context, adapters, built.split)
+
+
+def _speech(
+    empty: Empty, family: Family, store: KvStore, context: HearingContext, adapters: AdapterSet
+) -> CausalModel:
+    from llmos_operator.runtime.backends.listening import (  # noqa: PLC0415 - most models hear nothing
+        SpeechModel,
+        read_extractor,
+    )
+
+    values = empty.config.values
+    extractor = read_extractor(
+        empty.folder, int(values.get("num_mel_bins", 80)), int(values["max_source_positions"])
+    )
+    return SpeechModel(empty.model, family.backbone, family.head, store, context, adapters, extractor)
 
 
 def attach_encoder(built: Built, empty: Empty) -> None:
@@ -261,4 +289,8 @@ def attach_encoder(built: Built, empty: Empty) -> None:
     attach_context(empty.model, context)
     values = empty.config.values
     first = 0 if empty.config.model_type == "bert" else int(values.get("pad_token_id") or 0) + 1
-    built.encoder = Encoder(empty.model, context, read_pooling(empty.folder), first, built.device)
+    if empty.config.labels:
+        kind = str(values.get("problem_type") or "")
+        built.encoder = Classifier(empty.model, context, empty.config.model_type, kind, first, built.device)
+    else:
+        built.encoder = Encoder(empty.model, context, read_pooling(empty.folder), first, built.device)

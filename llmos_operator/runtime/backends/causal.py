@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -46,10 +46,12 @@ class CausalModel:
         context: PackedContext,
         adapters: AdapterSet,
         split: Split | None = None,
+        head: str = "lm_head",
     ) -> None:
         """``split``: this process computes a part of the model, together with others."""
         self._backbone: nn.Module = model.get_submodule(backbone)
-        self._head: nn.Module = model.get_submodule("lm_head")
+        self._head: nn.Module = model.get_submodule(head)
+        self._options: dict[str, Any] = {}  # further arguments of the backbone
         self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._device = store.geometry.device
         self._context = context
@@ -105,6 +107,7 @@ class CausalModel:
                 input_ids=torch.tensor([ids], device=self._device),
                 position_ids=torch.tensor([positions], device=self._device),
                 use_cache=False,
+                **self._options,
             )
         finally:
             self._context.end()
@@ -153,6 +156,9 @@ class CausalModel:
             at = low + split.vocabulary.begin - begin
             whole[:, at : at + high - low] = self._columns(hidden, low, high)
         return split.group.add(whole)
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is kept of a request beside its slot: nothing, of a request in text."""
 
     def release(self, released: Iterable[tuple[int, int]]) -> None:
         """Give back the memory of slots beyond so many tokens, on every rank."""

@@ -61,7 +61,24 @@ class Encoder:
             vectors = vectors[:, :dimensions]
         return (functional.normalize(vectors) if normalize else vectors).cpu()
 
+    def classify(self, inputs: Sequence[Sequence[int]]) -> Tensor:
+        """Return probabilities of labels, of a classifier."""
+        raise AssertionError(f"{len(inputs)} inputs are to be classified by an encoder without classes")
+
+    @property
+    def _body(self) -> nn.Module:
+        """What makes hidden states."""
+        return self._model
+
     def _pass(self, inputs: Sequence[Sequence[int]]) -> Tensor:
+        """Return one vector for each input of a pack."""
+        hidden, segments = self._hidden(inputs)
+        if self._pooling.mean:
+            return torch.stack([hidden[s.offset : s.offset + s.count].float().mean(0) for s in segments])
+        return torch.stack([hidden[s.offset].float() for s in segments])
+
+    def _hidden(self, inputs: Sequence[Sequence[int]]) -> tuple[Tensor, list[Segment]]:
+        """Return the hidden states of a pack, and where each input's are."""
         segments, offset = [], 0
         for tokens in inputs:
             segments.append(Segment(offset, len(tokens), 0, 0))
@@ -72,14 +89,58 @@ class Encoder:
         )
         self._context.begin(segments)
         try:
-            hidden = self._model(input_ids=ids, position_ids=places, token_type_ids=torch.zeros_like(ids))[0][
-                0
-            ]
+            hidden: Tensor = self._body(
+                input_ids=ids, position_ids=places, token_type_ids=torch.zeros_like(ids)
+            )[0][0]
         finally:
             self._context.end()
-        if self._pooling.mean:
-            return torch.stack([hidden[s.offset : s.offset + s.count].float().mean(0) for s in segments])
-        return torch.stack([hidden[s.offset].float() for s in segments])
+        return hidden, segments
+
+
+class Classifier(Encoder):
+    """A transformers encoder with a head for classes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        context: PackedContext,
+        body: str,
+        problem_type: str,
+        first_position: int,
+        device: torch.device,
+    ) -> None:
+        """``body`` is the model type, of which the submodule has its name; ``problem_type`` is config.json's."""
+        super().__init__(model, context, Pooling(), first_position, device)
+        self._inner: nn.Module = model.get_submodule(body.replace("xlm-", ""))
+        self._pooler: nn.Module | None = getattr(self._inner, "pooler", None)
+        self._head: nn.Module = model.get_submodule("classifier")
+        self._problem = problem_type
+
+    @property
+    def _body(self) -> nn.Module:
+        return self._inner
+
+    @torch.inference_mode()
+    def classify(self, inputs: Sequence[Sequence[int]]) -> Tensor:
+        """Return float32 probabilities [inputs, labels] on the CPU. Inputs must be non-empty and within the context."""
+        logits = torch.cat([self._logits(pack) for pack in _packs(inputs)]).float()
+        return _probabilities(logits, self._problem).cpu()
+
+    def _logits(self, inputs: Sequence[Sequence[int]]) -> Tensor:
+        hidden, segments = self._hidden(inputs)
+        # Both kinds of head look at the first token of a batch's rows.
+        first = hidden[torch.tensor([s.offset for s in segments], device=self._device)][:, None]
+        found: Tensor = self._head(first if self._pooler is None else self._pooler(first))
+        return found
+
+
+def _probabilities(logits: Tensor, problem: str) -> Tensor:
+    """Return what logits [rows, labels] say, by config.json's problem_type; a regression's are its answers already."""
+    if problem == "regression":
+        return logits
+    if problem == "multi_label_classification" or logits.shape[1] == 1:
+        return torch.sigmoid(logits)
+    return torch.softmax(logits, -1)
 
 
 def _packs(inputs: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.attention import NAME, PackedContext, packed_attention
+from llmos_operator.runtime.backends.hearing import HEARING, hearing_attention
 from llmos_operator.runtime.backends.products import Linear
 
 if TYPE_CHECKING:
@@ -25,16 +26,23 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.formats.config import ModelConfig
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
+ALL_ATTENTION_FUNCTIONS.register(HEARING, hearing_attention)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where transformers keeps a model type; ``backbone`` is the attribute under the head, "" for an encoder."""
+    """Where transformers keeps a model type; ``backbone`` is the attribute under the head, "" for an encoder.
+
+    ``classifier`` is the class of an encoder that classifies, and ``head`` the submodule that makes logits of hidden states.
+    """
 
     module: str
     config_class: str
     model_class: str
     backbone: str = "model"
+    classifier: str = ""
+    head: str = "lm_head"
+    attention: str = NAME
 
 
 FAMILIES = {
@@ -44,9 +52,27 @@ FAMILIES = {
     "qwen3": Family("qwen3", "Qwen3Config", "Qwen3ForCausalLM"),
     "phi3": Family("phi3", "Phi3Config", "Phi3ForCausalLM"),
     "gemma3_text": Family("gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM"),
-    "bert": Family("bert", "BertConfig", "BertModel", backbone=""),
-    "roberta": Family("roberta", "RobertaConfig", "RobertaModel", backbone=""),
-    "xlm-roberta": Family("xlm_roberta", "XLMRobertaConfig", "XLMRobertaModel", backbone=""),
+    "bert": Family(
+        "bert", "BertConfig", "BertModel", backbone="", classifier="BertForSequenceClassification"
+    ),
+    "roberta": Family(
+        "roberta", "RobertaConfig", "RobertaModel", backbone="", classifier="RobertaForSequenceClassification"
+    ),
+    "xlm-roberta": Family(
+        "xlm_roberta",
+        "XLMRobertaConfig",
+        "XLMRobertaModel",
+        backbone="",
+        classifier="XLMRobertaForSequenceClassification",
+    ),
+    "whisper": Family(
+        "whisper",
+        "WhisperConfig",
+        "WhisperForConditionalGeneration",
+        backbone="model.decoder",
+        head="proj_out",
+        attention=HEARING,
+    ),
 }
 
 
@@ -60,12 +86,14 @@ def build_empty(config: ModelConfig) -> nn.Module:
     settings = importlib.import_module(f"transformers.models.{family.module}.configuration_{family.module}")
     try:
         made = getattr(settings, family.config_class)(**config.values)
-        made._attn_implementation = NAME  # noqa: SLF001 - the documented way is from_pretrained, which reads files
+        made._attn_implementation = family.attention  # noqa: SLF001 - the documented way is from_pretrained, which reads files
         with _parameters_on_meta():
-            options = (
-                {} if family.backbone else {"add_pooling_layer": False}
-            )  # sentence encoders do not use it
-            model: nn.Module = getattr(package, family.model_class)(made, **options)
+            if config.labels:
+                model: nn.Module = getattr(package, family.classifier)(made)
+            else:
+                # Sentence encoders do not use the pooling layer.
+                options = {} if family.backbone else {"add_pooling_layer": False}
+                model = getattr(package, family.model_class)(made, **options)
     except Exception as error:  # the library's validators raise types of their own
         raise Permanent(
             f"config.json does not describe a {config.model_type}: {error}", reason="Corrupted"
@@ -130,6 +158,6 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def _kind(name: str, module: nn.Module, parameter: Any) -> str:
-    if isinstance(module, nn.Embedding) or name == "lm_head":
+    if isinstance(module, nn.Embedding) or name in ("lm_head", "proj_out"):
         return "embedding"
     return "linear" if isinstance(module, nn.Linear) and parameter.dim() > 1 else "other"

@@ -113,10 +113,10 @@ def _adjust(logits: Tensor, row: Row) -> None:
     if row.blocked:
         logits[torch.tensor(row.blocked, device=device)] = -math.inf
     if row.allowed is not None:
-        logits += torch.from_numpy(_bias(row.allowed, logits.shape[0])).to(device)
+        logits += torch.from_numpy(bias_of(row.allowed, logits.shape[0])).to(device)
 
 
-def _bias(mask: bytes, width: int) -> NDArray[np.float32]:
+def bias_of(mask: bytes, width: int) -> NDArray[np.float32]:
     """Return 0 for each allowed token and minus infinity for the others, and for what lies beyond the mask.
 
     Added, because torch fills by a mask twenty times slower than it adds.

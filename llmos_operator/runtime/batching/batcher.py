@@ -130,8 +130,10 @@ class Batcher:
         prefill: list[Work] = []
         for sequence in [s for s in self._running if not _decodes(s)]:
             room -= self._add_chunk(sequence, room, prefill)
-        while room > 0 and (admitted := self._admit(now)) is not None:
+        new = self.limits.new_rows or self.limits.max_rows
+        while room > 0 and new > 0 and (admitted := self._admit(now)) is not None:
             room -= self._add_chunk(admitted, room, prefill)
+            new -= 1
         # A later admission may have preempted a sequence that had its place already: by slot, the last work counts.
         works = {work.slot: work for work in (*decode, *prefill) if work.sequence.slot == work.slot}
         # Rows of one adapter lie side by side: the backend applies each adapter once.
@@ -266,7 +268,8 @@ class Batcher:
         return Emitted(sequence, tuple(sequence.tokens[before:]), reason, stop)
 
     def _longest(self) -> int:
-        return min(self.limits.max_tokens, self.cache.slot_tokens, self.cache.total_blocks * KV_BLOCK_TOKENS)
+        held = self.cache.total_blocks * KV_BLOCK_TOKENS - self.cache.beside
+        return min(self.limits.max_tokens, self.cache.slot_tokens, held)
 
     def _stops(self, sequence: Running, token: int) -> bool:
         params = sequence.submit.sampling

@@ -29,6 +29,7 @@ class BatchLimits:
     prefill_tokens: int = 256  # prompt tokens a step, beside the decode rows
     max_tokens: int = 4096  # length of a sequence: the model's context
     draft_tokens: int = 0  # guessed tokens a step, only while a single sequence decodes; 0 = never
+    new_rows: int = 0  # sequences a step may begin: each brings more work than its tokens; 0 = as many as fit
 
 
 @dataclass(slots=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections import deque
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS
@@ -12,11 +11,12 @@ from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.batching import Batcher, BatchLimits, Emitted
 from llmos_operator.runtime.engine.adapters import AdapterShelf
+from llmos_operator.runtime.engine.embedding import Embeds
 from llmos_operator.runtime.engine.forms import Forms
+from llmos_operator.runtime.engine.speech import problem_with
 from llmos_operator.runtime.grammar.guide import Guide
 from llmos_operator.runtime.ipc.messages import (
     AdapterUse,
-    EmbedResult,
     EngineInfo,
     EngineMemory,
     FinishReason,
@@ -26,13 +26,14 @@ from llmos_operator.runtime.ipc.messages import (
 )
 from llmos_operator.runtime.kvcache import KvCache
 from llmos_operator.runtime.loader.pipeline import Loaded, plan_of, trim_memory
+from llmos_operator.runtime.speech.form import Transcript
 
 if TYPE_CHECKING:
     from llmos_operator.clock import Clock
     from llmos_operator.runtime.backends.causal import StepResult
     from llmos_operator.runtime.batching import StepPlan
     from llmos_operator.runtime.batching.plan import Form
-    from llmos_operator.runtime.ipc.messages import AdapterResult, Embed, Submit, TokenLogprob
+    from llmos_operator.runtime.ipc.messages import AdapterResult, Embed, EmbedResult, Submit, TokenLogprob
     from llmos_operator.runtime.loader.memory import KvPlan, Meter
 
 log = logger(__name__)
@@ -53,7 +54,7 @@ class Serving:
         self._memory = loaded.memory()
         self._memory_at = clock.monotonic()
         self._kv_most = 0  # blocks that running sequences ever held together
-        self._embeds: deque[Embed] = deque()
+        self._embeds = Embeds(loaded.built.encoder, self._info)
         self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
         self._begun: set[str] = set()  # requests that have had their first output
         self._counts = Stats()
@@ -62,11 +63,20 @@ class Serving:
         causal = loaded.built.causal
         slots = causal.store.geometry.slots if causal is not None else 1
         slot_tokens = causal.store.geometry.slot_tokens if causal is not None else 1
-        self._cache = KvCache(blocks=loaded.plan.blocks, slots=slots, slot_tokens=slot_tokens)
+        self._rules = loaded.rules
+        speech = self._rules is not None
+        self._cache = KvCache(
+            blocks=loaded.plan.blocks,
+            slots=slots,
+            slot_tokens=slot_tokens,
+            prefix_caching=not speech,  # the same tokens mean something else after another sound
+            beside=loaded.shape.cross_tokens,
+        )
         limits = BatchLimits(
             max_rows=loaded.load.max_num_seqs,
             max_tokens=loaded.plan.max_model_len,
-            draft_tokens=_DRAFT_TOKENS,
+            draft_tokens=0 if speech else _DRAFT_TOKENS,
+            new_rows=int(speech),  # others go on between one window that is heard and the next
         )
         self._batcher = Batcher(limits, self._cache, self._info.eos_token_ids)
         self._forms = Forms(self._info)
@@ -75,7 +85,9 @@ class Serving:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._batcher.running or self._batcher.waiting or self._embeds or self._forms.pending)
+        return bool(
+            self._batcher.running or self._batcher.waiting or self._embeds.pending or self._forms.pending
+        )
 
     def info(self, stage_seconds: tuple[tuple[str, float], ...], *, load_path: str = "") -> EngineInfo:
         """Return the model's description with the durations of its load."""
@@ -102,11 +114,16 @@ class Serving:
         vocabulary = self._info.vocab_size
         if submit.prompt and not (min(submit.prompt) >= 0 and max(submit.prompt) < vocabulary):
             return f"the prompt has a token outside 0..{vocabulary - 1}"
+        problem = problem_with(submit, self._rules, self._info)
         if self.adapters.salt(submit.adapter) is None:
-            return f"adapter {submit.adapter!r} is not loaded"
+            problem = f"adapter {submit.adapter!r} is not loaded"
+        if problem:
+            return problem
         if submit.sampling.seed is None:
             drawn = dataclasses.replace(submit.sampling, seed=self._random.getrandbits(63))
             submit = dataclasses.replace(submit, sampling=drawn)
+        if self._rules is not None:
+            return self._queue(submit, Transcript(self._rules, submit.script, times=submit.times))
         if submit.grammar:
             return self._forms.compile(submit)
         return self._queue(submit)
@@ -167,7 +184,7 @@ class Serving:
     def _admit_compiled(self) -> list[RequestOutput]:
         """Queue the requests whose grammar has been compiled; return the end of those whose grammar is no good."""
         outputs = []
-        busy = bool(self._batcher.running or self._batcher.waiting or self._embeds)
+        busy = bool(self._batcher.running or self._batcher.waiting or self._embeds.pending)
         for submit, form, fault in self._forms.finished(wait=not busy):
             problem = fault or self._queue(submit, form)
             if problem:
@@ -238,6 +255,8 @@ class Serving:
         return output
 
     def _forget(self, request_id: str) -> None:
+        if (causal := self._loaded.built.causal) is not None:
+            causal.forget(request_id)
         self._begun.discard(request_id)
         self._prompt_logprobs.pop(request_id, None)
 
@@ -260,44 +279,24 @@ class Serving:
 
     def enqueue_embed(self, embed: Embed) -> None:
         """Queue an embedding request."""
-        self._embeds.append(embed)
+        self._embeds.add(embed)
 
     def embed_step(self) -> list[EmbedResult]:
         """Answer one embedding request."""
-        if not self._embeds:
-            return []
-        embed = self._embeds.popleft()
-        problem = self._embed_problem(embed)
-        encoder = self._loaded.built.encoder
-        if problem or encoder is None:
-            return [EmbedResult(embed.request_id, error=problem)]
         began = self._clock.monotonic()
-        vectors = encoder.embed(embed.inputs, normalize=embed.normalize, dimensions=embed.dimensions)
-        tokens = sum(len(one) for one in embed.inputs)
-        counts = self._counts
-        self._counts = dataclasses.replace(
-            counts,
-            finished=counts.finished + 1,
-            prompt_tokens=counts.prompt_tokens + tokens,
-            steps=counts.steps + 1,
-            step_seconds=counts.step_seconds + self._clock.monotonic() - began,
-        )
-        return [EmbedResult(embed.request_id, vectors.numpy().tobytes(), vectors.shape[1], tokens)]
-
-    def _embed_problem(self, embed: Embed) -> str:
-        info = self._info
-        if self._loaded.built.encoder is None:
-            return f"{info.architecture} generates text; embeddings need an encoder model"
-        if not embed.inputs:
-            return "there is nothing to embed"
-        for index, tokens in enumerate(embed.inputs):
-            if not 0 < len(tokens) <= info.max_model_len:
-                return f"input {index} has {len(tokens)} tokens; 1 to {info.max_model_len} are allowed"
-            if min(tokens) < 0 or max(tokens) >= info.vocab_size:
-                return f"input {index} has a token outside 0..{info.vocab_size - 1}"
-        if not 0 <= embed.dimensions <= info.embedding_size:
-            return f"dimensions must be 0 to {info.embedding_size}"
-        return ""
+        result = self._embeds.step()
+        if result is None:
+            return []
+        if not result.error:
+            counts = self._counts
+            self._counts = dataclasses.replace(
+                counts,
+                finished=counts.finished + 1,
+                prompt_tokens=counts.prompt_tokens + result.prompt_tokens,
+                steps=counts.steps + 1,
+                step_seconds=counts.step_seconds + self._clock.monotonic() - began,
+            )
+        return [result]
 
     # ------------------------------------------------------------ memory and counters
 
@@ -392,7 +391,7 @@ class Serving:
         return dataclasses.replace(
             self._counts,
             running=self._batcher.running,
-            waiting=self._batcher.waiting + len(self._embeds) + self._forms.pending,
+            waiting=self._batcher.waiting + self._embeds.pending + self._forms.pending,
             kv_blocks_used=live,
             kv_blocks_total=self._cache.total_blocks,
             preemptions=self._batcher.preemptions,

@@ -11,7 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.api.runtime.abilities import CLASSIFY, TRANSCRIPTIONS, apis_of
 from llmos_operator.api.runtime.memory import ModelShape
+from llmos_operator.api.runtime.modelfiles import decoder_sizes
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -39,10 +41,34 @@ BOUNDS = {
     "vocab_size": 1 << 21,
     "max_position_embeddings": 1 << 24,
     "type_vocab_size": 1024,
+    "d_model": 1 << 16,
+    "encoder_layers": 512,
+    "decoder_layers": 512,
+    "encoder_attention_heads": 1024,
+    "decoder_attention_heads": 1024,
+    "encoder_ffn_dim": 1 << 19,
+    "decoder_ffn_dim": 1 << 19,
+    "max_source_positions": 1 << 16,
+    "max_target_positions": 1 << 16,
+    "num_mel_bins": 1024,
 }
+_NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_NEEDED_OF_SPEECH = (
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "decoder_attention_heads",
+    "vocab_size",
+    "max_source_positions",
+    "max_target_positions",
+)
+MAX_LABELS = 10_000
+_HOP_SAMPLES = 160
+_LABEL_CHARACTERS = 256
 _KEPT = frozenset(
     {
         *BOUNDS,
+        "activation_function",
         "attention_bias",
         "attn_logit_softcapping",
         "bos_token_id",
@@ -58,12 +84,14 @@ _KEPT = frozenset(
         "pad_token_id",
         "partial_rotary_factor",
         "position_embedding_type",
+        "problem_type",
         "query_pre_attn_scalar",
         "rms_norm_eps",
         "rope_local_base_freq",
         "rope_parameters",
         "rope_scaling",
         "rope_theta",
+        "scale_embedding",
         "sliding_window",
         "sliding_window_pattern",
         "tie_word_embeddings",
@@ -71,7 +99,8 @@ _KEPT = frozenset(
         "use_sliding_window",
     }
 )
-_GENERATIVE = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"})
+SPEECH = "whisper"
+_GENERATIVE = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", SPEECH})
 _ENCODERS = frozenset({"bert", "roberta", "xlm-roberta"})
 _PLAIN_DTYPES = {"bfloat16": 16, "float16": 16, "float32": 32}
 
@@ -84,6 +113,22 @@ class ModelConfig:
     architecture: str
     values: Mapping[str, Any]  # allow-listed keys for the model's own config class
     source_bits: int
+    labels: tuple[str, ...] = ()  # of a classifier, by index
+
+    @property
+    def speech(self) -> bool:
+        """Whether it writes down what it hears."""
+        return self.model_type == SPEECH
+
+    @property
+    def apis(self) -> tuple[str, ...]:
+        """Parts of the serving API it can answer."""
+        return apis_of(self.architecture, generative=self.generative)
+
+    @property
+    def convertible(self) -> bool:
+        """Whether it is served at formats that its weights are converted to."""
+        return TRANSCRIPTIONS not in self.apis and CLASSIFY not in self.apis
 
     @property
     def generative(self) -> bool:
@@ -93,7 +138,7 @@ class ModelConfig:
     @property
     def max_positions(self) -> int:
         """Longest sequence the model was made for, in tokens."""
-        limit = int(self.values.get("max_position_embeddings", 512))
+        limit = int(sizes_of(self)["max_position_embeddings"])
         # RoBERTa counts positions from pad_token_id + 1 on, so its table is two rows longer than its context.
         return limit - 2 if self.model_type in ("roberta", "xlm-roberta") else limit
 
@@ -152,10 +197,53 @@ def read_config(path: Path) -> ModelConfig:
         )
     _check_bounds(raw)
     architectures = raw.get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else ""
+    first = str(architectures[0])[:100] if isinstance(architectures, list) and architectures else ""
     values = {key: raw[key] for key in sorted(_KEPT & raw.keys())}
     bits = _PLAIN_DTYPES.get(str(raw.get("torch_dtype", raw.get("dtype", "bfloat16"))), 16)
-    return ModelConfig(model_type, str(first)[:100], values, bits)
+    if model_type == SPEECH:
+        # Its config class takes these for other names of its encoder's sizes, which have names of their own.
+        own = {key: value for key, value in values.items() if key not in decoder_sizes(raw)}
+        return ModelConfig(model_type, _speech_architecture(first), own, bits)
+    labels = _labels(raw) if CLASSIFY in apis_of(first, generative=model_type in _GENERATIVE) else ()
+    if labels:
+        values["id2label"] = dict(enumerate(labels))
+    return ModelConfig(model_type, first, values, bits, labels)
+
+
+def _speech_architecture(named: str) -> str:
+    wanted = "WhisperForConditionalGeneration"
+    if named not in ("", wanted):
+        raise Permanent(
+            f"{named} is not served by this runtime; of whisper {wanted} is", reason="Unsupported"
+        )
+    return wanted
+
+
+def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the labels of a classifier by index; LABEL_0 and so on where it names none, as transformers does."""
+    found = raw.get("id2label")
+    if found is None:
+        count = raw.get("num_labels", 2)
+        if not (type(count) is int and 0 < count <= MAX_LABELS):
+            raise Permanent(
+                f"config.json: num_labels is {count!r}, not a number from 1 to {MAX_LABELS}",
+                reason="Corrupted",
+            )
+        return tuple(f"LABEL_{index}" for index in range(count))
+    if not isinstance(found, dict) or not 0 < len(found) <= MAX_LABELS:
+        raise Permanent(f"config.json: id2label is no object of 1 to {MAX_LABELS} labels", reason="Corrupted")
+    if set(found) != {str(index) for index in range(len(found))}:
+        raise Permanent(
+            f"config.json: the keys of id2label are not the numbers from 0 to {len(found) - 1}",
+            reason="Corrupted",
+        )
+    return tuple(str(found[str(index)])[:_LABEL_CHARACTERS] for index in range(len(found)))
+
+
+def sizes_of(config: ModelConfig) -> dict[str, Any]:
+    """Return a config's values, a speech model's by the names that other models give those of a decoder."""
+    values = {"max_position_embeddings": 512, **config.values}
+    return values | decoder_sizes({**values, "model_type": config.model_type})
 
 
 def read_eos(path: Path, config: ModelConfig) -> tuple[int, ...]:
@@ -171,9 +259,14 @@ def token_ids(value: object) -> tuple[int, ...]:
     return tuple(item for item in items if type(item) is int and item >= 0)
 
 
+def window_samples(config: ModelConfig) -> int:
+    """Return how many samples a speech model hears at once, 0 for other models: two frames of 10 ms a position."""
+    return 2 * _HOP_SAMPLES * int(config.values["max_source_positions"]) if config.speech else 0
+
+
 def shape_of(config: ModelConfig, counts: Mapping[str, int]) -> ModelShape:
     """Return what the memory model needs; ``counts`` are parameters by kind: linear, embedding, other."""
-    values = config.values
+    values = sizes_of(config)
     heads, hidden = int(values["num_attention_heads"]), int(values["hidden_size"])
     return ModelShape(
         architecture=config.architecture,
@@ -190,6 +283,7 @@ def shape_of(config: ModelConfig, counts: Mapping[str, int]) -> ModelShape:
         max_positions=config.max_positions,
         source_bits=config.source_bits,
         generative=config.generative,
+        cross_tokens=int(values["cross_tokens"]) if config.speech else 0,
     )
 
 
@@ -200,6 +294,6 @@ def _check_bounds(raw: Mapping[str, Any]) -> None:
             raise Permanent(
                 f"config.json: {key} is {value!r}, not a number from 1 to {limit}", reason="Corrupted"
             )
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+    for key in _NEEDED_OF_SPEECH if raw.get("model_type") == SPEECH else _NEEDED:
         if key not in raw:
             raise Permanent(f"config.json lacks {key}", reason="Corrupted")

@@ -111,6 +111,11 @@ class Submit:
     deadline_at: float | None = None  # not started by then: finished with ERROR "deadline"
     adapter: str = ""  # name of a loaded adapter; "" = base model
     grammar: str = ""  # what the answer keeps to, in the dialect of grammar.text; "" = free
+    audio: bytes = field(
+        default=b"", repr=False
+    )  # of a speech model: one window, 16 bit little-endian samples at 16 kHz
+    script: tuple[tuple[int, ...], ...] = ()  # of a speech model: which tokens may come first, place by place
+    times: bool = False  # of a speech model: whether it says when
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,7 @@ class Embed:
     inputs: tuple[tuple[int, ...], ...]
     normalize: bool = True
     dimensions: int = 0  # keep the first so many; 0 = all
+    classify: bool = False  # of a classifier: probabilities of its labels in place of vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +265,9 @@ class EngineInfo:
     quality_kl_micro: int | None = None  # mean KL divergence against the source, millionths of a nat
     load_path: str = "cold"  # cold: downloaded or converted; warm: from the cache; hot: woken up
     stage_seconds: tuple[tuple[str, float], ...] = ()
+    apis: tuple[str, ...] = ()  # parts of the serving API it can answer; (): told by `generative`
+    labels: tuple[str, ...] = ()  # of a classifier, by index
+    window_samples: int = 0  # > 0: a speech model, which hears so many samples at once
 
 
 @dataclass(frozen=True, slots=True)

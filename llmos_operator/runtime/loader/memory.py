@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS, estimate, kv_bytes_per_token
+from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS, estimate, kv_bytes_per_token, sequence_tokens
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -124,12 +124,18 @@ def plan_kv(
             raise _too_large(default, limit, 0)
         return KvPlan(longest, 0, default)
     tokens = max(0, limit - fixed) // per_token // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
-    need = longest if wanted_len else min(longest, LEAST_TOKENS)
+    need = sequence_tokens(shape, longest if wanted_len else min(longest, LEAST_TOKENS))
     if tokens < need:
-        raise _too_large(estimate(shape, fmt, max_model_len=need, kv_tokens=need, **sizes), limit, need)
+        raise _too_large(
+            estimate(shape, fmt, max_model_len=need - shape.cross_tokens, kv_tokens=need, **sizes),
+            limit,
+            need,
+        )
     # Never more than every sequence at full length: memory beyond that would only be unused.
-    tokens = min(tokens, longest * max_num_seqs + KV_BLOCK_TOKENS)
-    length = min(longest, tokens)
+    # A block a sequence, because a sequence's own length is rounded up to blocks.
+    most = (sequence_tokens(shape, longest) + (KV_BLOCK_TOKENS if shape.cross_tokens else 0)) * max_num_seqs
+    tokens = min(tokens, most + KV_BLOCK_TOKENS)
+    length = min(longest, tokens - shape.cross_tokens)
     granted = estimate(shape, fmt, max_model_len=length, kv_tokens=tokens, **sizes)
     return KvPlan(length, tokens // KV_BLOCK_TOKENS, granted)
 

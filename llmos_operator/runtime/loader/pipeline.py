@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.runtime.memory import kv_bytes_per_token
+from llmos_operator.api.runtime.memory import kv_bytes_per_token, sequence_tokens
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.api.runtime.splitting import not_splittable
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.formats.checkpoint import (
@@ -20,14 +19,16 @@ from llmos_operator.runtime.formats.checkpoint import (
     is_gguf,
     open_checkpoint,
 )
-from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos
+from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos, window_samples
 from llmos_operator.runtime.ipc.messages import AdapterInfo, EngineInfo, EngineMemory, RankMemory
 from llmos_operator.runtime.ipc.orders import Build, Tune
 from llmos_operator.runtime.loader.adapters import load_adapters
 from llmos_operator.runtime.loader.converted import Converted, converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
 from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_available_bytes, plan_kv
+from llmos_operator.runtime.loader.refusing import refuse_format, refuse_split
 from llmos_operator.runtime.loader.sources import Resolved, resolve
+from llmos_operator.runtime.speech.rules import read_rules
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.memory import ModelShape
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.ipc.messages import Load
     from llmos_operator.runtime.loader.progress import Stages
     from llmos_operator.runtime.ranks.crew import Crew
+    from llmos_operator.runtime.speech.rules import SpeechRules
 
 log = logger(__name__)
 
@@ -54,6 +56,7 @@ class Loaded:
     plan: KvPlan
     meter: Meter
     adapters: tuple[AdapterInfo, ...] = ()
+    rules: SpeechRules | None = None  # of a speech model
     host_bytes: int = 0  # of weights that wait in host memory while the model sleeps
 
     def memory(self, *, kv_used_tokens: int = 0, kv_most_tokens: int = 0) -> EngineMemory:
@@ -67,7 +70,8 @@ class Loaded:
         meter.rest_bytes = max(
             meter.rest_bytes, measured - (kv_used_tokens * per_token if lazy else guess.kv_bytes)
         )
-        kv_needed = max(kv_most_tokens * 5 // 4, self.plan.max_model_len) * per_token
+        one = sequence_tokens(self.shape, self.plan.max_model_len)
+        kv_needed = max(kv_most_tokens * 5 // 4, one) * per_token
         return EngineMemory(
             full_bytes=max(meter.peak_bytes, meter.rest_bytes + guess.kv_bytes),
             needed_bytes=max(meter.load_peak_bytes, meter.rest_bytes + min(kv_needed, guess.kv_bytes)),
@@ -106,6 +110,8 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
     source = resolve(load, stages)
     folder = standard_folder(source, load, stages)
     config = read_config(folder)
+    refuse_format(load, config)
+    rules = read_rules(folder, int(config.values["vocab_size"])) if config.speech else None
     checkpoint = open_checkpoint(folder)
     digest = verify(checkpoint, load, stages)
     meter.check("verifying")
@@ -114,7 +120,7 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
 
     threads = build.use_threads(load.threads, load.local or load.tensor)
     empty = build.prepare(config, checkpoint)
-    _refuse_split(load, empty.shape)
+    refuse_split(load, empty.shape)
     plan = plan_of(load, meter, empty.shape)
     made = None
     empty.fuse(load.format, split=load.tensor > 1)
@@ -132,22 +138,13 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
     )
     fresh = bool(source.fetched) or (made is not None and made.fresh)
     info = _info(load, source, folder, empty.config, digest, plan, built.device.type, quality, fresh=fresh)
-    loaded = Loaded(load, empty.shape, built, info, plan, meter)
+    loaded = Loaded(load, empty.shape, built, info, plan, meter, rules=rules)
     load_adapters(loaded, stages)
     trim_memory()
     meter.check("loading")
     stages.leave()
     _log_loaded(loaded, stages)
     return loaded
-
-
-def _refuse_split(load: Load, shape: ModelShape) -> None:
-    """Raise Permanent(reason=Unsupported) if the load's devices cannot share the model."""
-    why = not_splittable(shape, load.format, load.tensor)
-    if not why and load.tensor > 1 and load.max_adapters:
-        why = f"adapters are not served by a model that {load.tensor} devices share; use one device, or no adapters"
-    if why:
-        raise Permanent(why, reason="Unsupported")
 
 
 def _build(
@@ -326,6 +323,9 @@ def _info(
         quality_loss_milli=quality.loss_milli if quality is not None else None,
         quality_kl_micro=quality.kl_micro if quality is not None else None,
         load_path="cold" if fresh else "warm",
+        apis=config.apis,
+        labels=config.labels,
+        window_samples=window_samples(config),
     )
 
 

@@ -87,6 +87,7 @@ def _shape(fields: Fields) -> ModelShape | None:
         max_positions=fields.number("maxPositions"),
         source_bits=fields.number("sourceBits", 16),
         generative=fields.flag("generative", default=True),
+        cross_tokens=fields.number("crossTokens"),
     )
 
 

@@ -88,6 +88,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         deleting=meta.has("deletionTimestamp"),
         queue=spec.text("queueName"),
         engine=spec.child("engine").text("name", "builtin"),
+        apis=spec.child("serving").texts("apis"),
         quantization=_quantization(spec.child("quantization")),
         max_model_len=_max_model_len(spec.child("context")),
         max_num_seqs=spec.child("context").number("maxNumSeqs", 64, least=1),

@@ -106,6 +106,29 @@ def test_encoders_keep_no_cache() -> None:
     assert (shape.linear_parameters, shape.embedding_parameters) == (64, 72)
 
 
+def test_a_speech_models_sizes_are_its_decoders() -> None:
+    values = {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "model_type": "whisper",
+        "d_model": 8,
+        "encoder_layers": 5,
+        "num_hidden_layers": 5,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+        "max_source_positions": 1500,
+        "max_target_positions": 448,
+        "vocab_size": 9,
+    }
+    tensors = parsed(safetensors({"model.decoder.layers.0.fc1.weight": (32, 8)}))
+    shape = modelfiles.shape_of(modelfiles.parse_config(json.dumps(values).encode()), tensors)
+    assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim) == (3, 8, 2, 2, 4)
+    assert (shape.max_positions, shape.cross_tokens, shape.generative) == (448, 1500, True)
+    with pytest.raises(Permanent, match="cross_tokens is '99999999'"):
+        modelfiles.parse_config(json.dumps(values | {"max_source_positions": 99_999_999}).encode())
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_parsers_fail_otherwise_than_they_promise(raw: bytes) -> None:

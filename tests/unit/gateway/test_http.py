@@ -215,6 +215,36 @@ async def test_a_body_beyond_the_limit_is_413(chunked: bool) -> None:
         assert bench.metric("buffered_bytes") == 0
 
 
+async def test_sound_has_a_limit_of_its_own() -> None:
+    async with running_gateway(max_body=2000, max_audio_body=20_000) as bench:
+        await bench.add_replica(await bench.add_workload("chat"))
+
+        async def ask(size: int, path: str = "/v1/audio/transcriptions") -> int:
+            form = aiohttp.FormData()
+            form.add_field("file", bytes(size), filename="a.wav", content_type="audio/wav")
+            form.add_field("model", "chat")
+            async with bench.client.post(f"{bench.url}{path}", data=form) as answer:
+                return answer.status
+
+        assert await ask(10_000) == 200
+        assert await ask(25_000) == 413
+        assert await ask(10_000, "/v1/images/edits") == 413
+
+
+async def test_a_form_is_held_until_a_replica_is_there() -> None:
+    async with running_gateway() as bench:
+        workload = await bench.add_workload("chat")
+        form = aiohttp.FormData()
+        form.add_field("file", b"\x00\x01", filename="a.wav", content_type="audio/wav")
+        form.add_field("model", "chat")
+        asking = asyncio.create_task(bench.client.post(f"{bench.url}/v1/audio/transcriptions", data=form))
+        await until(lambda: bench.metric("held", namespace="team", workload="chat") == 1)
+        replica = await bench.add_replica(workload)
+        async with await asking as answer:
+            assert answer.status == 200
+        assert b"\x00\x01" in replica.requests[0][3]
+
+
 async def test_bodies_altogether_are_bounded() -> None:
     async with running_gateway(max_buffered=50_000) as bench:
         await bench.add_workload("chat")

@@ -28,6 +28,21 @@ def test_a_sequence_takes_whole_blocks_and_gives_back_all_but_its_full_ones():
     assert cache.used_blocks == 0
 
 
+def test_what_a_sequence_keeps_beside_its_tokens_counts():
+    cache = a_cache(blocks=10, beside=60, prefix_caching=False)
+    admission = cache.admit([1, 2, 3])
+    assert cache.used_blocks == 4
+    assert cache.grow(admission.slot, 10)
+    assert cache.used_blocks == 5
+    assert cache.admit([1, 2, 3]) is not None
+    assert cache.admit([1, 2, 3]) is None
+    assert not cache.fits_ever(101)
+    assert cache.fits_ever(100)
+    cache.release(admission.slot)
+    assert cache.used_blocks == 4
+    cache.check()
+
+
 def test_a_conversation_that_goes_on_takes_over_its_own_slot():
     cache = a_cache()
     first = run(cache, list(range(32)))

@@ -61,6 +61,19 @@ def test_a_claim_and_an_allowed_path_are_folders(tmp_path):
     assert resolve(allowed, stages()).path == tmp_path / "claim" / "m"
 
 
+def test_a_speech_models_plan_counts_what_it_hears():
+    speech = dataclasses.replace(SHAPE, max_positions=448, cross_tokens=1500)
+    options = {"base_bytes": 500 * MIB, "wanted_len": 0, "max_num_seqs": 8}
+    wide = plan_kv(speech, "bf16", limit_bytes=4000 * MIB, **options)
+    assert wide.max_model_len == 448
+    assert wide.blocks >= 8 * -(-1948 // 16), "eight sequences at full length"
+    tight = plan_kv(speech, "bf16", limit_bytes=920 * MIB, **options)
+    assert tight.blocks * 16 >= tight.max_model_len + 1500
+    assert tight.estimate.total_bytes <= 920 * MIB
+    with pytest.raises(Permanent, match="KV cache of 1948 tokens"):
+        plan_kv(speech, "bf16", limit_bytes=700 * MIB, **(options | {"wanted_len": 448}))
+
+
 # ------------------------------------------------------------ progress
 
 

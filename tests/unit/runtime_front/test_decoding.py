@@ -1,120 +1,149 @@
-"""Tokens to text piece by piece, and stop texts across the pieces."""
+"""Files of sound through the real decoding process: formats, rates, lies and bombs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import io
+import struct
+from array import array
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import soundfile
 
-from llmos_operator.runtime.decoding import StopFinder, TextStream
-from llmos_operator.runtime.vocabulary import Vocabulary
-from tests.support.engine import write_model
+from llmos_operator.runtime.answers import ApiError
+from llmos_operator.runtime.speech import decoder as module
+from llmos_operator.runtime.speech.decoder import Decoder, Sound
+from llmos_operator.runtime.speech.rules import RATE
+from tests.support.speech import WINDOW_SAMPLES, flac_that_claims, samples, wav
 
-if TYPE_CHECKING:
-    from pathlib import Path
+pytestmark = pytest.mark.anyio
 
-
-def _byte(token: int) -> bytes:
-    return bytes([token])
+SECONDS = 20
 
 
-def _pieces(raw: bytes, cuts: list[int]) -> list[str]:
-    stream = TextStream(_byte)
-    found, start = [], 0
-    for cut in [*sorted(cuts), len(raw)]:
-        found.append(stream.push(raw[start : max(start, cut)]))
-        start = max(start, cut)
-    return [*found, stream.end()]
+async def decoded(data: bytes, decoder: Decoder | None = None) -> Sound:
+    async with (decoder or Decoder(SECONDS, timeout=90)).decoded(data, WINDOW_SAMPLES) as sound:
+        return sound
 
 
-@given(text=st.text(max_size=60), cuts=st.lists(st.integers(0, 200), max_size=30))
-def test_the_pieces_of_a_text_join_to_it_and_none_is_cut_inside_a_character(
-    text: str, cuts: list[int]
-) -> None:
-    pieces = _pieces(text.encode(), cuts)
-    assert "".join(pieces) == text
-    assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
+async def refused(data: bytes, decoder: Decoder | None = None) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await decoded(data, decoder)
+    assert caught.value.param == "file"
+    assert caught.value.status == 400
+    return caught.value
 
 
-@given(raw=st.binary(max_size=40), cuts=st.lists(st.integers(0, 40), max_size=20))
-def test_bytes_that_are_no_text_come_out_as_a_plain_decoder_shows_them(raw: bytes, cuts: list[int]) -> None:
-    assert "".join(_pieces(raw, cuts)) == raw.decode("utf-8", "replace")
+def written(kind: str, subtype: str, rate: int, channels: int, seconds: float = 1.0) -> bytes:
+    tone = np.sin(2 * np.pi * 440 * np.arange(round(rate * seconds)) / rate) * 0.5
+    out = io.BytesIO()
+    soundfile.write(out, np.repeat(tone[:, None], channels, 1), rate, format=kind, subtype=subtype)
+    return out.getvalue()
 
 
-def _find(text: str, cuts: list[int], stops: tuple[str, ...], *, include: bool = False) -> tuple[str, bool]:
-    finder = StopFinder(stops, include=include)
-    shown, start = "", 0
-    for cut in [*sorted(cuts), len(text)]:
-        piece, start = text[start : max(start, cut)], max(start, cut)
-        out, found = finder.push(piece)
-        shown += out
-        if found:
-            return shown, True
-    return shown + finder.end(), False
+async def test_samples_of_16_bits_come_through_unchanged_and_cut_in_windows() -> None:
+    data = samples(2.0)
+    sound = await decoded(wav(data))
+    assert sound.data == data
+    assert sound.seconds == 2.0
+    assert b"".join(sound.window(index) for index in range(len(sound.windows))) == data
 
 
-_ALPHABET = st.text(alphabet="ab", max_size=30)
-
-
-@given(
-    text=_ALPHABET,
-    cuts=st.lists(st.integers(0, 30), max_size=15),
-    stops=st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max_size=3).map(tuple),
+@pytest.mark.parametrize(
+    ("kind", "subtype", "rate", "channels"),
+    [
+        ("WAV", "FLOAT", 44_100, 2),
+        ("FLAC", "PCM_24", 48_000, 1),
+        ("OGG", "VORBIS", 22_050, 2),
+        ("OGG", "OPUS", 48_000, 1),
+        ("MP3", "MPEG_LAYER_III", 44_100, 2),
+        ("AIFF", "PCM_16", 8_000, 1),
+    ],
 )
-def test_an_answer_ends_at_its_first_stop_text_wherever_it_is_cut(
-    text: str, cuts: list[int], stops: tuple[str, ...]
+async def test_formats_and_rates_give_the_same_sound(
+    kind: str, subtype: str, rate: int, channels: int
 ) -> None:
-    shown, found = _find(text, cuts, stops)
-    first = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
-    assert found is (first is not None)
-    if first is None:
-        assert shown == text
-    else:
-        # Cut text may be found to hold a later-ending stop only after an earlier-ending one: never before `first`.
-        assert text.startswith(shown)
-        assert not any(stop in shown for stop in stops)
+    sound = await decoded(written(kind, subtype, rate, channels))
+    found = np.array(array("h", sound.data), np.float64)
+    assert abs(len(found) - RATE) < 0.1 * RATE
+    middle = found[4000:12_000]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    assert abs(spectrum.argmax() * RATE / len(middle) - 440) < 4
+    assert 0.4 * 32_768 < np.abs(middle).max() < 0.6 * 32_768
 
 
-def test_nothing_is_held_back_longer_than_it_may_become_a_stop_text() -> None:
-    finder = StopFinder(("Paris",))
-    assert [finder.push(piece) for piece in ("The P", "ar", "k. Pa", "ri", "s!")] == [
-        ("The ", False),
-        ("", False),
-        ("Park. ", False),
-        ("", False),
-        ("", True),
-    ]
+async def test_numbers_that_are_none_become_silence() -> None:
+    values = np.full(RATE, np.nan, np.float32)
+    values[::2] = np.inf
+    out = io.BytesIO()
+    soundfile.write(out, values, RATE, format="WAV", subtype="FLOAT")
+    assert (await decoded(out.getvalue())).seconds == 1.0
 
 
-def test_a_stop_text_may_be_part_of_the_answer() -> None:
-    assert _find("one two three", [5], ("two",), include=True) == ("one two", True)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a sound",
+        bytes(5000),
+        wav(b""),
+        wav(samples(0.1))[:30],
+        b"\x1a\x45\xdf\xa3" + bytes(2000),
+        b"PK\x03\x04" + bytes(2000),
+    ],
+    ids=["empty", "text", "zeros", "no sound", "cut header", "webm", "zip"],
+)
+async def test_what_is_no_sound_is_the_clients_fault(data: bytes) -> None:
+    assert (await refused(data)).code == "invalid_audio"
 
 
-@pytest.mark.parametrize("text", ["Grüße 😀 日本", "tab\tnew\nline", "<|im_start|>user"])
-def test_a_byte_level_vocabulary_gives_back_the_bytes_of_a_text(tmp_path: Path, text: str) -> None:
-    vocabulary = Vocabulary(str(write_model(tmp_path)))
-    tokens = vocabulary.encode_now(text, special=False)
-    assert b"".join(map(vocabulary.token_bytes, tokens)).decode() == text
-    assert vocabulary.decode(tokens, skip_special=False) == text
-    shown = b"".join(map(vocabulary.plain_bytes, tokens)).decode()
-    assert shown == text.replace("<|im_start|>", "")
-    vocabulary.close()
+async def test_a_small_file_that_claims_hours_is_refused() -> None:
+    error = await refused(flac_that_claims(7200))
+    assert error.code == "audio_too_long"
+    assert "7200 s" in error.message
 
 
-def test_far_too_long_texts_are_known_without_encoding_them_all(tmp_path: Path) -> None:
-    vocabulary = Vocabulary(str(write_model(tmp_path)))
-    assert vocabulary._exceeds("x" * 1000, 900)
-    assert not vocabulary._exceeds("x" * 1000, 1000)
-    parts: list[str] = []
+async def test_sound_beyond_the_limit_is_refused_whatever_the_header_says() -> None:
+    bomb = written("FLAC", "PCM_16", 8_000, 1, seconds=SECONDS + 5)
+    at = bomb.index(b"fLaC") + 8 + 10
+    (packed,) = struct.unpack_from(">Q", bomb, at)
+    lying = bytearray(bomb)
+    struct.pack_into(">Q", lying, at, packed & ~((1 << 36) - 1))  # length: unknown
+    assert (await refused(bytes(lying))).code == "audio_too_long"
 
-    class Counting:
-        def encode(self, text: str, **_: object) -> object:
-            parts.append(text)
-            return inner.encode(text, add_special_tokens=False)
 
-    inner, vocabulary._tokenizer = vocabulary._tokenizer, Counting()
-    assert vocabulary._exceeds("x" * 10_000_000, 1000)
-    assert len(parts) == 1
-    vocabulary.close()
+async def test_rates_and_channels_have_bounds() -> None:
+    assert "9 channels" in (await refused(wav(bytes(1800), channels=9))).message
+    assert "1000 Hz" in (await refused(wav(bytes(1800), rate=1000))).message
+
+
+async def test_a_decoder_that_hangs_or_dies_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "within 0 s" in (await refused(wav(samples(0.1)), Decoder(SECONDS, timeout=0.0))).message
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    assert "decoding it failed" in (await refused(wav(samples(0.1)))).message
+
+
+async def test_the_process_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "s")
+    seen = {}
+    real = asyncio.create_subprocess_exec
+
+    async def spy(*command: str, **options: object) -> object:
+        seen.update(options)
+        return await real(*command, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spy)
+    await decoded(wav(samples(0.1)))
+    assert "HF_TOKEN" not in seen["env"]
+
+
+async def test_sound_that_is_held_is_bounded() -> None:
+    decoder = Decoder(SECONDS, timeout=90)
+    decoder.held_seconds = module.HELD_FILES * SECONDS - 1.0
+    with pytest.raises(ApiError) as caught:
+        await decoded(wav(samples(2.0)), decoder)
+    assert (caught.value.status, caught.value.refused) == (429, "overloaded")
+    decoder.held_seconds = 0.0
+    await decoded(wav(samples(2.0)), decoder)
+    assert decoder.held_seconds == 0.0

@@ -111,6 +111,56 @@ def test_an_encoder_has_no_cache_and_one_context() -> None:
     assert [(s.max_model_len, s.kv_tokens, s.kv_token_bytes) for s in got] == [(512, 0, 0)]
 
 
+SPEECH = replace(
+    SMALL_MODEL, architecture="WhisperForConditionalGeneration", max_positions=448, cross_tokens=1500
+)
+
+
+def test_a_speech_model_has_one_context_and_room_for_what_it_hears() -> None:
+    got = sizes(served().at("Fixed", "bf16").value, a_profile(URI, SPEECH), POLICY).sizes
+    assert [(s.max_model_len, s.kv_tokens) for s in got] == [(448, 1948)]
+    plain = sizes(
+        served().at("Fixed", "bf16").value, a_profile(URI, replace(SPEECH, cross_tokens=0)), POLICY
+    ).sizes[0]
+    assert got[0].bytes_per_device - plain.bytes_per_device > 1500 * got[0].kv_token_bytes
+    assert got[0].wanted_kv_tokens == 1948 + 63 * 1948 // 4
+
+
+def test_speech_models_and_classifiers_are_proposed_unconverted_alone() -> None:
+    classifier = replace(SMALL_MODEL, architecture="BertForSequenceClassification", generative=False)
+    for shape in (SPEECH, classifier):
+        assert {s.format for s in sizes(served().value, a_profile(URI, shape), POLICY).sizes} == {"bf16"}
+        refused = sizes(served().at("Fixed", "int8").value, a_profile(URI, shape), POLICY)
+        assert (refused.sizes, refused.reason) == ((), "Unsupported")
+        assert "spec.quantization.mode" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("shape", "apis", "missing"),
+    [
+        (SPEECH, ("transcriptions",), ""),
+        (SPEECH, ("chat", "transcriptions"), "chat"),
+        (SMALL_MODEL, ("chat", "completions"), ""),
+        (SMALL_MODEL, ("embeddings",), "embeddings"),
+        (replace(SMALL_MODEL, architecture="BertModel", generative=False), ("classify",), "classify"),
+    ],
+)
+def test_a_model_is_not_placed_for_what_it_cannot_answer(
+    shape: memory.ModelShape, apis: tuple[str, ...], missing: str
+) -> None:
+    workload = replace(served().value, apis=apis)
+    found = sizes(workload, a_profile(URI, shape), POLICY)
+    assert bool(found.sizes) is not bool(missing)
+    if missing:
+        assert found.reason == "Unsupported"
+        assert (
+            f"spec.serving.apis asks for {missing}, which {shape.architecture} cannot answer" in found.message
+        )
+    assert sizes(replace(workload, engine="vllm"), a_profile(URI, shape), POLICY).sizes, (
+        "vLLM's abilities are its own"
+    )
+
+
 def test_a_split_halves_weights_but_not_the_base() -> None:
     whole = sizes(
         served(max_model_len=2048).at("Fixed", "bf16").value, a_profile(URI, LARGE_MODEL), POLICY
