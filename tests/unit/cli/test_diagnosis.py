@@ -163,10 +163,10 @@ EXAMPLES: dict[str, Facts] = {
     "NodesNotUsable": undecided("NoCapacity", rejected=[{"reason": "UntoleratedTaint", "count": 8}]),
     "Waiting": undecided("WaitingForPreemption", "waits for default/a-0 to leave"),
     "WaitingForHolder": undecided("WaitingForHolder", "starts on node n1 as soon as a holder pod"),
-    "TakingTurns": undecided("WaitingForStartup", "waits for default/a-0 to load on device 0 of node n1"),
     "Partitioning": undecided(
         "WaitingForPartition", "waits until the GPUs of node n1 are cut into all-1g.10gb"
     ),
+    "TakingTurns": undecided("WaitingForStartup", "waits for default/a-0 to load on device 0 of node n1"),
     "NoCapacity": undecided("NoCapacity", "0 of 3 nodes fit"),
     "Inspecting": undecided("WaitingForProfile"),
     "BackingOff": the_facts(a_condition("Scheduled", "BackOff", "Waiting after a failure: it ended")),

@@ -1,99 +1,19 @@
-"""Settings of the long-running processes: one frozen object each, from a YAML file and the environment.
-
-Order, later wins: defaults in this file, the file given with ``--config``, environment variables. The variable of a
-field is ``LLMOS_`` and its path in upper snake case joined by ``__``: ``runtime.cacheHostPath`` is
-``LLMOS_RUNTIME__CACHE_HOST_PATH``. Lists and mappings are written as YAML (``[a, b]``). Variables that name no field
-are ignored, because Kubernetes itself injects ``LLMOS_OPERATOR_SERVICE_HOST`` and the like into pods.
-
-Durations are seconds. A bad value raises :class:`BadSettings`, which names field, source, value and fix.
-"""
+"""Settings of `llmos operator`."""
 
 from __future__ import annotations
 
-import os
-import socket
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from llmos_operator import __version__
 from llmos_operator.api import names
-from llmos_operator.api.quantity import parse_bytes
-from llmos_operator.errors import Permanent
-from llmos_operator.observability.receivers import check_endpoint
+from llmos_operator.settings.base import Group, Port, ProcessSettings, Seconds, TracingSettings
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-PREFIX = "LLMOS_"
 _IMAGES = "ghcr.io/llmos-dev"
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
-
-class BadSettings(Permanent):
-    """A setting cannot be used. The message names field, source, value and fix; the process must not start."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason="BadSettings")
-
-
-class _Group(BaseModel):
-    """Base of settings groups: immutable, camelCase in files, unknown keys refused."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class LogSettings(_Group):
-    """What a process writes to standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is written: debug, info, warning or error."""
-    format: Literal["json", "text"] = "json"
-    """json for collectors, text for people."""
-
-
-class TracingSettings(_Group):
-    """Spans over OTLP (OpenTelemetry), HTTP with protobuf."""
-
-    endpoint: str = ""
-    """Address of an OTLP receiver, like http://otel-collector.monitoring.svc:4318; empty: no spans, unless OTEL_EXPORTER_OTLP_ENDPOINT names one."""
-    sample_ratio: float = Field(default=1.0, ge=0, le=1)
-    """Share of requests without a trace of their own that are traced, 0 to 1; placements always are. OTEL_TRACES_SAMPLER counts instead where it is set."""
-
-    @field_validator("endpoint")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        return check_endpoint(value) if value else value
-
-
-class ProcessSettings(_Group):
-    """What every process has."""
-
-    host: str = "0.0.0.0"  # noqa: S104 - a pod serves on its own address
-    """Address to bind servers to."""
-    health_port: Port = names.PORT_HEALTH
-    """Port of /livez, /readyz and /metrics; 0 picks a free one."""
-    namespace: str = Field(
-        default_factory=lambda: os.environ.get(names.ENV_POD_NAMESPACE) or names.SYSTEM_NAMESPACE
-    )
-    """Namespace of the installation."""
-    identity: str = Field(default_factory=lambda: os.environ.get(names.ENV_POD_NAME) or socket.gethostname())
-    """Name of this process among its replicas."""
-    log: LogSettings = LogSettings()
-    """Logging."""
-
-
-class LeaseSettings(_Group):
+class LeaseSettings(Group):
     """Leader election. A leader stops writing `renewDeadline` after its last confirmed renewal."""
 
     name: str = names.LEASE_NAME
@@ -106,7 +26,7 @@ class LeaseSettings(_Group):
     """Seconds between renewals, and between tries of a waiting replica."""
 
 
-class SourceSettings(_Group):
+class SourceSettings(Group):
     """Where models may come from."""
 
     hub_endpoint: str = "https://huggingface.co"
@@ -121,7 +41,7 @@ class SourceSettings(_Group):
     """Seconds one metadata request may take."""
 
 
-class RuntimeSettings(_Group):
+class RuntimeSettings(Group):
     """How runtime pods are built."""
 
     image: str = f"{_IMAGES}/llmos-runtime:{__version__}"
@@ -148,7 +68,7 @@ class RuntimeSettings(_Group):
     """User id of runtime containers; 0 is refused."""
     service_account: str = "default"
     """ServiceAccount of runtime pods; its token is not mounted."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default={})
     """Further environment of every runtime container."""
     control_secret: str = "llmos-runtime-control"  # noqa: S105 - a Secret's name
     """Name of the Secret in each namespace that holds the runtime's control token."""
@@ -156,7 +76,7 @@ class RuntimeSettings(_Group):
     """Longest time a model may take to load before its container is restarted."""
 
 
-class PriceSettings(_Group):
+class PriceSettings(Group):
     """Prices of what is expected to be asked for; placement keeps room for it."""
 
     enabled: bool = True
@@ -171,7 +91,7 @@ class PriceSettings(_Group):
     """Replicas that must have been asked for before prices are made; until then best fit decides."""
 
 
-class ReservationSettings(_Group):
+class ReservationSettings(Group):
     """Places that are kept for work that cannot start yet; smaller work may use them meanwhile."""
 
     most: int = Field(default=1, ge=0, le=100)
@@ -180,7 +100,7 @@ class ReservationSettings(_Group):
     """Seconds since its creation after which devices gather for work though nobody knows when its place will be free, and after which only declared ends (maxRuntime) let others use its place."""
 
 
-class ScaleUpSettings(_Group):
+class ScaleUpSettings(Group):
     """Nodes for work the cluster is too small for: pods that show cluster autoscalers what is needed."""
 
     enabled: bool = False
@@ -191,7 +111,7 @@ class ScaleUpSettings(_Group):
     """Placeholder pods at once; what is first in its queue comes first."""
 
 
-class SchedulingSettings(_Group):
+class SchedulingSettings(Group):
     """The decision loop."""
 
     resync: Seconds = 30.0
@@ -228,11 +148,13 @@ class SchedulingSettings(_Group):
     """Seconds within which every container of a replica of several pods must run; else all are given back and tried again."""
     gang_grace: Seconds = 15.0
     """Seconds for which a pod of a replica of several may be missing, or a replica of scheduling.minReplicas, before all are given back."""
-    topology_labels: dict[str, str] = {
-        "rack": names.LABEL_RACK,
-        "block": "topology.llmos.dev/block",
-        "zone": "topology.kubernetes.io/zone",
-    }
+    topology_labels: dict[str, str] = Field(
+        default={
+            "rack": names.LABEL_RACK,
+            "block": "topology.llmos.dev/block",
+            "zone": "topology.kubernetes.io/zone",
+        }
+    )
     """Node label that names the domain of each topology level above a node."""
     interference_weight: float = Field(default=1.0, ge=0, le=100)
     """Weight of the speed that is lost on shared devices to neighbours, by what was learned of them, against room for expected work; 0: it does not count."""
@@ -248,7 +170,7 @@ class SchedulingSettings(_Group):
     """Part of all placed pods that may be moved within an hour so that others can start, at least one; 0 moves nobody."""
 
 
-class HealthSettings(_Group):
+class HealthSettings(Group):
     """What is done about sick devices beyond placing nothing new on them."""
 
     mode: Literal["Off", "DryRun", "Act"] = "DryRun"
@@ -261,11 +183,11 @@ class HealthSettings(_Group):
     """Seconds a treated device must be healthy without a break before it takes work again; doubled, up to a day, each time it falls ill again within a day of its release."""
     resets: int = Field(default=3, ge=0, le=100)
     """Times within a day the reset Job is run for one device or node; then it waits for a person."""
-    reset_job: dict[str, Any] = {}
+    reset_job: dict[str, Any] = Field(default={})
     """Spec of a Job (batch/v1) that resets a drained device or reboots a drained node; empty: a person does. It runs in the installation's namespace, on the node, with LLMOS_NODE, LLMOS_DEVICE, LLMOS_ACTION and LLMOS_REASON set."""
 
 
-class HolderSettings(_Group):
+class HolderSettings(Group):
     """Holder pods: each takes one device from a node's device plugin for shared work, so that nobody else is given it."""
 
     image: str = f"{_IMAGES}/llmos-operator:{__version__}"
@@ -284,12 +206,12 @@ class HolderSettings(_Group):
     """Deployment, in the installation's namespace, that owns holder pods: they go when it is deleted. Empty: nobody owns them."""
 
 
-class PartitioningSettings(_Group):
+class PartitioningSettings(Group):
     """Cutting GPUs into the MIG instances that work waits for, through NVIDIA's mig-manager."""
 
     enabled: bool = False
     """Whether nodes of which nobody uses any GPU are labelled nvidia.com/mig.config for work that waits; only those on which mig-manager has succeeded before."""
-    layouts: dict[str, dict[str, int]] = {}
+    layouts: dict[str, dict[str, int]] = Field(default={})
     """Further configurations that mig-manager knows, by name, as instances of each GPU by profile, such as {two-sizes: {3g.40gb: 1, 1g.10gb: 4}}. Its own (all-1g.10gb and so on, all-balanced) are known."""
     rest: Seconds = 900.0
     """Seconds after which a node may be cut again."""
@@ -297,7 +219,7 @@ class PartitioningSettings(_Group):
     """Seconds in which mig-manager must have begun; then the node is labelled failed and used as it is."""
 
 
-class ConsoleSettings(_Group):
+class ConsoleSettings(Group):
     """The read-only page for people. It has no sign-in: it listens on loopback, and kubectl port-forward leads to it."""
 
     enabled: bool = False
@@ -341,217 +263,3 @@ class OperatorSettings(ProcessSettings):
     """ServiceAccount gateways authenticate as, in the installation's namespace."""
     url_template: str = "http://{name}.{namespace}.svc"
     """How status.url is written; {name} and {namespace} are replaced."""
-
-
-class ModelCacheSettings(_Group):
-    """Models the node keeps for ModelCaches."""
-
-    path: str = ""
-    """Folder for them, as the agent sees it; empty: this node keeps none."""
-    budget: str = ""
-    """Bytes for all of them together, like 500Gi; empty: as much as the disk holds."""
-    parallel: int = Field(default=2, ge=1, le=16)
-    """Models downloaded at the same time."""
-    hub_endpoint: str = "https://huggingface.co"
-    """Hub for hf:// models."""
-    endpoint: str = ""
-    """Address of the object store for s3:// and gs:// where a Secret names none; empty: the provider's own."""
-    region: str = ""
-    """Region of s3:// buckets where a Secret names none."""
-
-    @field_validator("budget")
-    @classmethod
-    def _bytes(cls, value: str) -> str:
-        if value:
-            parse_bytes(value)
-        return value
-
-
-class AgentSettings(ProcessSettings):
-    """`llmos agent`."""
-
-    node: str = Field(default_factory=lambda: os.environ.get(names.ENV_NODE_NAME, ""))
-    """Node this agent reports for."""
-    mode: Literal["auto", "nvml", "simulated"] = "auto"
-    """auto: NVML where it loads, simulated devices where the node announces them."""
-    operator_url: str = f"http://llmos-operator.{names.SYSTEM_NAMESPACE}.svc:{names.PORT_INGEST}"
-    """Where telemetry goes."""
-    sample_interval: Seconds = 1.0
-    """Seconds between samples of a device."""
-    process_interval: Seconds = 10.0
-    """Least seconds between process lists of a device."""
-    status_interval: Seconds = 60.0
-    """Seconds between GPUNode writes when nothing changed."""
-    pod_resources_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
-    """Socket on which the kubelet tells which pod holds which device; empty: it is not asked."""
-    pod_resources_interval: Seconds = 5.0
-    """Seconds between questions to the kubelet."""
-    dcgm_metrics: bool = False
-    """Whether /metrics also has the names of dcgm-exporter, for dashboards that exist already."""
-    model_cache: ModelCacheSettings = ModelCacheSettings()
-    """Models kept on the node."""
-    seed: int = 0
-    """Seed of the noise of simulated devices."""
-    token_file: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
-    """ServiceAccount token to authenticate with, where the kubeconfig has none."""
-
-
-class GatewaySettings(ProcessSettings):
-    """`llmos gateway`."""
-
-    serving_port: Port = names.PORT_GATEWAY
-    """Port of the OpenAI-style endpoint; 0 picks a free one."""
-    operator_url: str = f"http://llmos-operator.{names.SYSTEM_NAMESPACE}.svc:{names.PORT_INGEST}"
-    """Where demand reports go."""
-    hold_timeout: Seconds = 120.0
-    """Longest a request waits for a cold workload before 503."""
-    hold_limit: int = Field(default=256, ge=0)
-    """Requests held at once per workload; further ones get 503 at once."""
-    request_timeout: Seconds = 600.0
-    """Longest a request may take altogether."""
-    max_body: int = Field(default=8 << 20, ge=1024)
-    """Largest request body in bytes."""
-    max_audio_body: int = Field(default=25 << 20, ge=1024)
-    """Largest body of a request with a file of sound (`/v1/audio/`) in bytes."""
-    max_buffered: int = Field(default=128 << 20, ge=1024)
-    """Bytes of all request bodies in memory at once; further requests get 503."""
-    max_depth: int = Field(default=64, ge=1, le=512)
-    """Deepest nesting of a JSON body."""
-    body_timeout: Seconds = 30.0
-    """Seconds a request body may take to arrive."""
-    connect_timeout: Seconds = 2.0
-    """Seconds a connection to a replica may take before another replica is tried."""
-    keys_file: str = ""
-    """File of hashed API keys; empty lets everybody in."""
-    default_namespace: str = ""
-    """Namespace that wins where several serve a model of the same name; empty makes clients say which."""
-    hosts: dict[str, str] = {}
-    """Host name of a request to the namespace it means, for names that several namespaces serve."""
-    access_log: bool = True
-    """Whether to write one line per request."""
-    tracing: TracingSettings = TracingSettings()
-    """Spans of requests."""
-    drain_delay: Seconds = 5.0
-    """Seconds between a stop signal and the end of listening, for load balancers to notice."""
-    drain_timeout: Seconds = 50.0
-    """Seconds requests in flight may take to finish after listening has ended."""
-
-
-S = TypeVar("S", bound=ProcessSettings)
-
-
-def load(kind: type[S], path: str = "", environ: Mapping[str, str] | None = None) -> S:
-    """Return the settings of a process from the file at ``path`` (none if empty) and the environment.
-
-    Raises :class:`BadSettings` for an unreadable file and for every bad value, all of them in one message.
-    """
-    env = os.environ if environ is None else environ
-    values: dict[str, Any] = _read_file(path) if path else {}
-    sources: dict[tuple[str, ...], str] = {}
-    _overlay_environment(kind, env, values, (), sources)
-    try:
-        settings = kind.model_validate(values)
-    except ValidationError as error:
-        raise BadSettings(_explain(kind, error, path, sources)) from error
-    _check_lease(settings)
-    return settings
-
-
-def _check_lease(settings: ProcessSettings) -> None:
-    if isinstance(settings, OperatorSettings) and settings.lease.renew_deadline >= settings.lease.duration:
-        raise BadSettings(
-            f"lease.renewDeadline = {settings.lease.renew_deadline} must be below lease.duration = "
-            f"{settings.lease.duration}, or two leaders could write at once; lower renewDeadline"
-        )
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    import yaml  # noqa: PLC0415 - only processes with a file pay for the parser
-
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs import time for nothing
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise BadSettings(
-            f"cannot read settings file {path}: {error.strerror}; pass an existing file to --config"
-        ) from error
-    except yaml.YAMLError as error:
-        raise BadSettings(f"settings file {path} is not YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise BadSettings(
-            f"settings file {path} must hold a mapping of settings, not {type(values).__name__}"
-        )
-    return values
-
-
-def _overlay_environment(
-    kind: type[BaseModel],
-    env: Mapping[str, str],
-    values: dict[str, Any],
-    path: tuple[str, ...],
-    sources: dict[tuple[str, ...], str],
-) -> None:
-    """Write the variables of ``env`` that name a field of ``kind`` into ``values``; note their source."""
-    for name, field in kind.model_fields.items():
-        key = field.alias or name
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            inner = values.get(key, values.get(name))
-            inner = dict(inner) if isinstance(inner, dict) else {}
-            before = len(sources)
-            _overlay_environment(annotation, env, inner, (*path, name), sources)
-            if len(sources) > before:
-                values.pop(name, None)
-                values[key] = inner
-            continue
-        variable = PREFIX + "__".join((*path, name)).upper()
-        if variable in env:
-            values.pop(name, None)
-            values[key] = _from_text(annotation, env[variable])
-            sources[(*(to_camel(part) for part in path), key)] = variable
-
-
-def _from_text(annotation: Any, text: str) -> Any:
-    """Return ``text`` as pydantic can validate it: collections are written as YAML, the rest as they are."""
-    if getattr(annotation, "__origin__", None) in {tuple, list, dict}:
-        import yaml  # noqa: PLC0415 - rarely needed
-
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text
-    return text
-
-
-def _explain(
-    kind: type[BaseModel], error: ValidationError, path: str, sources: dict[tuple[str, ...], str]
-) -> str:
-    lines = []
-    for item in error.errors():
-        location = tuple(str(part) for part in item["loc"])
-        origin = next((name for at, name in sources.items() if location[: len(at)] == at), path or "defaults")
-        field = ".".join(to_camel(part) for part in location)
-        hint = _description(kind, location)
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{field} (from {origin}) is not a setting; remove it or correct its spelling")
-        else:
-            lines.append(
-                f"{field} (from {origin}) = {item['input']!r}: {item['msg']}" + (f"; {hint}" if hint else "")
-            )
-    return "bad settings: " + "; ".join(lines)
-
-
-def _description(kind: type[BaseModel], location: tuple[str, ...]) -> str:
-    model: Any = kind
-    text = ""
-    for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            break
-        field = next((f for n, f in model.model_fields.items() if part in {n, f.alias}), None)
-        if field is None:
-            return ""
-        text = field.description or ""
-        model = field.annotation
-    return text
