@@ -264,6 +264,7 @@ class History(RuleBasedStateMachine):
             if state.node is not None and state.sleep_bytes:
                 assert state.memory_bytes <= state.node.memory_bytes
 
+    @invariant()
     def what_the_kubelet_gave_to_others_is_free_to_nobody(self) -> None:
         for state in self.store.snapshot().nodes.values():
             for device in state.devices:
