@@ -83,6 +83,7 @@ class _NodeRecord(_Part):
     gpu: GpuNode | None
     observed: dict[str, Observation]
     pods: tuple[str, ...]
+    refusing: bool = False
 
 
 class _PricesRecord(_Part):
@@ -238,7 +239,12 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         missing=snapshot.missing,
         nodes=tuple(
             _NodeRecord(
-                name=one.name, node=one.node, gpu=one.gpu, observed=dict(one.observed), pods=tuple(one.pods)
+                name=one.name,
+                node=one.node,
+                gpu=one.gpu,
+                observed=dict(one.observed),
+                pods=tuple(one.pods),
+                refusing=one.refusing,
             )
             for one in snapshot.nodes.values()
         ),
@@ -273,7 +279,12 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
         missing=record.missing,
         nodes={
             one.name: ledger.build(
-                one.name, one.node, one.gpu, {key: pods[key] for key in one.pods}, one.observed
+                one.name,
+                one.node,
+                one.gpu,
+                {key: pods[key] for key in one.pods},
+                one.observed,
+                refusing=one.refusing,
             )
             for one in record.nodes
         },

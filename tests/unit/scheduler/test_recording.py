@@ -35,6 +35,7 @@ def a_busy_cluster() -> ClusterBuilder:
         Queue("aged", half_life=3600.0),
         a_workload("held"),
     ).with_priorities(low=1, high=9)
+    cluster.store.note_refusal("n2", NOW + 60.0)
     cluster.running(a_workload("old").priority("low").in_queue("aged"), "n2", [0])
     cluster.store.set_hold("default/held", Hold(Reason.UNSUPPORTED, "not in this release", math.inf, 1))
     cluster.add(a_workload("new").priority("high").serving("hf://org/m"), a_workload("wide").gpus(8))
@@ -58,6 +59,7 @@ def test_everything_a_plan_depends_on_comes_back() -> None:
     written = recorded(a_busy_cluster())
     assert written.snapshot.averages
     assert written.snapshot.holds
+    assert [name for name, state in written.snapshot.nodes.items() if state.refusing] == ["n2"]
     found = load(dump(written, "1"))
     assert found == written
     assert found.snapshot.holds["default/held"].until == math.inf
