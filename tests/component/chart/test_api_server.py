@@ -73,6 +73,7 @@ def account(name: str) -> str:
         ("llmos-operator", "watch", "secrets", "", False),
         ("llmos-operator", "patch", "modelworkloads/status.llmos.dev", "team", True),
         ("llmos-operator", "patch", "modelworkloads.llmos.dev", "team", False),
+        ("llmos-operator", "delete", "modelworkloads.llmos.dev", "team", True),
         ("llmos-operator", "delete", "modelprofiles.llmos.dev", "", True),
         ("llmos-operator", "delete", "gpunodes.llmos.dev", "", False),
         ("llmos-operator", "patch", "pods", "team", True),
@@ -344,7 +345,7 @@ def test_an_operator_that_cuts_gpus_asks_by_the_labels_of_mig_manager_and_change
 
 def _until_refused(act: Callable[[], object], why: str) -> None:
     """Policies and rights take effect some time after they are written."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         try:
             act()
@@ -405,6 +406,42 @@ def test_the_operator_creates_no_secret_but_the_control_token(installed: Control
     with pytest.raises(subprocess.CalledProcessError) as refused:
         create("default-token")
     assert "creates no Secret but the runtimes' control token" in refused.value.stderr
+
+
+def test_the_operator_deletes_no_workload_but_one_that_has_finished_and_says_so(
+    installed: ControlPlane, namespace: str
+):
+    token = installed.kubectl("create", "token", "llmos-operator", "-n", NAMESPACE).strip()
+    batch = {"input": {"uri": "pvc://a/in"}, "output": {"uri": "pvc://a/out"}}
+    finished = {"type": "Finished", "status": "True", "reason": "Succeeded", "message": ""}
+    finished["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+
+    def made(name: str, *conditions: dict[str, str], **spec: Any) -> None:
+        body = {
+            "apiVersion": "llmos.dev/v1alpha1",
+            "kind": "ModelWorkload",
+            "metadata": {"name": name},
+            "spec": {"type": "Batch", "batch": batch, "model": {"uri": "hf://a/b"}, **spec},
+        }
+        installed.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+        patch = json.dumps({"status": {"conditions": conditions}})
+        how = ("--subresource=status", "--type=merge", "-p", patch)
+        installed.kubectl("patch", "mw", name, "-n", namespace, *how)
+
+    def delete(name: str, *how: str) -> str:
+        words = ("delete", "mw", name, "-n", namespace, "--wait=false", *how)
+        return as_account(installed, token, *words, body={})
+
+    made("runs", ttlSecondsAfterFinished=1)
+    made("kept", finished)
+    made("over", finished, ttlSecondsAfterFinished=1)
+    _until_refused(
+        lambda: delete("runs", "--dry-run=server"), "deletes no workload but one that has finished"
+    )
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        delete("kept")
+    assert "has ttlSecondsAfterFinished" in refused.value.stderr
+    assert "deleted" in delete("over")
 
 
 def claimed_pod(name: str, **changes: dict[str, str]) -> dict[str, Any]:
