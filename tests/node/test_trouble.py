@@ -29,6 +29,14 @@ def remove(installed: Installed, name: str) -> None:
     eventually(lambda: not installed.pods_of(name), f"the pods of {name} go")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left(installed: Installed) -> Iterator[None]:
+    """Leave room to the next test, whatever became of this one."""
+    yield
+    for one in installed.items("modelworkloads", namespace="default"):
+        remove(installed, one["metadata"]["name"])
+
+
 def limit(pod: dict[str, Any]) -> int:
     return int(pod["spec"]["containers"][0]["resources"]["limits"]["memory"])
 
@@ -54,7 +62,6 @@ def test_a_program_the_kernel_kills_for_memory_gets_more_at_its_next_start(insta
     assert sizing["outOfMemoryBytes"] == 64 * MIB
     assert "64.0 MiB" in sizing["message"]
     assert "EstimateRaised" in reasons(installed, "hungry")
-    remove(installed, "hungry")
 
 
 def test_a_model_whose_engine_the_kernel_kills_for_memory_is_placed_anew_with_more(
@@ -66,9 +73,8 @@ def test_a_model_whose_engine_the_kernel_kills_for_memory_is_placed_anew_with_mo
     installed.tools.apply(workload)
     pod = installed.ready("starved", 180.0)
     assert limit(pod) > 250 * MIB
-    assert installed.workload("starved")["status"]["sizing"]["outOfMemoryBytes"] == 200 * MIB
+    assert installed.workload("starved")["status"]["sizing"]["outOfMemoryBytes"] >= 200 * MIB
     assert "EstimateRaised" in reasons(installed, "starved")
-    remove(installed, "starved")
 
 
 def test_an_image_that_does_not_exist_is_told_and_another_one_is_taken(installed: Installed) -> None:
@@ -86,7 +92,6 @@ def test_an_image_that_does_not_exist_is_told_and_another_one_is_taken(installed
     workload["spec"]["engine"]["image"] = layout.PAUSE_IMAGE
     installed.tools.apply(workload)
     installed.ready("pictured")
-    remove(installed, "pictured")
 
 
 def processes(installed: Installed, pod: dict[str, Any]) -> list[str]:
@@ -111,7 +116,6 @@ def test_a_server_that_hangs_is_restarted_and_serves_again(installed: Installed)
 
     eventually(restarted, "the kubelet starts it again", 180.0)
     assert installed.ready("hangs")["metadata"]["uid"] == pod["metadata"]["uid"]
-    remove(installed, "hangs")
 
 
 @pytest.fixture
@@ -150,7 +154,6 @@ def test_a_node_whose_kubelet_is_silent_takes_nothing_and_goes_on_when_it_is_bac
     assert [one["restartCount"] for one in after["status"]["containerStatuses"]] == [0]
     installed.ready("comes")
     remove(installed, "stays")
-    remove(installed, "comes")
 
 
 def test_a_replica_whose_pod_cannot_end_is_told_and_made_anew_when_it_has(frozen_later: Installed) -> None:
@@ -177,7 +180,6 @@ def test_a_replica_whose_pod_cannot_end_is_told_and_made_anew_when_it_has(frozen
         "the kubelet ends it",
     )
     assert installed.ready("lingers")["metadata"]["uid"] != before["metadata"]["uid"]
-    remove(installed, "lingers")
 
 
 def test_a_pod_that_a_finalizer_keeps_holds_its_name_and_no_memory(installed: Installed) -> None:
@@ -198,4 +200,3 @@ def test_a_pod_that_a_finalizer_keeps_holds_its_name_and_no_memory(installed: In
         patch = '{"metadata": {"finalizers": null}}'
         installed.tools.kubectl("patch", "pod", name, "--namespace=default", "--type=merge", "--patch", patch)
     assert installed.ready("kept")["metadata"]["uid"] != before["metadata"]["uid"]
-    remove(installed, "kept")
