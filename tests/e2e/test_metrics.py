@@ -277,13 +277,17 @@ def test_every_rule_evaluates_and_finds_what_it_measures(prometheus: Prometheus)
             assert prometheus.query(query), f"{name}: {query}"
 
 
-def test_values_are_the_clusters_own(watched: Watched):
+def test_values_are_the_clusters_own(watched: Watched, installed: Workspace):
     def value(query: str) -> float:
         (found,) = watched.prometheus.query(query)
         return float(found["value"][1])
 
     assert value("sum(llmos_operator_leader)") == 1
-    assert value("count(llmos_gpu_info)") == 4
+    devices = [device for node in installed.items("gn") for device in node["status"]["devices"]]
+    parts = [device for device in devices if device["mig"]]
+    assert value('count(llmos_gpu_info{parent!=""})') == len(parts) > 0
+    cut = {device["parent"] for device in parts}  # measured, and not given out as a whole
+    assert value('count(llmos_gpu_info{parent=""})') == len(devices) - len(parts) + len(cut)
     assert value('sum(llmos_operator_waiting_workloads{queue="default"})') == 1
     assert 0 < value("time() - min(llmos_operator_waiting_since_timestamp_seconds)") < 600
     assert value("max(time() - llmos_operator_telemetry_timestamp_seconds)") < 60
