@@ -61,10 +61,6 @@ class Placeholders:
         self._present: dict[str, _Present] = {}  # by namespace/name
         self._listed_at: float | None = None  # monotonic
 
-    def __len__(self) -> int:
-        """Placeholders that exist."""
-        return len(self._present)
-
     def keep(self, wanted: Mapping[str, Wanted]) -> None:
         """Make what exists the same as ``wanted``, by namespace/name. Call it again: it does what is left to do."""
         now = self._clock.monotonic()

@@ -68,10 +68,13 @@ class ScaleUp:
         self._since = {uid: self._since.get(uid, now) for uid in self._short}
         wanted: dict[str, Wanted] = {}
         asked: set[str] = set()
+        products = self._known_products() if self._short else set()
         for workload, decision in self._in_order():
+            if len(wanted) >= self._settings.most:
+                break
             if now - self._since[workload.uid] < self._settings.after:
                 continue
-            found = self._stand_ins(workload, decision, self._settings.most - len(wanted))
+            found = self._stand_ins(workload, decision, products, self._settings.most - len(wanted))
             if found:
                 wanted |= found
                 asked.add(workload.uid)
@@ -97,8 +100,10 @@ class ScaleUp:
             if workload is not None and workload.uid == one.workload_uid:
                 yield workload, one
 
-    def _stand_ins(self, workload: Workload, decision: Decision, room: int) -> dict[str, Wanted]:
-        products = self._products(workload)
+    def _stand_ins(
+        self, workload: Workload, decision: Decision, known: set[str], room: int
+    ) -> dict[str, Wanted]:
+        products = _products(workload, known)
         if products is None:
             return {}
         needs = host_needs(workload, decision.bytes_per_device, self._policy)
@@ -109,20 +114,6 @@ class ScaleUp:
             for body in bodies
         }
 
-    def _products(self, workload: Workload) -> tuple[str, ...] | None:
-        """Return the products a new node may have, none for any; None where nobody could tell which node would do.
-
-        A workload names products by parts of their names; what their nodes are labelled with is known of products the
-        cluster has. Of others only the workload's own selectors of nodes tell.
-        """
-        words = workload.selector.products
-        if not words or not workload.accelerators:
-            return ()
-        known = tuple(sorted(one for one in self._known_products() if product_matches(one, words)))
-        if not known and not (workload.node_selector.requirements or workload.node_affinity):
-            return None
-        return known
-
     def _known_products(self) -> set[str]:
         return {
             one.device.product for state in self._store.snapshot().nodes.values() for one in state.devices
@@ -131,3 +122,18 @@ class ScaleUp:
     def _announce(self, workload: Workload, count: int) -> None:
         if workload.uid not in self._asked:
             self._tell(workload, f"asked for room on new nodes: {count} placeholder pods show what is needed")
+
+
+def _products(workload: Workload, known: set[str]) -> tuple[str, ...] | None:
+    """Return the products a new node may have, none for any; None where nobody could tell which node would do.
+
+    A workload names products by parts of their names; what their nodes are labelled with is known of products the
+    cluster has. Of others only the workload's own selectors of nodes tell.
+    """
+    words = workload.selector.products
+    if not words or not workload.accelerators:
+        return ()
+    found = tuple(sorted(one for one in known if product_matches(one, words)))
+    if not found and not (workload.node_selector.requirements or workload.node_affinity):
+        return None
+    return found
