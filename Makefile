@@ -122,7 +122,7 @@ bench: artifacts ## Measure, print tables, and write docs/benchmarks.md (ONLY=na
 	@$(PY) -m tests.bench $(ONLY)
 
 .PHONY: bench-runtime
-bench-runtime: artifacts ## Measure every bar of the runtime against its peers, made once into the user's cache (30 min; ROUNDS=n, DRY=1, QUICK=1)
+bench-runtime: artifacts ## Measure every bar of the runtime against its peers, made once into the user's cache (an hour; ROUNDS=n, DRY=1, QUICK=1)
 	@$(PY) -m tests.bench runtime $(if $(DRY)$(QUICK),--dry)
 
 .PHONY: bench-e2e

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from tests.bench.bars.work import Book, Sample
 
 DEFAULT_ROUNDS = 5
-ROUND_MINUTES = 4  # on a quiet machine of two cores
-AROUND_MINUTES = 10  # starting everybody, and what is measured beside the rounds
-SLACK = 3  # times as long as on a quiet machine it may take
+ROUND_MINUTES = 10  # on a quiet machine of two cores
+AROUND_MINUTES = 7  # starting everybody, and what is measured beside the rounds
+SLACK = 1.6  # times as long as on a quiet machine it may take
 
 
 def wanted_rounds(text: str | None = None) -> int:
@@ -42,7 +42,7 @@ def wanted_rounds(text: str | None = None) -> int:
 def minutes(rounds: int) -> tuple[int, int]:
     """Return about how long so many rounds take, and after how long no further one begins."""
     about = AROUND_MINUTES + rounds * ROUND_MINUTES
-    return about, about * SLACK
+    return about, round(about * SLACK)
 
 
 @dataclass(slots=True)
