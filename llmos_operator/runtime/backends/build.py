@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ from llmos_operator.runtime.backends.weights import (
 )
 from llmos_operator.runtime.batching import Running, StepPlan, Work
 from llmos_operator.runtime.formats.config import shape_of
+from llmos_operator.runtime.formats.mapped import read_pages
 from llmos_operator.runtime.ipc.messages import SamplingParams, Submit
 from llmos_operator.runtime.ipc.orders import RankLost
 
@@ -101,13 +103,19 @@ class Built:
     def let_go(self) -> bool:
         """Give the pages of the weights back to the machine, which keeps them in its page cache while it has room.
 
-        `warm` takes them back. False: the weights are not (nearly all) pages of files, as on a GPU; nothing was done.
+        `take_back` has them again. False: the weights are not (nearly all) pages of files, as on a GPU; nothing was done.
         """
         if self.device.type != "cpu" or self.mapped_bytes * 1000 < self.weights_bytes * _MAPPED_MILLI:
             return False
         for one in self.maps:
             one.madvise(mmap.MADV_DONTNEED)  # nobody writes to weights, so no private copy is lost
         return True
+
+    def take_back(self) -> None:
+        """Have the weights' pages again, after `let_go`, and run on them once."""
+        for one in self.maps:
+            deque(read_pages(one, len(one), "a file of weights"), maxlen=0)
+        self.warm()
 
     def warm(self) -> None:
         """Run one prompt and one step, so that weights are in memory before the first request."""

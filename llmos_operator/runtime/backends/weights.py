@@ -105,12 +105,12 @@ def load_plain(
 ) -> tuple[mmap.mmap, ...]:
     """Load all weights at ``dtype`` (fp32 or bf16) onto ``device``; return the mapped files."""
     mapped = MappedTensors(entries)
+    mapped.read(progress)
     shared: dict[tuple[str, ...], torch.Tensor] = {}
     for name, parts in list(sources(model, names)):
         if parts not in shared:
             tensor = mapped.view(parts)
             shared[parts] = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
-            progress(sum(entries[part][1].nbytes for part in parts))
         set_tensor(model, name, shared[parts])
     _move_buffers(model, device)
     return mapped.maps
@@ -121,10 +121,10 @@ def load_converted(
 ) -> tuple[mmap.mmap, ...]:
     """Load a file whose tensors have the model's own names (formats.quantize writes such); return the mapped files."""
     mapped = MappedTensors(entries)
+    mapped.read(progress)
     for name in model.state_dict():
         if name in entries:
             set_tensor(model, name, mapped.view([name]).to(device))
-            progress(entries[name][1].nbytes)
     refuse_gaps(model)
     _move_buffers(model, device)
     return mapped.maps

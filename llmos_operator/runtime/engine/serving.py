@@ -373,7 +373,7 @@ class Serving:
     def wake(self) -> float:
         """Take the weights back; return the seconds that took."""
         began = self._clock.monotonic()
-        self._loaded.built.warm()
+        self._loaded.built.take_back()
         self._loaded.host_bytes = 0
         return self._clock.monotonic() - began
 

@@ -1,6 +1,7 @@
 """Model files as strangers send them: broken, lying, dangerous, or simply new."""
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -100,6 +101,32 @@ def test_mapped_tensors_are_the_file_and_cannot_write_to_it(tmp_path):
     before = path.read_bytes()
     both.zero_()
     assert path.read_bytes() == before
+
+
+def test_files_are_read_front_to_back_and_every_byte_of_a_tensor_is_told(tmp_path):
+    wide = torch.zeros(5, 1 << 20)
+    parts = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    save_tensors(parts[0], {"a": wide, "b": torch.ones(3)})
+    save_tensors(parts[1], {"c": torch.ones(7)})
+    entries = {t.name: (path, t) for path in parts for t in read_header(path).tensors}
+    told: list[int] = []
+    mapped = MappedTensors(entries)
+    mapped.read(told.append)
+    assert sum(told) == wide.nbytes + 12 + 28
+    assert len(told) == 4  # three pieces of the first file
+    assert mapped.view(["c"]).tolist() == [1] * 7
+
+
+def test_a_file_that_became_shorter_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_tensors(path, {"a": torch.zeros(8 << 20)})
+    entries = {t.name: (path, t) for t in read_header(path).tensors}
+    mapped = MappedTensors(entries)
+    mapped.view(["a"])
+    os.truncate(path, 20 << 20)
+    with pytest.raises(Permanent, match=r"m\.safetensors cannot be read beyond byte 16777216") as caught:
+        mapped.read(lambda _: None)
+    assert caught.value.reason == "Corrupted"
 
 
 def test_data_that_is_not_aligned_is_copied(tmp_path):
