@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
 # What CI runs: every check and every test. The tests go in lanes beside each other, each lane a pytest of its own with
-# its output in build/lanes; with REAL_NODE=1 the real node's tests come after them and alone (where there can be no such
-# node here, they are skipped with the reason); the end-to-end tests come last and alone, and their pytest reports what all
-# lanes found (tests/support/lanes.py): its closing line, the last thing printed, counts every test. Up to three tests with
-# servers or models that failed beside the other lanes are tried once more, alone; those that pass then are reported as
-# unsteady, with what failed first. A failed check does not hide the tests' result; the exit status is 0 only if all of it
-# held.
+# its output in build/lanes; the real node's tests come after them and alone (where there can be no such node, they are
+# skipped with the reason); the end-to-end tests come last and alone, and their pytest reports what all lanes found
+# (tests/support/lanes.py): its closing line, the last thing printed, counts every test. Up to three tests with servers or
+# models, or on the node, that failed are tried once more, alone; those that pass then are reported as unsteady, with what
+# failed first. A failed check does not hide the tests' result; the exit status is 0 only if all of it held.
 #
-# Environment: VENV (default .venv), REAL_NODE (1: a real node's tests, too). Extra arguments go to every pytest.
+# Environment: VENV (default .venv), REAL_NODE (0 leaves the real node's tests out). Extra arguments go to every pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bin=${VENV:-.venv}/bin
+case ${REAL_NODE:=1} in
+  0 | 1) ;;
+  *)
+    printf 'REAL_NODE is "%s": set it to 0 to leave the tests on a real node out, or to 1\n' "$REAL_NODE" >&2
+    exit 2
+    ;;
+esac
 logs=build/lanes
 rm -rf "$logs"
 mkdir -p "$logs"
@@ -84,7 +90,7 @@ last_line() { # NAME
 # The control plane's binaries and the models are made once per machine, in a cache; what needs neither of them begins
 # beside that. Tests with servers wait a lot, and nobody should wait for them to get the CPU: the others are nice.
 start artifacts nice -n 10 make artifacts
-[[ -z ${REAL_NODE:-} ]] || start node-artifacts nice -n 15 make node-artifacts
+((!REAL_NODE)) || start node-artifacts nice -n 15 make node-artifacts
 lane quick 10 tests/unit tests/property tests/scenarios --ignore=tests/unit/runtime_engine --ignore=tests/unit/tuning
 for target in lint types contracts spelling generated; do check "$target"; done
 
@@ -104,14 +110,14 @@ await quick servers models operator node-artifacts
 if [[ ${statuses[node-artifacts]:-0} != 0 ]]; then
   echo "-- node-artifacts: FAILED; the real node's tests are left out"
   failed+=(node-artifacts)
-elif [[ -n ${REAL_NODE:-} ]] && ((statuses[artifacts] == 0)); then
+elif ((REAL_NODE && statuses[artifacts] == 0)); then
   printf -- '-- %d s so far; now the tests on a real node, alone\n' "$SECONDS"
   lane node 0 tests/node
   await node
 fi
-mapfile -t unsure < <("$bin/python" -m tests.support.lanes "$logs"/{operator,models,servers}.reports)
+mapfile -t unsure < <("$bin/python" -m tests.support.lanes "$logs"/{operator,models,servers,node}.reports)
 if [[ -n ${unsure[0]:-} ]] && ((${#unsure[@]} <= 3)); then
-  printf -- '-- failed beside other lanes, now again and alone: %s\n' "${unsure[*]}"
+  printf -- '-- failed, now again and alone: %s\n' "${unsure[*]}"
   "$bin/python" -m pytest -p tests.support.lanes --lane="$logs/again.reports" "${unsure[@]}" || true
   joins+=("--again=$logs/again.reports")
 fi

@@ -9,7 +9,7 @@ import sys
 import time
 
 from llmos_operator.errors import Permanent
-from scripts.realnode.cluster import equip
+from scripts.realnode.cluster import bring_up
 from scripts.realnode.host import CannotHere
 from scripts.realnode.layout import NodePaths, default_state
 from scripts.realnode.node import Node
@@ -33,10 +33,9 @@ def main() -> int:
             say(f"KUBECONFIG is set to {os.environ['KUBECONFIG']}: that cluster is used, nothing was started")
         else:
             began = time.monotonic()
-            node.up()
-            say(f"Ready after {time.monotonic() - began:.1f} s; KUBECONFIG={node.paths.kubeconfig}")
-            equip(node)
-            say(f"equipped after {time.monotonic() - began:.1f} s; values for the chart: {node.paths.values}")
+            bring_up(node)
+            say(f"equipped after {time.monotonic() - began:.1f} s; KUBECONFIG={node.paths.kubeconfig}")
+            say(f"values for the chart: {node.paths.values}")
     except CannotHere as error:
         say(str(error))
         return 0 if action == "prepare" else 1  # nothing is missing where nothing can be made of it

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
-from scripts.realnode import layout
+from scripts.realnode import host, layout
 from scripts.realnode.components import CACHE
 from scripts.realnode.images import code_digest, make_images
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scripts.realnode.images import Image
     from scripts.realnode.node import Node
 
 HUB = "llmos-hub"  # namespace and name
@@ -99,13 +103,23 @@ def hub_objects() -> tuple[dict[str, Any], ...]:
     return namespace, deployment, service
 
 
-def equip(node: Node) -> None:
+def bring_up(node: Node) -> None:
+    """Start the node unless it runs, and equip it; the images are made meanwhile. Raises as `Node.up` does."""
+    if node.record() is None:
+        host.require_able()  # before anything is made for it
+    with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+        images = pool.submit(make_images)
+        node.up()
+        _equip(node, images.result())
+
+
+def _equip(node: Node, images: Iterable[Image]) -> None:
     """Give the node its devices, the images of the code as it is, the hub mirror, and the chart's values beside it."""
     tools = node.tools()
     tools.kubectl(
         "annotate", "node", layout.NAME, "--overwrite", f"{names.ANNOTATION_SIMULATED_GPUS}={devices()}"
     )
-    for one in make_images():
+    for one in images:
         new = node.load(one)
         node.say(f"{one.name} {one.size / 1e6:.0f} MB{'' if new else ' (was there)'}")
     tools.apply(*hub_objects())

@@ -128,6 +128,7 @@ def _controller_manager() -> tuple[str, ...]:
         "--kube-api-qps=300",  # else the first ServiceAccounts come after 10 s instead of 5
         "--kube-api-burst=500",
         "--pvclaimbinder-sync-period=1s",
+        "--node-monitor-grace-period=25s",  # a silent kubelet is waited for by tests; by default 50 s
     )
 
 
@@ -173,6 +174,7 @@ def kubelet_config() -> dict[str, Any]:
         "podPidsLimit": 2000,
         "registerNode": True,
         "nodeStatusUpdateFrequency": "5s",
+        "nodeLeaseDurationSeconds": 20,  # renewed every 5 s: four are missed before the node is Unknown
         "logging": {"verbosity": 1},
     }
 

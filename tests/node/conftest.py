@@ -10,13 +10,14 @@ import fcntl
 import json
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llmos_operator.api import names
-from scripts.realnode.cluster import equip
+from scripts.realnode.cluster import bring_up
 from scripts.realnode.host import CannotHere
 from scripts.realnode.layout import NodePaths, default_state
 from scripts.realnode.node import Node
@@ -31,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "llmos-operator"
 NAMESPACE = names.SYSTEM_NAMESPACE
 _SECONDS = 900  # for one test, with what has to be made for it
+# Files that come last, in this order: README's lines begin where nothing is installed, and rights are judged by all tests.
+_LAST = ("test_uninstall.py", "test_readme.py", "test_rights.py")
 POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
 
@@ -143,11 +146,12 @@ class Installed:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what judges all tests of this folder come last, and give each time for a node and a release to be made."""
+    """Let the files of `_LAST` come last, and give each test time for a node and a release to be made."""
     here = {item for item in items if item.path.parent == Path(__file__).parent}
     for item in here:
         item.add_marker(pytest.mark.timeout(_SECONDS))
-    items.sort(key=lambda item: item in here and item.path.name == "test_rights.py")
+    last = {name: place for place, name in enumerate(_LAST, 1)}
+    items.sort(key=lambda item: last.get(item.path.name, 0) if item in here else 0)
 
 
 @pytest.fixture(scope="session")
@@ -166,17 +170,15 @@ def alone() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def node(alone: None) -> Iterator[Node]:  # noqa: ARG001 - held until the node's end
     found = Node(NodePaths(default_state()), print)
-    ran = found.record() is not None
-    try:
-        found.up()
-    except CannotHere as error:
-        pytest.skip(str(error))
-    try:
-        equip(found)
+    with ExitStack() as ends:
+        if found.record() is None:
+            ends.callback(found.down)
+        try:
+            bring_up(found)
+        except CannotHere as error:
+            ends.pop_all()  # nothing was started
+            pytest.skip(str(error))
         yield found
-    finally:
-        if not ran:
-            found.down()
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ class Joined:
         """Show every unsteady test with its failure: it is to be mended, though this run does not fail for it."""
         reports = terminalreporter.stats.get(UNSTEADY, ())
         if reports:
-            terminalreporter.section("unsteady: failed beside other lanes, passed alone")
+            terminalreporter.section("unsteady: failed, and passed when tried again alone")
         for one in reports:
             terminalreporter.write_sep("_", one.nodeid)
             terminalreporter.write_line(one.longreprtext)

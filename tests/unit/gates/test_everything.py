@@ -28,7 +28,7 @@ FOLDERS = (
 
 
 def project(
-    folder: Path, failing_target: str = "", *, real_node: str = "1", **tests: str
+    folder: Path, failing_target: str = "", *, real_node: str | None = None, **tests: str
 ) -> tuple[int, list[str]]:
     """Run the script in a small project with one test in each folder; return status and the lines printed."""
     for name in ("scripts", "tests/support"):
@@ -45,16 +45,19 @@ def project(
         path = folder / "tests" / place / "test_it.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(tests.get(place.replace("/", "_"), PASSES))
+    environment = {
+        **os.environ,
+        "VENV": sys.prefix,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "",
+    }
+    environment.pop("REAL_NODE", None)  # of the run this test is part of
+    if real_node is not None:
+        environment["REAL_NODE"] = real_node
     done = subprocess.run(
         ["scripts/test.sh"],
         cwd=folder,
-        env={
-            **os.environ,
-            "VENV": sys.prefix,
-            "REAL_NODE": real_node,
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "PYTEST_ADDOPTS": "",
-        },
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -87,10 +90,32 @@ def test_without_artifacts_what_needs_none_is_run(tmp_path: Path) -> None:
     assert "3 passed" in lines[-1]
 
 
-def test_the_real_nodes_tests_are_run_only_where_they_are_asked_for(tmp_path: Path) -> None:
-    status, lines = project(tmp_path, "node-artifacts", real_node="")
+def test_the_real_nodes_tests_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    status, lines = project(tmp_path, "node-artifacts", real_node="0")
     assert status == 0, lines
     assert f"{len(FOLDERS) - 1} passed" in lines[-1]
+
+
+def test_another_word_for_leaving_them_out_is_refused(tmp_path: Path) -> None:
+    status, lines = project(tmp_path, real_node="no")
+    assert status == 2
+    assert lines == ['REAL_NODE is "no": set it to 0 to leave the tests on a real node out, or to 1']
+
+
+def test_a_test_on_the_node_that_passes_when_tried_again_is_unsteady(tmp_path: Path) -> None:
+    once = """
+from pathlib import Path
+
+def test_it():
+    seen = Path("build/seen")
+    first = not seen.exists()
+    seen.touch()
+    assert not first, "the first time"
+"""
+    status, lines = project(tmp_path, node=once)
+    assert status == 0, lines
+    assert "-- failed, now again and alone: tests/node/test_it.py::test_it" in lines
+    assert "1 unsteady" in lines[-1]
 
 
 def test_without_what_the_node_is_made_of_all_other_tests_are_run(tmp_path: Path) -> None:
