@@ -7,6 +7,7 @@ look compares what is wanted with what is there, so a lost event costs time and 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
@@ -15,7 +16,7 @@ from llmos_operator.control import gangs, jobs, lifetime, reconcile, rightsizing
 from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
-from llmos_operator.manifests.status import learned_text
+from llmos_operator.manifests.status import fewer_text, learned_text
 from llmos_operator.observability.logging import logger
 from llmos_operator.state.types import Hold, WorkloadKind
 
@@ -167,6 +168,12 @@ class Reviewer:
         wanted, idle, record.scaling = scaled
         self._store.set_replicas(record.key, wanted)
         self._store.set_idle(record.key, idle=idle)
+        held = self._store.workload(record.key) or workload
+        if held.wanted is not None:
+            record.scaling = replace(record.scaling, message=f"{record.scaling.message} {fewer_text(held)}")
+        elif held.ceiling is not None and held.ceiling.replicas is not None:
+            # Fewer are wanted by now: what it gave up is forgotten, and what it will want is wanted anew.
+            self._store.allow_replicas(record.key, record.uid, held.replicas, now)
         # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
         if wanted or self._store.pods_of(record.uid):
             self._look_again(record.key, self._clock.monotonic() + 1.0)
@@ -220,7 +227,7 @@ class Reviewer:
             record.preemption = None
         if ruling.recovered and (record.failure is not None or record.preemption is not None):
             record.failure = None
-            if not any(
+            if workload.wanted is None and not any(
                 pod.claim is not None and (pod.claim.lowered or pod.claim.sleeping is not None)
                 for pod in self._store.pods_of(record.uid)
             ):

@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 _LEAST_CONTEXT: Final = 512
 _SHOWN_VICTIMS: Final = 3
 _MILLISECONDS: Final = 1000
-_HARSHEST: Final = ("takes memory of", "puts to sleep", "displaces")  # by the depth of the harshest step
+_HARSHEST: Final = (
+    "takes memory of",
+    "takes a replica of",
+    "puts to sleep",
+    "displaces",
+)  # by the depth of the harshest step
 
 
 @dataclass(frozen=True, slots=True)

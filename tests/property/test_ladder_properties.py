@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from llmos_operator.scheduler.policy import Policy, PreemptionLimits
 from llmos_operator.scheduler.queueing import Pending
 from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.scheduler.victims import total_cost
-from llmos_operator.state.types import DisruptionStep, Model, Sharing
+from llmos_operator.state.types import Busy, DisruptionStep, Model, Sharing
 from tests.support.builders import GIB, LARGE_MODEL, NOW, ClusterBuilder, a_node, a_profile, a_workload, gpu
 from tests.support.plans import assert_rests
 from tests.support.strategies import PRIORITIES
@@ -74,12 +75,21 @@ def _run(draw: st.DrawFn, cluster: ClusterBuilder, number: int) -> None:
     else:
         held = draw(st.integers(2, 12)) * GIB
         builder.with_(memory_bytes=held)
-    name = draw(st.sampled_from(sorted(cluster.store.snapshot().nodes)))
-    state = cluster.store.snapshot().nodes[name]
-    index = draw(st.integers(0, len(state.devices) - 1))
-    if state.devices[index].device.memory_bytes - state.devices[index].reserved_bytes >= held:
-        pod = cluster.running(builder, name, (index,), memory=str(held), **claim)
-        cluster.store.apply_pod(replace(pod, ready=draw(st.integers(0, 7)) > 0))
+    replicas = draw(st.sampled_from([1, 1, 2, 3]))
+    if replicas > 1:
+        builder.with_(elastic=draw(st.booleans()), min_replicas=draw(st.integers(0, replicas)))
+    ordinal = 0
+    for _ in range(replicas):
+        name = draw(st.sampled_from(sorted(cluster.store.snapshot().nodes)))
+        state = cluster.store.snapshot().nodes[name]
+        index = draw(st.integers(0, len(state.devices) - 1))
+        if state.devices[index].device.memory_bytes - state.devices[index].reserved_bytes >= held:
+            builder.replicas(ordinal + 1)
+            pod = cluster.running(builder, name, (index,), ordinal, memory=str(held), **claim)
+            cluster.store.apply_pod(replace(pod, ready=draw(st.integers(0, 7)) > 0))
+            busy = Busy(draw(st.integers(0, 20)), draw(st.integers(0, 2)) * GIB)
+            cluster.store.set_busy(pod.key, busy)
+            ordinal += 1
 
 
 @st.composite
@@ -122,6 +132,12 @@ def works(attempts: Attempts, pending: Pending, chosen: list[Victim]) -> bool:
     return result
 
 
+def within_spare(victims: list[Victim]) -> bool:
+    """Return whether no workload gives up more replicas than it can do without."""
+    given = Counter(victim.claim.workload_uid for victim in victims if victim.fewer)
+    return all(given[v.claim.workload_uid] <= v.spare for v in victims if v.fewer)
+
+
 def oracle(attempts: Attempts, pending: Pending) -> tuple[int, int] | None:
     """Return (rank, cost) of the best set of steps by trying every one; each pod takes one step at most."""
     preemption = attempts.preemption
@@ -132,7 +148,7 @@ def oracle(attempts: Attempts, pending: Pending) -> tuple[int, int] | None:
         for count in range(1, len(pool) + 1):
             for chosen in combinations(pool, count):
                 victims = [victim for _, victim in chosen]
-                if len({victim.pod.key for victim in victims}) < count:
+                if len({victim.pod.key for victim in victims}) < count or not within_spare(victims):
                     continue
                 outage = LIMITS.outage_seconds
                 key = (max(int(ranks[i]) for i, _ in chosen), total_cost(victims, outage))
@@ -155,6 +171,7 @@ def test_the_mildest_and_then_cheapest_set_of_steps_is_found(
     if found is None:
         return
     assert len({victim.pod.key for victim in found.victims}) == len(found.victims)
+    assert within_spare(list(found.victims))
     assert works(attempts, pending, list(found.victims))
     for spared in found.victims:
         rest = [v for v in found.victims if v is not spared]
