@@ -7,16 +7,15 @@ look compares what is wanted with what is there, so a lost event costs time and 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import gangs, jobs, lifetime, reconcile, rightsizing
+from llmos_operator.control import ceilings, gangs, jobs, lifetime, reconcile, rightsizing
 from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
-from llmos_operator.manifests.status import fewer_text, learned_text
+from llmos_operator.manifests.status import learned_text
 from llmos_operator.observability.logging import logger
 from llmos_operator.state.types import Hold, WorkloadKind
 
@@ -164,16 +163,13 @@ class Reviewer:
             self._store.set_replicas(record.key, None)
             self._store.set_idle(record.key, idle=False)
             record.scaling = Scaling()
+            ceilings.release(self._store, record.key, now)
             return
         wanted, idle, record.scaling = scaled
         self._store.set_replicas(record.key, wanted)
         self._store.set_idle(record.key, idle=idle)
-        held = self._store.workload(record.key) or workload
-        if held.wanted is not None:
-            record.scaling = replace(record.scaling, message=f"{record.scaling.message} {fewer_text(held)}")
-        elif held.ceiling is not None and held.ceiling.replicas is not None:
-            # Fewer are wanted by now: what it gave up is forgotten, and what it will want is wanted anew.
-            self._store.allow_replicas(record.key, record.uid, held.replicas, now)
+        record.scaling = ceilings.told(record.scaling, self._store.workload(record.key) or workload)
+        ceilings.release(self._store, record.key, now)
         # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
         if wanted or self._store.pods_of(record.uid):
             self._look_again(record.key, self._clock.monotonic() + 1.0)

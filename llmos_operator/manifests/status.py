@@ -371,12 +371,6 @@ def _ceiling(workload: Workload) -> CeilingStatus | None:
     return CeilingStatus(replicas=ceiling.replicas or 0, by=ceiling.beneficiary, time=rfc3339(ceiling.at))
 
 
-def fewer_text(workload: Workload) -> str:
-    """Return that a workload does with fewer replicas than it wants, and for whom."""
-    by = workload.ceiling.beneficiary if workload.ceiling is not None else ""
-    return f"{workload.replicas} run until there is room again: {by or 'another workload'} took the place of others."
-
-
 def _preemption(seen: Observed) -> PreemptionStatus | None:
     event = seen.preemption
     if event is None:

@@ -63,7 +63,7 @@ async def test_a_replica_is_given_up_stays_given_up_across_leaders_and_comes_bac
 
     await bench.until(held, "the status says that it does with one, and for whom")
     active = await bench.until_condition("web", "ScalingActive", "True")
-    assert "team/urgent took the place" in active["message"]
+    assert "team/urgent took a place" in active["message"]
     reasons = {event["reason"] for event in await bench.events("web")}
     assert "FewerReplicas" in reasons
     assert "Evicted" not in reasons
