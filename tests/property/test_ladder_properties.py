@@ -45,7 +45,7 @@ ORDERS = [
 
 @st.composite
 def shared_clusters(draw: st.DrawFn) -> ClusterBuilder:
-    """Two nodes with one or two devices each, shared by replicas of which some can come down."""
+    """Two nodes with one or two devices each, shared by replicas of which some can come down; some have a device alone."""
     cluster = ClusterBuilder().with_priorities(**PRIORITIES)
     cluster.add(a_profile(MODEL, LARGE_MODEL))
     for number in range(draw(st.integers(1, 2))):
@@ -59,10 +59,12 @@ def shared_clusters(draw: st.DrawFn) -> ClusterBuilder:
 
 def _run(draw: st.DrawFn, cluster: ClusterBuilder, number: int) -> None:
     """Let a replica run on a device that has room for it; skip it where there is none."""
-    builder = a_workload(f"r{number}").shared().priority(draw(st.sampled_from(sorted(PRIORITIES))))
+    builder = a_workload(f"r{number}").priority(draw(st.sampled_from(sorted(PRIORITIES))))
+    whole = draw(st.integers(0, 5)) == 0
+    builder.with_(sharing=Sharing.EXCLUSIVE if whole else Sharing.SHARED)
     builder.with_(disruption_order=draw(st.sampled_from(ORDERS)))
     claim: dict[str, object] = {}
-    if draw(st.integers(0, 3)):
+    if not whole and draw(st.integers(0, 3)):
         builder.with_(
             memory_bytes=None,
             model=Model(MODEL),
@@ -83,7 +85,9 @@ def _run(draw: st.DrawFn, cluster: ClusterBuilder, number: int) -> None:
         name = draw(st.sampled_from(sorted(cluster.store.snapshot().nodes)))
         state = cluster.store.snapshot().nodes[name]
         index = draw(st.integers(0, len(state.devices) - 1))
-        if state.devices[index].device.memory_bytes - state.devices[index].reserved_bytes >= held:
+        device = state.devices[index]
+        free = device.device.memory_bytes - device.reserved_bytes if not device.exclusive else 0
+        if device.idle if whole else free >= held:
             builder.replicas(ordinal + 1)
             pod = cluster.running(builder, name, (index,), ordinal, memory=str(held), **claim)
             cluster.store.apply_pod(replace(pod, ready=draw(st.integers(0, 7)) > 0))
@@ -100,7 +104,7 @@ def pressed(draw: st.DrawFn) -> tuple[ClusterBuilder, Workload]:
     devices = [d for state in cluster.snapshot().nodes.values() for d in state.devices]
     free = max(d.headroom_bytes() for d in devices)
     more = draw(st.integers(1, 40)) * GIB // 4
-    whole = draw(st.integers(0, 9)) == 0
+    whole = draw(st.integers(0, 9)) < 3
     builder.with_(
         memory_bytes=min(free + more, 46 * GIB), sharing=Sharing.EXCLUSIVE if whole else Sharing.SHARED
     )
