@@ -25,7 +25,7 @@ from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import PODS
 from llmos_operator.errors import Conflict, LlmosError, Permanent, Retryable
 from llmos_operator.observability.logging import logger
-from llmos_operator.scheduler.plan import Bind, Cut, Evict, Move
+from llmos_operator.scheduler.plan import Bind, Cut, Evict, Grow, Move
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,9 +108,20 @@ class Executor:
             return int(self._removals.evict(action))
         if isinstance(action, Move):
             return int(self._removals.move(action))
+        if isinstance(action, Grow):
+            return int(self._grow(action))
         if isinstance(action, Cut):
             return int(self._cutting is not None and self._cutting.carry_out(action))
         return int(self.lowering.carry_out(action))
+
+    def _grow(self, grow: Grow) -> bool:
+        """Let a workload have replicas again. Returns False if it is gone."""
+        allowed = self._store.allow_replicas(
+            grow.workload, grow.workload_uid, grow.replicas, self._clock.now()
+        )
+        if allowed:
+            self._outcomes.grown(grow)
+        return allowed
 
     # -- binding --------------------------------------------------------------------------------------------
 

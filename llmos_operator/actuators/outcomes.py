@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink, Sleep, Wake
+    from llmos_operator.scheduler.plan import Bind, Evict, Grow, Move, Restore, Shrink, Sleep, Wake
     from llmos_operator.state.types import Pod
 
 
@@ -69,6 +69,10 @@ class Outcomes(Protocol):
 
     def restored(self, restore: Restore) -> None:
         """Say that a replica gets back what it gave up."""
+        ...
+
+    def grown(self, grow: Grow) -> None:
+        """Say that a workload may have replicas again that it gave up."""
         ...
 
     def put_to_sleep(self, sleep: Sleep) -> None:

@@ -79,14 +79,22 @@ class Removals:
         freed_at = now + (0 if evict.force else pod.grace_seconds)
         if not self._store.assume_evicted(evict.pod, now + _UNSEEN_GRACE, evict.preemptor, freed_at):
             return False
+        if evict.fewer:
+            self._store.give_up_replica(evict.victim, evict.victim_uid, evict.preemptor, now)
         self._submit(
             Rank.EVICT,
             f"evict {evict.pod}",
             evict.victim,
             lambda: self._evict(evict),
-            lambda: self._store.forget_eviction(evict.pod),
+            lambda: self._forget(evict),
         )
         return True
+
+    def _forget(self, evict: Evict) -> None:
+        """An eviction was not, or not by us: the pod counts as before, and its workload wants as many as before."""
+        self._store.forget_eviction(evict.pod)
+        if evict.fewer:
+            self._store.keep_replica(evict.victim, evict.victim_uid, self._clock.now())
 
     async def _evict(self, evict: Evict) -> None:
         namespace, _, name = evict.pod.partition("/")
@@ -98,7 +106,7 @@ class Removals:
             else:
                 await self._port.evict(name, namespace=namespace, uid=evict.pod_uid)
         except (NotFound, Conflict):
-            self._store.forget_eviction(evict.pod)  # gone, or another pod by now: the watch tells
+            self._forget(evict)  # gone, or another pod by now: the watch tells
             return
         except Disrupted as error:
             self._refuse_eviction(evict, error)
@@ -113,7 +121,7 @@ class Removals:
     def _refuse_eviction(self, evict: Evict, error: LlmosError) -> None:
         after = error.after if isinstance(error, Retryable) else 0.0
         retry_at = self._evictions.fail(evict.pod_uid, self._clock.monotonic(), after=after)
-        self._store.forget_eviction(evict.pod)
+        self._forget(evict)
         self._outcomes.eviction_refused(evict, error, retry_at)
 
     def move(self, move: Move) -> bool:

@@ -124,6 +124,7 @@ class Reason(StrEnum):
     MOVED = "Moved"  # it starts again elsewhere, so that another workload can start
     SHRUNK = "Shrunk"  # it does with a smaller KV cache, to make room
     RESTORED = "Restored"  # it has got back what it gave up
+    FEWER_REPLICAS = "FewerReplicas"  # it does with one replica less, to make room
     NOT_SHRUNK = "NotShrunk"  # it was asked to come down and did not
     NOT_SLEPT = "NotSlept"  # it was asked to sleep and did not
     IDLE = "Idle"  # it sleeps because nobody has asked anything of it for a while

@@ -345,7 +345,13 @@ class Assembly:
             failures=self.failures,
             sources=self.settings.sources,
             gangs=gangs_of(self.settings),
-            expiry=Expiry(self.port, self.queue, self.clock, KeyedBackoff(_OBJECT, self.rng)),
+            expiry=Expiry(
+                self.port,
+                self.queue,
+                self.clock,
+                KeyedBackoff(_OBJECT, self.rng),
+                failed=self.review,
+            ),
             clock=self.clock,
             working=self.activities.working,
         )

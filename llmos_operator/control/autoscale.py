@@ -100,7 +100,8 @@ class Scalers:
         known.looked_at = now
         demand = self._look(record, pods, now)
         promise = self._promise(known, workload, demand, sum(pod.ready for pod in pods), now)
-        known.memory, verdict = scaling.decide(spec, demand, known.memory, now, promise)
+        allowed = workload.replicas if workload.wanted is not None else None
+        known.memory, verdict = scaling.decide(spec, demand, known.memory, now, promise, allowed)
         if known.memory.wanted == 0 and known.autoscaler is not None:
             known.autoscaler.rest()
         dozes = bool(pods) and all(_dozes(pod) for pod in pods)
@@ -163,7 +164,7 @@ class Scalers:
             requests = float(max(0, demand.arrived - known.arrived))
             known.autoscaler.learn(Arrivals(now, requests, now - known.learned_at), capacity)
             known.learned_at, known.arrived = now, demand.arrived
-        have = known.memory.wanted
+        have = known.memory.wanted if workload.wanted is None else workload.replicas
         if capacity is None or known.autoscaler.seconds < _FIRST_SECONDS:
             busy = math.ceil(
                 (demand.waiting + demand.running) / known.speed.slots(workload.max_num_seqs, None)

@@ -13,6 +13,8 @@ from llmos_operator.errors import Conflict, LlmosError
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmos_operator.actuators.writequeue import WriteQueue
     from llmos_operator.clock import Clock
     from llmos_operator.cluster.backoff import KeyedBackoff
@@ -39,12 +41,20 @@ class Expiry:
     """Looks at workloads that have finished. What fails is tried again, later each time."""
 
     def __init__(
-        self, port: ClusterPort, queue: WriteQueue, clock: Clock, failures: KeyedBackoff[str]
+        self,
+        port: ClusterPort,
+        queue: WriteQueue,
+        clock: Clock,
+        failures: KeyedBackoff[str],
+        *,
+        failed: Callable[[str], None],
     ) -> None:
+        """`failed` is given the key of a workload that could not be deleted: :meth:`look` then says when to try again."""
         self._port = port
         self._queue = queue
         self._clock = clock
         self._failures = failures
+        self._failed = failed
 
     def look(self, workload: Workload, status: Json) -> float | None:
         """Delete the workload if its time has come; return when to look again (monotonic seconds), None for never."""
@@ -71,6 +81,7 @@ class Expiry:
         except LlmosError as error:
             self._failures.fail(key, self._clock.monotonic())
             log.warning("finished workload not deleted", workload=workload.key, error=error)
+            self._failed(workload.key)
             return
         self._failures.succeed(key)
         log.info("finished workload deleted, its time was over", workload=workload.key)

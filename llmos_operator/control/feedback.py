@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.placement_spans import PlacementSpans
     from llmos_operator.control.records import Record, Records
-    from llmos_operator.scheduler.plan import Bind, Decision, Evict, Move, Restore, Shrink, Sleep, Wake
+    from llmos_operator.scheduler.plan import (
+        Bind,
+        Decision,
+        Evict,
+        Grow,
+        Move,
+        Restore,
+        Shrink,
+        Sleep,
+        Wake,
+    )
     from llmos_operator.state.types import Pod, PodKey
 
 # Reasons a person has to act on: told as a Warning Event, not only in the status.
@@ -130,13 +140,21 @@ class Feedback:
         record = self._current(evict.victim, evict.victim_uid)
         if record is None:
             return
-        self._disrupted(record, "Evict", evict.preemptor, evict)
-        self.tell(record, "Warning", Reason.EVICTED, evict.explanation, key=evict.pod_uid)
+        if evict.fewer:
+            self._metrics.replicas_given_up.labels("given").inc()
+            self._disrupted(record, "Shrink", evict.preemptor, evict)
+            note = f"{evict.pod}: {evict.explanation}"
+            self.tell(record, "Normal", Reason.FEWER_REPLICAS, note, key=evict.pod_uid)
+        else:
+            self._disrupted(record, "Evict", evict.preemptor, evict)
+            self.tell(record, "Warning", Reason.EVICTED, evict.explanation, key=evict.pod_uid)
         self._review(record.key)
 
     def eviction_refused(self, evict: Evict, error: Exception, retry_at: float) -> None:
         """Say that a disruption budget refused an eviction for now: to who needs the room, or to who should leave."""
         self._metrics.evictions.labels(evict.reason.value, "refused").inc()
+        if evict.fewer:
+            self._metrics.replicas_given_up.labels("refused").inc()
         if evict.preemptor:
             self._refused(evict.preemptor, evict.pod, "evicted", error, retry_at)
         else:
@@ -189,6 +207,14 @@ class Feedback:
         if record is not None:
             note = f"{restore.pod}: {restore.explanation}"
             self.tell(record, "Normal", Reason.RESTORED, note, key=restore.pod_uid)
+            self._review(record.key)
+
+    def grown(self, grow: Grow) -> None:
+        """Say that a workload may have replicas again that it gave up."""
+        self._metrics.replicas_given_up.labels("restored").inc()
+        record = self._current(grow.workload, grow.workload_uid)
+        if record is not None:
+            self.tell(record, "Normal", Reason.RESTORED, grow.explanation, key=f"replicas {grow.replicas}")
             self._review(record.key)
 
     def put_to_sleep(self, sleep: Sleep) -> None:

@@ -12,7 +12,7 @@ from llmos_operator.api.v1alpha1.modelprofile import LoadPath, LoadTime
 from llmos_operator.api.v1alpha1.workload_model import WeightFormat
 from llmos_operator.control import reconcile, rightsizing
 from llmos_operator.control.rightsizing import PROVEN_REQUESTS
-from llmos_operator.state.types import WorkloadKind
+from llmos_operator.state.types import FULL_MILLI, Busy, WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
@@ -28,6 +28,13 @@ def _below(report: RuntimeStatus, claim: Claim) -> bool:
     """Return whether a runtime does with less than its claim: it was told so by a leader that is gone, or told no more."""
     limit = report.memory.limit_bytes
     return report.state is RuntimeState.READY and not claim.lowered and 0 < limit < claim.bytes_per_device
+
+
+def _busy(report: RuntimeStatus) -> Busy | None:
+    """Return what a replica would lose if it ended now, None where that is nothing."""
+    streams = report.requests.running + report.requests.waiting
+    warm = report.memory.kv_bytes * report.requests.kv_usage_milli // FULL_MILLI
+    return Busy(streams, warm) if streams or warm else None
 
 
 class Hearing:
@@ -83,6 +90,7 @@ class Hearing:
         loaded_before = before is not None and before.state is RuntimeState.READY
         workload = parts.store.workload(record.key)
         pod = parts.store.pod(replica.pod)
+        parts.store.set_busy(replica.pod, _busy(report) if pod is not None else None)
         if pod is not None and pod.claim is not None and before is None:
             parts.spans.started(pod.key, pod.claim)
         if pod is not None and pod.claim is not None and _below(report, pod.claim):

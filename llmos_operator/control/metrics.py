@@ -112,30 +112,7 @@ class OperatorMetrics:
         self.bind_failures = Counter(
             "llmos_operator_bind_failures_total", "Pods the API server refused.", registry=registry
         )
-        self.evictions = Counter(
-            "llmos_operator_evictions_total",
-            "Evictions by reason and result (accepted, refused).",
-            ["reason", "result"],
-            registry=registry,
-        )
-        self.shrinks = Counter(
-            "llmos_operator_shrinks_total",
-            "Replicas asked to give up KV cache, by what became of it (asked, yielded, refused, restored).",
-            ["result"],
-            registry=registry,
-        )
-        self.sleeps = Counter(
-            "llmos_operator_sleeps_total",
-            "Replicas asked to sleep, by what became of it (asked, asleep, refused, woken).",
-            ["result"],
-            registry=registry,
-        )
-        self.moves = Counter(
-            "llmos_operator_moves_total",
-            "Replicas started again elsewhere so that others could start, by result of the eviction (accepted, refused).",
-            ["result"],
-            registry=registry,
-        )
+        self._add_disruptions(registry)
         self.holders = Gauge(
             "llmos_operator_holders",
             "Holder pods by state: used (shared work is on their device), idle, coming (nobody told their device yet), leaving; missing: devices with shared work and without one.",
@@ -222,23 +199,59 @@ class OperatorMetrics:
         self._add_devices(registry)
         self._add_activity(registry)
         # A label value that first shows with a count of its own has no increase Prometheus could see.
-        for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
-            for result in ("accepted", "refused"):
-                self.evictions.labels(reason.value, result)
         for start in ("expected", "unknown"):
             self.reservations.labels(start)
-        for result in ("asked", "yielded", "refused", "restored"):
-            self.shrinks.labels(result)
-        for result in ("asked", "asleep", "refused", "woken"):
-            self.sleeps.labels(result)
-        for result in ("accepted", "refused"):
-            self.moves.labels(result)
         for result in ("made", "removed", "refused"):
             self.holder_pods.labels(result)
         for company in ("alone", "together", "unclear"):
             self.interference_samples.labels(company)
         for result in ("accepted", "late"):
             self.telemetry.labels(result)
+
+    def _add_disruptions(self, registry: CollectorRegistry) -> None:
+        """What is done to some so that others can start."""
+        self.evictions = Counter(
+            "llmos_operator_evictions_total",
+            "Evictions by reason and result (accepted, refused).",
+            ["reason", "result"],
+            registry=registry,
+        )
+        self.shrinks = Counter(
+            "llmos_operator_shrinks_total",
+            "Replicas asked to give up KV cache, by what became of it (asked, yielded, refused, restored).",
+            ["result"],
+            registry=registry,
+        )
+        self.replicas_given_up = Counter(
+            "llmos_operator_replicas_given_up_total",
+            "Replicas that elastic workloads did without so that others could start, by what became of it (given, refused), and how "
+            "often some were wanted again (restored).",
+            ["result"],
+            registry=registry,
+        )
+        self.sleeps = Counter(
+            "llmos_operator_sleeps_total",
+            "Replicas asked to sleep, by what became of it (asked, asleep, refused, woken).",
+            ["result"],
+            registry=registry,
+        )
+        self.moves = Counter(
+            "llmos_operator_moves_total",
+            "Replicas started again elsewhere so that others could start, by result of the eviction (accepted, refused).",
+            ["result"],
+            registry=registry,
+        )
+        for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
+            for result in ("accepted", "refused"):
+                self.evictions.labels(reason.value, result)
+        for result in ("asked", "yielded", "refused", "restored"):
+            self.shrinks.labels(result)
+        for result in ("given", "refused", "restored"):
+            self.replicas_given_up.labels(result)
+        for result in ("asked", "asleep", "refused", "woken"):
+            self.sleeps.labels(result)
+        for result in ("accepted", "refused"):
+            self.moves.labels(result)
 
     def _add_standing(self, registry: CollectorRegistry) -> None:
         self.workloads = Gauge(

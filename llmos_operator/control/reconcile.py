@@ -20,6 +20,7 @@ from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.control import engines, gangs, jobs
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
 from llmos_operator.state.handouts import refuses_devices
+from llmos_operator.state.snapshot import wanted_ordinals
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
@@ -284,7 +285,8 @@ def _unwanted(seen: Situation, pods: list[Pod]) -> list[Retire]:
         return [_retire(workload, pod, Reason.COMPLETE, "The workload has finished.") for pod in pods]
     if workload.suspended:
         return [_retire(workload, pod, Reason.SUSPENDED, "spec.suspend is true.") for pod in pods]
-    surplus = [pod for pod in pods if pod.claim and pod.claim.ordinal >= workload.replicas]
+    wanted = wanted_ordinals(workload, seen.pods)
+    surplus = [pod for pod in pods if pod.claim and pod.claim.ordinal not in wanted]
     text = f"{workload.replicas} replicas are wanted."
     return [_retire(workload, pod, Reason.SCALING, text) for pod in surplus]
 

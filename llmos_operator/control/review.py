@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
-from llmos_operator.control import gangs, jobs, lifetime, reconcile, rightsizing
+from llmos_operator.control import ceilings, gangs, jobs, lifetime, reconcile, rightsizing
 from llmos_operator.control.autoscale import Scalers
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
@@ -163,10 +163,13 @@ class Reviewer:
             self._store.set_replicas(record.key, None)
             self._store.set_idle(record.key, idle=False)
             record.scaling = Scaling()
+            ceilings.release(self._store, record.key, now)
             return
         wanted, idle, record.scaling = scaled
         self._store.set_replicas(record.key, wanted)
         self._store.set_idle(record.key, idle=idle)
+        record.scaling = ceilings.told(record.scaling, self._store.workload(record.key) or workload)
+        ceilings.release(self._store, record.key, now)
         # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
         if wanted or self._store.pods_of(record.uid):
             self._look_again(record.key, self._clock.monotonic() + 1.0)
@@ -220,7 +223,7 @@ class Reviewer:
             record.preemption = None
         if ruling.recovered and (record.failure is not None or record.preemption is not None):
             record.failure = None
-            if not any(
+            if workload.wanted is None and not any(
                 pod.claim is not None and (pod.claim.lowered or pod.claim.sleeping is not None)
                 for pod in self._store.pods_of(record.uid)
             ):

@@ -73,9 +73,17 @@ def decide(
     memory: Memory,
     now: float,
     promise: Promise | None = None,
+    held: int | None = None,
 ) -> tuple[Memory, Scaling]:
-    """Return the new memory, whose `wanted` is the number of replicas, and how to explain it."""
+    """Return the new memory, whose `wanted` is the number of replicas, and how to explain it.
+
+    `held` is the number of replicas it may have until others give back the room they took (None: as many as it wants).
+    Until then the queue that grows asks for one more than that at most, or for as many as before: what cannot be had is
+    no reason to want more.
+    """
     least, most = bounds(scaling)
+    if held is not None:
+        most = max(least, min(most, max(memory.wanted, held + 1)))
     busy = demand.waiting + demand.running > 0 or bool(demand.working)
     idle_since = now if busy else max(memory.idle_since, demand.last_request)
     may_sleep = _may_sleep(scaling, least, busy=busy, idle_for=now - idle_since) and not demand.lost

@@ -15,6 +15,7 @@ from llmos_operator.api.quantity import format_bytes, format_seconds, human_byte
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.api.v1alpha1.workload_status import (
     ActivityStatus,
+    CeilingStatus,
     DecisionStatus,
     FailureStatus,
     LoadStatus,
@@ -83,6 +84,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         usage=previous.usage,
         activity=_activity(seen, previous.activity),
         sizing=_sizing(seen),
+        ceiling=_ceiling(seen.workload),
         run=run if run != RunStatus() else None,
         failure=_failure(seen),
         conditions=merge_conditions(
@@ -167,6 +169,7 @@ def _core(status: ModelWorkloadStatus) -> object:
     return (
         (status.observed_generation, status.phase, status.replicas, status.ready_replicas, status.url),
         (status.placements, status.failure, status.last_preemption, quantization, decision, status.sizing),
+        status.ceiling,
         conditions,
         status.run and (status.run.failures, status.run.completion_time, status.run.total),
     )
@@ -358,6 +361,14 @@ def learned_text(workload: Workload, learned: Learned) -> str:
     if learned.out_of_memory:
         return f"{asked}with {human_bytes(learned.out_of_memory)} it ran out of memory, so the next start reserves more."
     return f"{asked}it was seen to need {human_bytes(learned.needed)}, so the next start reserves an eighth more than that."
+
+
+def _ceiling(workload: Workload) -> CeilingStatus | None:
+    """Return the newest word on how many replicas there may be; once there was one it stays, because the newer word counts."""
+    ceiling = workload.ceiling
+    if ceiling is None:
+        return None
+    return CeilingStatus(replicas=ceiling.replicas or 0, by=ceiling.beneficiary, time=rfc3339(ceiling.at))
 
 
 def _preemption(seen: Observed) -> PreemptionStatus | None:

@@ -45,9 +45,9 @@ def lower_bounds(
     kind, fits, host = usable
     if not request.devices:
         return _host_bounds(len(table), index, rights, ranks, host)
-    ending = index.ends[index.device_victims]
+    ending, first = index.ends[index.device_victims], index.first_ends[index.device_victims]
     may = rights[index.device_victims]
-    chosen = may & ending
+    chosen = may & first
     at = (index.device_rows[chosen], index.device_columns[chosen])
     who = index.device_victims[chosen]
     count = np.zeros(kind.shape, np.int64)
@@ -153,7 +153,12 @@ def _bound(
     roomy = device_fits(device, roomless(request, compute=sleepers), overuse)
     if given and roomy and device.headroom_bytes() + given >= request.bytes_per_device:
         return min(r for r, _ in lower), min(v.cost // len(v.claim.devices) for _, v in lower)
-    on = [(rank, v) for rank, v in victims if v.ends]
+    mildest: dict[str, tuple[int, Victim]] = {}
+    for rank, victim in victims:
+        known = mildest.get(victim.pod.key)
+        if victim.ends and (known is None or rank < known[0]):
+            mildest[victim.pod.key] = (rank, victim)
+    on = list(mildest.values())
     if not on or (request.whole and len(on) < device.claims):
         return None
     ranks = [rank for rank, _ in on]

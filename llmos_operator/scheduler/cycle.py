@@ -3,7 +3,7 @@
 Everybody who waits is asked in queue order. For each replica, sizes best first: the first that fits now is bound;
 else, if room is already being made, it waits for that; else others may come down, move or be displaced for it; else it
 waits and the filters say why. Replicas that are being moved have their places held before anybody is asked. What has been tried in vain once is not tried again for identical work. Who sleeps wakes before anybody of its
-priority is placed, if its room is there. At the end those who came down get back what nobody waits for, and those sleep of
+priority is placed, if its room is there. At the end those who came down, or gave up replicas, get back what nobody waits for, and those sleep of
 whom nobody asks anything, and GPUs that nobody uses may be cut into the instances that are waited for.
 """
 
@@ -15,6 +15,7 @@ from llmos_operator.errors import NotSynced
 from llmos_operator.scheduler.attempt import Attempts
 from llmos_operator.scheduler.budget import UNLIMITED, Budget
 from llmos_operator.scheduler.feasibility import Feasibility
+from llmos_operator.scheduler.growing import growing
 from llmos_operator.scheduler.interference import Harm
 from llmos_operator.scheduler.outcome import Outcome
 from llmos_operator.scheduler.placement import Placer
@@ -76,6 +77,7 @@ def plan(
         outcome.wake(waking.rest())
         outcome.give_up(waking.given_up())
         outcome.restore(restores(attempts))
+        outcome.grow(growing(attempts))
         outcome.rest(waking.idle())
         outcome.cut(recutting.decide())
     if budget.search_exhausted():

@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 _LEAST_CONTEXT: Final = 512
 _SHOWN_VICTIMS: Final = 3
 _MILLISECONDS: Final = 1000
-_HARSHEST: Final = ("takes memory of", "puts to sleep", "displaces")  # by the depth of the harshest step
+_HARSHEST: Final = (
+    "takes memory of",
+    "takes a replica of",
+    "puts to sleep",
+    "displaces",
+)  # by the depth of the harshest step
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,19 @@ def _place(snapshot: Snapshot, workload: Workload) -> str:
         parts.append(
             f"to make room for others goes on {', '.join(lowered)}, until its devices have room again and nobody waits for it"
         )
-    return "; ".join((*parts, *asleep))
+    return "; ".join((*parts, *_held(workload), *asleep))
+
+
+def _held(workload: Workload) -> list[str]:
+    """Return what is to be said of replicas that were given up."""
+    ceiling = workload.ceiling
+    if ceiling is None or ceiling.replicas is None:
+        return []
+    word = "replica" if ceiling.replicas == 1 else "replicas"
+    by = ceiling.beneficiary or "others"
+    return [
+        f"it does with {ceiling.replicas} {word} to make room for {by}, until there is room that nobody waits for"
+    ]
 
 
 def _claims(pods: Iterable[Pod], workload: Workload) -> list[Claim]:

@@ -89,12 +89,17 @@ def loading(awaited: Awaited, seconds: float, size: Size) -> Failure:
 
 def displacing(proposal: Proposal) -> Failure:
     """Return the wait for pods that are displaced by this plan."""
-    ends = [v.pod.key for v in proposal.victims if v.ends]
+    ends = [v.pod.key for v in proposal.victims if v.ends and not v.fewer]
+    fewer = [v.pod.key for v in proposal.victims if v.fewer]
     asleep = [v.pod.key for v in proposal.victims if v.sleeping is not None]
     lower = [v.pod.key for v in proposal.victims if v.asked_bytes]
     parts = []
     if ends:
         parts.append(f"displaces {len(ends)} of lower standing ({', '.join(ends[:_SHOWN_PODS])})")
+    if fewer:
+        parts.append(
+            f"takes {len(fewer)} of the replicas others can do without ({', '.join(fewer[:_SHOWN_PODS])})"
+        )
     if lower:
         parts.append(f"takes memory of {len(lower)} of lower standing ({', '.join(lower[:_SHOWN_PODS])})")
     if asleep:

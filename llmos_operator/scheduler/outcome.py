@@ -10,11 +10,14 @@ from llmos_operator.scheduler.plan import Decision, Plan, Wait
 from llmos_operator.scheduler.securing import Securing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from llmos_operator.scheduler.attempt import Result
     from llmos_operator.scheduler.plan import (
         Bind,
         Cut,
         Evict,
+        Grow,
         Move,
         Reservation,
         Restore,
@@ -44,6 +47,7 @@ class Outcome:
         self._moves: list[Move] = []
         self._binds: list[Bind] = []
         self._restores: list[Restore] = []
+        self._grows: list[Grow] = []
         self._cuts: list[Cut] = []
         self._waits: list[Wait] = []
         self._decisions: dict[WorkloadKey, Decision] = {}
@@ -117,6 +121,12 @@ class Outcome:
                 scored_by=last.scored_by,
             )
 
+    def grow(self, grows: Iterable[tuple[Pending, Result, Grow]]) -> None:
+        """Take who gets back replicas it gave up, with their places: they are placed in this plan, or not at all."""
+        for pending, result, grow in grows:
+            self.record(pending, result)
+            self._grows.append(grow)
+
     def restore(self, restores: list[Restore]) -> None:
         """Take what is given back to replicas that came down."""
         self._restores += restores
@@ -161,6 +171,7 @@ class Outcome:
                 *self._shrinks,
                 *self._sleeps,
                 *self._wakes,
+                *self._grows,
                 *self._binds,
                 *self._restores,
                 *self._cuts,

@@ -57,6 +57,9 @@ class Evict:
     explanation: str
     preemptor: WorkloadKey = ""
     force: bool = False
+    fewer: bool = (
+        False  # an elastic workload does with one replica less: nothing takes its place until a Grow
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,17 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True)
+class Grow:
+    """Let an elastic workload that gave up replicas have up to `replicas` again; binds of the same plan place the new ones."""
+
+    workload: WorkloadKey
+    workload_uid: str
+    replicas: int
+    reason: Reason
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """Restart a replica elsewhere so that `beneficiary` can start: evict `pod`; `target`, its place afterwards, is held until then."""
 
@@ -164,7 +178,7 @@ class Cut:
     abandoned: bool = False
 
 
-Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Wake | Move | Cut
+Action: TypeAlias = Bind | Evict | Shrink | Restore | Sleep | Wake | Move | Grow | Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +297,11 @@ class Plan:
     def cuts(self) -> tuple[Cut, ...]:
         """The Cut actions."""
         return tuple(a for a in self.actions if isinstance(a, Cut))
+
+    @property
+    def grows(self) -> tuple[Grow, ...]:
+        """The Grow actions."""
+        return tuple(a for a in self.actions if isinstance(a, Grow))
 
     @property
     def restores(self) -> tuple[Restore, ...]:

@@ -51,6 +51,7 @@ class PreemptionLimits:
     nodes: int = 64  # nodes searched for one claim, most promising first
     states: int = 2000  # victim sets tried on one node before the greedy set is taken
     outage_seconds: float = 60.0  # what it costs to take a workload below its least number of replicas
+    stream_seconds: float = 1.0  # of a device that an interrupted request costs beside its KV cache
     searches: int = 200  # claims per cycle for which victims are searched
     restore_after: float = 60.0  # seconds for which a replica that came down does with less, at least
     wake_after: float = 10.0  # seconds for which a replica that was put to sleep for another sleeps, at least

@@ -24,7 +24,7 @@ from llmos_operator.scheduler.preemption import displacing
 from llmos_operator.scheduler.relocation import Mover, Relocations, Wanted
 from llmos_operator.scheduler.table import CLAIMS
 from llmos_operator.scheduler.topology import Domain, Spot
-from llmos_operator.scheduler.victims import total_cost
+from llmos_operator.scheduler.victims import ENDS, total_cost
 from llmos_operator.state.types import Sharing
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class Rearranging:
         found = []
         for number in index.on_row(row):
             victim = index.victims[number]
-            if not index.ends[number] or victim.priority > pending.priority or victim.pod.key in known:
+            if victim.depth != ENDS or victim.priority > pending.priority or victim.pod.key in known:
                 continue
             if number not in self._movers:
                 self._movers[number] = self._relocations.mover(victim)

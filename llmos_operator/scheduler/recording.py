@@ -36,6 +36,7 @@ from llmos_operator.state.finished import Finished
 from llmos_operator.state.snapshot import Snapshot
 from llmos_operator.state.telemetry import Observation
 from llmos_operator.state.types import (
+    Busy,
     DisruptionBudget,
     GpuNode,
     Hold,
@@ -114,6 +115,7 @@ class _ClusterRecord(_Part):
     averages: dict[str, tuple[int, int]]
     standing: tuple[tuple[str, int, int], ...]  # queue, priority, claims
     terminating: tuple[str, ...]
+    busy: dict[str, Busy] = {}
     idle: tuple[str, ...] = ()
     targets: tuple[tuple[str, int, Target], ...] = ()  # workload UID, ordinal, place
     disturbed: dict[str, float] = {}
@@ -265,6 +267,7 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         averages=dict(snapshot.averages),
         standing=tuple((queue, priority, count) for (queue, priority), count in snapshot.standing.items()),
         terminating=tuple(pod.key for pod in snapshot.terminating),
+        busy=dict(snapshot.busy),
         idle=tuple(sorted(snapshot.idle)),
         targets=tuple((uid, ordinal, one) for (uid, ordinal), one in snapshot.targets.items()),
         disturbed=dict(snapshot.disturbed),
@@ -316,6 +319,8 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
             and claim.sleeping is not None
             and pods[key].phase is PodPhase.BOUND
         ),
+        held=tuple(sorted(one.key for one in record.workloads if one.wanted is not None)),
+        busy=record.busy,
         idle=frozenset(record.idle),
         moved=tuple(
             pods[key] for key in sorted(pods) if (claim := pods[key].claim) is not None and claim.moved_at

@@ -77,6 +77,7 @@ class Relocations:
         queue = workload.queue or policy.default_queue
         if (
             claim.lowered
+            or workload.wanted is not None  # which of its replicas count depends on which are there
             or claim.sleeping is not None
             or queue != claim.queue
             or attempts.now - claim.moved_at < policy.consolidation.cool_down

@@ -57,6 +57,8 @@ class Pool:
 
     def take(self, victim: Victim) -> bool:
         """Let a victim go if that is allowed now. Undone with `give_back` and the world's rollback."""
+        if self.went(victim) or (victim.fewer and self._left_short(victim)):
+            return False
         group = self._group(victim, self.gone)
         if group is None or not all(self.may_go(one) for one in group):
             return False
@@ -75,6 +77,17 @@ class Pool:
         self.gone += group
         self._groups.append(group)
         return True
+
+    def went(self, victim: Victim) -> bool:
+        """Return whether the pod of a victim is gone already, by another step."""
+        return any(one.ends and one.pod.key == victim.pod.key for one in self.gone)
+
+    def _left_short(self, victim: Victim) -> bool:
+        """Return whether the workload of a victim would have fewer replicas than it can do with."""
+        uid = victim.claim.workload_uid
+        lost = {one.replica for one in self.gone if one.claim.workload_uid == uid and not one.asked_bytes}
+        lost |= {replica for replica in self.before if replica[0] == uid}
+        return len(lost | {victim.replica}) > victim.spare
 
     def give_back(self, count: int) -> None:
         """Return the disruptions that the last `count` calls of `take` spent."""
@@ -118,6 +131,8 @@ def _greedy(pool: Pool) -> tuple[list[Victim] | None, bool]:
     taken: list[Victim] = []
     fits = refused = False
     for victim in pool.victims:
+        if pool.went(victim):
+            continue
         if not pool.take(victim):
             refused = True
             continue

@@ -44,6 +44,21 @@ def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: 
     )
 
 
+def may_do_with_fewer(workload: Workload, policy: Policy) -> bool:
+    """Return whether a workload may be asked to give up replicas: it serves, scales, and its replicas start one by one."""
+    return (
+        workload.elastic
+        and workload.kind is WorkloadKind.INFERENCE
+        and workload.members == 1
+        and workload.together <= 1
+        and not workload.suspended
+        and not workload.finished
+        and not workload.deleting
+        and DisruptionStep.SHRINK in workload.disruption_order
+        and DisruptionStep.SHRINK in policy.preemption.steps
+    )
+
+
 def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, policy: Policy) -> int | None:
     """Return what a replica could come down to, in bytes of each device; None if it cannot give up anything."""
     if workload.memory_bytes is not None or profile is None or profile.shape is None:

@@ -4,8 +4,9 @@ A replica that sleeps keeps its pod, its name and its place in quota. Its weight
 memory bounds how many may sleep there; what stays on the devices is the process without weights and KV cache:
 
     left = estimate without KV cache (corrected by measurement) - weights + S
-    loss = part of a device x seconds of waking, never above the loss of ending it
+    loss = part of a device x (seconds of waking + streams), never above the loss of ending it
 
+Streams are what its requests in progress lose, as where it ends (`victims`): its engine forgets them when it sleeps.
 S, the slack of the memory model, is added once more: a process that has served keeps somewhat more than one that begins to
 (measured with the 135 M model: 47 MiB beyond R0 and activations). Seconds of waking are what runtimes have measured (load path Hot), else weights / the rate at which bytes are loaded.
 Only replicas that serve on shared devices: a device that a pod holds as a whole is the pod's for the kubelet, too, for as
@@ -88,13 +89,18 @@ def asleep_as(
 
 
 def sleep_cost(
-    claim: Claim, sleeping: Sleeping, profile: Profile | None, policy: Policy, eviction: int
+    claim: Claim,
+    sleeping: Sleeping,
+    profile: Profile | None,
+    policy: Policy,
+    eviction: int,
+    streams: float = 0.0,
 ) -> int:
-    """Return the expected loss in milliseconds of one device; `eviction` is that of ending the replica."""
+    """Return the expected loss in milliseconds of one device; `eviction` is that of ending the replica, `streams` of its requests."""
     measured = wake_seconds(profile, claim.format)
     seconds = measured if measured is not None else sleeping.host_bytes / policy.load_bytes_per_second
     parts = claim.gpu_milli or FULL_MILLI
-    return min(eviction, max(1, round(seconds * _MILLISECONDS) * parts // FULL_MILLI))
+    return min(eviction, max(1, round((seconds + streams) * _MILLISECONDS) * parts // FULL_MILLI))
 
 
 def wake_seconds(profile: Profile | None, fmt: str) -> float | None:

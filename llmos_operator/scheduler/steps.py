@@ -86,6 +86,7 @@ def evictions(preemption: Preemption, pending: Pending, proposal: Proposal) -> l
                 reason=reason,
                 explanation=wording.displaced(pending, victim, proposal, reason),
                 preemptor=pending.workload.key,
+                fewer=victim.fewer,
             )
         )
     return found

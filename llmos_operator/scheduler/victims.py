@@ -1,10 +1,11 @@
 """Who may be displaced, and what it would cost.
 
-A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to sleep (`sleeping`), and
-to end. A pod of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the
+A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to go because its
+workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to end. A pod of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the
 device time that is lost, in milliseconds of one device:
 
-    part of a device x (work since the last checkpoint + reload)      reload = measured load time, else bytes / rate
+    part of a device x (work since the last checkpoint + reload + streams)      reload = measured load time, else bytes / rate
+    streams = requests in progress x `stream_seconds` + KV cache in use / rate
 
 and for a replica whose workload falls below its minimum also `outage_seconds`, because somebody is then not served.
 Training and batch work loses what it did since its last checkpoint (since its start without one); serving loses no
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from llmos_operator.scheduler.shrinking import may_shrink, shrink_cost, shrunk_bytes
+from llmos_operator.scheduler.shrinking import may_do_with_fewer, may_shrink, shrink_cost, shrunk_bytes
 from llmos_operator.scheduler.sleeping import HOT, asleep_as, may_be_put_to_sleep, sleep_cost
 from llmos_operator.state.labels import matches
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, PodPhase, WorkloadKind
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Sleeping, Workload
 
 _MILLISECONDS = 1000
-ASLEEP, ENDS = 1, 2  # depths of a displacement; 0: it comes down
+FEWER, ASLEEP, ENDS = 1, 2, 3  # depths of a displacement; 0: it comes down
 Replica: TypeAlias = tuple[str, int]
 
 
@@ -51,6 +52,7 @@ class Victim:
     tied: bool = False  # others may have to go with it: see `VictimIndex.company`
     asked_bytes: int = 0  # of each device that it would keep; 0: it does not come down
     sleeping: Sleeping | None = None  # as what it would sleep; None: it does not
+    fewer: bool = False  # its workload does without it from then on, and has still its minimum
 
     @property
     def ends(self) -> bool:
@@ -59,7 +61,9 @@ class Victim:
 
     @property
     def depth(self) -> int:
-        """How much is asked of it: 0 to come down, 1 to sleep, 2 to end."""
+        """How much is asked of it: 0 to come down, FEWER to go for good, ASLEEP to sleep, ENDS to end."""
+        if self.fewer:
+            return FEWER
         return ENDS if self.ends else ASLEEP if self.sleeping is not None else 0
 
     @property
@@ -87,7 +91,7 @@ class VictimIndex:
     """Everybody who may be displaced at all in one snapshot: as values, and as arrays in the same order.
 
     `device_rows`, `device_columns` and `device_victims` list every device of every victim, for sums over devices. `ends`
-    tells victims that would end from those that would stay, `yields` how many bytes of each device those give up.
+    tells victims that would end from those that would stay, `first_ends` is the mildest such entry of each pod, `yields` how many bytes of each device those give up.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class VictimIndex:
         self._nodes = snapshot.nodes
         self._workloads = {w.uid: w for w in snapshot.workloads.values()}
         self._pods_of = snapshot.pods_of
+        self._busy = snapshot.busy
         self._budgets_in: dict[str, list[DisruptionBudget]] = defaultdict(list)
         for budget in snapshot.budgets.values():
             self._budgets_in[budget.namespace].append(budget)
@@ -131,6 +136,8 @@ class VictimIndex:
         self.parts = np.array([v.cost // max(1, len(v.claim.devices)) for v in found], np.int64)
         self.queues = np.array([numbers[v.claim.queue] for v in found], np.int64)
         self.ends = np.array([v.ends for v in found], np.bool_)
+        second = [v.ends and not v.fewer and (v.pod.key, FEWER) in self.place_of for v in found]
+        self.first_ends = self.ends & ~np.array(second, np.bool_)
         self.depths = np.array([v.depth for v in found], np.int64)
         kept = [v.left_bytes or v.claim.held_bytes for v in found]
         self.yields = np.array([v.claim.held_bytes for v in found], np.int64) - np.array(kept, np.int64)
@@ -159,6 +166,7 @@ class VictimIndex:
         ending = self._ending(pod, claim, workload, running)
         found = [
             self._shrinking(pod, claim, workload),
+            self._fewer(workload, ending, running),
             self._sleeping(pod, claim, workload, running),
             ending if workload is None or DisruptionStep.EVICT in workload.disruption_order else None,
         ]
@@ -176,6 +184,13 @@ class VictimIndex:
         beyond = self._beyond.get(claim.queue, 0)
         return Victim(pod, claim, claim.priority, cost, 0, beyond, (), asked_bytes=left)
 
+    def _fewer(self, workload: Workload | None, ending: Victim | None, running: int) -> Victim | None:
+        """Return a pod as one its workload can do without: it ends, so all that protects it from ending protects it."""
+        if workload is None or ending is None or not may_do_with_fewer(workload, self._policy):
+            return None
+        spare = running - max(1, workload.min_replicas)
+        return replace(ending, spare=spare, fewer=True) if spare > 0 and ending.pod.ready else None
+
     def _sleeping(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
         """Return a pod as one that could sleep: it serves nobody then, so all that protects it from ending protects it."""
         if workload is None or not may_be_put_to_sleep(pod, claim, workload, self._policy, self._now):
@@ -185,7 +200,7 @@ class VictimIndex:
         sleeping = asleep_as(claim, workload, profile, self._policy, self._now)
         if ending is None or sleeping is None:
             return None
-        cost = sleep_cost(claim, sleeping, profile, self._policy, ending.cost)
+        cost = sleep_cost(claim, sleeping, profile, self._policy, ending.cost, self._stream_seconds(pod))
         return replace(ending, cost=cost, sleeping=sleeping)
 
     def _ending(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
@@ -235,8 +250,17 @@ class VictimIndex:
         seconds = self.reload_seconds(claim, workload)
         if workload is not None and workload.kind is not WorkloadKind.INFERENCE:
             seconds += unsaved_seconds(workload, self._now, pod.started_at or claim.bound_at)
+        seconds += self._stream_seconds(pod)
         parts = claim.gpu_milli or FULL_MILLI
         return max(1, round(seconds * _MILLISECONDS) * parts // FULL_MILLI)
+
+    def _stream_seconds(self, pod: Pod) -> float:
+        """Return what is lost of the requests a replica is in the middle of: they are answered anew, from cold."""
+        busy = self._busy.get(pod.key)
+        if busy is None:
+            return 0.0
+        warm = busy.warm_bytes / self._policy.load_bytes_per_second
+        return busy.streams * self._policy.preemption.stream_seconds + warm
 
     def _downloads(self, workload: Workload) -> bool:
         """Return whether a model that is meant to be kept on nodes is on none of them: it would come from its source."""

@@ -16,6 +16,7 @@ from llmos_operator.scheduler import wording
 from llmos_operator.scheduler.plan import Evict, Sleep, Wake
 from llmos_operator.scheduler.sleeping import asleep_as, can_sleep
 from llmos_operator.scheduler.victims import ENDS
+from llmos_operator.state.snapshot import wanted_ordinals
 from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class Waking:
         index = attempts.preemption.index
         if sleeping is None or (pod.key, ENDS) not in index.place_of or workload.uid != claim.workload_uid:
             return None
-        if workload.suspended or workload.finished or claim.ordinal >= workload.replicas:
+        pods = attempts.snapshot.pods_of.get(workload.uid, ())
+        if workload.suspended or workload.finished or claim.ordinal not in wanted_ordinals(workload, pods):
             return None
         if not sleeping.beneficiary:
             return ""

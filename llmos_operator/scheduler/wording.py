@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.victims import Victim
     from llmos_operator.state.ledger import DeviceState, NodeState
-    from llmos_operator.state.types import Claim, Sleeping
+    from llmos_operator.state.types import Claim, Sleeping, Workload
 
 _MILLISECONDS = 1000
 _SHOWN = 3
@@ -106,6 +106,8 @@ def displaced(pending: Pending, victim: Victim, proposal: Proposal, reason: Reas
     """Return why a victim has to go."""
     loss = f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
     claimant = f"{pending.workload.key} (priority {pending.priority})"
+    if victim.fewer:
+        loss = f"its workload does with one replica less until there is room again; {loss}"
     if reason is Reason.RECLAIMED:
         return (
             f"{claimant} takes back what queue {victim.claim.queue} borrowed from queue {pending.queue}, "
@@ -192,6 +194,12 @@ def moved(pending: Pending, victim: Victim, target: Claim) -> str:
         f"moved from node {victim.pod.node} {whereto} so that {pending.workload.key} (priority {pending.priority}) "
         f"can start; expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
     )
+
+
+def grown(workload: Workload, replicas: int) -> str:
+    """Return why a workload that gave up replicas may have more of them again."""
+    wanted = workload.replicas if workload.wanted is None else workload.wanted
+    return f"there is room again: up to {replicas} of {wanted} replicas, {workload.replicas} before"
 
 
 def restored(claim: Claim) -> str:

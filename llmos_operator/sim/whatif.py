@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Pod, PodKey, WorkloadKey
 
 YIELD_SECONDS: Final = 1.0  # a runtime comes down within a second or two
+_FEWER: Final = "its workload does with one replica less until there is room again"
 _MOST_CYCLES: Final = (
     24  # a claimant binds in the second, its victims in the third; of starts on one shared device one in each
 )
@@ -156,10 +157,7 @@ def unfold(store: Store, policy: Policy, now: float, prices: Prices | None = Non
 def carry_out(store: Store, made: Plan) -> None:
     """Let everybody do what was decided: victims begin their grace, binds hold their claims."""
     for evict in made.evictions:
-        pod = store.pod(evict.pod)
-        if pod is not None:
-            ends = made.now + (0 if evict.force else pod.grace_seconds)
-            store.assume_evicted(evict.pod, ends, evict.preemptor)
+        _evict(store, evict, made.now)
     for move in made.moves:
         pod = store.pod(move.pod)
         if pod is not None:
@@ -180,11 +178,23 @@ def carry_out(store: Store, made: Plan) -> None:
         store.wake(wake.pod, wake.pod_uid)
     for restore in made.restores:
         store.restore_memory(restore.pod, restore.pod_uid)
+    for grow in made.grows:
+        store.allow_replicas(grow.workload, grow.workload_uid, grow.replicas, made.now)
     holding.exchange(store, made)
     for bind in made.binds:
         store.assume(bind.claim)
         running = replace(assumed_pod(bind.claim), uid=f"simulated {bind.claim.pod}", phase=PodPhase.BOUND)
         store.apply_pod(replace(running, ready=True, started_at=made.now))
+
+
+def _evict(store: Store, evict: Evict, now: float) -> None:
+    """Let a victim begin its grace; a workload that does with fewer wants it no more."""
+    pod = store.pod(evict.pod)
+    if pod is None:
+        return
+    store.assume_evicted(evict.pod, now + (0 if evict.force else pod.grace_seconds), evict.preemptor)
+    if evict.fewer:
+        store.give_up_replica(evict.victim, evict.victim_uid, evict.preemptor, now)
 
 
 def _settle(store: Store, policy: Policy, now: float, seconds: float) -> float:
@@ -316,6 +326,8 @@ def _displaced(evict: Evict | Shrink | Sleep | Move, cycles: list[Plan], at: int
         evict.explanation,
         _stays(evict, cycles[at + 1 :])
         if isinstance(evict, Shrink | Sleep)
+        else _FEWER
+        if evict.fewer
         else _afterwards(evict.victim, cycles[at + 1 :]),
     )
 

@@ -60,6 +60,12 @@ def resource_of(device: Device, node: Node | None, devices: Sequence[Device]) ->
     return names.RESOURCE_GPU if single else ""
 
 
+def resources_of(devices: Sequence[DeviceState], node: Node | None) -> tuple[str, ...]:
+    """Return :func:`resource_of` of every device of a node. It changes with node and devices, not with pods."""
+    known = [one.device for one in devices]
+    return tuple(resource_of(one, node, known) for one in known)
+
+
 def units(pod: Pod, resource: str) -> int:
     """Return how many units of a resource a pod takes of its node."""
     if pod.phase is PodPhase.FINISHED:
@@ -80,11 +86,17 @@ def given(devices: Sequence[DeviceState], key: PodKey) -> tuple[str, ...]:
 
 
 def marked(
-    devices: tuple[DeviceState, ...], node: Node | None, pods: Mapping[PodKey, Pod], *, refusing: bool
+    devices: tuple[DeviceState, ...],
+    resources: Sequence[str],
+    node: Node | None,
+    pods: Mapping[PodKey, Pod],
+    *,
+    refusing: bool,
 ) -> tuple[DeviceState, ...]:
-    """Return the devices of a node as `foreign`, `secured`, `bare` and `withheld` say now who has them from a plugin."""
-    known = [one.device for one in devices]
-    resources = [resource_of(one, node, known) for one in known]
+    """Return the devices of a node as `foreign`, `secured`, `bare` and `withheld` say now who has them from a plugin.
+
+    `resources` are those of the devices, as :func:`resources_of` says.
+    """
     secured = plugin.secured(devices, pods)
     foreign = _foreign(devices, resources, pods, secured)
     bare = plugin.unsecured(devices, pods, secured)

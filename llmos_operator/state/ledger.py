@@ -140,6 +140,7 @@ class NodeState:
     refusing: bool = False  # its kubelet has lately refused devices to a pod: it has fewer than it advertises
     claimed_milliwatts: int = 0  # that our claims are expected to add to the idle draw of the devices
     plugged: bool = False  # the kubelet says which of its devices a device plugin offers as nvidia.com/gpu
+    resources: tuple[str, ...] = ()  # under which the kubelet hands out each device
 
     def with_pod(self, pod: Pod) -> NodeState:
         """Return the state with `pod` added (or replaced)."""
@@ -165,7 +166,7 @@ class NodeState:
         if pod.claim is not None and pod.claim.devices:
             devices = _devices_after(devices, pod.claim, sign, pods)
         if foreign or self.foreign_gpus or self._handed_out(devices):
-            devices = handouts.marked(devices, self.node, pods, refusing=self.refusing)
+            devices = handouts.marked(devices, self.resources, self.node, pods, refusing=self.refusing)
         return NodeState(
             self.name,
             self.node,
@@ -185,6 +186,7 @@ class NodeState:
             self.refusing,
             self.claimed_milliwatts + (sign * self.added_by(pod.claim) if pod.claim is not None else 0),
             self.plugged,
+            self.resources,
         )
 
     def added_by(self, claim: Claim) -> int:
@@ -231,10 +233,10 @@ class NodeState:
 
     def settled(self) -> NodeState:
         """Return the state with what the node advertises, or its kubelet grants, taken into account anew."""
-        if not self._handed_out(self.devices) and not any(one.withheld for one in self.devices):
-            return self
-        devices = handouts.marked(self.devices, self.node, self.pods, refusing=self.refusing)
-        return replace(self, devices=devices)
+        resources, devices = handouts.resources_of(self.devices, self.node), self.devices
+        if self._handed_out(devices) or any(one.withheld for one in devices):
+            devices = handouts.marked(devices, resources, self.node, self.pods, refusing=self.refusing)
+        return replace(self, devices=devices, resources=resources)
 
     def _strays(self, pod: Pod) -> int:
         if pod.claim is None or self.gpu is None:

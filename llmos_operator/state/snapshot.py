@@ -8,6 +8,7 @@ undo exactly, because undoing means putting the former values back.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from llmos_operator.state.types import Pod, PodPhase, PreemptionPolicy
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.finished import Finished
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.types import (
+        Busy,
         Claim,
         DisruptionBudget,
         Hold,
@@ -65,6 +67,10 @@ class Snapshot:
     terminating: tuple[Pod, ...] = ()  # pods with claims on their way out
     lowered: tuple[Pod, ...] = ()  # running pods that were asked to do with less memory, by key
     sleeping: tuple[Pod, ...] = ()  # running pods that were asked to sleep, by key
+    held: tuple[WorkloadKey, ...] = ()  # workloads with fewer replicas than are wanted, for others; sorted
+    busy: Mapping[PodKey, Busy] = field(
+        default_factory=dict
+    )  # what pods that serve would lose with their end
     idle: frozenset[WorkloadKey] = frozenset()  # nobody has asked anything of them for `idle.sleepAfter`
     # (work like this, beside work like that) -> thousandths of its speed that it was seen to lose
     interference: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -95,6 +101,20 @@ class Snapshot:
         return PreemptionPolicy.NEVER not in {workload.preemption, of_class}
 
 
+def wanted_ordinals(workload: Workload, pods: Iterable[Pod]) -> Sequence[int]:
+    """Return the ordinals of the replicas that are wanted, in order.
+
+    Where a workload has given up replicas for others, whichever they were, those that are left count first: none of
+    them is restarted for the sake of its number.
+    """
+    if workload.wanted is None:
+        return range(workload.replicas)
+    there = sorted(ordinals_of(pod for pod in pods if _stays(pod)))
+    kept = there[: workload.replicas]
+    others = (ordinal for ordinal in count() if ordinal not in there)
+    return sorted((*kept, *islice(others, workload.replicas - len(kept))))
+
+
 def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...], tuple[Pod, ...]]:
     """Return (wanted ordinals without any pod, pods that have to be gone before their wanted replica is placed).
 
@@ -104,7 +124,7 @@ def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...],
     if workload.members > 1:
         return _missing_gangs(workload, pods)
     by_ordinal = {pod.claim.ordinal: pod for pod in pods if pod.claim is not None}
-    wanted = range(workload.replicas)
+    wanted = wanted_ordinals(workload, pods)
     free = tuple(ordinal for ordinal in wanted if ordinal not in by_ordinal)
     blocked = tuple(by_ordinal[o] for o in wanted if o in by_ordinal and not _stays(by_ordinal[o]))
     return free, blocked

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, TypeVar
 from llmos_operator.state.averages import Averages
 from llmos_operator.state.finished import FinishedLog
 from llmos_operator.state.podbook import PodBook
-from llmos_operator.state.snapshot import Snapshot, settled
-from llmos_operator.state.types import Kind
+from llmos_operator.state.snapshot import Snapshot, ordinals_of, settled
+from llmos_operator.state.types import Ceiling, Kind, PodPhase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llmos_operator.state.types import (
+        Busy,
         DisruptionBudget,
         Hold,
         Namespace,
+        PodKey,
         PriorityClass,
         Profile,
         Queue,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 REQUIRED = tuple(Kind)
+_STAYING = frozenset({PodPhase.BOUND, PodPhase.ASSUMED})
 
 
 class Store(PodBook):
@@ -56,6 +59,8 @@ class Store(PodBook):
         self._budgets: dict[str, DisruptionBudget] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._idle: set[WorkloadKey] = set()
+        self._ceilings: dict[WorkloadKey, Ceiling] = {}  # the newest word on each
+        self._busy: dict[PodKey, Busy] = {}
         self._interference: dict[tuple[str, str], int] = {}
 
     @classmethod
@@ -66,7 +71,10 @@ class Store(PodBook):
         """
         store = cls(snapshot.missing)
         store.restore_pods(snapshot)
-        store._workloads = dict(snapshot.workloads)
+        store._workloads = {
+            key: w if w.wanted is None else replace(w, replicas=w.wanted, wanted=None)
+            for key, w in snapshot.workloads.items()
+        }
         store._effective = dict(snapshot.workloads)
         store._key_of = {w.uid: key for key, w in snapshot.workloads.items()}
         store._unsettled = set(snapshot.unsettled)
@@ -79,6 +87,8 @@ class Store(PodBook):
         store._budgets = dict(snapshot.budgets)
         store._namespaces = dict(snapshot.namespaces)
         store._idle = set(snapshot.idle)
+        store._ceilings = {key: w.ceiling for key, w in snapshot.workloads.items() if w.ceiling is not None}
+        store._busy = dict(snapshot.busy)
         store._interference = dict(snapshot.interference)
         return store
 
@@ -116,6 +126,8 @@ class Store(PodBook):
             terminating=tuple(self._tally.terminating.values()),
             lowered=tuple(sorted(self._tally.lowered.values(), key=lambda pod: pod.key)),
             sleeping=tuple(sorted(self._tally.sleeping.values(), key=lambda pod: pod.key)),
+            held=tuple(sorted(k for k in self._ceilings if self._effective[k].wanted is not None)),
+            busy=dict(self._busy),
             idle=frozenset(self._idle),
             interference=dict(self._interference),
             moved=tuple(sorted(self._tally.moved.values(), key=lambda pod: pod.key)),
@@ -146,6 +158,11 @@ class Store(PodBook):
         self._workloads[workload.key] = workload
         self._key_of[workload.uid] = workload.key
         self._finished.note(workload)
+        known = self._ceilings.get(workload.key)
+        if workload.ceiling is not None and (known is None or workload.ceiling.at > known.at):
+            self._ceilings[workload.key] = (
+                workload.ceiling
+            )  # another process decided it, or this one before it stopped
         hold = self._holds.get(workload.key)
         if hold is not None and hold.generation != workload.generation:
             del self._holds[workload.key]
@@ -163,6 +180,7 @@ class Store(PodBook):
         self._replicas.pop(key, None)
         self._holds.pop(key, None)
         self._idle.discard(key)
+        self._ceilings.pop(key, None)
         self._version += 1
         return True
 
@@ -177,6 +195,54 @@ class Store(PodBook):
         if key in self._workloads:
             self._refresh_workload(key)
         return True
+
+    def give_up_replica(self, key: WorkloadKey, uid: str, beneficiary: WorkloadKey, now: float) -> bool:
+        """Let an elastic workload do with the replicas that are not on their way out, at least one and its minimum.
+
+        To be said once the eviction of the one it gives up is assumed. Until :meth:`allow_replicas` nothing takes its place.
+        """
+        workload = self._effective.get(key)
+        if workload is None or workload.uid != uid or not workload.elastic:
+            return False
+        left = len(ordinals_of(pod for pod in self.pods_of(uid) if pod.phase in _STAYING))
+        return self.allow_replicas(key, uid, max(left, workload.min_replicas, 1), now, beneficiary)
+
+    def keep_replica(self, key: WorkloadKey, uid: str, now: float) -> bool:
+        """Take back one :meth:`give_up_replica`, because the replica was not evicted."""
+        workload = self._effective.get(key)
+        if workload is None or workload.wanted is None:
+            return False
+        return self.allow_replicas(key, uid, workload.replicas + 1, now)
+
+    def allow_replicas(
+        self, key: WorkloadKey, uid: str, replicas: int, now: float, beneficiary: WorkloadKey = ""
+    ) -> bool:
+        """Let a workload have up to so many replicas; no limit is left where it does not want more."""
+        workload = self._effective.get(key)
+        if workload is None or workload.uid != uid:
+            return False
+        former = self._ceilings.get(key)
+        wanted = workload.replicas if workload.wanted is None else workload.wanted
+        at = float(int(now)) if former is None else max(float(int(now)), former.at + 1.0)
+        limit = replicas if replicas < wanted else None
+        by = beneficiary or (former.beneficiary if former is not None else "")
+        self._ceilings[key] = Ceiling(limit, at, by if limit is not None else "")
+        self._refresh_workload(key)
+        return True
+
+    def delete_pod(self, key: PodKey, uid: str = "") -> bool:
+        """Release what a deleted pod held, as in the base class."""
+        gone = super().delete_pod(key, uid)
+        if gone:
+            self._busy.pop(key, None)
+        return gone
+
+    def set_busy(self, pod: PodKey, busy: Busy | None) -> None:
+        """Take what a replica is in the middle of; None: nothing, or it is not there. No reason to plan anew."""
+        if busy is None:
+            self._busy.pop(pod, None)
+        else:
+            self._busy[pod] = busy
 
     def set_idle(self, key: WorkloadKey, *, idle: bool) -> bool:
         """Say whether nobody has asked anything of a workload for as long as it may then sleep after."""
@@ -255,9 +321,23 @@ class Store(PodBook):
 
     def _refresh_workload(self, key: WorkloadKey) -> None:
         workload, replicas = self._workloads[key], self._replicas.get(key)
-        self._effective[key] = workload if replicas is None else replace(workload, replicas=replicas)
+        effective = workload if replicas is None else replace(workload, replicas=replicas)
+        ceiling = self._ceilings.get(key)
+        if ceiling is not None:
+            effective = replace(effective, ceiling=ceiling)
+            effective = self._under(effective, ceiling)
+        self._effective[key] = effective
         self._pods_changed(workload.uid)
         self._version += 1
+
+    def _under(self, workload: Workload, ceiling: Ceiling) -> Workload:
+        """Return a workload under its ceiling, if that limits it or says which of its replicas are left."""
+        if ceiling.replicas is None or workload.suspended or workload.finished or not workload.elastic:
+            return workload
+        there = ordinals_of(pod for pod in self.pods_of(workload.uid) if pod.phase in _STAYING)
+        if workload.replicas <= ceiling.replicas and all(one < workload.replicas for one in there):
+            return workload
+        return replace(workload, replicas=min(workload.replicas, ceiling.replicas), wanted=workload.replicas)
 
     def _pods_changed(self, workload_uid: str) -> None:
         key = self._key_of.get(workload_uid)

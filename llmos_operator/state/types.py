@@ -19,6 +19,7 @@ from llmos_operator.state.work import (
     AUTO,
     DEFAULT_ORDER,
     Adapter,
+    Ceiling,
     DeviceSelector,
     DisruptionStep,
     Draw,
@@ -54,7 +55,9 @@ __all__ = [
     "DEFAULT_ORDER",
     "FULL_MILLI",
     "Adapter",
+    "Busy",
     "Care",
+    "Ceiling",
     "Claim",
     "Device",
     "DeviceSelector",
@@ -334,6 +337,14 @@ class Pod:
     def name(self) -> str:
         """Name part of the key."""
         return self.key.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """What a replica that serves is in the middle of, as its runtime said last."""
+
+    streams: int  # requests that are being answered, or wait in its engine
+    warm_bytes: int = 0  # of its KV cache that hold something, on each device
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,15 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The scheduler's last word on how many replicas an elastic workload may have; of two words the newer one counts."""
+
+    replicas: int | None  # None: as many as are wanted, again
+    at: float  # epoch seconds, whole ones; later with every word
+    beneficiary: WorkloadKey = ""  # for whom a replica was given up last
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """An accepted ModelWorkload as the scheduler sees it. `replicas` is what is wanted now."""
 
@@ -204,6 +213,9 @@ class Workload:
     adapter_rank: int = 0
     replicas: int = 1
     min_replicas: int = 1  # replicas above it are elastic: they are given up first
+    elastic: bool = False  # it may do with fewer replicas than are wanted, down to `min_replicas`
+    ceiling: Ceiling | None = None  # on its replicas, if there ever was one
+    wanted: int | None = None  # replicas that would be wanted without `ceiling`; None: it is not in force
     together: int = 1  # replicas that start in one plan or not at all, and end together when fewer are left
     priority_class: str = ""
     preemption: PreemptionPolicy = PreemptionPolicy.LOWER_PRIORITY

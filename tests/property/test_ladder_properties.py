@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from llmos_operator.scheduler.policy import Policy, PreemptionLimits
 from llmos_operator.scheduler.queueing import Pending
 from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.scheduler.victims import total_cost
-from llmos_operator.state.types import DisruptionStep, Model, Sharing
+from llmos_operator.state.types import Busy, DisruptionStep, Model, Sharing
 from tests.support.builders import GIB, LARGE_MODEL, NOW, ClusterBuilder, a_node, a_profile, a_workload, gpu
 from tests.support.plans import assert_rests
 from tests.support.strategies import PRIORITIES
@@ -44,7 +45,7 @@ ORDERS = [
 
 @st.composite
 def shared_clusters(draw: st.DrawFn) -> ClusterBuilder:
-    """Two nodes with one or two devices each, shared by replicas of which some can come down."""
+    """Two nodes with one or two devices each, shared by replicas of which some can come down; some have a device alone."""
     cluster = ClusterBuilder().with_priorities(**PRIORITIES)
     cluster.add(a_profile(MODEL, LARGE_MODEL))
     for number in range(draw(st.integers(1, 2))):
@@ -58,10 +59,12 @@ def shared_clusters(draw: st.DrawFn) -> ClusterBuilder:
 
 def _run(draw: st.DrawFn, cluster: ClusterBuilder, number: int) -> None:
     """Let a replica run on a device that has room for it; skip it where there is none."""
-    builder = a_workload(f"r{number}").shared().priority(draw(st.sampled_from(sorted(PRIORITIES))))
+    builder = a_workload(f"r{number}").priority(draw(st.sampled_from(sorted(PRIORITIES))))
+    whole = draw(st.integers(0, 5)) == 0
+    builder.with_(sharing=Sharing.EXCLUSIVE if whole else Sharing.SHARED)
     builder.with_(disruption_order=draw(st.sampled_from(ORDERS)))
     claim: dict[str, object] = {}
-    if draw(st.integers(0, 3)):
+    if not whole and draw(st.integers(0, 3)):
         builder.with_(
             memory_bytes=None,
             model=Model(MODEL),
@@ -74,12 +77,23 @@ def _run(draw: st.DrawFn, cluster: ClusterBuilder, number: int) -> None:
     else:
         held = draw(st.integers(2, 12)) * GIB
         builder.with_(memory_bytes=held)
-    name = draw(st.sampled_from(sorted(cluster.store.snapshot().nodes)))
-    state = cluster.store.snapshot().nodes[name]
-    index = draw(st.integers(0, len(state.devices) - 1))
-    if state.devices[index].device.memory_bytes - state.devices[index].reserved_bytes >= held:
-        pod = cluster.running(builder, name, (index,), memory=str(held), **claim)
-        cluster.store.apply_pod(replace(pod, ready=draw(st.integers(0, 7)) > 0))
+    replicas = draw(st.sampled_from([1, 1, 2, 3]))
+    if replicas > 1:
+        builder.with_(elastic=draw(st.booleans()), min_replicas=draw(st.integers(0, replicas)))
+    ordinal = 0
+    for _ in range(replicas):
+        name = draw(st.sampled_from(sorted(cluster.store.snapshot().nodes)))
+        state = cluster.store.snapshot().nodes[name]
+        index = draw(st.integers(0, len(state.devices) - 1))
+        device = state.devices[index]
+        free = device.device.memory_bytes - device.reserved_bytes if not device.exclusive else 0
+        if device.idle if whole else free >= held:
+            builder.replicas(ordinal + 1)
+            pod = cluster.running(builder, name, (index,), ordinal, memory=str(held), **claim)
+            cluster.store.apply_pod(replace(pod, ready=draw(st.integers(0, 7)) > 0))
+            busy = Busy(draw(st.integers(0, 20)), draw(st.integers(0, 2)) * GIB)
+            cluster.store.set_busy(pod.key, busy)
+            ordinal += 1
 
 
 @st.composite
@@ -90,7 +104,7 @@ def pressed(draw: st.DrawFn) -> tuple[ClusterBuilder, Workload]:
     devices = [d for state in cluster.snapshot().nodes.values() for d in state.devices]
     free = max(d.headroom_bytes() for d in devices)
     more = draw(st.integers(1, 40)) * GIB // 4
-    whole = draw(st.integers(0, 9)) == 0
+    whole = draw(st.integers(0, 9)) < 3
     builder.with_(
         memory_bytes=min(free + more, 46 * GIB), sharing=Sharing.EXCLUSIVE if whole else Sharing.SHARED
     )
@@ -122,6 +136,12 @@ def works(attempts: Attempts, pending: Pending, chosen: list[Victim]) -> bool:
     return result
 
 
+def within_spare(victims: list[Victim]) -> bool:
+    """Return whether no workload gives up more replicas than it can do without."""
+    given = Counter(victim.claim.workload_uid for victim in victims if victim.fewer)
+    return all(given[v.claim.workload_uid] <= v.spare for v in victims if v.fewer)
+
+
 def oracle(attempts: Attempts, pending: Pending) -> tuple[int, int] | None:
     """Return (rank, cost) of the best set of steps by trying every one; each pod takes one step at most."""
     preemption = attempts.preemption
@@ -132,7 +152,7 @@ def oracle(attempts: Attempts, pending: Pending) -> tuple[int, int] | None:
         for count in range(1, len(pool) + 1):
             for chosen in combinations(pool, count):
                 victims = [victim for _, victim in chosen]
-                if len({victim.pod.key for victim in victims}) < count:
+                if len({victim.pod.key for victim in victims}) < count or not within_spare(victims):
                     continue
                 outage = LIMITS.outage_seconds
                 key = (max(int(ranks[i]) for i, _ in chosen), total_cost(victims, outage))
@@ -155,6 +175,7 @@ def test_the_mildest_and_then_cheapest_set_of_steps_is_found(
     if found is None:
         return
     assert len({victim.pod.key for victim in found.victims}) == len(found.victims)
+    assert within_spare(list(found.victims))
     assert works(attempts, pending, list(found.victims))
     for spared in found.victims:
         rest = [v for v in found.victims if v is not spared]

@@ -18,7 +18,7 @@ from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Change, Mirror
 from llmos_operator.cluster.port import PODS, SERVICES
 from llmos_operator.cluster.retry import ONCE, Retrier
-from llmos_operator.scheduler.plan import Bind, Evict, Move, Plan, Restore, Shrink, Sleep, Wake
+from llmos_operator.scheduler.plan import Bind, Evict, Grow, Move, Plan, Restore, Shrink, Sleep, Wake
 from llmos_operator.state import convert
 from llmos_operator.state.breaker import Breaker
 from llmos_operator.state.store import Store
@@ -80,6 +80,9 @@ class Heard:
 
     def restored(self, restore: Restore) -> None:
         self.said.append(f"restored {restore.pod}")
+
+    def grown(self, grow: Grow) -> None:
+        self.said.append(f"grown {grow.workload}")
 
     def put_to_sleep(self, sleep: Sleep) -> None:
         self.said.append(f"put to sleep {sleep.pod}")

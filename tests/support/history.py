@@ -15,7 +15,7 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.control import gangs, reconcile
 from llmos_operator.errors import Conflict
 from llmos_operator.scheduler.cycle import plan
-from llmos_operator.scheduler.plan import Bind, Evict, Move, Restore, Shrink, Sleep, Wake
+from llmos_operator.scheduler.plan import Bind, Evict, Grow, Move, Restore, Shrink, Sleep, Wake
 from llmos_operator.scheduler.policy import ConsolidationPolicy, Policy
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.telemetry import Reading
@@ -139,6 +139,8 @@ class History:
                 self._bind(action)
             elif isinstance(action, Shrink | Sleep | Wake | Restore):
                 self._change(action)
+            elif isinstance(action, Grow):
+                self.store.allow_replicas(action.workload, action.workload_uid, action.replicas, self.now)
             elif isinstance(action, Move):
                 self._move(action, refused=refuse and self._chance(0.1))
             else:
@@ -203,7 +205,9 @@ class History:
         gpus = pick([0, 1, 1, 1, 2, 3])
         shared = gpus == 1 and self._chance(0.5)
         builder = a_workload(f"w{self._count}").gpus(gpus).priority(pick(sorted(PRIORITIES)))
-        builder.in_queue(pick(QUEUES)).replicas(pick([1, 1, 1, 2, 3]))
+        replicas = pick([1, 1, 1, 2, 3])
+        builder.in_queue(pick(QUEUES)).replicas(replicas)
+        builder.with_(elastic=replicas > 1 and pick([True, False]))
         builder.with_(
             kind=kind,
             created_at=self.now,
@@ -380,8 +384,12 @@ class History:
     def _evict(self, action: Evict, *, refused: bool) -> None:
         if not self.store.assume_evicted(action.pod, self.now + 30, action.preemptor):
             return
+        if action.fewer:
+            self.store.give_up_replica(action.victim, action.victim_uid, action.preemptor, self.now)
         if refused and not action.force:
             self.store.forget_eviction(action.pod)
+            if action.fewer:
+                self.store.keep_replica(action.victim, action.victim_uid, self.now)
             self.happened.append(f"eviction of {action.pod} refused")
             return
         self.evictions.append((self.now, action))

@@ -30,7 +30,11 @@ def workload_name(key: str) -> str:
 def summary(made: Plan) -> dict[str, Any]:
     """Return a plan in the words of `expect`."""
     return {
-        "evict": sorted(workload_name(e.victim) for e in made.evictions),
+        "evict": sorted(workload_name(e.victim) for e in made.evictions if not e.fewer),
+        "fewer": sorted(
+            f"{workload_name(e.victim)}-{e.pod.rpartition('-')[2]}" for e in made.evictions if e.fewer
+        ),
+        "grow": {workload_name(g.workload): g.replicas for g in made.grows},
         "shrink": sorted(workload_name(s.victim) for s in made.shrinks),
         "move": sorted(f"{workload_name(m.workload)} to {m.target.node}" for m in made.moves),
         "sleep": sorted(workload_name(s.victim) for s in made.sleeps),
@@ -96,12 +100,16 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
         cluster.store.restore_memory(restore.pod, restore.pod_uid)
     for eviction in made.evictions:
         cluster.store.assume_evicted(eviction.pod, made.now, eviction.preemptor)
+        if eviction.fewer:
+            cluster.store.give_up_replica(eviction.victim, eviction.victim_uid, eviction.preemptor, made.now)
         cluster.store.delete_pod(eviction.pod, eviction.pod_uid)
     for move in made.moves:
         place = move.place(made.now, made.now)
         cluster.store.assume_evicted(move.pod, made.now, move.beneficiary, made.now, place)
         cluster.store.delete_pod(move.pod, move.pod_uid)
     _cut(cluster, made)
+    for grow in made.grows:
+        cluster.store.allow_replicas(grow.workload, grow.workload_uid, grow.replicas, made.now)
     for bind in made.binds:
         claim = bind.claim
         cluster.store.assume(claim)

@@ -29,6 +29,7 @@ from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.scheduler.sleeping import asleep_as
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.types import (
+    Busy,
     DeviceSelector,
     DisruptionBudget,
     DisruptionStep,
@@ -335,6 +336,7 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "replicas": lambda v: {"replicas": v},
     "cpu": lambda v: {"cpu_milli": parse_milli(str(v)) - SizingPolicy().cpu_only_milli},
     "least": lambda v: {"min_replicas": v},
+    "elastic": lambda v: {"elastic": v},
     "together": lambda v: {"together": v, "min_replicas": v},
     "copies": lambda v: {"copies": v},
     "stages": lambda v: {"stages": v},
@@ -376,6 +378,7 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
     lowered = data.pop("lowered", None)  # seconds since it was asked to come down, which it has
     asleep, idle = data.pop("asleep", None), data.pop("idle", False)
     least_runtime = float(data.pop("min_runtime", 0.0))
+    streams, held = data.pop("streams", []), data.pop("held", None)
     moved_at = NOW - data.pop("moved") if "moved" in data else 0.0  # seconds since it was moved there
     host = {"cpu_milli": parse_milli(str(data["cpu"]))} if "cpu" in data else {}
     members = data.get("copies", 1) * data.get("stages", 1)
@@ -409,6 +412,14 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
             _come_down(cluster, builder.value, pod, NOW - lowered)
         if asleep is not None:
             _lay_down(cluster, builder.value, pod, asleep)
+        if streams:
+            cluster.store.set_busy(pod.key, Busy(streams[number]))
+    if held is not None:
+        _only(held, {"for", "since", "to"}, f"held of {builder.value.name}")
+        at, whom = NOW - held["since"], f"default/{held['for']}"
+        cluster.store.allow_replicas(
+            builder.value.key, builder.value.uid, held.get("to", len(places)), at, whom
+        )
     cluster.store.set_idle(builder.value.key, idle=idle)
 
 

@@ -71,6 +71,8 @@ class Timeline:
         made = plan(self.cluster.snapshot(), self.policy, self.now)
         for eviction in made.evictions:
             store.assume_evicted(eviction.pod, self.now, eviction.preemptor)
+            if eviction.fewer:
+                store.give_up_replica(eviction.victim, eviction.victim_uid, eviction.preemptor, self.now)
             store.delete_pod(eviction.pod, eviction.pod_uid)
             self.evicted.append(eviction.victim)
         for move in made.moves:

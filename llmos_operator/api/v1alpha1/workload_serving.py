@@ -82,7 +82,10 @@ class Scaling(KubeModel):
         ),
     )
     min_replicas: int = Field(
-        default=1, ge=0, le=1000, description="Fewest replicas. 0: may be scaled to zero."
+        default=1,
+        ge=0,
+        le=1000,
+        description="Fewest replicas; those above it are given up first for work of higher standing. 0: may be scaled to zero.",
     )
     max_replicas: int = Field(ge=1, le=1000, description="Most replicas.")
     metrics: Annotated[tuple[MetricTarget, ...], ListMap(("type",)), Field(max_length=4)] = Field(

@@ -155,6 +155,16 @@ class SizingStatus(KubeModel):
     )
 
 
+class CeilingStatus(KubeModel):
+    """How many replicas an elastic workload (spec.scaling) may have after it gave some up for a workload of higher standing."""
+
+    replicas: Replicas = Field(
+        default=0, description="At most so many until there is room again; absent: as many as are wanted."
+    )
+    by: Word = Field(default="", description="Workload that took the place of one, as namespace/name.")
+    time: Time | None = Field(default=None, description="When that was decided; the newest word counts.")
+
+
 class RunStatus(KubeModel):
     """How work that ends comes along. FineTune and Batch only."""
 
@@ -236,6 +246,10 @@ class ModelWorkloadStatus(KubeModel):
     )
     sizing: SizingStatus | None = Field(
         default=None, description="What running the workload has taught of its memory."
+    )
+    ceiling: CeilingStatus | None = Field(
+        default=None,
+        description="What was last decided on its number of replicas for the sake of others; absent before anything was.",
     )
     run: RunStatus | None = Field(
         default=None, description="How work that ends comes along. FineTune and Batch only."

@@ -24,6 +24,7 @@ from llmos_operator.state.types import (
     AUTO,
     DEFAULT_ORDER,
     Adapter,
+    Ceiling,
     DeviceSelector,
     DisruptionStep,
     Learned,
@@ -103,6 +104,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         cpu_milli=cpu,
         host_memory_bytes=memory,
         template_hash=template_hash(spec.data),
+        ceiling=_ceiling(status.child("ceiling")),
         learned=_learned(status.child("sizing"), template_hash(spec.data)),
         spec=spec.data,
         **_resources(spec),
@@ -252,8 +254,23 @@ def _replicas(spec: Fields, together: int) -> dict[str, Any]:
     scaling = spec.child("scaling")
     if not scaling:
         return {"replicas": spec.number("replicas", 1), "min_replicas": together, "together": together}
+    most = scaling.number("maxReplicas", 1)
     least = scaling.number("minReplicas", 1)
-    return {"replicas": least, "min_replicas": max(together, least), "together": together}
+    return {
+        "replicas": least,
+        "min_replicas": max(together, least),
+        "together": together,
+        "elastic": most > max(1, least),
+    }
+
+
+def _ceiling(fields: Fields) -> Ceiling | None:
+    """Return the scheduler's word on the number of replicas, as its status has it."""
+    at = fields.parsed("time", parse_rfc3339, None)
+    if at is None:
+        return None
+    replicas = fields.number("replicas", 0)
+    return Ceiling(replicas or None, at, fields.text("by"))
 
 
 def _stages(fields: Fields, accelerators: int) -> int:

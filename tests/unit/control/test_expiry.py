@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,14 +16,18 @@ from llmos_operator.control.expiry import LONGEST_WAIT, Expiry, expires_at
 from tests.support.executor import Bench, a_bench
 from tests.support.replicas import a_work
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 pytestmark = pytest.mark.anyio
 
 FINISHED = {"conditions": [{"type": "Accepted"}, {"type": "Finished", "lastTransitionTime": rfc3339(1000.0)}]}
 WORK = replace(a_work(ttlSecondsAfterFinished=60), finished=True)
 
 
-def an_expiry(bench: Bench) -> Expiry:
-    return Expiry(bench.port, bench.queue, bench.clock, KeyedBackoff(Curve(base=10.0, cap=60.0), Random(1)))
+def an_expiry(bench: Bench, failed: Callable[[str], None] = lambda _: None) -> Expiry:
+    backoff = KeyedBackoff[str](Curve(base=10.0, cap=60.0), Random(1))
+    return Expiry(bench.port, bench.queue, bench.clock, backoff, failed=failed)
 
 
 async def exists(bench: Bench) -> bool:
@@ -34,10 +38,10 @@ async def exists(bench: Bench) -> bool:
     return True
 
 
-async def with_workload(bench: Bench) -> tuple[Expiry, Any]:
+async def with_workload(bench: Bench, failed: Callable[[str], None] = lambda _: None) -> tuple[Expiry, Any]:
     body = {"metadata": {"name": WORK.name, "namespace": WORK.namespace}}
     made = await bench.port.create(MODEL_WORKLOADS, body, namespace=WORK.namespace)
-    return an_expiry(bench), replace(WORK, uid=str(made["metadata"]["uid"]))
+    return an_expiry(bench, failed), replace(WORK, uid=str(made["metadata"]["uid"]))
 
 
 def test_the_time_counts_from_the_end() -> None:
@@ -89,14 +93,17 @@ async def test_another_workload_of_the_name_stays() -> None:
 
 async def test_what_is_refused_is_tried_again_later() -> None:
     async with a_bench() as bench:
-        expiry, work = await with_workload(bench)
+        failed: list[str] = []
+        expiry, work = await with_workload(bench, failed.append)
         bench.port.fail("delete", "modelworkloads", Forbidden("no"))
         expiry.look(work, FINISHED)
         await bench.idle()
+        assert failed == [work.key], "it is looked at again at once, which says when to try again"
         again = expiry.look(work, FINISHED)
         await bench.idle()
         assert await exists(bench)
         assert again is not None
+        assert again - bench.clock.monotonic() <= 10.0, "when its backoff ends"
         bench.clock.advance(again - bench.clock.monotonic())
         expiry.look(work, FINISHED)
         await bench.idle()

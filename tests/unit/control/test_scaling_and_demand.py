@@ -142,3 +142,17 @@ def test_replicas_may_sleep_after_idleness_until_somebody_asks() -> None:
     assert not may(Demand(lost="no report from g"), 900), "what is not known is no idleness"
     assert may(Demand(lost="no report from g"), 900, dozes=True)
     assert not scaling.may_doze(SPEC, Demand(), memory, NOW + 900, dozes=False)
+
+
+def test_what_cannot_be_had_is_no_reason_to_want_more() -> None:
+    memory = scaling.begin(SPEC, 3, NOW)
+    memory, _ = scaling.decide(SPEC, Demand(waiting=900), memory, NOW, held=2)
+    assert memory.wanted == 3, "as many as before"
+    memory, _ = scaling.decide(SPEC, Demand(waiting=900), memory, NOW + 1, held=3)
+    assert memory.wanted == 4, "one more than there may be"
+    memory, _ = scaling.decide(SPEC, Demand(), memory, NOW + 100, held=3)
+    memory, verdict = scaling.decide(SPEC, Demand(), memory, NOW + 200, held=3)
+    assert memory.wanted == 1, "demand is followed down"
+    assert verdict.active
+    memory, _ = scaling.decide(SPEC, Demand(waiting=900), memory, NOW + 201)
+    assert memory.wanted == 8

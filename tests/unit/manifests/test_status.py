@@ -29,9 +29,10 @@ from llmos_operator.manifests.observed import (
 )
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.scheduler.plan import Decision
+from llmos_operator.state import convert
 from llmos_operator.state.replicas import Exit, Replica
-from llmos_operator.state.types import Hold, PodPhase
-from tests.support.replicas import NOW, a_pod_of, a_work
+from llmos_operator.state.types import Ceiling, Hold, PodPhase
+from tests.support.replicas import NOW, a_manifest, a_pod_of, a_work
 
 WORK = a_work()
 READY = RuntimeStatus(state=RuntimeState.READY, model=ModelInfo(digest="sha256:1", revision="abc"))
@@ -410,3 +411,31 @@ def test_usage_alone_is_written_every_ten_minutes_only() -> None:
         grown = Usage(200, 5, 7, NOW - 120, NOW + seconds)
         later = replace(running, previous=first, usage=grown, now=NOW + seconds)
         assert manifest.urgency(first, manifest.build(later)) is urgency
+
+
+@pytest.mark.parametrize(
+    "ceiling", [Ceiling(2, 1_700_000_000.0, "team/urgent"), Ceiling(None, 1_700_000_060.0)]
+)
+def test_another_process_reads_the_ceiling_as_it_was_written(ceiling: Ceiling) -> None:
+    observed = replace(seen(), workload=replace(WORK, ceiling=ceiling))
+    status = written(observed)
+    assert convert.workload({**a_manifest("chat", "uid-1"), "status": status}).ceiling == ceiling
+    before = manifest.to_json(manifest.build(seen()))
+    assert manifest.urgency(before, manifest.build(observed)) is Urgency.NOW
+
+
+def test_without_a_word_there_is_no_ceiling() -> None:
+    assert "ceiling" not in written(seen())
+    assert a_work().ceiling is None
+
+
+@pytest.mark.parametrize(
+    ("scaling", "elastic"),
+    [
+        ({"minReplicas": 1, "maxReplicas": 3}, True),
+        ({"minReplicas": 0, "maxReplicas": 1}, False),
+        ({"minReplicas": 2, "maxReplicas": 2}, False),
+    ],
+)
+def test_only_what_may_scale_above_its_minimum_is_elastic(scaling: dict[str, int], elastic: bool) -> None:
+    assert a_work(scaling=scaling).elastic is elastic
