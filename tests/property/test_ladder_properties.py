@@ -60,6 +60,7 @@ def _run(draw: st.DrawFn, cluster: ClusterBuilder, number: int) -> None:
     """Let a replica run on a device that has room for it; skip it where there is none."""
     builder = a_workload(f"r{number}").shared().priority(draw(st.sampled_from(sorted(PRIORITIES))))
     builder.with_(disruption_order=draw(st.sampled_from(ORDERS)))
+    builder.with_(idle_since=draw(st.sampled_from([None, NOW - 300, NOW - 20_000])))
     claim: dict[str, object] = {}
     if draw(st.integers(0, 3)):
         builder.with_(
