@@ -277,7 +277,8 @@ def _higher(attempts: Attempts, pending: Pending) -> list[str]:
     if proposal is None:
         return []
     highest = max(v.priority for v in proposal.victims)
-    names = ", ".join(v.claim.workload for v in proposal.victims[:_SHOWN_VICTIMS])
+    shown = proposal.victims[:_SHOWN_VICTIMS]
+    names = ", ".join(f"{v.claim.workload}{' (idle)' if v.idle_seconds else ''}" for v in shown)
     how = _HARSHEST[max((v.depth for v in proposal.victims), default=0)]
     loss = proposal.cost / _MILLISECONDS
     return [f"a priority above {highest}: {how} {names} on node {proposal.node} at a loss of {loss:.0f} s"]

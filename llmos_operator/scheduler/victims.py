@@ -9,14 +9,20 @@ device time that is lost, in milliseconds of one device:
 
 and for a replica whose workload falls below its minimum also `outage_seconds`, because somebody is then not served.
 Training and batch work loses what it did since its last checkpoint (since its start without one); serving loses no
-work, but everything must be loaded again.
+work, but everything must be loaded again. What serves and idles loses that only if somebody asks while it is away, so all
+of it counts times
+
+    A / (A + seconds without a request)                              A: `AWAY_SECONDS`
+
+which is how likely a pause that has lasted so long ends within A where long pauses are as common as short ones (the chance
+that a pause is longer than x falls as 1 / x).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Sleeping, Workload
 
 _MILLISECONDS = 1000
+AWAY_SECONDS: Final = 60.0  # about as long as a displaced replica serves nobody
 FEWER, ASLEEP, ENDS = 1, 2, 3  # depths of a displacement; 0: it comes down
 Replica: TypeAlias = tuple[str, int]
 
@@ -53,6 +60,7 @@ class Victim:
     asked_bytes: int = 0  # of each device that it would keep; 0: it does not come down
     sleeping: Sleeping | None = None  # as what it would sleep; None: it does not
     fewer: bool = False  # its workload does without it from then on, and has still its minimum
+    idle_seconds: float = 0.0  # without a request; `cost` allows for it, an outage has to
 
     @property
     def ends(self) -> bool:
@@ -181,8 +189,9 @@ class VictimIndex:
         if left is None:
             return None
         cost = shrink_cost(claim, left, self._policy, self._cost(claim, pod, workload))
-        beyond = self._beyond.get(claim.queue, 0)
-        return Victim(pod, claim, claim.priority, cost, 0, beyond, (), asked_bytes=left)
+        beyond, idle = self._beyond.get(claim.queue, 0), idle_seconds(workload, self._now)
+        cost = weighed(cost, idle)
+        return Victim(pod, claim, claim.priority, cost, 0, beyond, (), asked_bytes=left, idle_seconds=idle)
 
     def _fewer(self, workload: Workload | None, ending: Victim | None, running: int) -> Victim | None:
         """Return a pod as one its workload can do without: it ends, so all that protects it from ending protects it."""
@@ -200,8 +209,9 @@ class VictimIndex:
         sleeping = asleep_as(claim, workload, profile, self._policy, self._now)
         if ending is None or sleeping is None:
             return None
-        cost = sleep_cost(claim, sleeping, profile, self._policy, ending.cost, self._stream_seconds(pod))
-        return replace(ending, cost=cost, sleeping=sleeping)
+        whole = self._cost(claim, pod, workload)
+        cost = sleep_cost(claim, sleeping, profile, self._policy, whole, self._stream_seconds(pod))
+        return replace(ending, cost=weighed(cost, ending.idle_seconds), sleeping=sleeping)
 
     def _ending(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
         """Return a pod as one that could end, whatever its disruption order says; None if it is protected from that."""
@@ -211,10 +221,11 @@ class VictimIndex:
         if any(self.budgets[key] <= 0 for key in budgets):
             return None
         spare = max(0, running - workload.min_replicas) if workload is not None else 0
-        cost = self._cost(claim, pod, workload)
+        idle = idle_seconds(workload, self._now)
+        cost = weighed(self._cost(claim, pod, workload), idle)
         tied = workload is not None and (workload.members > 1 or workload.together > 1)
         beyond = self._beyond.get(claim.queue, 0)
-        return Victim(pod, claim, claim.priority, cost, spare, beyond, budgets, tied)
+        return Victim(pod, claim, claim.priority, cost, spare, beyond, budgets, tied, idle_seconds=idle)
 
     def company(self, victim: Victim, gone: Collection[Replica]) -> list[Victim] | None:
         """Return who goes when a victim does, itself first; None if one of them must not be displaced.
@@ -247,6 +258,7 @@ class VictimIndex:
         return tuple(b.key for b in budgets if b.selector is not None and matches(b.selector, pod.labels))
 
     def _cost(self, claim: Claim, pod: Pod, workload: Workload | None) -> int:
+        """Return what ending a pod loses if it is asked for at once."""
         seconds = self.reload_seconds(claim, workload)
         if workload is not None and workload.kind is not WorkloadKind.INFERENCE:
             seconds += unsaved_seconds(workload, self._now, pod.started_at or claim.bound_at)
@@ -285,6 +297,18 @@ class VictimIndex:
         return held / self._policy.load_bytes_per_second
 
 
+def idle_seconds(workload: Workload | None, now: float) -> float:
+    """Return for how long nobody has asked anything of what serves; 0 for what works, or may work, and for all other work."""
+    if workload is None or workload.kind is not WorkloadKind.INFERENCE or workload.idle_since is None:
+        return 0.0
+    return max(0.0, now - workload.idle_since)
+
+
+def weighed(cost: int, idle: float) -> int:
+    """Return what a loss counts that strikes only if somebody asks, after `idle` seconds in which nobody did."""
+    return max(1, round(cost * AWAY_SECONDS / (AWAY_SECONDS + idle))) if idle else cost
+
+
 def unsaved_seconds(workload: Workload, now: float, began: float) -> float:
     """Return for how many seconds a pod that ``began`` then has worked since its last checkpoint.
 
@@ -320,7 +344,7 @@ def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collectio
         lost.add(replica)
         count[replica[0]] = count.get(replica[0], 0) + 1
         if count[replica[0]] > victim.spare:
-            cost += round(outage_seconds * _MILLISECONDS)
+            cost += weighed(round(outage_seconds * _MILLISECONDS), victim.idle_seconds)
     return cost
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Claim, Sleeping, Workload
 
 _MILLISECONDS = 1000
+_MINUTE = 60
 _SHOWN = 3
 
 
@@ -102,9 +103,17 @@ def size_text(size: Size) -> str:
     return f"{size.format}{tokens} ({human_bytes(size.bytes_per_device)})"
 
 
+def _loss(victim: Victim) -> str:
+    """Return what displacing a victim is expected to lose, and why that is little if it idles."""
+    loss = f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+    if not victim.idle_seconds:
+        return loss
+    return f"{loss}: nobody has asked anything of it for {victim.idle_seconds / _MINUTE:.0f} min"
+
+
 def displaced(pending: Pending, victim: Victim, proposal: Proposal, reason: Reason) -> str:
     """Return why a victim has to go."""
-    loss = f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+    loss = _loss(victim)
     claimant = f"{pending.workload.key} (priority {pending.priority})"
     if victim.fewer:
         loss = f"its workload does with one replica less until there is room again; {loss}"
@@ -138,7 +147,7 @@ def shrunk(pending: Pending, victim: Victim, proposal: Proposal) -> str:
     return (
         f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: the KV cache of "
         f"priority {victim.priority} comes down to one full context, from {held} to {left} per device; "
-        f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+        f"{_loss(victim)}"
     )
 
 
@@ -149,7 +158,7 @@ def put_to_sleep(pending: Pending, victim: Victim, proposal: Proposal) -> str:
     return (
         f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: priority "
         f"{victim.priority} sleeps, {host} of weights in the node's memory, from {held} to {left} per device; "
-        f"expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+        f"{_loss(victim)}"
     )
 
 
@@ -192,7 +201,7 @@ def moved(pending: Pending, victim: Victim, target: Claim) -> str:
     )
     return (
         f"moved from node {victim.pod.node} {whereto} so that {pending.workload.key} (priority {pending.priority}) "
-        f"can start; expected loss {victim.cost / _MILLISECONDS:.1f} s of device time"
+        f"can start; {_loss(victim)}"
     )
 
 

@@ -237,6 +237,7 @@ class Workload:
     saved_at: float | None = None  # FineTune, Batch: epoch seconds at which it last saved, from status.run
     backoff_limit: int = 3  # FineTune, Batch: failures of the program that are followed by a new try
     completion_window: float | None = None  # Batch: seconds after its creation within which it is to end
+    idle_since: float | None = None  # epoch seconds, from status.activity; None: it works, or nobody can tell
     gpu_seconds: int = 0  # status.run: service received so far, seconds times devices; Inference: 0
     template_hash: str = ""  # changes when a pod would have to be rebuilt
     learned: Learned = field(default_factory=Learned)

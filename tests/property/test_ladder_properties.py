@@ -63,6 +63,7 @@ def _run(draw: st.DrawFn, cluster: ClusterBuilder, number: int) -> None:
     whole = draw(st.integers(0, 5)) == 0
     builder.with_(sharing=Sharing.EXCLUSIVE if whole else Sharing.SHARED)
     builder.with_(disruption_order=draw(st.sampled_from(ORDERS)))
+    builder.with_(idle_since=draw(st.sampled_from([None, NOW - 300, NOW - 20_000])))
     claim: dict[str, object] = {}
     if not whole and draw(st.integers(0, 3)):
         builder.with_(

@@ -330,6 +330,7 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "order": lambda v: {"disruption_order": tuple(DisruptionStep(s) for s in v)},
     "placement": lambda v: {"placement": Placement(v)},
     "suspended": lambda v: {"suspended": v},
+    "quiet": lambda v: {"idle_since": NOW - v},
     "gpus": lambda v: {"accelerators": v},
     "priority": lambda v: {"priority_class": v},
     "queue": lambda v: {"queue": v},

@@ -129,12 +129,20 @@ def workloads(name: str, *, instances: bool = False) -> st.SearchStrategy[Worklo
     ways = [Sharing.EXCLUSIVE, Sharing.SHARED, *([Sharing.MIG] if instances else [])]
 
     def build(
-        gpus: int, memory: int, asked: Sharing, priority: str, queue: str, replicas: int, kind: str
+        gpus: int,
+        memory: int,
+        asked: Sharing,
+        priority: str,
+        queue: str,
+        replicas: int,
+        kind: str,
+        quiet: float | None,
     ) -> Workload:
         sharing = asked if gpus else Sharing.EXCLUSIVE
         count = gpus if sharing is Sharing.EXCLUSIVE else 1
         builder = a_workload(name).gpus(count).priority(priority).in_queue(queue)
         builder.with_(memory_bytes=memory * GIB, sharing=sharing, replicas=replicas, kind=WorkloadKind(kind))
+        builder.with_(idle_since=None if quiet is None else NOW - quiet)
         if sharing is Sharing.MIG and replicas > 1:
             builder.with_(mig_profile=parse_profile("1g.20gb"))
         return builder.value
@@ -148,6 +156,7 @@ def workloads(name: str, *, instances: bool = False) -> st.SearchStrategy[Worklo
         st.sampled_from(QUEUES),
         st.sampled_from([1, 1, 1, 2]),
         st.sampled_from(["Inference", "FineTune", "Batch"]),
+        st.sampled_from([None, None, 300.0, 20_000.0]),
     )
 
 

@@ -61,6 +61,7 @@ _MOST_DIGITS = 18
 _MOST_COPIES = 256
 _METHODS = ("lora", "qlora", "full")
 _MOST_TRIES = 100
+_IDLE = "Idle"  # as `control.activity` says it
 _BATCH_LOSES = 30.0  # seconds: answers are saved as they come, what is under way is asked again
 # Fields of batch and fineTune that the operator acts on: a change of them must not replace a pod that works.
 OPERATORS_OWN = frozenset({"backoffLimit", "completionWindow"})
@@ -99,6 +100,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         tolerations=tolerations(pod_spec),
         training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
         saved_at=status.child("run").parsed("lastSavedTime", parse_rfc3339, None),
+        idle_since=_idle_since(status.child("activity")),
         gpu_seconds=used,
         **_run(spec, kind),
         cpu_milli=cpu,
@@ -111,6 +113,11 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         **_scheduling(spec.child("scheduling")),
         **_replicas(spec, spec.child("scheduling").number("minReplicas", 1, least=1)),
     )
+
+
+def _idle_since(fields: Fields) -> float | None:
+    """Return since when the status says that a workload idles; a state that is not known is none."""
+    return fields.parsed("since", parse_rfc3339, None) if fields.text("state") == _IDLE else None
 
 
 def _learned(fields: Fields, spec_hash: str) -> Learned:

@@ -157,6 +157,20 @@ def test_nobody_else_is_displaced_while_freed_memory_is_not_yet_seen_free() -> N
     )
 
 
+def test_a_decision_says_that_its_victim_idles_and_for_how_long() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(1, "A-24G")).with_priorities(low=1, high=2)
+    cluster.running(a_workload("old").needing("20Gi").priority("low").with_(idle_since=NOW - 3540), "n1", [0])
+    cluster.add(a_workload("new").needing("20Gi").priority("high"))
+    (eviction,) = plan(cluster.snapshot(), POLICY, NOW).evictions
+    assert eviction.cost == round(20 * GIB / POLICY.load_bytes_per_second * 1000 / 60)
+    assert eviction.explanation.endswith("of device time: nobody has asked anything of it for 59 min")
+    cluster.add(a_workload("new").needing("20Gi").priority("low"))
+    told = explain(cluster.snapshot(), UNMOVED, NOW, "default/new")
+    assert any(
+        "a priority above 1: displaces default/old (idle) on node n1" in one for one in told.would_help
+    )
+
+
 def test_what_is_repaired_is_not_displaced_as_well() -> None:
     node = a_node("n1").with_gpus(1).with_host(cpu="1100m").with_device(0, verdict=Verdict.UNHEALTHY)
     cluster = a_cluster(node).with_priorities(low=1, high=2)

@@ -226,6 +226,23 @@ def test_replicas_that_start_together_are_not_elastic() -> None:
     assert (work.replicas, work.together, work.min_replicas) == (2, 3, 3)
 
 
+@pytest.mark.parametrize(
+    ("activity", "idle_for"),
+    [
+        ({"state": "Idle", "since": "2026-01-01T00:05:00Z"}, 300),
+        ({"state": "Busy", "since": "2026-01-01T00:05:00Z"}, None),
+        ({"state": "Unknown", "since": "2026-01-01T00:05:00Z"}, None),
+        ({"state": "Idle"}, None),  # since when is what counts
+        ({}, None),
+    ],
+)
+def test_only_a_status_that_says_idle_makes_work_idle(activity: dict[str, str], idle_for: int | None) -> None:
+    obj = copy.deepcopy(FULL)
+    obj["status"] = {"activity": activity}
+    found = convert.workload(obj)
+    assert found.idle_since == (None if idle_for is None else found.created_at + idle_for)
+
+
 def test_a_training_run_tells_what_decides_its_memory_and_when_it_was_saved() -> None:
     obj = copy.deepcopy(FULL)
     obj["spec"] |= {
