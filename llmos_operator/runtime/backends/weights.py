@@ -110,6 +110,8 @@ def load_plain(
         if parts not in shared:
             tensor = mapped.view(parts)
             shared[parts] = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+            if shared[parts] is not tensor:
+                mapped.drop(parts)  # a copy is used: the source's pages beside it would be counted, too
             progress(sum(entries[part][1].nbytes for part in parts))
         set_tensor(model, name, shared[parts])
     _move_buffers(model, device)

@@ -61,6 +61,15 @@ class MappedTensors:
         flat = torch.frombuffer(self._map(path), dtype=dtype, count=count, offset=first.begin)
         return flat.view(shape)
 
+    def drop(self, names: Sequence[str]) -> None:
+        """Give back the pages of adjacent entries: what was read of them no longer counts as used. Views read the file again."""
+        path, first = self._entries[names[0]]
+        length = sum(self._entries[name][1].nbytes for name in names)
+        if path in self._maps and length:
+            start = first.begin // mmap.PAGESIZE * mmap.PAGESIZE
+            # Nobody writes to weights, so no private copy is lost.
+            self._maps[path].madvise(mmap.MADV_DONTNEED, start, first.begin + length - start)
+
     @property
     def maps(self) -> tuple[mmap.mmap, ...]:
         """The mappings that views were taken of."""
