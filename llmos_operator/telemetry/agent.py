@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 log = logging.logger(__name__)
 
 STALLED_SECONDS: Final = 15.0
+BEAT_SECONDS: Final = 3.0
 LAST_WORDS_SECONDS: Final = 5.0
 OPEN_SECONDS: Final = 60.0
 UNREADY_INTERVALS: Final = 10
@@ -180,7 +181,7 @@ class Agent:
     async def _keep_beating(self) -> None:
         while True:
             self._beat.beat()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(BEAT_SECONDS)
 
     async def _measure(self, node: Json) -> None:
         settings = self.settings
@@ -277,8 +278,10 @@ class Agent:
                 self._measured.beat()
             if rounds or seen.hangs:
                 self._sender.offer(view.batch())
-                copies = {"models": self._copies.models} if self._copies is not None else {}
-                self._writer.offer(view.status(now) | copies, view.memory())
+                status = view.status(now)
+                if self._copies is not None:
+                    status = status | {"models": self._copies.models}
+                self._writer.offer(status, view.memory())
 
     async def _follow(self, backend: Backend) -> None:
         """On a simulated node, take new announcements as they come."""

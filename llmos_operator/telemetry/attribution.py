@@ -55,10 +55,15 @@ def pod_uid_of_cgroup(text: bytes) -> str:
     return found.group(1).decode().replace("_", "-") if found else ""
 
 
+def _read(proc: Path, pid: int, name: str) -> bytes:
+    with open(f"{proc}/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - paths cost more than the reading
+        return file.read()
+
+
 def environment(pid: int, proc: Path = PROC) -> dict[str, str]:
     """Return the variables of a process that concern us; empty when it is gone or not ours to read."""
     try:
-        raw = (proc / str(pid) / "environ").read_bytes()
+        raw = _read(proc, pid, "environ")
     except OSError:
         return {}
     values: dict[str, str] = {}
@@ -72,7 +77,7 @@ def environment(pid: int, proc: Path = PROC) -> dict[str, str]:
 def owner_of(pid: int, proc: Path = PROC) -> Owner:
     """Return the pod of a process, or :data:`NOBODY`."""
     try:
-        uid = pod_uid_of_cgroup((proc / str(pid) / "cgroup").read_bytes())
+        uid = pod_uid_of_cgroup(_read(proc, pid, "cgroup"))
     except OSError:
         return NOBODY
     return owner_in(environment(pid, proc), uid)
@@ -94,7 +99,7 @@ def start_time(pid: int, proc: Path = PROC) -> int:
     With the pid it identifies a process for ever; a pid alone is used again.
     """
     try:
-        stat = (proc / str(pid) / "stat").read_bytes()
+        stat = _read(proc, pid, "stat")
     except OSError:
         return -1
     return int(stat[stat.rindex(b")") + 2 :].split(None, 20)[19])
@@ -120,7 +125,11 @@ class Attribution:
         known: dict[tuple[int, int], Owner] = {}
         result: dict[int, Owner] = {}
         for pid in pids:
-            key = (pid, start_time(pid, self._proc))
+            started = start_time(pid, self._proc)
+            if started < 0:
+                result[pid] = NOBODY
+                continue
+            key = (pid, started)
             owner = self._known.get(key)
             if owner is None or not owner.pod_uid:
                 owner = owner_of(pid, self._proc)

@@ -122,12 +122,21 @@ def fold(state: DeviceHealth, seen: Observation, now: float) -> DeviceHealth:
     answered = now if seen.sample is not None and seen.sample.answered else state.answered
     # Without a sample nothing is known to be over; without this a wake-up by an event would dilute the windows.
     looked = seen.sample is not None
-    causes = _causes(state.causes, signals, now, answered, looked=looked)
-    counters = seen.sample.counters if seen.sample is not None else None
-    state = replace(
-        state, causes=causes, faults=faults, answered=answered, counters=counters or state.counters
+    causes = _causes(state.causes, signals, now, answered, looked=looked) if state.causes or signals else ()
+    active = _by_weight(causes)
+    verdict, reason, detail = _judge(active, stale=seen.stale, never=answered is None)
+    # Built in one go and not with `replace`: this runs for each device and each round, nearly always for a healthy one.
+    return DeviceHealth(
+        verdict=verdict,
+        reason=reason,
+        detail=detail,
+        since=now if verdict is not state.verdict else state.since,
+        causes=causes,
+        faults=faults,
+        counters=(seen.sample.counters if seen.sample is not None else None) or state.counters,
+        answered=answered,
+        strength=tuple((cause.reason, cause.weight) for cause in active),
     )
-    return _judge(state, seen, now)
 
 
 def forget(state: DeviceHealth, now: float) -> DeviceHealth:
@@ -182,24 +191,24 @@ def _activate(cause: Cause, now: float) -> Cause:
     )
 
 
-def _judge(state: DeviceHealth, seen: Observation, now: float) -> DeviceHealth:
-    """Set verdict and reason from the active causes: the worst, of those the first."""
-    active = sorted(
-        (cause for cause in state.causes if cause.active),
-        key=lambda cause: (-SEVERITY[cause.weight], cause.since, cause.reason),
-    )
+def _by_weight(causes: tuple[Cause, ...]) -> list[Cause]:
+    """Return the active causes: the worst first, of those the oldest."""
+    active = [cause for cause in causes if cause.active]
+    active.sort(key=lambda cause: (-SEVERITY[cause.weight], cause.since, cause.reason))
+    return active
+
+
+def _judge(active: list[Cause], *, stale: bool, never: bool) -> tuple[Verdict, Reason, str]:
+    """Return verdict, reason and detail: what the first active cause says. ``never``: no sample ever came back clean."""
     verdict, reason, detail = Verdict.HEALTHY, Reason.AS_EXPECTED, ""
     if active:
         verdict, reason, detail = active[0].weight, active[0].reason, active[0].detail
         if active[0].repeated:
             detail += "; second time within a week"
-    never = state.answered is None and not active
-    if (seen.stale or never) and SEVERITY[verdict] < SEVERITY[Verdict.UNKNOWN]:
+    if (stale or (never and not active)) and SEVERITY[verdict] < SEVERITY[Verdict.UNKNOWN]:
         verdict, reason = Verdict.UNKNOWN, Reason.NO_SAMPLES
-        detail = "no sample for three intervals" if seen.stale else "not sampled yet"
-    since = now if verdict is not state.verdict else state.since
-    strength = tuple((cause.reason, cause.weight) for cause in active)
-    return replace(state, verdict=verdict, reason=reason, detail=detail, since=since, strength=strength)
+        detail = "no sample for three intervals" if stale else "not sampled yet"
+    return verdict, reason, detail
 
 
 def _application_faults(faults: tuple[Fault, ...], seen: Observation, now: float) -> tuple[Fault, ...]:
@@ -207,6 +216,8 @@ def _application_faults(faults: tuple[Fault, ...], seen: Observation, now: float
 
     One process faulting again and again is one fault: what counts is different workloads hitting the same device.
     """
+    if not faults and not seen.events:
+        return ()
     kept = tuple(fault for fault in faults if now - fault.at < policy.SUSPECT_SECONDS)
     if not seen.owners or not any(is_application_fault(event) for event in seen.events):
         return kept

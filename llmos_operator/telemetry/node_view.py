@@ -41,6 +41,7 @@ class NodeView:
         self._hangs: tuple[Hang, ...] = ()
         self._allocations: Allocations | None = None
         self._kubelet_trouble = ""
+        self._worded: tuple[object, report.Json] | None = None  # the last status and what it was made from
 
     def restore(self, memory: str, conditions: list[Json], now: float) -> int:
         """Take up what an earlier agent wrote; return the number of devices with a history."""
@@ -59,9 +60,10 @@ class NodeView:
         for event in seen.events:
             if note is not None:
                 note(event, by_uuid.get(event.uuid))
+        # Who is on a device matters only to what happened on it.
         owners = {
             uuid: frozenset(use.workload or use.pod_uid for use in uses if use.pod_uid)
-            for uuid, uses in seen.processes.items()
+            for uuid, uses in (seen.processes.items() if seen.events else ())
         }
         self._hangs = seen.hangs
         self._health.observe(seen.devices, seen.samples, seen.events, seen.hangs, owners, now)
@@ -101,14 +103,19 @@ class NodeView:
         return report.batch(self._node, self._epoch, self._sequence, self.devices, frozenset(fresh))
 
     def status(self, now: float) -> Json:
-        """Return the agent's part of the GPUNode's status."""
+        """Return the agent's part of the GPUNode's status: the same object again while nothing in it changed."""
         conditions = (
             report.ready_condition(self.problem()),
             report.health_condition(self.devices),
             *report.allocation_condition(self._allocations, self._kubelet_trouble),
         )
         stamped = [self._transitions.stamp(condition, now) for condition in conditions]
-        return report.status(self._mode, self._driver, self.devices, stamped, self._allocations)
+        facts = report.facts(self.devices)
+        source = (facts, stamped, self._allocations)
+        if self._worded is None or self._worded[0] != source:
+            status = report.status(self._mode, self._driver, facts, stamped, self._allocations)
+            self._worded = (source, status)
+        return self._worded[1]
 
     def memory(self) -> str:
         """Return what of the health history must outlive this process."""

@@ -32,6 +32,7 @@ log = logger(__name__)
 
 SEND_SECONDS: Final = 3.0
 LEAST_STATUS_SECONDS: Final = 1.0  # between two writes of the GPUNode, however often verdicts change
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 OPERATOR_CURVE: Final = Curve(base=1.0, cap=10.0)
 STATUS_CURVE: Final = Curve(base=1.0, cap=30.0)
 
@@ -54,7 +55,7 @@ class BatchSender:
 
     def offer(self, batch: Json) -> None:
         """Take the newest batch; one not sent yet is thrown away."""
-        self._body = json.dumps(batch, separators=(",", ":")).encode()
+        self._body = _ENCODER.encode(batch).encode()
         self._fresh.set()
 
     async def run(self) -> None:
@@ -64,15 +65,19 @@ class BatchSender:
         timeout = aiohttp.ClientTimeout(total=SEND_SECONDS)
         loop = asyncio.get_running_loop()
         async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
+            due = 0.0
             while True:
                 await self._fresh.wait()
+                # After waiting and not before: a batch comes once an interval, and then there is nothing left to wait for.
+                if due > loop.time():
+                    await asyncio.sleep(due - loop.time())
                 self._fresh.clear()
                 started = loop.time()
                 trouble = await self._post(session)
                 self._note(trouble)
                 pause = OPERATOR_CURVE.delay(self.failures, self._rng) if trouble else self._interval
                 # A little less than the interval: batches are offered once an interval, and none should be skipped.
-                await asyncio.sleep(max(0.0, started + 0.9 * pause - loop.time()))
+                due = started + 0.9 * pause
 
     async def _post(self, session: aiohttp.ClientSession) -> str:
         """Send the newest batch; return "" or what went wrong."""
@@ -144,7 +149,9 @@ class NodeWriter:
         What devices can tell becomes known call by call in an agent's first seconds; that alone is no reason to write
         and goes with the next write.
         """
-        news = self._status is None or _weighty(status) != _weighty(self._status) or memory != self._memory
+        known = self._status
+        same = known is not None and (status is known or _weighty(status) == _weighty(known))
+        news = not same or memory != self._memory
         self._status, self._memory = status, memory
         if news:
             self._changed.set()

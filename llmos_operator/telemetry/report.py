@@ -6,7 +6,7 @@ of the agent's CPU. A test holds both to the wire types.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmos_operator.api.quantity import format_bytes
 from llmos_operator.api.telemetry import MAX_DEVICES, MAX_HOLDERS, MAX_PROCESSES, Verdict
@@ -16,9 +16,10 @@ from llmos_operator.telemetry.policy import Reason
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from llmos_operator.telemetry.health import DeviceHealth
     from llmos_operator.telemetry.kubelet.pod_resources import Allocations, Holder
     from llmos_operator.telemetry.metrics import DeviceView
-    from llmos_operator.telemetry.sample import DriverInfo, Link, ProcessUse
+    from llmos_operator.telemetry.sample import Capability, DeviceInfo, DriverInfo, Link, ProcessUse, Sample
 
     Json = dict[str, Any]
 
@@ -35,6 +36,7 @@ _PRODUCT_LIMIT: Final = 128
 _MESSAGE_DEVICES: Final = 8
 _WATT: Final = 1000  # milliwatts
 _MILLI: Final = 1000  # thousandths of a GPU
+_NONE: Final[frozenset[Capability]] = frozenset()
 
 
 def batch(
@@ -79,7 +81,9 @@ def _sample(view: DeviceView, processes: tuple[ProcessUse, ...] | None) -> Json:
             ("smActiveMilli", _milli(counters.sm_active_ratio if counters else None)),
             ("dramActiveMilli", _milli(counters.dram_active_ratio if counters else None)),
         )
-        entry.update((name, value) for name, value in told if value is not None)
+        for name, value in told:
+            if value is not None:
+                entry[name] = value
     if processes is not None:
         entry["processes"] = [_process(use) for use in processes]
     return entry
@@ -101,34 +105,56 @@ def _process(use: ProcessUse) -> Json:
 # -- GPUNode
 
 
+class Facts(NamedTuple):
+    """All that a GPUNode tells of a device: equal facts are worded alike, so nothing need be worded anew for them."""
+
+    info: DeviceInfo
+    verdict: Verdict
+    reason: Reason
+    since: float
+    power_limit_milliwatts: int | None
+    capabilities: frozenset[Capability]
+
+
+def facts(views: Iterable[DeviceView]) -> tuple[Facts, ...]:
+    """Return what a GPUNode tells of each device."""
+    return tuple(_facts(view.info, view.health, view.sample) for view in views)
+
+
+def _facts(info: DeviceInfo, health: DeviceHealth, sample: Sample | None) -> Facts:
+    limit = health.counters.power_limit_milliwatts if health.counters is not None else None
+    capabilities = sample.capabilities if sample is not None else _NONE
+    return Facts(info, health.verdict, health.reason, health.since, limit, capabilities)
+
+
 def status(
     mode: str,
     driver: DriverInfo,
-    views: Sequence[DeviceView],
+    devices: Sequence[Facts],
     conditions: Sequence[Json],
     allocations: Allocations | None = None,
 ) -> Json:
     """Return the agent's part of a GPUNode's status."""
+    published = [one for one in devices if one.info.allocatable][:MAX_DEVICES]
     return {
         "mode": mode,
         "driver": driver.version,
         "devices": [
-            _device(view)
-            | _partition(view, views)
-            | _power_limit(view, views)
-            | _allocation(view.info.uuid, allocations)
-            for view in _published(views)
+            _device(one)
+            | _partition(one.info, devices)
+            | _power_limit(one, devices)
+            | _allocation(one.info.uuid, allocations)
+            for one in published
         ],
         "conditions": list(conditions),
     }
 
 
-def _partition(view: DeviceView, views: Sequence[DeviceView]) -> Json:
+def _partition(info: DeviceInfo, devices: Sequence[Facts]) -> Json:
     """Return what a MIG instance is of its GPU; nothing for a whole one.
 
     Its part is the larger of those of compute slices and of memory: the rest of the GPU has no use for more than is left of both.
     """
-    info = view.info
     if not info.is_mig:
         return {}
     found: Json = {"parent": info.parent}
@@ -138,29 +164,28 @@ def _partition(view: DeviceView, views: Sequence[DeviceView]) -> Json:
         found["migProfile"] = str(profile)
         if info.gpu_slices:
             parts.append(profile.slices * _MILLI // info.gpu_slices)
-    parent = _parent(view, views)
+    parent = _parent(info, devices)
     if parent is not None and parent.info.memory_bytes and info.memory_bytes:
         parts.append(info.memory_bytes * _MILLI // parent.info.memory_bytes)
     return {**found, "partMilli": max(1, min(_MILLI, max(parts)))} if parts else found
 
 
-def _parent(view: DeviceView, views: Sequence[DeviceView]) -> DeviceView | None:
-    return next((one for one in views if one.info.uuid == view.info.parent), None)
+def _parent(info: DeviceInfo, devices: Sequence[Facts]) -> Facts | None:
+    return next((one for one in devices if one.info.uuid == info.parent), None)
 
 
-def _power_limit(view: DeviceView, views: Sequence[DeviceView]) -> Json:
+def _power_limit(told: Facts, devices: Sequence[Facts]) -> Json:
     """Return the limit in force, in whole watts so that it does not change for nothing; nothing where nobody tells.
 
     The driver limits GPUs. A MIG instance is given the part of it that it has of the memory.
     """
-    info, whole, part = view.info, view, 1.0
+    info, whole, part = told.info, told, 1.0
     if info.is_mig:
-        parent = _parent(view, views)
+        parent = _parent(info, devices)
         if parent is None or not parent.info.memory_bytes or not info.memory_bytes:
             return {}
         whole, part = parent, info.memory_bytes / parent.info.memory_bytes
-    counters = whole.health.counters
-    limit = counters.power_limit_milliwatts if counters is not None else None
+    limit = whole.power_limit_milliwatts
     return {"powerLimitMilliwatts": round(limit * part / _WATT) * _WATT} if limit else {}
 
 
@@ -180,8 +205,8 @@ def _holder(holder: Holder) -> Json:
     return {"pod": holder.pod, "container": holder.container, "resource": holder.resource}
 
 
-def _device(view: DeviceView) -> Json:
-    info, health = view.info, view.health
+def _device(told: Facts) -> Json:
+    info = told.info
     return {
         "uuid": info.uuid,
         "index": info.index,
@@ -190,12 +215,12 @@ def _device(view: DeviceView) -> Json:
         "computeCapability": info.compute_capability,
         "mig": info.is_mig,
         "health": {
-            "verdict": health.verdict.value,
-            "reason": health.reason.value,
-            "since": rfc3339(health.since),
+            "verdict": told.verdict.value,
+            "reason": told.reason.value,
+            "since": rfc3339(told.since),
         },
         "links": [_link(link) for link in info.links],
-        "capabilities": sorted(view.sample.capabilities) if view.sample is not None else [],
+        "capabilities": sorted(told.capabilities),
     }
 
 

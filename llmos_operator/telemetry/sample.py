@@ -212,13 +212,12 @@ class Sample:
     @property
     def answered(self) -> bool:
         """Whether the device told something and nothing went wrong: what a probe wants to see."""
-        told = (
-            self.memory_used_bytes,
-            self.utilization_percent,
-            self.temperature_celsius,
-            self.power_milliwatts,
+        return not self.faults and (
+            self.memory_used_bytes is not None
+            or self.utilization_percent is not None
+            or self.temperature_celsius is not None
+            or self.power_milliwatts is not None
         )
-        return not self.faults and any(value is not None for value in told)
 
 
 @dataclass(frozen=True, slots=True)

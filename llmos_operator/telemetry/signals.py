@@ -67,11 +67,12 @@ def signals_of(
         found.extend(_of_faults(sample))
         if sample.counters is not None:
             found.extend(_of_counters(sample.counters, before))
-        found.extend(
-            Signal(_CLOCKS[reason], f"clocks are held down: {reason}")
-            for reason in sorted(sample.clock_reasons or ())
-            if reason in _CLOCKS
-        )
+        if sample.clock_reasons:
+            found.extend(
+                Signal(_CLOCKS[reason], f"clocks are held down: {reason}")
+                for reason in sorted(sample.clock_reasons)
+                if reason in _CLOCKS
+            )
     found.extend(_of_events(events))
     return tuple(found)
 

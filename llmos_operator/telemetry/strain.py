@@ -13,7 +13,7 @@ weights are ours: no published ones were found that relate corrected errors to f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log2
 from typing import TYPE_CHECKING, Final
 
@@ -79,10 +79,18 @@ class Strain:
         return min(_MOST_TREND, round(_TREND * log2(lately / long_run)))
 
 
+_UNKNOWN: Final = Strain()
+
+
 def fold(state: Strain, sample: Sample, now: float) -> Strain:
     """Return the strain after one sample; `now` in the agent's own seconds."""
-    state = _clocks(state, sample, now)
-    return _memory(state, sample.counters, now) if sample.counters is not None else state
+    counters = sample.counters
+    return Strain(
+        _throttled(state, sample, now),
+        now,
+        *_errors(state, counters.ecc_volatile_corrected if counters is not None else None, now),
+        rows=_rows(state, counters),
+    )
 
 
 class Strains:
@@ -99,49 +107,58 @@ class Strains:
         states = {uuid: one for uuid, one in self._states.items() if uuid in known}
         for uuid, sample in samples.items():
             if uuid in known:
-                states[uuid] = fold(states.get(uuid, Strain()), sample, now)
+                states[uuid] = fold(states.get(uuid, _UNKNOWN), sample, now)
         self._states = states
 
     def of(self, uuid: str) -> tuple[int | None, int | None]:
         """Return (held down, risk) in thousandths, the larger of the device's own and its GPU's."""
-        found = [self._states.get(one, Strain()) for one in (uuid, self._parents.get(uuid, uuid))]
-        throttled = [one.throttled_milli for one in found if one.throttled_milli is not None]
-        risk = [one.risk_milli for one in found if one.risk_milli is not None]
-        return max(throttled, default=None), max(risk, default=None)
+        own = self._states.get(uuid, _UNKNOWN)
+        parent = self._parents.get(uuid)
+        if parent is None:
+            return own.throttled_milli, own.risk_milli
+        gpu = self._states.get(parent, _UNKNOWN)
+        return _larger(own.throttled_milli, gpu.throttled_milli), _larger(own.risk_milli, gpu.risk_milli)
 
 
-def _clocks(state: Strain, sample: Sample, now: float) -> Strain:
+def _larger(first: int | None, second: int | None) -> int | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return max(first, second)
+
+
+def _throttled(state: Strain, sample: Sample, now: float) -> float | None:
+    """Return the part of its time in which the device is held down."""
     if sample.clock_reasons is None:
-        return replace(state, throttled=None, at=now)
-    held = float(bool(sample.clock_reasons & HOLDING))
+        return None
     if state.throttled is None:
-        return replace(state, throttled=0.0, at=now)
+        return 0.0
+    held = 0.0 if HOLDING.isdisjoint(sample.clock_reasons) else 1.0
     gap = min(_LONGEST_GAP, max(0.0, now - state.at))
-    return replace(state, throttled=held + (state.throttled - held) * _left(gap, HALF_LIFE), at=now)
+    return held + (state.throttled - held) * _left(gap, HALF_LIFE)
 
 
-def _memory(state: Strain, counters: Counters, now: float) -> Strain:
-    lost, worn = counters.remapped_uncorrectable, counters.remapped_correctable
-    if lost is not None or worn is not None:
-        rows = min(_MOST_ROWS, _ROW_LOST * (lost or 0) + _ROW_WORN * (worn or 0))
-        state = replace(state, rows=rows)
-    errors = counters.ecc_volatile_corrected
-    if errors is None:
-        return state
-    before = state.errors
-    if before is None or errors < before:  # first seen, or a driver that was loaded anew
-        return replace(state, errors=errors, errors_at=now, since=now if before is None else state.since)
-    passed = now - state.errors_at
-    if passed <= 0:
-        return state
+def _rows(state: Strain, counters: Counters | None) -> int | None:
+    """Return what remapped rows count for, in thousandths; what it was where the device does not say."""
+    lost = counters.remapped_uncorrectable if counters is not None else None
+    worn = counters.remapped_correctable if counters is not None else None
+    if lost is None and worn is None:
+        return state.rows
+    return min(_MOST_ROWS, _ROW_LOST * (lost or 0) + _ROW_WORN * (worn or 0))
+
+
+def _errors(
+    state: Strain, errors: int | None, now: float
+) -> tuple[int | None, float, float | None, float, float]:
+    """Return `errors` to `long_run` of the next state, in the order of :class:`Strain`."""
+    before, passed = state.errors, now - state.errors_at
+    if errors is not None and (before is None or errors < before):
+        # First seen, or a driver that was loaded anew.
+        return errors, now, now if before is None else state.since, state.lately, state.long_run
+    if errors is None or before is None or passed <= 0:
+        return before, state.errors_at, state.since, state.lately, state.long_run
     rate = (errors - before) / passed * HOUR
-    return replace(
-        state,
-        errors=errors,
-        errors_at=now,
-        lately=rate + (state.lately - rate) * _left(passed, HOUR),
-        long_run=rate + (state.long_run - rate) * _left(passed, DAY),
-    )
+    lately = rate + (state.lately - rate) * _left(passed, HOUR)
+    return errors, now, state.since, lately, rate + (state.long_run - rate) * _left(passed, DAY)
 
 
 def _left(passed: float, half_life: float) -> float:

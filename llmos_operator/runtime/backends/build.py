@@ -114,7 +114,7 @@ class Built:
     def take_back(self) -> None:
         """Have the weights' pages again, after `let_go`, and run on them once."""
         for one in self.maps:
-            deque(read_pages(one, len(one), "a file of weights"), maxlen=0)
+            deque(read_pages(one, 0, len(one), "a file of weights"), maxlen=0)
         self.warm()
 
     def warm(self) -> None:

@@ -105,12 +105,14 @@ def load_plain(
 ) -> tuple[mmap.mmap, ...]:
     """Load all weights at ``dtype`` (fp32 or bf16) onto ``device``; return the mapped files."""
     mapped = MappedTensors(entries)
-    mapped.read(progress)
     shared: dict[tuple[str, ...], torch.Tensor] = {}
     for name, parts in list(sources(model, names)):
         if parts not in shared:
+            mapped.read(parts, progress)
             tensor = mapped.view(parts)
             shared[parts] = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+            if shared[parts] is not tensor:
+                mapped.drop(parts)  # a copy is used: the source's pages beside it would be counted, too
         set_tensor(model, name, shared[parts])
     _move_buffers(model, device)
     return mapped.maps
@@ -121,9 +123,9 @@ def load_converted(
 ) -> tuple[mmap.mmap, ...]:
     """Load a file whose tensors have the model's own names (formats.quantize writes such); return the mapped files."""
     mapped = MappedTensors(entries)
-    mapped.read(progress)
     for name in model.state_dict():
         if name in entries:
+            mapped.read([name], progress)
             set_tensor(model, name, mapped.view([name]).to(device))
     refuse_gaps(model)
     _move_buffers(model, device)

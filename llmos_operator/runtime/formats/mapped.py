@@ -65,26 +65,34 @@ class MappedTensors:
         flat = torch.frombuffer(self._map(path), dtype=dtype, count=count, offset=first.begin)
         return flat.view(shape)
 
-    def read(self, progress: Callable[[int], None]) -> None:
-        """Map every file and read it from front to back; ``progress`` gets the tensors' bytes of each piece.
+    def read(self, names: Sequence[str], progress: Callable[[int], None]) -> None:
+        """Read adjacent entries into memory, front to back; ``progress`` gets the bytes of each piece.
 
-        Without this a cold load reads what single page faults ask for, in the order in which layers are used.
-        Raises Permanent(reason=Corrupted) for a file that cannot be read to its end.
+        Without this a cold load reads what single page faults ask for. Raises Permanent(reason=Corrupted) for a file
+        that cannot be read to their end.
         """
-        spans: dict[Path, tuple[int, int]] = {}
-        for path, entry in self._entries.values():
-            begin, end = spans.get(path, (entry.begin, entry.end))
-            spans[path] = (min(begin, entry.begin), max(end, entry.end))
-        for path, (begin, end) in spans.items():
-            told = begin
-            for done in read_pages(self._map(path), end, path.name):
-                progress(max(0, done - told))
-                told = max(told, done)
+        path, first = self._entries[names[0]]
+        told, end = first.begin, first.begin + self._length(names)
+        for done in read_pages(self._map(path), first.begin, end, path.name):
+            progress(done - told)
+            told = done
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Give back the pages of adjacent entries: what was read of them no longer counts as used. Views read the file again."""
+        path, first = self._entries[names[0]]
+        length = self._length(names)
+        if path in self._maps and length:
+            start = first.begin // mmap.PAGESIZE * mmap.PAGESIZE
+            # Nobody writes to weights, so no private copy is lost.
+            self._maps[path].madvise(mmap.MADV_DONTNEED, start, first.begin + length - start)
 
     @property
     def maps(self) -> tuple[mmap.mmap, ...]:
         """The mappings that views were taken of."""
         return tuple(self._maps.values())
+
+    def _length(self, names: Sequence[str]) -> int:
+        return sum(self._entries[name][1].nbytes for name in names)
 
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:
@@ -93,22 +101,22 @@ class MappedTensors:
         return self._maps[path]
 
 
-def read_pages(mapping: mmap.mmap, end: int, name: str) -> Iterator[int]:
-    """Read a mapping's first ``end`` bytes into memory; yield how far it is, piece by piece.
+def read_pages(mapping: mmap.mmap, begin: int, end: int, name: str) -> Iterator[int]:
+    """Read the bytes ``begin`` to ``end`` of a mapping into memory; yield how far it is, piece by piece.
 
     A kernel older than 5.14 reads nothing here, and its faults later. Raises Permanent(reason=Corrupted) if ``name``
     cannot be read to there.
     """
-    for at in range(0, end, _PIECE):
-        size = min(_PIECE, end - at)
+    for at in range(begin, end, _PIECE):
+        start, stop = at // mmap.PAGESIZE * mmap.PAGESIZE, min(end, at + _PIECE)
         try:
-            mapping.madvise(_POPULATE_READ, at, size)
+            mapping.madvise(_POPULATE_READ, start, stop - start)
         except OSError as error:
             if error.errno == errno.EFAULT:
-                raise Permanent(f"{name} cannot be read beyond byte {at}", reason="Corrupted") from error
+                raise Permanent(f"{name} cannot be read beyond byte {start}", reason="Corrupted") from error
             if error.errno != errno.EINVAL:
                 raise
-        yield at + size
+        yield stop
 
 
 class RowReader:

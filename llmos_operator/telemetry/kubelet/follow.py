@@ -11,12 +11,13 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_operator.errors import LlmosError
+from llmos_operator.errors import LlmosError, Retryable
 from llmos_operator.observability.logging import logger
-from llmos_operator.telemetry.kubelet.pod_resources import Allocations, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from llmos_operator.telemetry.kubelet.pod_resources import Allocations
 
 log = logger(__name__)
 
@@ -44,9 +45,9 @@ class KubeletDevices:
         """Ask once. Never raises for what the kubelet does."""
         heard = self.allocations is not None and not self.trouble
         try:
-            self.allocations = await read(self._socket)
+            self.allocations = await _read(self._socket)
         except LlmosError as error:
-            trouble = _trouble(self._socket, error)
+            trouble = str(error)
             if trouble != self.trouble:
                 log.warning(
                     "the kubelet does not tell who holds devices; pods of others are counted by what they ask for",
@@ -62,8 +63,17 @@ class KubeletDevices:
             self._note(True)  # noqa: FBT003
 
 
-def _trouble(socket: str, error: LlmosError) -> str:
-    """Return what is wrong, and what to do about it where there is nobody to ask."""
-    if Path(socket).exists():
-        return str(error)
-    return f"no socket {socket}; the chart's agent.podResources mounts it where the node's kubelet has one"
+async def _read(socket: str) -> Allocations:
+    """Ask the kubelet. Raises `LlmosError` with what is wrong, and with what to do about it where there is nobody to ask."""
+    _demand(socket)
+    # HTTP/2 is more than a MiB that an agent without a socket does not need.
+    from llmos_operator.telemetry.kubelet.pod_resources import read  # noqa: PLC0415
+
+    return await read(socket)
+
+
+def _demand(socket: str) -> None:
+    if not Path(socket).exists():
+        raise Retryable(
+            f"no socket {socket}; the chart's agent.podResources mounts it where the node's kubelet has one"
+        )

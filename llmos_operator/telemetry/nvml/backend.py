@@ -22,7 +22,6 @@ from llmos_operator.telemetry.nvml.library import Nvml
 from llmos_operator.telemetry.nvml.links import find_links
 from llmos_operator.telemetry.nvml.reader import COUNTER_SECONDS, DeviceReader
 from llmos_operator.telemetry.sample import (
-    Capability,
     DeviceEvent,
     DeviceInfo,
     DriverInfo,
@@ -34,7 +33,8 @@ from llmos_operator.telemetry.sample import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llmos_operator.telemetry.nvml.calls import Call
+    from llmos_operator.telemetry.attribution import Owner
+    from llmos_operator.telemetry.nvml.calls import Call, Use
     from llmos_operator.telemetry.nvml.library import Handle
     from llmos_operator.telemetry.watchdog import InFlight
 
@@ -60,7 +60,7 @@ class NvmlBackend:
         self._nvml = Nvml(in_flight)
         self._monotonic = monotonic
         self._trust_pids = sees_host_processes() if trust_pids is None else trust_pids
-        self._attribution = Attribution()
+        self._attributions: dict[str, Attribution] = {}  # by device: each forgets who is not on it
         self._gpus: dict[str, DeviceInfo] = {}  # by uuid, in index order
         self._instances: dict[str, tuple[DeviceInfo, ...]] = {}  # by the GPU's uuid
         self._handles: dict[str, Handle] = {}
@@ -102,11 +102,9 @@ class NvmlBackend:
         reader = self._reader(device)
         if reader is None:
             return Sample(uuid=device.uuid, at=now)
-        sample = reader.sample(now)
+        sample = reader.sample(now, events=(device.parent or device.uuid) in self._waiter.registered)
         if device.is_mig and not self._still(device, reader):
             return Sample(uuid=device.uuid, at=now)
-        if (device.parent or device.uuid) in self._waiter.registered:
-            sample = replace(sample, capabilities=sample.capabilities | {Capability.EVENTS})
         return sample
 
     def processes(self, device: DeviceInfo) -> tuple[ProcessUse, ...] | None:
@@ -117,8 +115,14 @@ class NvmlBackend:
             return None
         if device.is_mig and reader is not None and not self._still(device, reader):
             return None
-        owners = self._attribution.owners(use.pid for use in uses) if self._trust_pids else {}
+        owners = self._owners(device.uuid, uses) if self._trust_pids else {}
         return tuple(ProcessUse(use.pid, use.memory, *owners.get(use.pid, NOBODY)) for use in uses)
+
+    def _owners(self, uuid: str, uses: tuple[Use, ...]) -> dict[int, Owner]:
+        attribution = self._attributions.get(uuid)
+        if attribution is None:
+            attribution = self._attributions[uuid] = Attribution()
+        return attribution.owners(use.pid for use in uses)
 
     def events(self, timeout: float) -> tuple[DeviceEvent, ...]:
         """Wait for events. Raises `Retryable` when the driver refuses; the next call starts anew."""
@@ -275,6 +279,7 @@ class NvmlBackend:
     def _keep_readers(self, present: set[str]) -> None:
         for uuid in [uuid for uuid in self._readers if uuid not in present]:
             self._readers.pop(uuid).close()
+            self._attributions.pop(uuid, None)
         for uuid in [uuid for uuid in self._handles if uuid not in present]:
             del self._handles[uuid]
 

@@ -29,6 +29,7 @@ REPROBE_SECONDS: Final = 600.0
 _ENDS_READING: Final = frozenset(
     {FaultKind.LOST, FaultKind.RESET_REQUIRED, FaultKind.TIMEOUT, FaultKind.DRIVER}
 )
+_EVENTS: Final = frozenset({Capability.EVENTS})
 _FIELDS: Final = (
     library.MEMORY_TEMPERATURE,
     library.LINK_TX_KIB,
@@ -76,8 +77,8 @@ class DeviceReader:
         self._gpm: list[Handle] = []
         self._gpm_taken = False
 
-    def sample(self, now: float) -> Sample:
-        """Measure now (monotonic seconds). Never raises :class:`NvmlFailure`."""
+    def sample(self, now: float, *, events: bool = False) -> Sample:
+        """Measure now (monotonic seconds). ``events``: those of the device arrive. Never raises :class:`NvmlFailure`."""
         self._now = now
         self._faults = []
         values: dict[str, Any] = {}
@@ -95,7 +96,7 @@ class DeviceReader:
             **values,
             energy_millijoules=self._energy if not self._faults else None,
             counters=self._counters,
-            capabilities=self._capabilities,
+            capabilities=self._capabilities | _EVENTS if events else self._capabilities,
             faults=tuple(self._faults),
         )
 
@@ -155,8 +156,13 @@ class DeviceReader:
         return value
 
     def _tells(self, capability: Capability | None, key: object) -> None:
-        if capability is not None and key not in self._told.setdefault(capability, set()):
-            self._told[capability].add(key)
+        if capability is None:
+            return
+        told = self._told.get(capability)
+        if told is None:
+            told = self._told[capability] = set()
+        if key not in told:
+            told.add(key)
             self._capabilities |= {capability}
 
     def _cannot_tell(self, capability: Capability | None, key: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,6 +153,22 @@ async def test_a_kubelet_that_is_away_is_missed_once_and_its_word_is_kept(
     await devices.ask()
     assert devices.trouble == ""
     assert tries == [True, False, False, True]
+
+
+_WITHOUT_SOCKET = """
+import asyncio, sys
+import llmos_operator.telemetry.agent, llmos_operator.telemetry.nvml.backend
+from llmos_operator.telemetry.kubelet.follow import KubeletDevices
+devices = KubeletDevices(sys.argv[1], interval=1.0)
+asyncio.run(devices.ask())
+print(devices.trouble.split(";")[0], "h2" in sys.modules)
+"""
+
+
+def test_an_agent_without_a_socket_loads_no_http2(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _WITHOUT_SOCKET, str(tmp_path / "absent")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=90)
+    assert done.stdout == f"no socket {tmp_path / 'absent'} False\n"
 
 
 async def test_nobody_is_asked_where_no_socket_is_set() -> None:

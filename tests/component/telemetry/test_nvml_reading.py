@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from llmos_operator.telemetry import attribution
+from llmos_operator.telemetry.attribution import Owner
 from llmos_operator.telemetry.backend import BackendUnavailable, DriverLost
 from llmos_operator.telemetry.sample import Capability, ClockReason, EventKind, Link, RecoveryAction
 from tests.support.nvml import (
@@ -27,6 +30,8 @@ from tests.support.nvml import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmos_operator.telemetry.nvml.backend import NvmlBackend
     from llmos_operator.telemetry.sample import DeviceInfo
 
@@ -234,6 +239,26 @@ def test_processes_are_told_with_unknown_memory_as_unknown(double: Double, backe
     uses = backend.processes(only(backend))
     assert uses is not None
     assert [(use.pid, use.memory_bytes) for use in uses] == [(4000000, 1048576), (4000001, None)]
+
+
+def test_owners_of_one_devices_processes_are_known_whoever_else_is_asked_for(
+    double: Double, backend: NvmlBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def owner_of(pid: int, _: Path) -> Owner:
+        read.append(pid)
+        return Owner(f"uid-{pid}")
+
+    monkeypatch.setattr(attribution, "owner_of", owner_of)
+    ours, parents = os.getpid(), os.getppid()
+    double.with_gpu(0, process__0=f"{ours} 1").with_gpu(1, process__0=f"{parents} 1").write()
+    backend.open()
+    first, second = backend.devices()
+    for _ in range(3):
+        told = [backend.processes(device) for device in (first, second)]
+        assert [[use.pod_uid for use in uses or ()] for uses in told] == [[f"uid-{ours}"], [f"uid-{parents}"]]
+    assert read == [ours, parents]
 
 
 def test_many_processes_fit(double: Double, backend: NvmlBackend) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from gguf.quants import quantize
 from tokenizers import Tokenizer
 
 from llmos_operator.errors import Permanent
+from llmos_operator.runtime.backends.weights import load_plain
 from llmos_operator.runtime.formats.checkpoint import digest_of, find_gguf, open_checkpoint
 from llmos_operator.runtime.formats.config import read_config, read_eos
 from llmos_operator.runtime.formats.gguf_convert import convert_gguf, to_bf16
@@ -103,18 +105,19 @@ def test_mapped_tensors_are_the_file_and_cannot_write_to_it(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_files_are_read_front_to_back_and_every_byte_of_a_tensor_is_told(tmp_path):
+def test_tensors_are_read_front_to_back_and_every_byte_of_them_is_told(tmp_path):
+    path = tmp_path / "m.safetensors"
     wide = torch.zeros(5, 1 << 20)
-    parts = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
-    save_tensors(parts[0], {"a": wide, "b": torch.ones(3)})
-    save_tensors(parts[1], {"c": torch.ones(7)})
-    entries = {t.name: (path, t) for path in parts for t in read_header(path).tensors}
+    save_tensors(path, {"a": wide, "b": torch.ones(3), "empty": torch.empty(0, 3)})
     told: list[int] = []
-    mapped = MappedTensors(entries)
-    mapped.read(told.append)
-    assert sum(told) == wide.nbytes + 12 + 28
-    assert len(told) == 4  # three pieces of the first file
-    assert mapped.view(["c"]).tolist() == [1] * 7
+    mapped = MappedTensors({t.name: (path, t) for t in read_header(path).tensors})
+    mapped.read(["a"], told.append)
+    assert len(told) == 3  # pieces
+    assert sum(told) == wide.nbytes
+    mapped.read(["b"], told.append)
+    mapped.read(["empty"], told.append)
+    assert told[3:] == [12]
+    assert mapped.view(["b"]).tolist() == [1] * 3
 
 
 def test_a_file_that_became_shorter_is_an_error_that_names_it(tmp_path):
@@ -124,9 +127,50 @@ def test_a_file_that_became_shorter_is_an_error_that_names_it(tmp_path):
     mapped = MappedTensors(entries)
     mapped.view(["a"])
     os.truncate(path, 20 << 20)
-    with pytest.raises(Permanent, match=r"m\.safetensors cannot be read beyond byte 16777216") as caught:
-        mapped.read(lambda _: None)
+    with pytest.raises(Permanent, match=r"m\.safetensors cannot be read beyond byte \d+") as caught:
+        mapped.read(["a"], lambda _: None)
     assert caught.value.reason == "Corrupted"
+
+
+def resident(path):
+    """Return how many bytes of a file are in this process's memory."""
+    found, mine = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            mine = line.endswith(str(path))
+        elif mine and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.bfloat16, False), (torch.float32, True)])
+def test_of_a_source_in_another_precision_only_the_copy_stays_in_memory(tmp_path, dtype, kept):
+    path = tmp_path / "m.safetensors"
+    made = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(4)))
+    save_tensors(path, made.state_dict())
+    entries = {t.name: (path, t) for t in read_header(path).tensors}
+    size = sum(tensor.nbytes for _, tensor in entries.values())
+    empty = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, device="meta") for _ in range(4)))
+    told = []
+    names = {name: name for name in entries}
+    maps = load_plain(empty, names, entries, dtype, torch.device("cpu"), told.append)
+    assert sum(told) == size
+    for name, tensor in empty.state_dict().items():
+        assert torch.equal(tensor, made.state_dict()[name].to(dtype))
+    assert len(maps) == 1
+    # The machine maps pages beside those that are asked for, so a few may be there again.
+    assert resident(path) >= size if kept else resident(path) <= size // 8
+
+
+def test_pages_that_were_given_back_are_read_again(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_tensors(path, {"a": torch.arange(4096.0), "b": torch.ones(4096), "empty": torch.empty(0, 3)})
+    mapped = MappedTensors({t.name: (path, t) for t in read_header(path).tensors})
+    views = {name: mapped.view([name]) for name in ("a", "b", "empty")}
+    for name in views:
+        mapped.drop([name])
+    assert views["a"].tolist() == list(range(4096))
+    assert views["b"].tolist() == [1] * 4096
 
 
 def test_data_that_is_not_aligned_is_copied(tmp_path):

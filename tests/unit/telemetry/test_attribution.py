@@ -99,6 +99,12 @@ def test_a_process_that_is_gone_is_nobody(tmp_path: Path) -> None:
     assert start_time(7, tmp_path) == -1
 
 
+def test_a_process_that_is_gone_is_not_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "environ").write_bytes(b"POD_UID=left\0")
+    assert Attribution(tmp_path).owners([7]) == {7: NOBODY}
+
+
 def test_a_pid_that_is_used_again_is_not_its_predecessor(tmp_path: Path) -> None:
     attribution = Attribution(tmp_path)
     a_process(tmp_path, 7, start=100, POD_UID="first")

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.telemetry.collector import Round
+from llmos_operator.telemetry.kubelet.pod_resources import Allocations
 from llmos_operator.telemetry.node_view import NodeView
-from llmos_operator.telemetry.sample import DeviceEvent, DeviceInfo, DriverInfo, Hang, ProcessUse, Sample
+from llmos_operator.telemetry.sample import (
+    Capability,
+    DeviceEvent,
+    DeviceInfo,
+    DriverInfo,
+    Hang,
+    ProcessUse,
+    Sample,
+)
 from tests.support.devices import a_device, a_sample, an_xid
 
 NOW = 1_700_000_000.0
@@ -86,6 +97,33 @@ def test_the_status_does_not_change_while_nothing_does() -> None:
         )
         view.fold(a_round(samples=(used, a_sample("GPU-b"))), NOW + second)
         assert view.status(NOW + second) == first, "samples must never reach etcd"
+        assert view.status(NOW + second) is first, "what did not change is not worded again"
+
+
+def test_the_status_is_worded_anew_for_all_it_tells() -> None:
+    """Each round differs from the one before in one thing the GPUNode tells."""
+    view = a_view()
+    limited = a_sample("GPU-a", power_limit_milliwatts=300_000)
+    telling = a_sample("GPU-a", power_limit_milliwatts=300_000, capabilities=frozenset({Capability.POWER}))
+    rounds = (
+        a_round(),
+        a_round(samples=(limited, a_sample("GPU-b"))),
+        a_round(samples=(telling, a_sample("GPU-b"))),
+        a_round(an_xid(79, "GPU-b"), samples=(telling, a_sample("GPU-b"))),
+        a_round(devices=(a_device("GPU-a", 0, product="renamed"), B), samples=(telling, a_sample("GPU-b"))),
+        a_round(devices=(A,), samples=(telling,)),
+    )
+    seen: list[dict[str, Any]] = []
+    for second, found in enumerate(rounds):
+        view.fold(found, NOW + second)
+        seen.append(view.status(NOW + second))
+    assert [one["devices"][0].get("powerLimitMilliwatts") for one in seen] == [None, *[300_000] * 5]
+    assert [one["devices"][0]["capabilities"] for one in seen[:3]] == [[], [], ["power"]]
+    assert [one["devices"][1]["health"]["verdict"] for one in seen[2:4]] == ["Healthy", "Unhealthy"]
+    assert seen[4]["devices"][0]["product"] == "renamed"
+    assert len(seen[5]["devices"]) == 1
+    view.allocated(Allocations(offered={"GPU-a": "nvidia.com/gpu"}), "")
+    assert view.status(NOW + 6)["devices"][0]["resource"] == "nvidia.com/gpu"
 
 
 def test_a_hang_is_the_nodes_problem() -> None:

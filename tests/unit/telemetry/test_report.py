@@ -87,13 +87,13 @@ def test_a_device_has_the_holders_the_kubelet_tells_and_none_where_it_does_not()
     both = [DeviceView(a_device(f"GPU-{index}"), HEALTHY, a_sample(f"GPU-{index}")) for index in range(2)]
     holders = tuple(Holder(f"ns/pod-{number}", "main", "nvidia.com/gpu") for number in range(MAX_HOLDERS + 1))
     told = Allocations({"GPU-1": holders}, {"GPU-1": "nvidia.com/gpu"})
-    status = report.status("nvml", DriverInfo("570"), both, [], told)
+    status = report.status("nvml", DriverInfo("570"), report.facts(both), [], told)
     first, second = GPUNodeStatus.model_validate(status).devices
     assert (first.resource, first.holders) == ("", ())
     assert (second.resource, len(second.holders)) == ("nvidia.com/gpu", MAX_HOLDERS)
     domain = gpu_node({"metadata": {"name": "n"}, "status": status}).devices
     assert (domain[0].holders, domain[1].holders[0]) == ((), "ns/pod-0")
-    silent = report.status("nvml", DriverInfo("570"), both, [])["devices"]
+    silent = report.status("nvml", DriverInfo("570"), report.facts(both), [])["devices"]
     assert [{"resource", "holders"} & one.keys() for one in silent] == [set(), set()]
 
 
@@ -109,7 +109,7 @@ def test_a_gpu_cut_into_instances_is_not_offered_and_its_instances_are() -> None
     gpu = DeviceView(a_device("GPU-0", mig_enabled=True), HEALTHY, a_sample("GPU-0"))
     instance = DeviceView(a_device("MIG-0", parent="GPU-0"), HEALTHY, a_sample("MIG-0"))
     assert [d["uuid"] for d in report.batch("n", 1, 1, [gpu, instance])["devices"]] == ["MIG-0"]
-    (device,) = report.status("nvml", DriverInfo("570"), [gpu, instance], [])["devices"]
+    (device,) = report.status("nvml", DriverInfo("570"), report.facts([gpu, instance]), [])["devices"]
     assert (device["uuid"], device["mig"]) == ("MIG-0", True)
 
 
@@ -127,7 +127,9 @@ def test_an_instance_tells_its_profile_its_gpu_and_how_much_of_it_it_is() -> Non
                 **changes,
             },
         )
-        (device,) = report.status("nvml", DriverInfo("570"), [gpu, DeviceView(info, HEALTHY)], [])["devices"]
+        (device,) = report.status(
+            "nvml", DriverInfo("570"), report.facts([gpu, DeviceView(info, HEALTHY)]), []
+        )["devices"]
         return {key: device.get(key) for key in ("parent", "migProfile", "partMilli")}
 
     assert told("1g.10gb", 10) == {"parent": "GPU-0", "migProfile": "1g.10gb", "partMilli": 142}
@@ -151,7 +153,7 @@ def limited(milliwatts: int | None) -> DeviceHealth:
 def test_the_power_limit_is_told_in_whole_watts_and_left_out_where_nobody_knows_it() -> None:
     told = DeviceView(a_device("GPU-0"), limited(399_999), a_sample("GPU-0"))
     silent = DeviceView(a_device("GPU-1"), limited(None), a_sample("GPU-1"))
-    first, second = report.status("nvml", DriverInfo("570"), [told, silent], [])["devices"]
+    first, second = report.status("nvml", DriverInfo("570"), report.facts([told, silent]), [])["devices"]
     assert first["powerLimitMilliwatts"] == 400_000
     assert "powerLimitMilliwatts" not in second
 
@@ -163,15 +165,15 @@ def test_an_instance_has_the_part_of_the_power_limit_that_it_has_of_the_memory()
     instance = DeviceView(
         a_device("MIG-0", parent="GPU-0", memory_bytes=20 * GIB), HEALTHY, a_sample("MIG-0")
     )
-    (device,) = report.status("nvml", DriverInfo("570"), [gpu, instance], [])["devices"]
+    (device,) = report.status("nvml", DriverInfo("570"), report.facts([gpu, instance]), [])["devices"]
     assert device["powerLimitMilliwatts"] == 100_000
-    (orphan,) = report.status("nvml", DriverInfo("570"), [instance], [])["devices"]
+    (orphan,) = report.status("nvml", DriverInfo("570"), report.facts([instance]), [])["devices"]
     assert "powerLimitMilliwatts" not in orphan
 
 
 def test_more_devices_than_the_wire_takes_are_cut() -> None:
     assert len(parsed(report.batch("n", 1, 1, views(80))).devices) == MAX_DEVICES
-    assert len(report.status("nvml", DriverInfo(), views(80), [])["devices"]) == MAX_DEVICES
+    assert len(report.status("nvml", DriverInfo(), report.facts(views(80)), [])["devices"]) == MAX_DEVICES
 
 
 def test_a_node_full_of_processes_stays_small() -> None:
@@ -186,7 +188,7 @@ def test_a_node_full_of_processes_stays_small() -> None:
 
 def test_the_status_is_what_the_schema_takes_and_the_operator_reads() -> None:
     conditions = [{**report.health_condition(views()), "lastTransitionTime": "2026-01-01T00:00:00Z"}]
-    status = report.status("nvml", DriverInfo("570.86.15"), views(), conditions)
+    status = report.status("nvml", DriverInfo("570.86.15"), report.facts(views()), conditions)
     GPUNodeStatus.model_validate_json(json.dumps(status))
     node = gpu_node({"metadata": {"name": "n1"}, "status": status})
     assert (node.mode, node.driver) == ("nvml", "570.86.15")
@@ -233,7 +235,7 @@ def test_transition_times_move_only_with_the_status() -> None:
 
 
 def test_last_words_keep_the_devices_and_take_their_health() -> None:
-    status = report.status("nvml", DriverInfo("570"), views(), [])
+    status = report.status("nvml", DriverInfo("570"), report.facts(views()), [])
     lost = report.lost({"status": status}, "no session", NOW + 5)
     GPUNodeStatus.model_validate_json(json.dumps(lost))
     assert [d["uuid"] for d in lost["devices"]] == ["GPU-0", "GPU-1"]
