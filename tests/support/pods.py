@@ -71,9 +71,13 @@ class PodClient:
                 **spec,
             },
         }
-        self.kubectl("create", "-f", "-", stdin=json.dumps(body))
+        self.send(body)
         self.names.append(name)
         return name
+
+    def send(self, body: Json) -> None:
+        """Create a pod as it stands."""
+        self.kubectl("create", "-f", "-", stdin=json.dumps(body))
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl in the namespace."""

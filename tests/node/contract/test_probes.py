@@ -1,10 +1,6 @@
 """Probes and lifecycle hooks. Held by every kubelet we run on."""
 
-import pytest
-
 from tests.support.pods import condition, container, ended, http_server, python, sh
-
-pytestmark = pytest.mark.component
 
 STATE = {"volumeMounts": [{"name": "state", "mountPath": "/state"}]}
 VOLUME = [{"name": "state", "emptyDir": {}}]
@@ -130,7 +126,11 @@ def test_a_failed_post_start_hook_ends_the_container(pods) -> None:
     hook = {"postStart": {"exec": {"command": ["false"]}}}
     name = pods.create(sh("sleep 600", lifecycle=hook), restartPolicy="Never")
     pods.wait_phase(name, "Failed", timeout=180)
-    assert pods.events(name, "FailedPostStartHook") or pods.events(name, "FailedLifecycleHook")
+    # Events come when they come: the pod may be Failed first.
+    pods.wait(
+        name,
+        lambda _pod: pods.events(name, "FailedPostStartHook") or pods.events(name, "FailedLifecycleHook"),
+    )
 
 
 def test_http_probes_send_the_headers_they_are_given(pods) -> None:

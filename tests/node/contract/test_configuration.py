@@ -3,11 +3,7 @@
 import base64
 import json
 
-import pytest
-
 from tests.support.pods import container, ended, python, sh, waiting_reason
-
-pytestmark = pytest.mark.component
 
 PRINT_ENV = "import json, os; print(json.dumps(dict(os.environ)))"
 

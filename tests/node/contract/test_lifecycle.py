@@ -6,8 +6,6 @@ import pytest
 
 from tests.support.pods import condition, container, ended, python, sh, waiting_reason
 
-pytestmark = pytest.mark.component
-
 
 def test_a_container_that_exits_with_zero_makes_the_pod_succeed(pods) -> None:
     name = pods.create(sh("echo done"), restartPolicy="Never")
