@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _SIDE_BY_SIDE = 12
 _SECONDS = 900  # for one test, with what has to be made for it, and those that run beside it
+_AS_DIFFERING = (AssertionError, subprocess.CalledProcessError)  # a test that is wrong fails otherwise
 _COUNTER = itertools.count()
 
 
@@ -61,7 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.timeout(_SECONDS))
         for mark in item.iter_markers("differs"):
             if _of_process(item):
-                item.add_marker(pytest.mark.xfail(reason=rows[mark.args[0]], strict=True))
+                fails = pytest.mark.xfail(reason=rows[mark.args[0]], raises=_AS_DIFFERING, strict=True)
+                item.add_marker(fails)
 
 
 def _of_process(item: pytest.Item) -> bool:
