@@ -91,7 +91,7 @@ unit: venv ## Unit, property and scenario tests: no servers, no models
 
 .PHONY: component
 component: artifacts ## Tests against a real API server and real models
-	@$(PY) -m pytest tests/component $(ARGS)
+	@$(PY) -m pytest tests/component tests/node/contract -m "not node" $(ARGS)
 
 .PHONY: e2e
 e2e: artifacts ## The whole system in the local cluster
@@ -111,7 +111,7 @@ node-down: venv ## End the node and remove all it had
 
 .PHONY: test-node
 test-node: artifacts ## The chart and model workloads on the real node (started for it, and ended, unless node-up has run)
-	@$(PY) -m pytest tests/node $(ARGS)
+	@$(PY) -m pytest tests/node -m node $(ARGS)
 
 .PHONY: stress
 stress: venv ## Property tests at length: 5,000 clusters each, 20,000 histories (two hours)

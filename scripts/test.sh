@@ -100,7 +100,9 @@ if ((statuses[artifacts] == 0)); then
   lane operator 0 tests/component/operator
   # Whatever maps torch's libraries is in one lane: the memory a runtime takes is found smaller while others share them.
   lane models 5 tests/unit/runtime_engine tests/unit/tuning tests/component/runtime_engine tests/component/runtime_front
-  lane servers 0 tests/component --ignore=tests/component/operator --ignore-glob='tests/component/runtime_*'
+  # The contract of tests/node is held against the process kubelet here, and against the real one on the node.
+  lane servers 0 tests/component tests/node/contract -m "not node" --ignore=tests/component/operator \
+    --ignore-glob='tests/component/runtime_*'
 else
   echo "-- artifacts: FAILED; component and end-to-end tests are left out"
   failed+=(artifacts)
@@ -112,7 +114,7 @@ if [[ ${statuses[node-artifacts]:-0} != 0 ]]; then
   failed+=(node-artifacts)
 elif ((REAL_NODE && statuses[artifacts] == 0)); then
   printf -- '-- %d s so far; now the tests on a real node, alone\n' "$SECONDS"
-  lane node 0 tests/node
+  lane node 0 tests/node -m node
   await node
 fi
 mapfile -t unsure < <("$bin/python" -m tests.support.lanes "$logs"/{operator,models,servers,node}.reports)

@@ -188,6 +188,29 @@ def busybox_image() -> Image:
     return Image(layout.PAUSE_IMAGE, archive, layer.size)
 
 
+def probe_image() -> Image:
+    """Return the image of the kubelet's own tests: the images' base, and busybox as the programs of a shell."""
+    folder = layout.cache() / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    shell = root_of("busybox", BUSYBOX_PACKAGES, {f"usr/bin/{one}": "busybox" for one in _APPLETS})
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as place:
+        links = Path(place)
+        for one in _PROBE_APPLETS:
+            (links / one).symlink_to("busybox")
+        digest = hashlib.sha256(repr((base_root().name, shell.name, _PROBE_APPLETS)).encode()).hexdigest()[
+            :12
+        ]
+        layers = [
+            _layer(folder, base_root().name, [(base_root(), "")]),
+            _layer(folder, shell.name, [(shell, "")]),
+            _layer(folder, f"probe-{digest}.links", [(links, "usr/bin")]),
+        ]
+    archive = folder / f"probe-{digest}.tar"
+    if not archive.exists():
+        _place(archive, layout.PROBE_IMAGE, Recipe({"PATH": "/usr/bin:/bin"}), layers)
+    return Image(layout.PROBE_IMAGE, archive, sum(layer.size for layer in layers))
+
+
 _OLD_SECONDS = 24 * 3600.0
 _APPLETS = (
     "sh",
@@ -207,6 +230,7 @@ _APPLETS = (
     "httpd",
     "id",
 )
+_PROBE_APPLETS = ("mkdir", "rm", "stat", "touch", "tr", "wc")  # beside those of `_APPLETS`
 
 
 def code_digest() -> str:

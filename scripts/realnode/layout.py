@@ -24,6 +24,7 @@ API_URL = f"https://{NODE_ADDRESS}:6443"
 # Of images made here. A registry that does not exist: nothing can be pulled by accident.
 REGISTRY = "llmos.invalid"
 PAUSE_IMAGE = f"{REGISTRY}/busybox:1"
+PROBE_IMAGE = f"{REGISTRY}/probe:1"  # a shell and Python, for tests of the kubelet itself
 WHEELS = (
     "/opt/llmos-wheels"  # in every container: what the runtime image has a link to instead of 5 GB of its own
 )

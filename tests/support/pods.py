@@ -29,13 +29,17 @@ def python(code: str, name: str = "main", **fields: Any) -> Json:
 
 
 def http_server(name: str = "main", *, port: int = 8000, delay: float = 0.0, **fields: Any) -> Json:
-    """A container that answers 200 on every path, or 503 while the file $BAD exists; it binds $POD_IP."""
+    """A container that answers 200 on every path, or 503 while the file $BAD exists; it binds $POD_IP.
+
+    It makes the file $SERVED, if that is set, when it answers.
+    """
     code = f"""
 import http.server, os, time
 time.sleep({delay})
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         bad = os.path.exists(os.environ.get("BAD", "/nonexistent"))
+        open(os.environ.get("SERVED", os.devnull), "w").close()
         self.send_response(503 if bad else 200); self.end_headers(); self.wfile.write(os.environ["HOSTNAME"].encode())
     def log_message(self, *args): pass
 http.server.ThreadingHTTPServer((os.environ["POD_IP"], {port}), Handler).serve_forever()
@@ -71,9 +75,13 @@ class PodClient:
                 **spec,
             },
         }
-        self.kubectl("create", "-f", "-", stdin=json.dumps(body))
+        self.send(body)
         self.names.append(name)
         return name
+
+    def send(self, body: Json) -> None:
+        """Create a pod as it stands."""
+        self.kubectl("create", "-f", "-", stdin=json.dumps(body))
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl in the namespace."""

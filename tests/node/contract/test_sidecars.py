@@ -1,10 +1,6 @@
 """Native sidecars: init containers that keep running. Held by every kubelet we run on."""
 
-import pytest
-
 from tests.support.pods import condition, container, ended, sh
-
-pytestmark = pytest.mark.component
 
 STATE = {"volumeMounts": [{"name": "state", "mountPath": "/state"}]}
 VOLUME = [{"name": "state", "emptyDir": {}}]

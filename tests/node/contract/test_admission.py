@@ -4,8 +4,6 @@ import pytest
 
 from tests.support.pods import sh
 
-pytestmark = pytest.mark.component
-
 
 @pytest.mark.parametrize("resource", ["cpu", "memory"])
 def test_a_pod_bound_to_a_node_without_room_fails_and_says_what_is_missing(pods, resource) -> None:

@@ -6,8 +6,6 @@ import pytest
 
 from tests.support.pods import container, sh
 
-pytestmark = pytest.mark.component
-
 
 def test_tail_and_limit(pods) -> None:
     name = pods.create(sh("for i in 1 2 3 4 5; do echo line $i; done"), restartPolicy="Never")
