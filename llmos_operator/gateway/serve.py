@@ -39,7 +39,16 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 _PATH = re.compile(r"/v1/models/[!-~]+|/v1(/[A-Za-z0-9_.~-]+)+/?")
-_POST_ONLY = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/tokenize"})
+_POST_ONLY = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/score",
+        "/v1/tokenize",
+    }
+)
 # Administration of a replica is the operator's business, never a client's.
 _CLOSED = re.compile(r"/v1/(un)?load_lora_adapter|.*/\.{1,2}(/|$).*")
 _BODILESS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_DELETE})

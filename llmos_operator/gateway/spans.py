@@ -28,6 +28,8 @@ _OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
+    "/v1/rerank": "score",
+    "/v1/score": "score",
 }
 _ROUTES: Final = frozenset({*_OPERATIONS, "/v1/models", "/v1/tokenize", "/v1/detokenize"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -28,8 +28,11 @@ from llmos_operator.runtime.protocol import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    RerankRequest,
+    ScoreRequest,
     TokenizeRequest,
 )
+from llmos_operator.runtime.scoring import rerank, score
 from llmos_operator.runtime.speech.fields import SpeechRequest, form_schema
 from llmos_operator.runtime.speech.rules import TRANSCRIBE, TRANSLATE
 from llmos_operator.runtime.transcribing import listen
@@ -103,6 +106,20 @@ class ServingApi:
         body = await read_body(request, ClassifyRequest)
         model = self._host.require(body.model)
         return json_reply(await classify(body, model, self._kitchen, int(self._clock.now())))
+
+    async def score(self, request: Request) -> Response:
+        """Return how well texts belong together."""
+        self._need("score", "/v1/score")
+        body = await read_body(request, ScoreRequest)
+        model = self._host.require(body.model)
+        return json_reply(await score(body, model, self._kitchen, int(self._clock.now())))
+
+    async def rerank(self, request: Request) -> Response:
+        """Return documents in the order in which they answer a query."""
+        self._need("score", "/v1/rerank")
+        body = await read_body(request, RerankRequest)
+        model = self._host.require(body.model)
+        return json_reply(await rerank(body, model, self._kitchen))
 
     async def transcription(self, request: Request) -> Response:
         """Write down what a file of sound says."""
@@ -208,6 +225,11 @@ def build(api: ServingApi, adapters: AdaptersApi | None = None) -> FastAPI:
         ("/v1/completions", api.completion, CompletionRequest),
         ("/v1/embeddings", api.embeddings, EmbeddingRequest),
         ("/classify", api.classify, ClassifyRequest),
+        ("/v1/score", api.score, ScoreRequest),
+        ("/score", api.score, ScoreRequest),
+        ("/v1/rerank", api.rerank, RerankRequest),
+        ("/rerank", api.rerank, RerankRequest),
+        ("/v2/rerank", api.rerank, RerankRequest),
         ("/tokenize", api.tokenize, TokenizeRequest),
         ("/detokenize", api.detokenize, DetokenizeRequest),
         ("/v1/tokenize", api.tokenize, TokenizeRequest),

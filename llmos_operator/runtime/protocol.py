@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
 MAX_LOGPROBS = 20
 MAX_INPUTS = 2048
+MAX_DOCUMENTS = 1000
 MAX_TOKENS = 1 << 20
 _INT32 = 2**31 - 1
 _INT63 = 2**63 - 1
@@ -256,6 +257,58 @@ class ClassifyRequest(Body):
 
     model: str = Field(min_length=1, max_length=512, description="Name of the model, as in /v1/models.")
     input: Input = Field(description="Text, tokens, or a list of either.")
+    user: str | None = None
+
+
+Texts = str | Annotated[list[str], Field(max_length=MAX_DOCUMENTS, fail_fast=True)]
+Truncation = Annotated[
+    int | None,
+    Field(
+        ge=-1,
+        le=_INT32,
+        description="Cut what is longer to so many tokens; -1: to the context. Refused if absent.",
+    ),
+]
+
+
+class ScoreRequest(Body):
+    """Body of `POST /v1/score`: one text and those it is compared with, or as many on both sides."""
+
+    model: str = Field(min_length=1, max_length=512, description="Name of the model, as in /v1/models.")
+    text_1: Texts = Field(
+        validation_alias=AliasChoices("text_1", "queries", "data_1"),
+        description="One text, or as many as in text_2. Also named queries or data_1.",
+    )
+    text_2: Texts = Field(
+        validation_alias=AliasChoices("text_2", "documents", "data_2"),
+        description="What it is compared with. Also named documents or data_2.",
+    )
+    truncate_prompt_tokens: Truncation = None
+    user: str | None = None
+
+
+class TextDocument(Body):
+    """A document as Jina's clients may write it."""
+
+    text: str
+
+
+class RerankRequest(Body):
+    """Body of `POST /v1/rerank`: documents to be put in the order in which they answer a query."""
+
+    model: str = Field(min_length=1, max_length=512, description="Name of the model, as in /v1/models.")
+    query: str
+    documents: Annotated[list[str | TextDocument], Field(fail_fast=True)] = Field(
+        min_length=1, max_length=MAX_DOCUMENTS
+    )
+    top_n: int | None = Field(None, ge=0, le=_INT32, description="Most results; 0 or absent: all.")
+    return_documents: bool | None = Field(
+        None, description="Whether results hold their texts; they do if absent."
+    )
+    max_tokens_per_doc: int | None = Field(
+        None, ge=0, le=_INT32, description="Cut each document to so many tokens; 0 or absent: not."
+    )
+    truncate_prompt_tokens: Truncation = None
     user: str | None = None
 
 

@@ -25,6 +25,7 @@ ROUTES = {
     "embeddings": "/v1/embeddings",
     "transcriptions": "/v1/audio/transcriptions",
     "classify": "/classify",
+    "score": "/v1/score",
 }
 # Of generation_config.json: what sampling a model's author recommends. A request overrides each.
 _RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

@@ -23,7 +23,7 @@ from llmos_operator.runtime.ipc.messages import AdapterSource, Load
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-APIS = ("chat", "completions", "embeddings", "transcriptions", "classify")
+APIS = ("chat", "completions", "embeddings", "transcriptions", "classify", "score")
 
 
 class BadEnvironment(Permanent):

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from llmos_operator.errors import Permanent
+from llmos_operator.runtime import pairing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from llmos_operator.runtime.pairing import Pair
 
 ENCODERS = 2
 SMALL_CHARACTERS = 512  # shorter texts are encoded in place: a thread switch would cost more
@@ -75,6 +78,26 @@ class Vocabulary:
             self._pool, lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         )
         return [tuple(one.ids) for one in found]
+
+    def added(self, *, pair: bool) -> int:
+        """Return how many tokens of its own the tokenizer adds to a text, or to two that are read as one."""
+        return pairing.added(self._tokenizer, pair=pair)
+
+    async def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], most: int | None, most_second: int | None
+    ) -> list[Pair]:
+        """Return the tokens of pairs, as :func:`pairing.encode_pairs`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._pool, pairing.encode_pairs, self._tokenizer, pairs, most, most_second
+        )
+
+    async def encode_cut(
+        self, texts: Sequence[str], most: int | None, own: int | None
+    ) -> list[tuple[int, ...]]:
+        """Return the tokens of texts, as :func:`pairing.encode_cut`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, pairing.encode_cut, self._tokenizer, texts, most, own)
 
     async def exceeds(self, text: str, limit: int) -> bool:
         """Whether ``text`` surely has more than ``limit`` tokens; found out without encoding much more than that."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TRANSCRIPTIONS = "transcriptions"
 CLASSIFY = "classify"
+SCORE = "score"
 # Their layers are not converted: what a narrower format costs is measured on text that a model writes or embeds.
 PLAIN_FORMATS = ("bf16", "fp32")
 _CLASSIFIER = "ForSequenceClassification"
@@ -21,12 +22,15 @@ _SPEECH = "WhisperForConditionalGeneration"
 
 
 def apis_of(architecture: str, *, generative: bool) -> tuple[str, ...]:
-    """Return the parts of the serving API (`spec.serving.apis`) that models of an architecture can answer."""
+    """Return the parts of the serving API (`spec.serving.apis`) that models of an architecture can answer.
+
+    Of classifiers those with a single label alone give scores, which their architecture does not tell.
+    """
     if architecture == _SPEECH:
         return (TRANSCRIPTIONS,)
     if generative:
         return ("chat", "completions")
-    return (CLASSIFY,) if architecture.endswith(_CLASSIFIER) else ("embeddings",)
+    return (CLASSIFY if architecture.endswith(_CLASSIFIER) else "embeddings", SCORE)
 
 
 def formats_of(shape: ModelShape, formats: Iterable[str]) -> tuple[str, ...]:

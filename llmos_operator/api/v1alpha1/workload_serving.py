@@ -110,6 +110,7 @@ class ServedApi(StrEnum):
     EMBEDDINGS = "embeddings"
     TRANSCRIPTIONS = "transcriptions"
     CLASSIFY = "classify"
+    SCORE = "score"
 
 
 class RateLimit(KubeModel):

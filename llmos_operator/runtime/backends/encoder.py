@@ -51,19 +51,23 @@ class Encoder:
         self._pooling = pooling
         self._first = first_position
         self._device = device
+        # The token type of a second text; RoBERTa's family has one type for both.
+        self._second = int(getattr(model.config, "type_vocab_size", 1) > 1)
 
     @torch.inference_mode()
     def embed(self, inputs: Sequence[Sequence[int]], *, normalize: bool, dimensions: int) -> Tensor:
         """Return float32 vectors [inputs, dimensions] on the CPU. Inputs must be non-empty and within the context."""
-        parts = [self._pass(pack) for pack in _packs(inputs)]
+        parts = [self._pass(inputs[pack]) for pack in _packs(inputs)]
         vectors = torch.cat(parts).float()
         if dimensions:
             vectors = vectors[:, :dimensions]
         return (functional.normalize(vectors) if normalize else vectors).cpu()
 
-    def classify(self, inputs: Sequence[Sequence[int]]) -> Tensor:
+    def classify(self, inputs: Sequence[Sequence[int]], second_from: Sequence[int] = ()) -> Tensor:
         """Return probabilities of labels, of a classifier."""
-        raise AssertionError(f"{len(inputs)} inputs are to be classified by an encoder without classes")
+        raise AssertionError(
+            f"{len(inputs)} inputs{' of two texts' * bool(second_from)} are to be classified by an encoder without classes"
+        )
 
     @property
     def _body(self) -> nn.Module:
@@ -77,7 +81,9 @@ class Encoder:
             return torch.stack([hidden[s.offset : s.offset + s.count].float().mean(0) for s in segments])
         return torch.stack([hidden[s.offset].float() for s in segments])
 
-    def _hidden(self, inputs: Sequence[Sequence[int]]) -> tuple[Tensor, list[Segment]]:
+    def _hidden(
+        self, inputs: Sequence[Sequence[int]], second_from: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Segment]]:
         """Return the hidden states of a pack, and where each input's are."""
         segments, offset = [], 0
         for tokens in inputs:
@@ -87,11 +93,12 @@ class Encoder:
         places = (
             torch.cat([torch.arange(len(tokens)) for tokens in inputs])[None].to(self._device) + self._first
         )
+        types = torch.zeros_like(ids)
+        for segment, place in zip(segments, second_from, strict=False):
+            types[0, segment.offset + place : segment.offset + segment.count] = self._second
         self._context.begin(segments)
         try:
-            hidden: Tensor = self._body(
-                input_ids=ids, position_ids=places, token_type_ids=torch.zeros_like(ids)
-            )[0][0]
+            hidden: Tensor = self._body(input_ids=ids, position_ids=places, token_type_ids=types)[0][0]
         finally:
             self._context.end()
         return hidden, segments
@@ -121,20 +128,24 @@ class Classifier(Encoder):
         return self._inner
 
     @torch.inference_mode()
-    def classify(self, inputs: Sequence[Sequence[int]]) -> Tensor:
-        """Return float32 probabilities [inputs, labels] on the CPU. Inputs must be non-empty and within the context."""
-        logits = torch.cat([self._logits(pack) for pack in _packs(inputs)]).float()
-        return _probabilities(logits, self._problem).cpu()
+    def classify(self, inputs: Sequence[Sequence[int]], second_from: Sequence[int] = ()) -> Tensor:
+        """Return float32 probabilities [inputs, labels] on the CPU. Inputs must be non-empty and within the context.
 
-    def _logits(self, inputs: Sequence[Sequence[int]]) -> Tensor:
-        hidden, segments = self._hidden(inputs)
+        Inputs that are two texts have the token type of the second one from ``second_from`` on.
+        """
+        packs = _packs(inputs)
+        logits = torch.cat([self._logits(inputs[pack], second_from[pack]) for pack in packs]).float()
+        return probabilities(logits, self._problem).cpu()
+
+    def _logits(self, inputs: Sequence[Sequence[int]], second_from: Sequence[int]) -> Tensor:
+        hidden, segments = self._hidden(inputs, second_from)
         # Both kinds of head look at the first token of a batch's rows.
         first = hidden[torch.tensor([s.offset for s in segments], device=self._device)][:, None]
         found: Tensor = self._head(first if self._pooler is None else self._pooler(first))
         return found
 
 
-def _probabilities(logits: Tensor, problem: str) -> Tensor:
+def probabilities(logits: Tensor, problem: str) -> Tensor:
     """Return what logits [rows, labels] say, by config.json's problem_type; a regression's are its answers already."""
     if problem == "regression":
         return logits
@@ -143,14 +154,12 @@ def _probabilities(logits: Tensor, problem: str) -> Tensor:
     return torch.softmax(logits, -1)
 
 
-def _packs(inputs: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+def _packs(inputs: Sequence[Sequence[int]]) -> list[slice]:
     """Cut the inputs, in order, into groups of about PACK_TOKENS tokens."""
-    packs: list[list[Sequence[int]]] = [[]]
-    size = 0
-    for tokens in inputs:
-        if packs[-1] and size + len(tokens) > PACK_TOKENS:
-            packs.append([])
-            size = 0
-        packs[-1].append(tokens)
+    packs, begin, size = [], 0, 0
+    for at, tokens in enumerate(inputs):
+        if at > begin and size + len(tokens) > PACK_TOKENS:
+            packs.append(slice(begin, at))
+            begin, size = at, 0
         size += len(tokens)
-    return packs
+    return [*packs, slice(begin, len(inputs))]

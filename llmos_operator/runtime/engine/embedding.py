@@ -39,7 +39,7 @@ class Embeds:
         if problem or encoder is None:
             return EmbedResult(embed.request_id, error=problem)
         if embed.classify:
-            rows = encoder.classify(embed.inputs)
+            rows = encoder.classify(embed.inputs, embed.second_from)
         else:
             rows = encoder.embed(embed.inputs, normalize=embed.normalize, dimensions=embed.dimensions)
         tokens = sum(len(one) for one in embed.inputs)
@@ -53,9 +53,14 @@ class Embeds:
             return f"{info.architecture} {'classifies' if info.labels else 'embeds'} and does nothing else"
         if not (embed.inputs and 0 <= embed.dimensions <= info.embedding_size):
             return f"there must be inputs, and dimensions from 0 to {info.embedding_size}"
-        for index, tokens in enumerate(embed.inputs):
-            if not 0 < len(tokens) <= info.max_model_len:
-                return f"input {index} has {len(tokens)} tokens; 1 to {info.max_model_len} are allowed"
-            if min(tokens) < 0 or max(tokens) >= info.vocab_size:
-                return f"input {index} has a token outside 0..{info.vocab_size - 1}"
+        if embed.second_from and not (embed.classify and len(embed.second_from) == len(embed.inputs)):
+            return "second_from must be there for each input or for none, and only to classify"
+        return next(filter(None, map(self._problem_of, range(len(embed.inputs)), embed.inputs)), "")
+
+    def _problem_of(self, index: int, tokens: tuple[int, ...]) -> str:
+        info = self._info
+        if not 0 < len(tokens) <= info.max_model_len:
+            return f"input {index} has {len(tokens)} tokens; 1 to {info.max_model_len} are allowed"
+        if min(tokens) < 0 or max(tokens) >= info.vocab_size:
+            return f"input {index} has a token outside 0..{info.vocab_size - 1}"
         return ""

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmos_operator.api.runtime.abilities import CLASSIFY, TRANSCRIPTIONS, apis_of
+from llmos_operator.api.runtime.abilities import CLASSIFY, SCORE, TRANSCRIPTIONS, apis_of
 from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.api.runtime.modelfiles import decoder_sizes
 from llmos_operator.errors import Permanent
@@ -63,6 +63,7 @@ _NEEDED_OF_SPEECH = (
     "max_target_positions",
 )
 MAX_LABELS = 10_000
+_ACTIVATIONS = {"Identity": "regression", "Sigmoid": "multi_label_classification"}
 _HOP_SAMPLES = 160
 _LABEL_CHARACTERS = 256
 _KEPT = frozenset(
@@ -123,7 +124,8 @@ class ModelConfig:
     @property
     def apis(self) -> tuple[str, ...]:
         """Parts of the serving API it can answer."""
-        return apis_of(self.architecture, generative=self.generative)
+        found = apis_of(self.architecture, generative=self.generative)
+        return tuple(part for part in found if part != SCORE or len(self.labels) <= 1)
 
     @property
     def convertible(self) -> bool:
@@ -207,6 +209,8 @@ def read_config(path: Path) -> ModelConfig:
     labels = _labels(raw) if CLASSIFY in apis_of(first, generative=model_type in _GENERATIVE) else ()
     if labels:
         values["id2label"] = dict(enumerate(labels))
+    if len(labels) == 1 and (activation := _activation(raw)):
+        values["problem_type"] = activation
     return ModelConfig(model_type, first, values, bits, labels)
 
 
@@ -238,6 +242,25 @@ def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
             reason="Corrupted",
         )
     return tuple(str(found[str(index)])[:_LABEL_CHARACTERS] for index in range(len(found)))
+
+
+def _activation(raw: Mapping[str, Any]) -> str:
+    """Return the problem_type that stands for what sentence-transformers makes of a single label, "" if it says nothing.
+
+    Its cross-encoders name a class of torch; the name is looked up here and never imported.
+    """
+    own = raw.get("sentence_transformers")
+    named = own.get("activation_fn") if isinstance(own, dict) else None
+    name = str(named or raw.get("sbert_ce_default_activation_function") or "")
+    if not name:
+        return ""
+    found = _ACTIVATIONS.get(name.rpartition(".")[2])
+    if found is None:
+        raise Permanent(
+            f"config.json: activation_fn is {name[:100]!r}; of a single label {' and '.join(_ACTIVATIONS)} are served",
+            reason="Unsupported",
+        )
+    return found
 
 
 def sizes_of(config: ModelConfig) -> dict[str, Any]:

@@ -134,6 +134,9 @@ class Embed:
     normalize: bool = True
     dimensions: int = 0  # keep the first so many; 0 = all
     classify: bool = False  # of a classifier: probabilities of its labels in place of vectors
+    second_from: tuple[
+        int, ...
+    ] = ()  # of inputs that are two texts: where in each the second one's token type begins
 
 
 @dataclass(frozen=True, slots=True)

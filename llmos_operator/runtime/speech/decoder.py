@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from llmos_operator.runtime.admission import OVERLOADED
 from llmos_operator.runtime.answers import ApiError, bad_request
+from llmos_operator.runtime.confined import confined
 from llmos_operator.runtime.speech.rules import RATE, SAMPLE_BYTES
 
 if TYPE_CHECKING:
@@ -21,10 +20,7 @@ if TYPE_CHECKING:
 PROCESSES = 2
 HELD_FILES = 2  # sound of so many files of the longest kind is held at once
 SECONDS = 60.0  # a file may take to decode
-_LINE_BYTES = 1 << 20
-# All that the process is told of this one's environment.
-_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+_MODULE = "llmos_operator.runtime.speech.decoding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +68,10 @@ class Decoder:
             self.held_seconds -= sound.seconds
 
     async def _decode(self, data: bytes, window_samples: int) -> Sound:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "llmos_operator.runtime.speech.decoding",
-            str(self.most_seconds),
-            str(window_samples),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_LINE_BYTES,
-            env={name: os.environ[name] for name in _VARIABLES if name in os.environ} | _ENVIRONMENT,
-        )
-        feeding = asyncio.create_task(_feed(process, data))
+        arguments = (str(self.most_seconds), str(window_samples))
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._read(process)
+            async with confined(_MODULE, arguments, data) as output, asyncio.timeout(self._timeout):
+                return await self._read(output)
         except TimeoutError:
             raise bad_request(
                 "invalid_audio",
@@ -96,31 +80,15 @@ class Decoder:
             ) from None
         except (asyncio.IncompleteReadError, ValueError, KeyError, TypeError):
             raise bad_request("invalid_audio", "Invalid 'file': decoding it failed.", "file") from None
-        finally:
-            feeding.cancel()
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
 
-    async def _read(self, process: asyncio.subprocess.Process) -> Sound:
+    async def _read(self, output: asyncio.StreamReader) -> Sound:
         """Return what the process says; it is believed within bounds, for a file may have taken it over."""
-        if process.stdout is None:
-            raise AssertionError("the process has a pipe")
-        told = json.loads(await process.stdout.readline())
+        told = json.loads(await output.readline())
         if "error" in told:
             raise bad_request(str(told["code"])[:40], f"Invalid 'file': {str(told['error'])[:500]}.", "file")
         windows = tuple((int(begin), int(end)) for begin, end in told["windows"])
         end = windows[-1][1]
         if not 0 < end <= (self.most_seconds + 1) * RATE:
             raise ValueError("more sound than there may be")
-        data = await process.stdout.readexactly(end * SAMPLE_BYTES)
+        data = await output.readexactly(end * SAMPLE_BYTES)
         return Sound(end / RATE, windows, data)
-
-
-async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
-    if process.stdin is None:
-        raise AssertionError("the process has a pipe")
-    with suppress(ConnectionError):
-        process.stdin.write(data)
-        await process.stdin.drain()
-    process.stdin.close()

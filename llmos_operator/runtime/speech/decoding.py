@@ -11,12 +11,12 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmos_operator.runtime.confined import confine
 from llmos_operator.runtime.speech.resampling import Resampler
 from llmos_operator.runtime.speech.rules import RATE
 from llmos_operator.runtime.speech.windows import windows
@@ -46,7 +46,7 @@ class Undecodable(Exception):  # noqa: N818 - reads as what it is
 def main(argv: Sequence[str]) -> int:
     """Decode standard input; a file that cannot be used is an answer, not a failure."""
     seconds, window = int(argv[0]), int(argv[1])
-    _limit()
+    confine(memory_bytes=MEMORY_BYTES, cpu_seconds=CPU_SECONDS)
     out = sys.stdout.buffer
     try:
         samples = decode(sys.stdin.buffer.read(), seconds)
@@ -114,18 +114,6 @@ def _resampled(file: Any, seconds: int) -> Iterator[NDArray[np.float32]]:
 
 def _too_long(told: str, seconds: int) -> Undecodable:
     return Undecodable("audio_too_long", f"it has {told} s of sound; {seconds} s are taken")
-
-
-def _limit() -> None:
-    for kind, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CPU, CPU_SECONDS),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (allowed, allowed))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
 from tests.support.engine import write_model
+from tests.support.models import write_classifier
+from tests.support.pairs import write_tokenizer
 from tests.support.served import Served, runtime_process
 from tests.support.speech import samples, wav, write_whisper
 from tests.support.tinymodels import config, safetensors
@@ -31,7 +33,13 @@ pytestmark = pytest.mark.model
 
 CONTEXT = 320
 BAD_REQUEST = 400
-SAME = ("/v1/tokenize", "/v1/detokenize")  # other names of what is fuzzed already
+SAME = (
+    "/v1/tokenize",
+    "/v1/detokenize",
+    "/score",
+    "/rerank",
+    "/v2/rerank",
+)  # other names of what is fuzzed already
 # Described, because clients of OpenAI know them, and refused by name where they ask for more than nothing.
 SOUND = wav(samples(0.2))
 REFUSED = ("suffix", "best_of", "stream_options", "top_logprobs")
@@ -107,6 +115,26 @@ def test_no_form_with_sound_is_answered_with_a_server_error(
         for operation in operations:
             if operation.path.startswith("/v1/audio/"):
                 _fuzz(operation, mode, hearing, session, statuses)
+        assert statuses[400] > 10
+        assert mode is GenerationMode.NEGATIVE or statuses[200] > 5
+        log = (tmp_path / "runtime.log").read_text()
+        assert "Traceback" not in log, log[-4000:]
+        assert "engine died" not in log
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_no_texts_to_compare_are_answered_with_a_server_error(
+    tmp_path: Path, session: requests.Session, mode: GenerationMode
+) -> None:
+    write_classifier(tmp_path / "m", "bert", ("score",))
+    write_tokenizer(tmp_path / "m", "bert")
+    with runtime_process(tmp_path, str(tmp_path / "m"), "127.99.8.14", LLMOS_FORMAT="fp32") as scoring:
+        description = schemathesis.openapi.from_url(f"{scoring.url}/openapi.json")
+        operations = [found.ok() for found in description.get_all_operations()]
+        statuses: Counter[int] = Counter()
+        for operation in operations:
+            if operation.path in {"/v1/score", "/v1/rerank", "/classify"}:
+                _fuzz(operation, mode, scoring, session, statuses)
         assert statuses[400] > 10
         assert mode is GenerationMode.NEGATIVE or statuses[200] > 5
         log = (tmp_path / "runtime.log").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import struct
+import sys
 from array import array
 
 import numpy as np
@@ -120,7 +121,7 @@ async def test_rates_and_channels_have_bounds() -> None:
 
 async def test_a_decoder_that_hangs_or_dies_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "within 0 s" in (await refused(wav(samples(0.1)), Decoder(SECONDS, timeout=0.0))).message
-    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     assert "decoding it failed" in (await refused(wav(samples(0.1)))).message
 
 

@@ -143,6 +143,8 @@ def test_speech_models_and_classifiers_are_proposed_unconverted_alone() -> None:
         (SMALL_MODEL, ("chat", "completions"), ""),
         (SMALL_MODEL, ("embeddings",), "embeddings"),
         (replace(SMALL_MODEL, architecture="BertModel", generative=False), ("classify",), "classify"),
+        (replace(SMALL_MODEL, architecture="BertModel", generative=False), ("embeddings", "score"), ""),
+        (SMALL_MODEL, ("score",), "score"),
     ],
 )
 def test_a_model_is_not_placed_for_what_it_cannot_answer(
