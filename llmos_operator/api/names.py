@@ -92,6 +92,7 @@ ENV_ADAPTERS = "LLMOS_ADAPTERS"  # JSON: [{"name": …, "uri": …}], LoRA adapt
 ENV_MAX_ADAPTERS = "LLMOS_MAX_ADAPTERS"  # adapters that memory is kept for
 ENV_MAX_ADAPTER_RANK = "LLMOS_MAX_ADAPTER_RANK"
 ENV_TENSOR_PARALLEL = "LLMOS_TENSOR_PARALLEL"  # devices of the pod that share each layer of the model
+ENV_PIPELINE_PARALLEL = "LLMOS_PIPELINE_PARALLEL"  # stages of consecutive layers, of all pods; each a device
 ENV_HOST = "LLMOS_HOST"  # address to bind
 ENV_PORT = "LLMOS_PORT"
 ENV_CONTROL_PORT = "LLMOS_CONTROL_PORT"

@@ -38,10 +38,10 @@ def _unsplit(workload: Workload) -> str:
     if workload.copies > 1:
         return "Engine builtin has no copies that work in step: leave out parallelism.data and set replicas, or use engine custom."
     devices = workload.accelerators * workload.stages
-    if devices > 1 and int((workload.spec.get("parallelism") or {}).get("pipeline") or 1) > 1:
+    if workload.pipeline > 1 and devices != workload.pipeline:
         return (
-            "Engine builtin splits every layer over the devices of a replica and has no pipeline stages: leave out "
-            "parallelism.pipeline, or use engine custom."
+            f"Engine builtin has pipeline stages of one device each, and parallelism.pipeline {workload.pipeline} of {devices} devices "
+            f"asks for {devices // workload.pipeline}: set parallelism.pipeline to {devices} or 1, or use engine custom."
         )
     if devices > 1 and workload.max_adapters:
         return (

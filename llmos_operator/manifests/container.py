@@ -248,8 +248,10 @@ def _adapter_environment(workload: Workload) -> dict[str, str]:
 
 
 def _split_environment(workload: Workload, claim: Claim) -> dict[str, str]:
-    """Return over how many devices the built-in engine splits the model: all that the pod has."""
+    """Return over how many devices the built-in engine splits the model: all that the pod has, or all stages there are."""
     ways = len(claim.devices)
+    if workload.engine == "builtin" and workload.pipeline > 1:
+        return {names.ENV_PIPELINE_PARALLEL: str(workload.pipeline)}
     return {names.ENV_TENSOR_PARALLEL: str(ways)} if workload.engine == "builtin" and ways > 1 else {}
 
 

@@ -71,6 +71,7 @@ class RuntimeSettings:
     volumes: str = VOLUMES_ROOT  # folder that claims are mounted in
     adapter_dirs: tuple[str, ...] = ()  # where clients may load adapters from; (): nowhere
     tensor: int = 1  # devices of this pod that share each layer of the model
+    pipeline: int = 1  # stages its layers are laid over, of all pods; more than 1: tensor is 1
     nodes: int = 1  # pods whose devices share it
     node_rank: int = 0  # of this pod; 0 serves
     meeting: tuple[str, int] = ("", 0)  # where the pods' ranks meet
@@ -95,6 +96,11 @@ class RuntimeSettings:
         """Return how large a body of a request for ``path`` may be."""
         return self.max_audio_bytes if path.startswith(names.AUDIO_PATHS) else self.max_body_bytes
 
+    @property
+    def local_ranks(self) -> int:
+        """Ranks of this pod: one for each of its devices."""
+        return self.tensor if self.pipeline == 1 else self.pipeline // self.nodes
+
     def load_order(self) -> Load:
         """Return what the engine is told to load."""
         return Load(
@@ -117,8 +123,9 @@ class RuntimeSettings:
             adapters=self.adapters,
             max_adapters=self.max_adapters,
             max_adapter_rank=self.max_adapter_rank,
-            tensor=self.tensor * self.nodes,
-            local=self.tensor,
+            tensor=self.tensor * self.nodes if self.pipeline == 1 else 1,
+            pipeline=self.pipeline,
+            local=self.local_ranks,
             meeting=self.meeting,
             listen=self.host,
             meeting_token=self._meeting_token(),
@@ -173,8 +180,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         max_adapter_rank=env.number(names.ENV_MAX_ADAPTER_RANK, 16, least=1),
         volumes=env.text(names.ENV_VOLUMES_ROOT) or VOLUMES_ROOT,
         adapter_dirs=env.folders("LLMOS_ADAPTER_DIRS"),
-        tensor=env.number(names.ENV_TENSOR_PARALLEL, 1, least=1),
-        **_pods(env),
+        **_split(env),
         max_queue=env.number("LLMOS_MAX_QUEUE", 512),
         max_wait_seconds=env.number("LLMOS_MAX_WAIT_SECONDS", 30, least=1),
         max_choices=env.number("LLMOS_MAX_CHOICES", 128, least=1),
@@ -210,6 +216,23 @@ def _engine(env: _Reader, devices: str) -> dict[str, Any]:
         # Simulated devices are the host's memory; the engine has an address there.
         "engine_has_devices": devices != "void" and not url,
     }
+
+
+def _split(env: _Reader) -> dict[str, Any]:
+    """Return how the devices of one pod or several share the model."""
+    tensor = env.number(names.ENV_TENSOR_PARALLEL, 1, least=1)
+    pipeline = env.number(names.ENV_PIPELINE_PARALLEL, 1, least=1)
+    pods = _pods(env)
+    if pipeline > 1 and tensor > 1:
+        raise BadEnvironment(
+            f"{names.ENV_PIPELINE_PARALLEL} = {pipeline} and {names.ENV_TENSOR_PARALLEL} = {tensor}: one of them must be 1"
+        )
+    nodes = pods.get("nodes", 1)
+    if pipeline > 1 and pipeline % nodes:
+        raise BadEnvironment(
+            f"{names.ENV_PIPELINE_PARALLEL} = {pipeline} must be a multiple of NNODES = {nodes}, or 1"
+        )
+    return {"tensor": tensor, "pipeline": pipeline, **pods}
 
 
 def _pods(env: _Reader) -> dict[str, Any]:

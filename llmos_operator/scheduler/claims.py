@@ -105,6 +105,7 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.apis,
         workload.accelerators,
         workload.stages,
+        workload.pipeline,
         workload.memory_bytes,
         (workload.learned.out_of_memory, workload.learned.needed),
         workload.training,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api import vllm
 from llmos_operator.api.runtime import memory
-from llmos_operator.scheduler.sizing import base_bytes, corrected, kv_element_bytes
+from llmos_operator.scheduler.sizing import base_bytes, corrected, fullest, kv_element_bytes
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, Sharing, WorkloadKind
 
 if TYPE_CHECKING:
@@ -71,13 +71,12 @@ def shrunk_bytes(claim: Claim, workload: Workload, profile: Profile | None, poli
         "max_model_len": claim.max_model_len,
         "max_num_seqs": workload.max_num_seqs,
         "base_bytes": base_bytes(workload, profile, policy),
-        "shards": max(1, workload.accelerators),
         "kv_bytes_per_element": kv_element_bytes(workload),
         "adapters": workload.max_adapters,
         "adapter_rank": workload.adapter_rank,
     }
-    held = memory.estimate(profile.shape, claim.format, kv_tokens=claim.kv_tokens, **sizes)
-    least = memory.estimate(profile.shape, claim.format, kv_tokens=one, **sizes)
+    held = fullest(workload, profile.shape, claim.format, kv_tokens=claim.kv_tokens, **sizes)
+    least = fullest(workload, profile.shape, claim.format, kv_tokens=one, **sizes)
     left = claim.bytes_per_device - (held.kv_bytes - least.kv_bytes)
     left = max(left, corrected(least.total_bytes, workload, profile, claim.format))
     return left if left < claim.bytes_per_device else None

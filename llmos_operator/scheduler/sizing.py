@@ -11,13 +11,14 @@ is granted from what the chosen device has left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import vllm
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime import memory, training_memory
 from llmos_operator.api.runtime.abilities import PLAIN_FORMATS, cannot, formats_of
 from llmos_operator.api.runtime.splitting import not_splittable
+from llmos_operator.api.runtime.staging import not_stageable, stage_shapes
 from llmos_operator.scheduler.precision import Formats, formats
 from llmos_operator.state.types import AUTO, Sharing
 
@@ -104,9 +105,30 @@ def _splittable(workload: Workload, profile: Profile | None, allowed: Formats) -
     if profile is None or profile.shape is None:
         return allowed
     shape = profile.shape
-    barred = {name: not_splittable(shape, name, ways) for name in allowed.allowed}
+    stages = workload.pipeline
+    barred = {
+        name: not_stageable(shape, stages, ways // stages) or not_splittable(shape, name, ways // stages)
+        for name in allowed.allowed
+    }
     kept = tuple(name for name in allowed.allowed if not barred[name])
     return Formats(kept, Reason.UNSUPPORTED, "" if kept else barred[allowed.allowed[0]])
+
+
+def parts(
+    workload: Workload, shape: memory.ModelShape, fmt: str
+) -> tuple[tuple[memory.ModelShape, ...], int]:
+    """Return the stages a copy is laid over, and how many devices share each; other engines cut evenly."""
+    devices = max(1, workload.accelerators) * workload.stages
+    if workload.engine != "builtin" or workload.pipeline == 1 or workload.pipeline > shape.layers:
+        return (shape,), devices
+    return stage_shapes(shape, fmt, workload.pipeline), max(1, devices // workload.pipeline)
+
+
+def fullest(workload: Workload, shape: memory.ModelShape, fmt: str, **options: Any) -> memory.MemoryEstimate:
+    """Return the estimate of the device that needs the most; options as of `memory.estimate`."""
+    shapes, shards = parts(workload, shape, fmt)
+    found = (memory.estimate(one, fmt, shards=shards, **options) for one in shapes)
+    return max(found, key=lambda one: one.total_bytes)
 
 
 def asked(workload: Workload, profile: Profile | None, policy: Policy, name: str) -> int:
@@ -152,9 +174,9 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
     shape = profile.shape
     if shape is None:
         return []
-    shards = max(1, workload.accelerators) * workload.stages
     element = kv_element_bytes(workload)
-    per_token = -(-memory.kv_bytes_per_token(shape, element) // shards)
+    shapes, shards = parts(workload, shape, name)
+    per_token = max(-(-memory.kv_bytes_per_token(one, element) // shards) for one in shapes)
     one = memory.sequence_tokens(shape, length)
     full = one + (workload.max_num_seqs - 1) * one // 4
     budgets = [one]
@@ -162,14 +184,14 @@ def _at(workload: Workload, profile: Profile, policy: Policy, name: str, length:
         budgets = sorted({min(full, 2 * one), one}, reverse=True)
     found = []
     for tokens in budgets:
-        estimate = memory.estimate(
+        estimate = fullest(
+            workload,
             shape,
             name,
             max_model_len=length,
             max_num_seqs=workload.max_num_seqs,
             kv_tokens=tokens,
             base_bytes=base_bytes(workload, profile, policy),
-            shards=shards,
             kv_bytes_per_element=element,
             adapters=workload.max_adapters,
             adapter_rank=workload.adapter_rank,

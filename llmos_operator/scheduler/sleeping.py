@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api import vllm
 from llmos_operator.api.runtime import memory
-from llmos_operator.scheduler.sizing import base_bytes, corrected, kv_element_bytes
+from llmos_operator.scheduler.sizing import base_bytes, corrected, fullest, kv_element_bytes
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, Sharing, Sleeping, WorkloadKind
 
 if TYPE_CHECKING:
@@ -68,14 +68,14 @@ def asleep_as(
     """Return as what a replica would sleep; None where its model's size is not known or nothing would be won."""
     if profile is None or profile.shape is None or claim.format not in memory.BITS_PER_WEIGHT_MILLI:
         return None
-    estimate = memory.estimate(
+    estimate = fullest(
+        workload,
         profile.shape,
         claim.format,
         max_model_len=claim.max_model_len,
         max_num_seqs=workload.max_num_seqs,
         kv_tokens=0,
         base_bytes=base_bytes(workload, profile, policy),
-        shards=max(1, workload.accelerators),
         kv_bytes_per_element=kv_element_bytes(workload),
         adapters=workload.max_adapters,
         adapter_rank=workload.adapter_rank,

@@ -200,6 +200,7 @@ class Workload:
     stages: int = (
         1  # pods one copy of the model is spread over, by pipeline stages or by what shares each layer
     )
+    pipeline: int = 1  # stages of consecutive layers a copy has, over all its pods
     copies: int = 1  # copies that work in step (data parallel)
     memory_bytes: int | None = None  # override of the estimate, per device
     selector: DeviceSelector = field(default_factory=DeviceSelector)

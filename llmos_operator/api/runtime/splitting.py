@@ -28,12 +28,17 @@ _LARGEST = 64  # spec.parallelism.tensor
 _FIELDS = "spec.resources.accelerators and spec.parallelism.tensor"
 
 
+def known_blocks(shape: ModelShape) -> bool:
+    """Return whether the runtime knows the blocks of a model well enough to serve parts of it."""
+    known = not shape.architecture or shape.architecture in SPLIT_ARCHITECTURES + _GGUF_NAMES
+    return shape.generative and known
+
+
 def not_splittable(shape: ModelShape, fmt: str, ways: int) -> str:
     """Return why ``ways`` devices cannot share the layers of a model at a format, with the fix; "" if they can."""
     if ways == 1:
         return ""
-    known = not shape.architecture or shape.architecture in SPLIT_ARCHITECTURES + _GGUF_NAMES
-    if not (shape.generative and known):
+    if not known_blocks(shape):
         able = ", ".join(SPLIT_ARCHITECTURES)
         return f"{shape.architecture} cannot be split over {ways} devices ({able} can); set {_FIELDS} to 1"
     for count, what in (

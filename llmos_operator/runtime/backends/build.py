@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS, sequence_tokens
+from llmos_operator.api.runtime.staging import stage_layers
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends.adapters import AdapterSet, Place, linear_places
 from llmos_operator.runtime.backends.attention import PackedContext
@@ -28,6 +29,7 @@ from llmos_operator.runtime.backends.hearing import HearingContext
 from llmos_operator.runtime.backends.kvstore import KvGeometry, KvStore
 from llmos_operator.runtime.backends.sharding import shard
 from llmos_operator.runtime.backends.split import Split
+from llmos_operator.runtime.backends.staged import Stage, StagedModel, keep_stage
 from llmos_operator.runtime.backends.surgery import plan_units, quantize_modules
 from llmos_operator.runtime.backends.weights import (
     adjacent,
@@ -98,7 +100,8 @@ class Built:
     encoder: Encoder | None = None
     maps: tuple[mmap.mmap, ...] = ()  # files whose pages are weights
     mapped_bytes: int = 0  # of the weights, that are pages of those files
-    split: Split | None = None  # set if this is one rank's part
+    split: Split | None = None  # set if this is one rank's part of every layer
+    stage: Stage | None = None  # set if this is one rank's layers
 
     def let_go(self) -> bool:
         """Give the pages of the weights back to the machine, which keeps them in its page cache while it has room.
@@ -198,13 +201,16 @@ def load_weights(
     device: torch.device,
     progress: Callable[[int], None],
     group: Group | None = None,
+    stages: int = 1,
 ) -> Built:
     """Load the weights of a fused model: from ``converted`` where the format has such a file, else from the source.
 
-    With a ``group`` only this rank's part of them.
+    With a ``group`` only this rank's part of them: its cut of each layer, or with ``stages`` its own layers.
     """
     dtype = _DTYPES.get(fmt, torch.bfloat16)
     places = linear_places(empty.model)
+    if group is not None and stages > 1:
+        return _load_stage(empty, fmt, converted, device, progress, group)
     if group is not None:
         return _load_part(empty, fmt, converted, device, progress, group)
     if converted is None:
@@ -237,6 +243,30 @@ def _load_part(
     return Built(empty.model, device, sum(seen.values()), dtype=dtype, split=Split(group, vocabulary))
 
 
+def _load_stage(
+    empty: Empty,
+    fmt: str,
+    converted: Mapping[str, tuple[Path, TensorEntry]] | None,
+    device: torch.device,
+    progress: Callable[[int], None],
+    group: Group,
+) -> Built:
+    dtype = _DTYPES.get(fmt, torch.bfloat16)
+    if converted is not None:
+        quantize_modules(empty.model, fmt)
+    counts = stage_layers(empty.shape, fmt, group.count)
+    stage = Stage.of(group, counts, empty.shape.hidden, dtype)
+    keep_stage(empty.model, FAMILIES[empty.config.model_type].backbone, stage)
+    if converted is None:
+        load_part(empty.model, {}, empty.names, empty.entries, dtype, device, progress)
+    else:
+        load_converted(empty.model, converted, device, progress)
+    seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
+    # Projections are fused, which published files are not, so these are copies; a converted file is mapped, and counts
+    # as memory that sleep drops like that of every other rank.
+    return Built(empty.model, device, sum(seen.values()), dtype=dtype, stage=stage)
+
+
 def _mapped_bytes(tensors: Mapping[int, int], maps: tuple[mmap.mmap, ...]) -> int:
     """Return how many bytes of tensors (address -> size) lie in mapped files."""
     ranges = [(torch.frombuffer(one, dtype=torch.uint8, count=1).data_ptr(), len(one)) for one in maps]
@@ -257,7 +287,8 @@ def attach(
             )  # memory there is not lazy
         kv_heads = shape.kv_heads // (built.split.group.count if built.split is not None else 1)
         dtype = torch.float32 if kv_fp32 else torch.bfloat16
-        geometry = KvGeometry(shape.layers, kv_heads, shape.head_dim, slots, max_model_len, dtype, device)
+        layers = built.stage.layers if built.stage is not None else shape.layers
+        geometry = KvGeometry(layers, kv_heads, shape.head_dim, slots, max_model_len, dtype, device)
         attach_causal(built, empty, geometry)
     else:
         attach_encoder(built, empty)
@@ -272,6 +303,8 @@ def attach_causal(built: Built, empty: Empty, geometry: KvGeometry) -> None:
     family = FAMILIES[empty.config.model_type]
     if isinstance(context, HearingContext):
         built.causal = _speech(empty, family, store, context, adapters)
+    elif built.stage is not None:
+        built.causal = StagedModel(empty.model, family.backbone, store, context, adapters, built.stage)
     else:
         built.causal = CausalModel(empty.model, family.backbone, store, context, adapters, built.split)
 

@@ -64,11 +64,24 @@ class CausalModel:
         """Whether a step that fails here leaves nobody behind in the middle of it."""
         return self._split is None
 
-    @torch.inference_mode()
+    @property
+    def depth(self) -> int:
+        """Steps that may be under way at once, begun and not finished."""
+        return 1
+
     def execute(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> StepResult:
         """Run one step."""
+        self.begin(plan)
+        return self.finish(plan, eos_token_ids)
+
+    def begin(self, plan: StepPlan) -> None:
+        """Let other ranks begin a step. Steps are finished in the order they are begun."""
         if self._split is not None:
-            self._split.tell(_order(plan))
+            self._split.tell(order_of(plan))
+
+    @torch.inference_mode()
+    def finish(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> StepResult:
+        """Compute this rank's part of a step that has begun, and return what it gave."""
         self.store.copy(plan.copies)
         self.store.release(plan.released)
         if not plan.works:
@@ -101,10 +114,17 @@ class CausalModel:
         return hidden[torch.tensor(places, device=self._device)]
 
     def _run(self, ids: list[int], positions: list[int], segments: list[Segment]) -> Tensor:
+        return self._through(ids, positions, segments, {})
+
+    def _through(
+        self, ids: list[int], positions: list[int], segments: list[Segment], given: dict[str, Tensor]
+    ) -> Tensor:
+        """Return what the layers make of tokens, or of what is ``given`` in their place."""
+        inputs = given or {"input_ids": torch.tensor([ids], device=self._device)}
         self._context.begin(segments)
         try:
             out = self._backbone(
-                input_ids=torch.tensor([ids], device=self._device),
+                **inputs,
                 position_ids=torch.tensor([positions], device=self._device),
                 use_cache=False,
                 **self._options,
@@ -216,7 +236,7 @@ class CausalModel:
         return result
 
 
-def _order(plan: StepPlan) -> Step:
+def order_of(plan: StepPlan) -> Step:
     """Return what of a plan concerns every rank."""
     return Step(
         tuple(Piece(work.slot, work.start, work.tokens, work.logits) for work in plan.works),

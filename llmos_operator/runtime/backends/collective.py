@@ -7,6 +7,7 @@ COLLECTIVE_SECONDS raises in all others.
 from __future__ import annotations
 
 import os
+from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 JOIN_SECONDS = 60.0  # for all ranks to meet
 COLLECTIVE_SECONDS = 10.0
+STAGE_SECONDS = (
+    120.0  # for hidden states of a stage before: it computes all its layers, and steps before this one
+)
+_STAGE_LIMIT = timedelta(seconds=STAGE_SECONDS)
 
 
 _opened: dict[int, Store] = {}  # by port, until this process's own group takes it
@@ -59,6 +64,7 @@ class Group:
         if found is None:
             raise RuntimeError("torch.distributed has no default group after init_process_group")
         self._group: dist.ProcessGroup = found
+        self._sent: deque[tuple[dist.Work | None, Tensor]] = deque()
         self._options = dist.AllreduceOptions()
         self._options.reduceOp = dist.ReduceOp.SUM  # type: ignore[assignment] # as its documentation writes it
         self._options.timeout = timedelta(seconds=COLLECTIVE_SECONDS)
@@ -78,6 +84,22 @@ class Group:
         # Not dist.all_reduce, which has no limit of time for one call and costs more than a small sum itself.
         self._group.allreduce([total], self._options).wait()
         return total.to(x.dtype) if narrow else total
+
+    def send(self, x: Tensor, rank: int) -> None:
+        """Send ``x`` to a rank that receives it when it comes to it; this one computes on meanwhile."""
+        x = x.contiguous()
+        self._sent.append((dist.isend(x, rank), x))
+        while len(self._sent) > self.count:  # as many steps are under way at most
+            work, _ = self._sent.popleft()
+            if work is not None:
+                work.wait(_STAGE_LIMIT)
+
+    def receive(self, like: Tensor, rank: int) -> Tensor:
+        """Fill ``like`` with what a rank sent next; raises RuntimeError if nothing comes for STAGE_SECONDS."""
+        work = dist.irecv(like, rank)
+        if work is not None:
+            work.wait(_STAGE_LIMIT)
+        return like
 
     def gather(self, part: Tensor) -> Tensor | None:
         """Return on rank 0 the parts of all ranks side by side in the last dimension, None elsewhere. Equal shapes."""

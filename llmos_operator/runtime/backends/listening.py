@@ -80,10 +80,10 @@ class SpeechModel(CausalModel):
         self._options = {"encoder_hidden_states": nothing}
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> StepResult:
+    def finish(self, plan: StepPlan, eos_token_ids: tuple[int, ...]) -> StepResult:
         """Run one step, hearing first what its new sequences bring."""
         self._hearing.heard = {work.slot: self._heard_by(work.sequence.submit) for work in plan.works}
-        return super().execute(plan, eos_token_ids)
+        return super().finish(plan, eos_token_ids)
 
     def forget(self, request_id: str) -> None:
         """Drop what a request has heard."""

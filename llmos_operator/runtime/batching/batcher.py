@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Batcher:
-    """The queue and the running set. ``plan`` then ``commit``, in turn."""
+    """The queue and the running set. ``plan`` then ``commit``, in turn; with `flights`, up to so many plans ahead."""
 
     def __init__(self, limits: BatchLimits, cache: KvCache, eos_token_ids: Iterable[int] = ()) -> None:
         self.limits = limits
@@ -123,22 +123,35 @@ class Batcher:
     def plan(self, now: float) -> StepPlan:
         """Return the next step; empty when nothing can run."""
         self._copies = []
+        share = self._share()
+        idle = [s for s in self._running if not s.flying]
         decode = [
-            work for s in list(self._running) if _decodes(s) and (work := self._decode_work(s)) is not None
+            work
+            for s in [s for s in idle if _decodes(s)][:share]
+            if (work := self._decode_work(s)) is not None
         ]
         room = self.limits.prefill_tokens
         prefill: list[Work] = []
-        for sequence in [s for s in self._running if not _decodes(s)]:
+        for sequence in [s for s in idle if not _decodes(s)][: share - len(decode)]:
             room -= self._add_chunk(sequence, room, prefill)
         new = self.limits.new_rows or self.limits.max_rows
+        if self.limits.flights > 1:  # one more than its share at the most: it may take the place of another
+            new = max(1, min(new, share - len(decode) - len(prefill)))
         while room > 0 and new > 0 and (admitted := self._admit(now)) is not None:
             room -= self._add_chunk(admitted, room, prefill)
             new -= 1
         # A later admission may have preempted a sequence that had its place already: by slot, the last work counts.
         works = {work.slot: work for work in (*decode, *prefill) if work.sequence.slot == work.slot}
+        for work in works.values():
+            work.sequence.flying = True
         # Rows of one adapter lie side by side: the backend applies each adapter once.
         ordered = sorted(works.values(), key=lambda work: work.sequence.submit.adapter)
         return StepPlan(tuple(ordered), tuple(self._copies), self.cache.take_released())
+
+    def _share(self) -> int:
+        """Return how many rows a step may have, so that as many steps as may be under way get some."""
+        rows, flights = self.limits.max_rows, self.limits.flights
+        return rows if flights == 1 else -(-min(rows, self.running + self.waiting) // flights)
 
     def _decode_work(self, sequence: Running) -> Work | None:
         """Return the next token of a decoding sequence, preempting others (or itself) when the cache is full."""
@@ -201,8 +214,9 @@ class Batcher:
         return (-sequence.submit.priority, self._served.get(sequence.submit.tenant, 0), sequence.order)
 
     def _victim(self) -> Running | None:
-        """Return the running sequence that hurts least to stop: lowest priority, then the youngest."""
-        return min(self._running, key=lambda s: (s.submit.priority, -s.order), default=None)
+        """Return the running sequence that hurts least to stop: lowest priority, then the youngest; none in flight."""
+        idle = (s for s in self._running if not s.flying)
+        return min(idle, key=lambda s: (s.submit.priority, -s.order), default=None)
 
     def _preempt(self, sequence: Running | None) -> None:
         if sequence is None or sequence.slot is None:
@@ -224,6 +238,7 @@ class Batcher:
         emitted: list[Emitted] = []
         for work, new in zip(plan.works, sampled, strict=True):
             sequence = work.sequence
+            sequence.flying = False
             if sequence.slot != work.slot:
                 continue
             self._served[sequence.submit.tenant] += len(work.tokens)
@@ -291,7 +306,7 @@ class Batcher:
             self._served.pop(tenant, None)
 
     def shrink(self, blocks: int) -> None:
-        """Set the cache's budget, preempting until what runs fits."""
+        """Set the cache's budget, preempting until what runs fits. No step may be under way."""
         while not self.cache.resize(blocks):
             self._preempt(self._victim())
 

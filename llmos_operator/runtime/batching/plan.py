@@ -29,6 +29,7 @@ class BatchLimits:
     prefill_tokens: int = 256  # prompt tokens a step, beside the decode rows
     max_tokens: int = 4096  # length of a sequence: the model's context
     draft_tokens: int = 0  # guessed tokens a step, only while a single sequence decodes; 0 = never
+    flights: int = 1  # steps under way at once: rows are dealt out evenly among them
     new_rows: int = 0  # sequences a step may begin: each brings more work than its tokens; 0 = as many as fit
 
 
@@ -45,6 +46,7 @@ class Running:
     scheduled_at: float = 0.0
     first_token_at: float = 0.0
     cached_tokens: int = 0
+    flying: bool = False  # in a step that is planned and not committed
     accepted: int = 0  # drafts that were right, and the tries
     drafted: int = 0
     form: Form | None = None

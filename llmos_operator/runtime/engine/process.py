@@ -135,12 +135,11 @@ class Engine:
 
         Raises RankLost if the front goes away before all have come, OSError if they cannot come to the load's port.
         """
-        if load.tensor == 1 or self._crew is not None:
+        if load.ranks == 1 or self._crew is not None:
             return
-        local = load.local or load.tensor
-        members = fork_ranks(local, self._socket, self._clock)
-        if load.tensor > local:
-            afar = range(local, load.tensor)
+        members = fork_ranks(load.here, self._socket, self._clock)
+        if load.ranks > load.here:
+            afar = range(load.here, load.ranks)
             at = (load.listen, load.meeting[1])
             members += accept_ranks(at, afar, load.meeting_token, self._clock, self._waits)
         self._crew = Crew(members, self._clock)

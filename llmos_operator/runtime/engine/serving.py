@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import deque
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS
@@ -76,18 +77,22 @@ class Serving:
             max_rows=loaded.load.max_num_seqs,
             max_tokens=loaded.plan.max_model_len,
             draft_tokens=0 if speech else _DRAFT_TOKENS,
+            flights=causal.depth if causal is not None else 1,
             new_rows=int(speech),  # others go on between one window that is heard and the next
         )
         self._batcher = Batcher(limits, self._cache, self._info.eos_token_ids)
+        self._flights: deque[StepPlan] = deque()  # steps that have begun, oldest first
+        self._landed: list[
+            RequestOutput
+        ] = []  # outputs of steps that had to be finished between two of `step`
         self._forms = Forms(self._info)
         self.adapters = AdapterShelf(loaded, clock)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(
-            self._batcher.running or self._batcher.waiting or self._embeds.pending or self._forms.pending
-        )
+        queued = self._batcher.running or self._batcher.waiting or self._flights or self._landed
+        return bool(queued or self._embeds.pending or self._forms.pending)
 
     def info(self, stage_seconds: tuple[tuple[str, float], ...], *, load_path: str = "") -> EngineInfo:
         """Return the model's description with the durations of its load."""
@@ -149,27 +154,47 @@ class Serving:
 
     def abort_all(self, why: str) -> list[RequestOutput]:
         """Stop everything and return the last output of each request."""
+        self._land()
+        landed, self._landed = self._landed, []
         gone = [sequence.submit.request_id for sequence in self._batcher.cancel_all()]
         gone += self._forms.cancel_all()
         for request_id in gone:
             self._forget(request_id)
         self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + len(gone))
-        return [RequestOutput(one, finish_reason=FinishReason.ABORT, message=why) for one in gone]
+        return landed + [RequestOutput(one, finish_reason=FinishReason.ABORT, message=why) for one in gone]
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return what it gave; [] when there is nothing to do."""
-        causal = self._loaded.built.causal
-        outputs = self._admit_compiled()
-        if causal is None or not (self._batcher.running or self._batcher.waiting):
+        """Finish the oldest step once as many are under way as can be; return what it gave, [] without any."""
+        outputs, self._landed = self._landed + self._admit_compiled(), []
+        if self._loaded.built.causal is None:
             return outputs
+        if self._batcher.running or self._batcher.waiting:
+            now = self._clock.monotonic()
+            outputs += [self._output(one, [], now) for one in self._batcher.expire(now)]
+            self._begin_steps(now)
+        return outputs + self._finish_step() if self._flights else outputs
+
+    def _begin_steps(self, now: float) -> None:
+        """Begin steps until as many are under way as the model has stages, or nothing is left to compute."""
+        causal = self._loaded.built.causal
+        while causal is not None and len(self._flights) < causal.depth:
+            plan = self._batcher.plan(now)
+            if not (plan.works or plan.copies or plan.released):
+                return
+            self._flights.append(plan)
+            causal.begin(plan)
+
+    def _finish_step(self) -> list[RequestOutput]:
+        """Finish the oldest step that is under way and return what it gave."""
+        causal = self._loaded.built.causal
+        if causal is None:
+            raise AssertionError("steps are those of a generative model")
+        plan, outputs = self._flights.popleft(), list[RequestOutput]()
         began = self._clock.monotonic()
-        emitted = self._batcher.expire(began)
-        outputs += [self._output(one, [], began) for one in emitted]
-        plan = self._batcher.plan(began)
         try:
-            result = causal.execute(plan, self._info.eos_token_ids)
+            result = causal.finish(plan, self._info.eos_token_ids)
         except (RuntimeError, MemoryError) as error:
-            return outputs + self._fail_step(plan, error)
+            return self._fail_step(plan, error)
         self._failures = 0
         outputs += self._drop_lost(plan)
         now = self._clock.monotonic()
@@ -180,6 +205,11 @@ class Serving:
             outputs.append(self._output(one, [item for item in logprobs if item is not None], now))
         self._count(plan, outputs, now - began)
         return outputs
+
+    def _land(self) -> None:
+        """Finish every step that is under way; what they give goes out with the next one."""
+        while self._flights:
+            self._landed += self._finish_step()
 
     def _admit_compiled(self) -> list[RequestOutput]:
         """Queue the requests whose grammar has been compiled; return the end of those whose grammar is no good."""
@@ -224,7 +254,7 @@ class Serving:
 
     def _collect_prompt_logprobs(self, plan: StepPlan, result: StepResult) -> None:
         for work, found in zip(plan.works, result.prompt_logprobs, strict=True):
-            if found:
+            if found and work.sequence.slot == work.slot:  # not cancelled meanwhile
                 request_id = work.sequence.submit.request_id
                 before = self._prompt_logprobs.get(request_id, []) if work.start else []
                 self._prompt_logprobs[request_id] = before + found
@@ -306,6 +336,7 @@ class Serving:
         A limit that cannot be kept is refused, and the former one stays: who asked sees it in the memory that is reported.
         """
         causal = self._loaded.built.causal
+        self._land()
         try:
             plan = self._plan(memory_bytes)
         except Permanent as error:

@@ -92,11 +92,22 @@ class Load:
     max_adapters: int = 0  # adapters that memory is kept for; 0 = none can be loaded
     max_adapter_rank: int = 16
     tensor: int = 1  # devices that share each layer, one process each
-    local: int = 0  # of them, those of this pod; 0 = all
+    pipeline: int = 1  # stages of consecutive layers, one process each
+    local: int = 0  # of all these processes, those of this pod; 0 = all
     rank: int = 0  # more than 0: do not load, follow rank 0, which waits at `meeting`
     meeting: tuple[str, int] = ("", 0)  # host and port at which ranks of several pods reach rank 0
     listen: str = ""  # address that rank 0 opens the port on
     meeting_token: str = field(default="", repr=False)  # what they know of each other by; never logged
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share the model, rank 0 included."""
+        return self.tensor * self.pipeline
+
+    @property
+    def here(self) -> int:
+        """Of them, those of this pod."""
+        return self.local or self.ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS, estimate, kv_bytes_per_token, sequence_tokens
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from llmos_operator.api.runtime.memory import MemoryEstimate, ModelShape
     from llmos_operator.runtime.ranks.crew import Crew
@@ -138,6 +138,13 @@ def plan_kv(
     length = min(longest, tokens - shape.cross_tokens)
     granted = estimate(shape, fmt, max_model_len=length, kv_tokens=tokens, **sizes)
     return KvPlan(length, tokens // KV_BLOCK_TOKENS, granted)
+
+
+def plan_stages(shapes: Sequence[ModelShape], fmt: str, **options: Any) -> KvPlan:
+    """Return the plan that every stage of a model can keep; options as of `plan_kv`. Raises Permanent as it does."""
+    plans = [plan_kv(shape, fmt, **options) for shape in shapes]
+    fullest = max((plan.estimate for plan in plans), key=lambda estimate: estimate.total_bytes)
+    return KvPlan(min(plan.max_model_len for plan in plans), min(plan.blocks for plan in plans), fullest)
 
 
 def _too_large(need: MemoryEstimate, limit: int, tokens: int) -> Permanent:

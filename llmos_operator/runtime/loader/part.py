@@ -75,14 +75,13 @@ def load_part(order: Build, rank: int, group: Group | None) -> Part:
 
     load = order.load
     folder = Path(order.folder)
-    local = load.local or load.tensor
-    build.use_threads(load.threads, local)
+    build.use_threads(load.threads, load.here)
     empty = build.prepare(read_config(folder), open_checkpoint(folder))
     empty.fuse(load.format, split=True)
-    device = build.choose_device(load.device, rank % local, local)
-    met = group or build.meet(rank, load.tensor, device, order.meeting)
+    device = build.choose_device(load.device, rank % load.here, load.here)
+    met = group or build.meet(rank, load.ranks, device, order.meeting)
     entries = opened(Path(order.converted)).tensors() if order.converted else None
-    built = build.load_weights(empty, load.format, entries, device, lambda _: None, met)
+    built = build.load_weights(empty, load.format, entries, device, lambda _: None, met, load.pipeline)
     build.attach(
         built,
         empty,

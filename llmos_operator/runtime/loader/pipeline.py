@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import kv_bytes_per_token, sequence_tokens
 from llmos_operator.api.runtime.messages import RuntimeState
+from llmos_operator.api.runtime.staging import stage_shapes
 from llmos_operator.errors import Permanent
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.formats.checkpoint import (
@@ -25,7 +26,7 @@ from llmos_operator.runtime.ipc.orders import Build, Tune
 from llmos_operator.runtime.loader.adapters import load_adapters
 from llmos_operator.runtime.loader.converted import Converted, converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
-from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_available_bytes, plan_kv
+from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_available_bytes, plan_stages
 from llmos_operator.runtime.loader.refusing import refuse_format, refuse_split
 from llmos_operator.runtime.loader.sources import Resolved, resolve
 from llmos_operator.runtime.speech.rules import read_rules
@@ -64,7 +65,8 @@ class Loaded:
         guess, meter = self.plan.estimate, self.meter
         measured = meter.measure()
         meter.load_peak_bytes = meter.load_peak_bytes or meter.peak_bytes
-        per_token = -(-kv_bytes_per_token(self.shape) // self.load.tensor)
+        parts = stage_shapes(self.shape, self.load.format, self.load.pipeline)
+        per_token = -(-max(map(kv_bytes_per_token, parts)) // self.load.tensor)
         causal = self.built.causal
         lazy = causal is not None and causal.store.gives_back
         meter.rest_bytes = max(
@@ -118,12 +120,12 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
 
     from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
 
-    threads = build.use_threads(load.threads, load.local or load.tensor)
+    threads = build.use_threads(load.threads, load.here)
     empty = build.prepare(config, checkpoint)
     refuse_split(load, empty.shape)
     plan = plan_of(load, meter, empty.shape)
     made = None
-    empty.fuse(load.format, split=load.tensor > 1)
+    empty.fuse(load.format, split=load.ranks > 1)
     if load.format in build.CONVERTED:
         made = converted(empty, load, digest, stages)
         _refuse_known(made, load)
@@ -163,14 +165,15 @@ def _build(
         made.checkpoint.total_bytes if made is not None else sum(e.nbytes for _, e in empty.entries.values())
     )
     stages.enter(RuntimeState.LOADING, total)
-    device = build.choose_device(load.device, 0, load.local or load.tensor)
+    device = build.choose_device(load.device, 0, load.here)
     if crew is not None:
         meeting = _gather(crew, empty, made, load, plan)
         crew.group = crew.group or build.meet(0, crew.count, device, meeting)
     group = crew.group if crew is not None else None
-    built = build.load_weights(empty, load.format, entries, device, stages.advance, group)
-    if built.split is not None and crew is not None:
-        built.split.tell = crew.tell
+    built = build.load_weights(empty, load.format, entries, device, stages.advance, group, load.pipeline)
+    for place in (built.split, built.stage):
+        if place is not None and crew is not None:
+            place.tell = crew.tell
     build.attach(
         built,
         empty,
@@ -254,8 +257,8 @@ def plan_of(load: Load, meter: Meter, shape: ModelShape, limit: int | None = Non
     if not bytes_limit:
         bytes_limit = meter.base_bytes + machine_available_bytes() // _SHARE_WITHOUT_LIMIT
         meter.limit_bytes = 0
-    return plan_kv(
-        shape,
+    return plan_stages(
+        stage_shapes(shape, load.format, load.pipeline),
         load.format,
         base_bytes=meter.base_bytes,
         limit_bytes=bytes_limit,

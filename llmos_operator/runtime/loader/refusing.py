@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.abilities import PLAIN_FORMATS
 from llmos_operator.api.runtime.splitting import not_splittable
+from llmos_operator.api.runtime.staging import not_stageable
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def refuse_format(load: Load, config: ModelConfig) -> None:
 
 def refuse_split(load: Load, shape: ModelShape) -> None:
     """Raise Permanent(reason=Unsupported) if the load's devices cannot share the model."""
-    why = not_splittable(shape, load.format, load.tensor)
-    if not why and load.tensor > 1 and load.max_adapters:
-        why = f"adapters are not served by a model that {load.tensor} devices share; use one device, or no adapters"
+    why = not_stageable(shape, load.pipeline, load.tensor) or not_splittable(shape, load.format, load.tensor)
+    if not why and load.ranks > 1 and load.max_adapters:
+        why = f"adapters are not served by a model that {load.ranks} devices share; use one device, or no adapters"
     if why:
         raise Permanent(why, reason="Unsupported")

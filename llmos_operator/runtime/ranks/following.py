@@ -27,11 +27,11 @@ _PAUSE_SECONDS = 1.0
 async def follow(settings: RuntimeSettings, stop: asyncio.Event) -> None:
     """Run the ranks of a pod that is not the leader's until ``stop`` is set."""
     zygote = Zygote()
-    first = settings.node_rank * settings.tensor
+    first = settings.node_rank * settings.local_ranks
     load = settings.load_order()
     ranks = [
         asyncio.create_task(_keep(zygote, dataclasses.replace(load, rank=first + place)))
-        for place in range(settings.tensor)
+        for place in range(settings.local_ranks)
     ]
     try:
         await stop.wait()

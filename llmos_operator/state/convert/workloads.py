@@ -162,6 +162,7 @@ def _resources(spec: Fields) -> dict[str, Any]:
     return {
         "accelerators": accelerators // stages,
         "stages": stages,
+        "pipeline": parallelism.number("pipeline", 1, least=1),
         "copies": parallelism.number("data", 1, least=1, most=_MOST_COPIES),
         "memory_bytes": resources.parsed("memory", parse_bytes, None),
         "selector": _selector(resources.child("selector")),

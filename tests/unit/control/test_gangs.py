@@ -177,10 +177,15 @@ def test_copies_that_work_in_step_need_an_engine_of_ones_own() -> None:
     assert engines.unsupported(a_gang()) == ""
 
 
-def test_the_builtin_engine_splits_layers_over_devices_and_nothing_else() -> None:
+def test_the_builtin_engine_splits_layers_or_lays_them_over_devices() -> None:
     two = {"resources": {"accelerators": 2}}
     assert engines.unsupported(a_work(**two)) == ""
-    assert "no pipeline stages" in engines.unsupported(a_work(**two, parallelism={"pipeline": 2}))
+    assert engines.unsupported(a_work(**two, parallelism={"pipeline": 2})) == ""
+    four = {"resources": {"accelerators": 4}}
+    why = engines.unsupported(a_work(**four, parallelism={"pipeline": 2}))
+    assert "of one device each" in why
+    assert "set parallelism.pipeline to 4 or 1" in why
+    assert engines.unsupported(a_work(**four, parallelism={"pipeline": 4, "pods": 2})) == ""
     assert engines.unsupported(a_work(**two, parallelism={"pods": 2})) == ""
     adapters = [{"name": "a", "uri": "hf://org/a"}]
     assert "adapters on one device" in engines.unsupported(a_work(**two, adapters=adapters))

@@ -280,6 +280,14 @@ def test_the_builtin_engine_is_told_over_how_many_devices_it_splits_the_model() 
     assert names.ENV_TENSOR_PARALLEL not in env_of(build(own, both))
 
 
+def test_the_builtin_engine_is_told_of_all_stages_of_all_pods() -> None:
+    work = a_work(resources={"accelerators": 4}, parallelism={"pipeline": 4, "pods": 2})
+    pod = f"team/{names.pod_name('chat', 'uid-1', 0, member=1)}"
+    env = env_of(build(work, a_claim_of(work, member=1, pod=pod, devices=("GPU-1", "GPU-2"))))
+    assert (env["NNODES"], env[names.ENV_PIPELINE_PARALLEL]) == ("2", "4")
+    assert names.ENV_TENSOR_PARALLEL not in env
+
+
 def test_pods_that_share_a_model_know_their_place_in_it() -> None:
     work = a_work(resources={"accelerators": 4}, parallelism={"pods": 2})
     pod = f"team/{names.pod_name('chat', 'uid-1', 0, member=1)}"

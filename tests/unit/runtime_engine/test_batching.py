@@ -248,3 +248,75 @@ def test_random_arrivals_cancellations_and_shrinks_change_no_answer(seed):
         assert machine.reasons[name] == "length"
     assert len(machine.reasons) + len(cancelled) == 60
     assert machine.cache.live_blocks == 0
+
+
+class Line(Machine):
+    """A machine with stages: up to ``flights`` plans are begun before the oldest is finished."""
+
+    def __init__(self, *, flights, **options):
+        super().__init__(flights=flights, **options)
+        self.begun, self.widths = [], []
+
+    def step(self):
+        self.now += 1
+        while len(self.begun) < self.batcher.limits.flights:
+            plan = self.batcher.plan(self.now)
+            if not (plan.works or plan.copies or plan.released):
+                break
+            busy = {id(work.sequence) for other in self.begun for work in other.works}
+            assert not busy & {id(work.sequence) for work in plan.works}, (
+                "a sequence is in one step at a time"
+            )
+            self.begun.append(plan)
+        if not self.begun:
+            return
+        self.widths.append([len(plan.works) for plan in self.begun])
+        plan, sampled = self.begun.pop(0), []
+        for copy in plan.copies:
+            self.rows[copy.target] = self.rows[copy.source][: copy.tokens]
+        for work in plan.works:
+            row = self.rows.get(work.slot, [])[: work.start]
+            if work.sequence.slot == work.slot:
+                assert row == work.sequence.tokens[: work.start], "the row does not hold the sequence's past"
+            self.rows[work.slot] = row + list(work.tokens)
+            ends = range(len(work.tokens) - work.logits + 1, len(work.tokens) + 1)
+            sampled.append([self.model(row + list(work.tokens[:end])) for end in ends])
+        for emitted in self.batcher.commit(plan, sampled, self.now):
+            self.outputs[emitted.sequence.submit.request_id] += emitted.tokens
+        self.cache.check()
+
+
+def never_ends(tokens):
+    return sum(tokens) % 89
+
+
+def test_as_many_steps_are_under_way_as_there_are_stages_and_share_the_rows():
+    line = Line(flights=3, model=never_ends)
+    for i in range(6):
+        line.add(f"r{i}", [i + 1, 2, 3], max_tokens=12)
+    line.run()
+    assert [2, 2, 2] in line.widths
+    assert all(len(widths) == 3 for widths in line.widths[:20])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_steps_under_way_change_no_answer_and_leave_no_block_behind(seed):
+    rng = random.Random(seed)
+    asked = [[rng.randrange(1, 90) for _ in range(rng.randrange(1, 60))] for _ in range(14)]
+    gone = set(rng.sample(range(14), 4))
+    line = Line(flights=rng.choice((2, 3)), blocks=12, model=never_ends)
+    for i, prompt in enumerate(asked):
+        line.add(f"r{i}", prompt, max_tokens=16, priority=rng.randrange(2))
+        line.step()
+        if i in gone and rng.random() < 0.7:
+            line.batcher.cancel(f"r{i}")
+        else:
+            gone.discard(i)
+    line.run(most=2000)
+    for i, prompt in enumerate(asked):
+        if i not in gone:
+            tokens = list(prompt)
+            for _ in range(16):
+                tokens.append(never_ends(tokens))
+            assert line.outputs[f"r{i}"] == tokens[len(prompt) :]
+    assert line.cache.live_blocks == 0

@@ -83,6 +83,25 @@ def test_pods_that_share_a_model_are_told_by_the_variables_of_a_gang() -> None:
         from_environment({**URI, **gang, "MASTER_ADDR": ""})
 
 
+def test_pipeline_stages_are_counted_over_all_pods() -> None:
+    gang = {
+        "NNODES": "2",
+        "NODE_RANK": "1",
+        "MASTER_ADDR": "chat-0-0.chat.team.svc",
+        "LLMOS_PIPELINE_PARALLEL": "4",
+    }
+    settings = from_environment({**URI, **gang})
+    order = settings.load_order()
+    assert (order.tensor, order.pipeline, order.ranks, order.here) == (1, 4, 4, 2)
+    assert settings.local_ranks == 2
+    one_each = from_environment({**URI, **gang, "LLMOS_PIPELINE_PARALLEL": "2"}).load_order()
+    assert (one_each.tensor, one_each.ranks, one_each.here) == (1, 2, 1)
+    with pytest.raises(BadEnvironment, match="LLMOS_PIPELINE_PARALLEL = 3 must be a multiple of NNODES = 2"):
+        from_environment({**URI, **gang, "LLMOS_PIPELINE_PARALLEL": "3"})
+    with pytest.raises(BadEnvironment, match="one of them must be 1"):
+        from_environment({**URI, **gang, "LLMOS_TENSOR_PARALLEL": "2"})
+
+
 def test_secrets_are_not_shown() -> None:
     settings = from_environment(
         {**URI, "LLMOS_CONTROL_TOKEN": "s1", "LLMOS_API_KEYS": "s2", "HF_TOKEN": "s3"}

@@ -194,6 +194,21 @@ def test_formats_and_models_that_devices_cannot_share_are_not_proposed() -> None
     assert "int4" in {one.format for one in sizes(custom, a_profile(URI, narrow), POLICY).sizes}
 
 
+def test_stages_are_sized_by_the_fullest_and_need_no_heads_that_divide() -> None:
+    def at(**split: int) -> Any:
+        asked = served(max_model_len=2048, **split).at("Fixed", "bf16").value
+        return sizes(asked, a_profile(URI, SMALL_MODEL), POLICY)
+
+    (whole, *_), (staged, *_) = at().sizes, at(accelerators=2, pipeline=2).sizes
+    assert staged.bytes_per_device < whole.bytes_per_device
+    assert staged.kv_token_bytes * 2 >= whole.kv_token_bytes
+    spread = at(accelerators=1, stages=2, pipeline=2).sizes[0]
+    assert spread.bytes_per_device == staged.bytes_per_device, "wherever the devices are"
+    refused = at(accelerators=SMALL_MODEL.layers + 1, pipeline=SMALL_MODEL.layers + 1)
+    assert (refused.sizes, refused.reason) == ((), Reason.UNSUPPORTED)
+    assert f"at most {SMALL_MODEL.layers}" in refused.message
+
+
 def test_room_on_an_exclusive_device_is_granted_to_the_cache_in_whole_blocks() -> None:
     size = Size("bf16", 1000, 64, kv_tokens=64, wanted_kv_tokens=256, kv_token_bytes=2)
     assert granted(size, 1000) == (1000, 64)
@@ -288,6 +303,7 @@ def test_the_room_of_an_adapter_is_that_of_all_seven_projections() -> None:
         {"max_model_len": 4096},
         {"max_num_seqs": 3},
         {"stages": 2},
+        {"pipeline": 2},
         {"engine": "vllm"},
     ],
     ids=str,
