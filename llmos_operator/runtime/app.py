@@ -20,7 +20,9 @@ from llmos_operator.runtime.adapters_api import LOAD, UNLOAD, LoadLora, UnloadLo
 from llmos_operator.runtime.answers import ApiError, bad_request
 from llmos_operator.runtime.classifying import classify
 from llmos_operator.runtime.embeddings import embed
-from llmos_operator.runtime.exchange import AnswerReply, error_reply, json_reply, read_body
+from llmos_operator.runtime.exchange import AnswerReply, error_reply, json_reply, raw_body, read_body
+from llmos_operator.runtime.pictures.decoder import PictureDecoder
+from llmos_operator.runtime.pictures.fields import read_classify
 from llmos_operator.runtime.planning import plan_chat, plan_completion, render_messages
 from llmos_operator.runtime.protocol import (
     ChatRequest,
@@ -71,6 +73,7 @@ class ServingApi:
         self._host = host
         self._kitchen = kitchen
         self._decoder = decoder
+        self._pictures = PictureDecoder()
         self._registry = registry
         self._clock = clock
         self._live = live
@@ -101,11 +104,12 @@ class ServingApi:
         return json_reply(await embed(body, model, self._kitchen))
 
     async def classify(self, request: Request) -> Response:
-        """Return the labels of texts."""
+        """Return the labels of texts or pictures."""
         self._need("classify", "/classify")
-        body = await read_body(request, ClassifyRequest)
+        body, upload = read_classify(request.headers.get("content-type", ""), await raw_body(request))
         model = self._host.require(body.model)
-        return json_reply(await classify(body, model, self._kitchen, int(self._clock.now())))
+        created = int(self._clock.now())
+        return json_reply(await classify(body, upload, model, self._kitchen, self._pictures, created))
 
     async def score(self, request: Request) -> Response:
         """Return how well texts belong together."""
@@ -134,7 +138,7 @@ class ServingApi:
     async def tokenize(self, request: Request) -> Response:
         """Return the tokens of a text or a conversation."""
         body = await read_body(request, TokenizeRequest)
-        model = self._host.require(body.model or self._host.settings.model_name)
+        model = self._require_words(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise bad_request("invalid_value", "Give exactly one of 'prompt' and 'messages'.", "prompt")
         if body.messages is not None:
@@ -149,7 +153,7 @@ class ServingApi:
     async def detokenize(self, request: Request) -> Response:
         """Return the text of tokens."""
         body = await read_body(request, DetokenizeRequest)
-        model = self._host.require(body.model or self._host.settings.model_name)
+        model = self._require_words(body.model)
         worst = max(body.tokens, default=0)
         if worst >= model.info.vocab_size:
             text = f"'tokens' has {worst}; this model's tokens are 0 to {model.info.vocab_size - 1}."
@@ -210,6 +214,13 @@ class ServingApi:
             served = ", ".join(self._host.settings.apis)
             text = f"{path} is not served by this workload: its spec.serving.apis are {served}."
             raise ApiError(HTTPStatus.NOT_FOUND, "unsupported_endpoint", text)
+
+    def _require_words(self, name: str | None) -> ServedModel:
+        model = self._host.require(name or self._host.settings.model_name)
+        if model.pictures is not None:
+            text = f"The model {model.name} has no tokens: use {model.routes}."
+            raise bad_request("unsupported_value", text, "model")
+        return model
 
     def _need_text(self, model: ServedModel) -> None:
         if "chat" not in model.apis:

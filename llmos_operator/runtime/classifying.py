@@ -1,4 +1,4 @@
-"""`POST /classify`: the labels of texts with their probabilities, in the shape of vLLM's answer."""
+"""`POST /classify`: the labels of texts or pictures with their probabilities, in the shape of vLLM's answer."""
 
 from __future__ import annotations
 
@@ -9,25 +9,41 @@ from llmos_operator.runtime import spans
 from llmos_operator.runtime.answers import bad_request
 from llmos_operator.runtime.embeddings import ask, numbers, read_texts, rows
 from llmos_operator.runtime.ipc import Embed
+from llmos_operator.runtime.pictures.fields import pictures_of
 
 if TYPE_CHECKING:
     from llmos_operator.runtime.answering import Kitchen
+    from llmos_operator.runtime.pictures.decoder import PictureDecoder
+    from llmos_operator.runtime.pictures.fields import Given
     from llmos_operator.runtime.protocol import ClassifyRequest
     from llmos_operator.runtime.served import ServedModel
 
 
 async def classify(
-    body: ClassifyRequest, model: ServedModel, kitchen: Kitchen, created: int
+    body: ClassifyRequest,
+    upload: Given | None,
+    model: ServedModel,
+    kitchen: Kitchen,
+    decoder: PictureDecoder,
+    created: int,
 ) -> dict[str, Any]:
-    """Return a label for each input. Raises ApiError."""
+    """Return a label for each input, or for the file of a form. Raises ApiError."""
     labels = model.info.labels
     if not labels:
         raise bad_request(
             "unsupported_value", f"The model {model.name} classifies nothing: use {model.routes}.", "model"
         )
-    inputs = await read_texts(body.input, model)
     name = f"classify-{uuid.uuid4().hex}"
-    result = await ask(Embed(name, tuple(inputs), classify=True), kitchen)
+    if model.pictures is not None:
+        given = [upload] if upload is not None else pictures_of(body.input)
+        seen = [await decoder.decode(one.data, model.pictures, one.param) for one in given]
+        question = Embed(name, (), classify=True, pictures=tuple(seen))
+    elif upload is not None:
+        text = f"The model {model.name} reads texts: send JSON with 'input', not a file."
+        raise bad_request("unsupported_value", text, "file")
+    else:
+        question = Embed(name, tuple(await read_texts(body.input, model)), classify=True)
+    result = await ask(question, kitchen)
     spans.embedded(model.name, result.prompt_tokens, "classify")
     return {
         "id": name,

@@ -256,7 +256,9 @@ class ClassifyRequest(Body):
     """Body of `POST /classify`."""
 
     model: str = Field(min_length=1, max_length=512, description="Name of the model, as in /v1/models.")
-    input: Input = Field(description="Text, tokens, or a list of either.")
+    input: Input = Field(
+        description="Text, tokens, or a list of either; of an image classifier pictures as base64 or data URLs."
+    )
     user: str | None = None
 
 

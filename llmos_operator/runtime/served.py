@@ -12,11 +12,13 @@ from jinja2 import TemplateError
 from llmos_operator.api.runtime.abilities import apis_of
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime import chat
+from llmos_operator.runtime.pictures.rules import read_rules as picture_rules
 from llmos_operator.runtime.speech.rules import read_rules
 from llmos_operator.runtime.vocabulary import Vocabulary, read_json
 
 if TYPE_CHECKING:
     from llmos_operator.runtime.ipc import EngineInfo
+    from llmos_operator.runtime.pictures.rules import PictureRules
     from llmos_operator.runtime.speech.rules import SpeechRules
 
 ROUTES = {
@@ -43,6 +45,7 @@ class ServedModel:
     created: int = 0  # epoch seconds
     adapter: str = ""  # "": the base model
     rules: SpeechRules | None = None  # of a speech model
+    pictures: PictureRules | None = None  # of an image classifier
 
     @property
     def apis(self) -> tuple[str, ...]:
@@ -71,7 +74,8 @@ def refreshed(model: ServedModel, info: EngineInfo) -> ServedModel:
 
 
 def _read(name: str, info: EngineInfo, created: float) -> ServedModel:
-    vocabulary = Vocabulary(info.model_dir)
+    vocabulary = Vocabulary(info.model_dir, wordless=bool(info.picture_bytes))
+    pictures = picture_rules(Path(info.model_dir)) if info.picture_bytes else None
     try:
         template = chat.load(info.model_dir, vocabulary.settings)
     except TemplateError as error:
@@ -84,7 +88,9 @@ def _read(name: str, info: EngineInfo, created: float) -> ServedModel:
     # do_sample: false beside sampling values means that they are leftovers of training code.
     wanted = generation if generation.get("do_sample") is not False else {}
     recommended = {key: wanted[key] for key in _RECOMMENDED if _is_number(wanted.get(key))}
-    return ServedModel(name, info, vocabulary, template, recommended, int(created), rules=rules)
+    return ServedModel(
+        name, info, vocabulary, template, recommended, int(created), rules=rules, pictures=pictures
+    )
 
 
 def _is_number(value: Any) -> bool:

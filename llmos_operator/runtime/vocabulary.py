@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime import pairing
@@ -33,11 +34,14 @@ _PIECE_SPACE = "▁"
 class Vocabulary:
     """The tokenizer of one model. All methods may be called from any thread."""
 
-    def __init__(self, model_dir: str) -> None:
-        """Read `tokenizer.json` in ``model_dir``. Raises Permanent if there is none or it cannot be read."""
+    def __init__(self, model_dir: str, *, wordless: bool = False) -> None:
+        """Read `tokenizer.json` in ``model_dir``; a ``wordless`` model has none, and no tokens.
+
+        Raises Permanent if it is not there or cannot be read.
+        """
         path = Path(model_dir) / "tokenizer.json"
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer(WordLevel()) if wordless else Tokenizer.from_file(str(path))
         except Exception as error:
             raise Permanent(
                 f"the model has no usable tokenizer.json: {error}", reason="Unsupported"

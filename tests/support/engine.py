@@ -268,7 +268,7 @@ class ScriptedEngine(Zygote):
         if self.embed_error:
             return ipc.EmbedResult(message.request_id, error=self.embed_error)
         width = message.dimensions or int(self.info.get("embedding_size", 4))
-        rows = [[len(one) + i / 8 for i in range(width)] for one in message.inputs]
+        rows = [[len(one) + i / 8 for i in range(width)] for one in message.inputs or message.pictures]
         raw = b"".join(struct.pack(f"<{width}f", *row) for row in rows)
         return ipc.EmbedResult(message.request_id, raw, width, sum(map(len, message.inputs)))
 

@@ -18,6 +18,7 @@ SCORE = "score"
 # Their layers are not converted: what a narrower format costs is measured on text that a model writes or embeds.
 PLAIN_FORMATS = ("bf16", "fp32")
 _CLASSIFIER = "ForSequenceClassification"
+_PICTURES = "ForImageClassification"
 _SPEECH = "WhisperForConditionalGeneration"
 
 
@@ -28,6 +29,8 @@ def apis_of(architecture: str, *, generative: bool) -> tuple[str, ...]:
     """
     if architecture == _SPEECH:
         return (TRANSCRIPTIONS,)
+    if architecture.endswith(_PICTURES):
+        return (CLASSIFY,)
     if generative:
         return ("chat", "completions")
     return (CLASSIFY if architecture.endswith(_CLASSIFIER) else "embeddings", SCORE)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmos_operator.api.runtime import pictures
+
 MIB = 1 << 20
 SLACK_BYTES = 45 * MIB
 KV_BLOCK_TOKENS = 16
@@ -67,6 +69,7 @@ class ModelShape:
     cross_tokens: int = (
         0  # positions of an encoder that a sequence keeps keys and values of, beside its own tokens
     )
+    picture_floats: int = 0  # activations of one picture where they are widest; image classifiers have them
 
     @property
     def parameters(self) -> int:
@@ -150,6 +153,7 @@ def estimate(
     # Hidden states are whole on each device, and so are the logits on the one that samples.
     inner = -(-3 * shape.intermediate // shards)
     activation = rows * 2 * (inner + 4 * shape.hidden) + max_num_seqs * shape.vocab * 4
+    activation += pictures.AT_ONCE * shape.picture_floats * 4
     return MemoryEstimate(
         base_bytes=base_bytes,
         weights_bytes=-(-weights_bytes(shape, fmt) // shards),

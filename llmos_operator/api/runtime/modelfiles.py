@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.memory import ModelShape
+from llmos_operator.api.runtime.pictures import picture_sizes
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def parse_config(raw: bytes) -> dict[str, Any]:
         )
     inner = config.get("text_config")
     merged = {**inner, **config} if isinstance(inner, dict) else config
-    merged = merged | decoder_sizes(merged)
+    merged = merged | decoder_sizes(merged) | picture_sizes(merged)
     for key, limit in _BOUNDS.items():
         value = merged.get(key)
         if value is not None and not (type(value) is int and 0 < value <= limit):
@@ -200,6 +201,7 @@ def shape_of(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> ModelShape
         source_bits=max(bits, key=lambda width: bits[width]),
         generative=bool(_GENERATIVE.search(first)),
         cross_tokens=int(config.get("cross_tokens") or 0) if config.get("model_type") == _SPEECH_TYPE else 0,
+        picture_floats=int(picture_sizes(config).get("picture_floats", 0)),
     )
 
 

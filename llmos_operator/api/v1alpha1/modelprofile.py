@@ -63,6 +63,10 @@ class ShapeStatus(KubeModel):
         default=0,
         description="Positions of what it has heard that a sequence keeps keys and values of, beside its own tokens; speech models have them.",
     )
+    picture_floats: Count = Field(
+        default=0,
+        description="Activations of one picture where they are widest; image classifiers have them.",
+    )
 
     def shape(self) -> ModelShape:
         """Return the sizes as the memory model takes them."""

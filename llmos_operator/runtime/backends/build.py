@@ -27,6 +27,7 @@ from llmos_operator.runtime.backends.families import (
 from llmos_operator.runtime.backends.fused import fuse
 from llmos_operator.runtime.backends.hearing import HearingContext
 from llmos_operator.runtime.backends.kvstore import KvGeometry, KvStore
+from llmos_operator.runtime.backends.seeing import PictureModel
 from llmos_operator.runtime.backends.sharding import shard
 from llmos_operator.runtime.backends.split import Split
 from llmos_operator.runtime.backends.staged import Stage, StagedModel, keep_stage
@@ -45,6 +46,7 @@ from llmos_operator.runtime.formats.config import shape_of
 from llmos_operator.runtime.formats.mapped import read_pages
 from llmos_operator.runtime.ipc.messages import SamplingParams, Submit
 from llmos_operator.runtime.ipc.orders import RankLost
+from llmos_operator.runtime.pictures.rules import read_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +91,7 @@ class Empty:
 
 @dataclass(slots=True)
 class Built:
-    """A model that answers: exactly one of ``causal`` and ``encoder``."""
+    """A model that answers: exactly one of ``causal``, ``encoder`` and ``pictures``."""
 
     model: nn.Module
     device: torch.device
@@ -98,6 +100,7 @@ class Built:
     dtype: torch.dtype = torch.bfloat16  # of activations
     causal: CausalModel | None = None
     encoder: Encoder | None = None
+    pictures: PictureModel | None = None
     maps: tuple[mmap.mmap, ...] = ()  # files whose pages are weights
     mapped_bytes: int = 0  # of the weights, that are pages of those files
     split: Split | None = None  # set if this is one rank's part of every layer
@@ -124,6 +127,8 @@ class Built:
         """Run one prompt and one step, so that weights are in memory before the first request."""
         if self.encoder is not None:
             self.encoder.embed([[0] * _WARM_TOKENS], normalize=True, dimensions=0)
+        if self.pictures is not None:
+            self.pictures.classify([bytes(self.pictures.rules.pixel_bytes)])
         if self.causal is not None:
             prompt = tuple([0] * _WARM_TOKENS)
             sequence = Running(
@@ -325,7 +330,12 @@ def _speech(
 
 
 def attach_encoder(built: Built, empty: Empty) -> None:
-    """Make an encoder run over packed rows."""
+    """Make an encoder run over packed rows, or an image classifier over pictures."""
+    if empty.config.pictures:
+        kind = str(empty.config.values.get("problem_type") or "")
+        rules = read_rules(empty.folder)
+        built.pictures = PictureModel(empty.model, rules, kind, built.dtype, built.device)
+        return
     context = PackedContext(None)
     attach_context(empty.model, context)
     values = empty.config.values

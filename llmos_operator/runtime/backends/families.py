@@ -65,6 +65,33 @@ FAMILIES = {
         backbone="",
         classifier="XLMRobertaForSequenceClassification",
     ),
+    "vit": Family(
+        "vit", "ViTConfig", "ViTModel", "", classifier="ViTForImageClassification", attention="sdpa"
+    ),
+    "resnet": Family(
+        "resnet",
+        "ResNetConfig",
+        "ResNetModel",
+        "",
+        classifier="ResNetForImageClassification",
+        attention="eager",
+    ),
+    "convnext": Family(
+        "convnext",
+        "ConvNextConfig",
+        "ConvNextModel",
+        "",
+        classifier="ConvNextForImageClassification",
+        attention="eager",
+    ),
+    "convnextv2": Family(
+        "convnextv2",
+        "ConvNextV2Config",
+        "ConvNextV2Model",
+        "",
+        classifier="ConvNextV2ForImageClassification",
+        attention="eager",
+    ),
     "whisper": Family(
         "whisper",
         "WhisperConfig",

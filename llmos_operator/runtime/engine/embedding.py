@@ -9,14 +9,18 @@ from llmos_operator.runtime.ipc.messages import EmbedResult
 
 if TYPE_CHECKING:
     from llmos_operator.runtime.backends.encoder import Encoder
+    from llmos_operator.runtime.backends.seeing import PictureModel
     from llmos_operator.runtime.ipc.messages import Embed, EngineInfo
 
 
 class Embeds:
     """Their queue; one request a step."""
 
-    def __init__(self, encoder: Encoder | None, info: EngineInfo) -> None:
-        """``encoder`` is None where the model generates."""
+    def __init__(
+        self, encoder: Encoder | None, info: EngineInfo, pictures: PictureModel | None = None
+    ) -> None:
+        """Both are None where the model generates."""
+        self._pictures = pictures
         self._encoder = encoder
         self._info = info
         self._waiting: deque[Embed] = deque()
@@ -35,6 +39,8 @@ class Embeds:
         if not self._waiting:
             return None
         embed = self._waiting.popleft()
+        if self._pictures is not None:
+            return self._look(self._pictures, embed)
         encoder, problem = self._encoder, self._problem(embed)
         if problem or encoder is None:
             return EmbedResult(embed.request_id, error=problem)
@@ -44,6 +50,15 @@ class Embeds:
             rows = encoder.embed(embed.inputs, normalize=embed.normalize, dimensions=embed.dimensions)
         tokens = sum(len(one) for one in embed.inputs)
         return EmbedResult(embed.request_id, rows.numpy().tobytes(), rows.shape[1], tokens)
+
+    def _look(self, model: PictureModel, embed: Embed) -> EmbedResult:
+        wanted = self._info.picture_bytes
+        if embed.inputs or not embed.pictures or any(len(one) != wanted for one in embed.pictures):
+            return EmbedResult(
+                embed.request_id, error=f"there must be pictures alone, of {wanted} bytes each"
+            )
+        rows = model.classify(embed.pictures)
+        return EmbedResult(embed.request_id, rows.numpy().tobytes(), rows.shape[1])
 
     def _problem(self, embed: Embed) -> str:
         info = self._info

@@ -55,7 +55,7 @@ class Serving:
         self._memory = loaded.memory()
         self._memory_at = clock.monotonic()
         self._kv_most = 0  # blocks that running sequences ever held together
-        self._embeds = Embeds(loaded.built.encoder, self._info)
+        self._embeds = Embeds(loaded.built.encoder, self._info, loaded.built.pictures)
         self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
         self._begun: set[str] = set()  # requests that have had their first output
         self._counts = Stats()
@@ -115,7 +115,7 @@ class Serving:
     def submit(self, submit: Submit) -> str:
         """Queue a request; return "" or what is wrong with it."""
         if self._loaded.built.causal is None:
-            return f"{self._info.architecture} is an encoder: it embeds and does not generate"
+            return f"{self._info.architecture} does not generate"
         vocabulary = self._info.vocab_size
         if submit.prompt and not (min(submit.prompt) >= 0 and max(submit.prompt) < vocabulary):
             return f"the prompt has a token outside 0..{vocabulary - 1}"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.api.runtime.abilities import CLASSIFY, SCORE, TRANSCRIPTIONS, apis_of
 from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.api.runtime.modelfiles import decoder_sizes
+from llmos_operator.api.runtime.pictures import TYPES as PICTURES
+from llmos_operator.api.runtime.pictures import picture_sizes
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
@@ -70,6 +72,17 @@ _KEPT = frozenset(
     {
         *BOUNDS,
         "activation_function",
+        "depths",
+        "downsample_in_bottleneck",
+        "downsample_in_first_stage",
+        "embedding_size",
+        "hidden_sizes",
+        "image_size",
+        "layer_scale_init_value",
+        "layer_type",
+        "num_stages",
+        "patch_size",
+        "qkv_bias",
         "attention_bias",
         "attn_logit_softcapping",
         "bos_token_id",
@@ -103,6 +116,7 @@ _KEPT = frozenset(
 SPEECH = "whisper"
 _GENERATIVE = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", SPEECH})
 _ENCODERS = frozenset({"bert", "roberta", "xlm-roberta"})
+_SERVED = _GENERATIVE | _ENCODERS | frozenset(PICTURES)
 _PLAIN_DTYPES = {"bfloat16": 16, "float16": 16, "float32": 32}
 
 
@@ -120,6 +134,11 @@ class ModelConfig:
     def speech(self) -> bool:
         """Whether it writes down what it hears."""
         return self.model_type == SPEECH
+
+    @property
+    def pictures(self) -> bool:
+        """Whether it classifies pictures."""
+        return self.model_type in PICTURES
 
     @property
     def apis(self) -> tuple[str, ...]:
@@ -180,8 +199,8 @@ def read_config(path: Path) -> ModelConfig:
             reason="UnsafeConfig",
         )
     model_type = str(raw.get("model_type"))
-    if model_type not in _GENERATIVE | _ENCODERS:
-        served = ", ".join(sorted(_GENERATIVE | _ENCODERS))
+    if model_type not in _SERVED:
+        served = ", ".join(sorted(_SERVED))
         raise Permanent(
             f"model type {model_type!r} is not served by this runtime (served: {served})",
             reason="Unsupported",
@@ -206,6 +225,12 @@ def read_config(path: Path) -> ModelConfig:
         # Its config class takes these for other names of its encoder's sizes, which have names of their own.
         own = {key: value for key, value in values.items() if key not in decoder_sizes(raw)}
         return ModelConfig(model_type, _speech_architecture(first), own, bits)
+    if model_type in PICTURES and not first.endswith("ForImageClassification"):
+        wanted = "a ...ForImageClassification"
+        raise Permanent(
+            f"{first or 'the model'} is not served by this runtime; of {model_type} {wanted} is",
+            reason="Unsupported",
+        )
     labels = _labels(raw) if CLASSIFY in apis_of(first, generative=model_type in _GENERATIVE) else ()
     if labels:
         values["id2label"] = dict(enumerate(labels))
@@ -266,7 +291,8 @@ def _activation(raw: Mapping[str, Any]) -> str:
 def sizes_of(config: ModelConfig) -> dict[str, Any]:
     """Return a config's values, a speech model's by the names that other models give those of a decoder."""
     values = {"max_position_embeddings": 512, **config.values}
-    return values | decoder_sizes({**values, "model_type": config.model_type})
+    named = {**values, "model_type": config.model_type}
+    return values | decoder_sizes(named) | picture_sizes(named)
 
 
 def read_eos(path: Path, config: ModelConfig) -> tuple[int, ...]:
@@ -307,6 +333,7 @@ def shape_of(config: ModelConfig, counts: Mapping[str, int]) -> ModelShape:
         source_bits=config.source_bits,
         generative=config.generative,
         cross_tokens=int(values["cross_tokens"]) if config.speech else 0,
+        picture_floats=int(values.get("picture_floats", 0)),
     )
 
 
@@ -317,6 +344,7 @@ def _check_bounds(raw: Mapping[str, Any]) -> None:
             raise Permanent(
                 f"config.json: {key} is {value!r}, not a number from 1 to {limit}", reason="Corrupted"
             )
+    given = {**raw, **picture_sizes(raw)}
     for key in _NEEDED_OF_SPEECH if raw.get("model_type") == SPEECH else _NEEDED:
-        if key not in raw:
+        if key not in given:
             raise Permanent(f"config.json lacks {key}", reason="Corrupted")

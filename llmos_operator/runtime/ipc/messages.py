@@ -148,6 +148,9 @@ class Embed:
     second_from: tuple[
         int, ...
     ] = ()  # of inputs that are two texts: where in each the second one's token type begins
+    pictures: tuple[
+        bytes, ...
+    ] = ()  # of an image classifier, in place of inputs: rows of red, green, blue, 8 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,7 @@ class EngineInfo:
     apis: tuple[str, ...] = ()  # parts of the serving API it can answer; (): told by `generative`
     labels: tuple[str, ...] = ()  # of a classifier, by index
     window_samples: int = 0  # > 0: a speech model, which hears so many samples at once
+    picture_bytes: int = 0  # > 0: an image classifier, of whose pictures each has so many
 
 
 @dataclass(frozen=True, slots=True)

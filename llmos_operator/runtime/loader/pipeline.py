@@ -20,7 +20,13 @@ from llmos_operator.runtime.formats.checkpoint import (
     is_gguf,
     open_checkpoint,
 )
-from llmos_operator.runtime.formats.config import ModelConfig, read_config, read_eos, window_samples
+from llmos_operator.runtime.formats.config import (
+    ModelConfig,
+    read_config,
+    read_eos,
+    sizes_of,
+    window_samples,
+)
 from llmos_operator.runtime.ipc.messages import AdapterInfo, EngineInfo, EngineMemory, RankMemory
 from llmos_operator.runtime.ipc.orders import Build, Tune
 from llmos_operator.runtime.loader.adapters import load_adapters
@@ -29,6 +35,7 @@ from llmos_operator.runtime.loader.gguf_cache import converted_gguf
 from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_available_bytes, plan_stages
 from llmos_operator.runtime.loader.refusing import refuse_format, refuse_split
 from llmos_operator.runtime.loader.sources import Resolved, resolve
+from llmos_operator.runtime.pictures.rules import read_rules as picture_rules
 from llmos_operator.runtime.speech.rules import read_rules
 
 if TYPE_CHECKING:
@@ -317,10 +324,10 @@ def _info(
         format=load.format,
         device=device,
         max_model_len=plan.max_model_len,
-        vocab_size=int(config.values["vocab_size"]),
+        vocab_size=int(sizes_of(config)["vocab_size"]),
         eos_token_ids=read_eos(folder, config),
         generative=config.generative,
-        embedding_size=0 if config.generative else int(config.values["hidden_size"]),
+        embedding_size=0 if config.generative else int(sizes_of(config)["hidden_size"]),
         kv_blocks=plan.blocks,
         max_num_seqs=load.max_num_seqs,
         quality_loss_milli=quality.loss_milli if quality is not None else None,
@@ -329,6 +336,7 @@ def _info(
         apis=config.apis,
         labels=config.labels,
         window_samples=window_samples(config),
+        picture_bytes=picture_rules(folder).pixel_bytes if config.pictures else 0,
     )
 
 

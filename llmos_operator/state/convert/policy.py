@@ -88,6 +88,7 @@ def _shape(fields: Fields) -> ModelShape | None:
         source_bits=fields.number("sourceBits", 16),
         generative=fields.flag("generative", default=True),
         cross_tokens=fields.number("crossTokens"),
+        picture_floats=fields.number("pictureFloats"),
     )
 
 
