@@ -133,8 +133,11 @@ def test_a_smaller_budget_while_steps_are_under_way_changes_no_answer(bench, tmp
             asyncio.create_task(bench.answer(f"r{i}", prompt, max_tokens=40, ignore_eos=True))
             for i, prompt in enumerate(asked)
         ]
-        await bench.stats_until(lambda stats: stats.running > 1)
-        bench.client.set_budget(few)
+        first = Submit("first", (5, 6, 7), SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.0))
+        async with bench.client.generate(first) as outputs:
+            await anext(aiter(outputs))  # the others are under way beside it
+            bench.client.set_budget(few)
+            await bench.stats_until(lambda stats: stats.memory.limit_bytes == few)
         return [tokens for tokens, _ in await asyncio.gather(*running)]
 
     assert bench.run(go()) == [generated(reference, prompt, 40) for prompt in asked]
