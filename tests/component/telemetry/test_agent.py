@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
+import importlib
 import itertools
 import subprocess
 import sys
@@ -274,6 +276,13 @@ async def test_real_driver_calls_end_in_the_gpunode(bench: AgentBench, double: D
     assert agent.stop() == 0
 
 
+def compiled(*packages: str) -> None:
+    """Compile packages, as images bring them: an agent that compiles what it loads while it runs keeps 15 MiB more."""
+    for name in packages:
+        for folder in importlib.import_module(name).__path__:
+            assert compileall.compile_dir(folder, quiet=2)
+
+
 async def test_the_gpunode_says_which_pod_the_kubelet_gave_a_device_to(
     bench: AgentBench, double: Double
 ) -> None:
@@ -283,6 +292,7 @@ async def test_the_gpunode_says_which_pod_the_kubelet_gave_a_device_to(
         pytest.skip(str(error))
     double.with_gpu(0).with_gpu(1).write()
     first, second = double.uuid(0), double.uuid(1)
+    compiled("llmos_operator.telemetry.kubelet", "h2", "hpack", "hyperframe")
     with tempfile.TemporaryDirectory(prefix="llmos-") as folder:  # a socket's path is short
         kubelet = KubeletDouble(Path(folder), double.path)
         try:

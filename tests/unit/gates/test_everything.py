@@ -12,6 +12,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 CHECKS = ("lint", "types", "contracts", "spelling", "generated")
 PASSES = "def test_it(): pass\n"
+CONTRACT = """
+import pytest
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "node":
+            item.add_marker(pytest.mark.node)
+"""
 FOLDERS = (
     "unit",
     "unit/runtime_engine",
@@ -23,6 +31,7 @@ FOLDERS = (
     "component/runtime_engine",
     "component/runtime_front",
     "node",
+    "node/contract",
     "e2e",
 )
 
@@ -40,7 +49,9 @@ def project(
         for name in (*CHECKS, "artifacts", "node-artifacts")
     }
     (folder / "Makefile").write_text("".join(f"{name}:\n\t{line}\n" for name, line in recipes.items()))
-    (folder / "pytest.ini").write_text("[pytest]\naddopts = -ra --import-mode=importlib\n")
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = -ra --import-mode=importlib\nmarkers = node\n")
+    (folder / "tests/node").mkdir()
+    (folder / "tests/node/conftest.py").write_text(CONTRACT)
     for place in FOLDERS:
         path = folder / "tests" / place / "test_it.py"
         path.parent.mkdir(parents=True, exist_ok=True)
