@@ -77,7 +77,7 @@ def used(log: Path, denied_from: int) -> Used:
             what = event.get("objectRef") or {}
             if what.get("resource") in _BINDINGS:
                 _follow(event, what, bound)
-            user = event["user"]["username"]
+            user = event["user"].get("username", "")  # none where nobody knows the credentials
             if not user.startswith(_USERS) or not what:
                 continue
             account = user.removeprefix(_USERS)
