@@ -171,16 +171,17 @@ class VictimIndex:
         if claim is None or pod.phase is not PodPhase.BOUND or not pod.uid:
             return []
         workload = self._workloads.get(claim.workload_uid)
-        ending = self._ending(pod, claim, workload, running)
+        loss = self._cost(claim, pod, workload)
+        ending = self._ending(pod, claim, workload, running, loss)
         found = [
-            self._shrinking(pod, claim, workload),
+            self._shrinking(pod, claim, workload, loss),
             self._fewer(workload, ending, running),
-            self._sleeping(pod, claim, workload, running),
+            self._sleeping(pod, claim, workload, ending, loss),
             ending if workload is None or DisruptionStep.EVICT in workload.disruption_order else None,
         ]
         return [one for one in found if one is not None]
 
-    def _shrinking(self, pod: Pod, claim: Claim, workload: Workload | None) -> Victim | None:
+    def _shrinking(self, pod: Pod, claim: Claim, workload: Workload | None, loss: int) -> Victim | None:
         """Return a pod as one that could come down: nobody is disrupted, so neither budgets nor the least runtime are asked."""
         if workload is None or not may_shrink(pod, claim, workload, self._policy, self._now):
             return None
@@ -188,7 +189,7 @@ class VictimIndex:
         left = shrunk_bytes(claim, workload, profile, self._policy)
         if left is None:
             return None
-        cost = shrink_cost(claim, left, self._policy, self._cost(claim, pod, workload))
+        cost = shrink_cost(claim, left, self._policy, loss)
         beyond, idle = self._beyond.get(claim.queue, 0), idle_seconds(workload, self._now)
         cost = weighed(cost, idle)
         return Victim(pod, claim, claim.priority, cost, 0, beyond, (), asked_bytes=left, idle_seconds=idle)
@@ -200,20 +201,26 @@ class VictimIndex:
         spare = running - max(1, workload.min_replicas)
         return replace(ending, spare=spare, fewer=True) if spare > 0 and ending.pod.ready else None
 
-    def _sleeping(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
+    def _sleeping(
+        self, pod: Pod, claim: Claim, workload: Workload | None, ending: Victim | None, loss: int
+    ) -> Victim | None:
         """Return a pod as one that could sleep: it serves nobody then, so all that protects it from ending protects it."""
-        if workload is None or not may_be_put_to_sleep(pod, claim, workload, self._policy, self._now):
+        if (
+            workload is None
+            or ending is None
+            or not may_be_put_to_sleep(pod, claim, workload, self._policy, self._now)
+        ):
             return None
-        ending = self._ending(pod, claim, workload, running)
         profile = self._profiles.get((workload.model.uri, workload.model.revision))
         sleeping = asleep_as(claim, workload, profile, self._policy, self._now)
-        if ending is None or sleeping is None:
+        if sleeping is None:
             return None
-        whole = self._cost(claim, pod, workload)
-        cost = sleep_cost(claim, sleeping, profile, self._policy, whole, self._stream_seconds(pod))
+        cost = sleep_cost(claim, sleeping, profile, self._policy, loss, self._stream_seconds(pod))
         return replace(ending, cost=weighed(cost, ending.idle_seconds), sleeping=sleeping)
 
-    def _ending(self, pod: Pod, claim: Claim, workload: Workload | None, running: int) -> Victim | None:
+    def _ending(
+        self, pod: Pod, claim: Claim, workload: Workload | None, running: int, loss: int
+    ) -> Victim | None:
         """Return a pod as one that could end, whatever its disruption order says; None if it is protected from that."""
         if self._now - (pod.started_at or claim.bound_at) < claim.min_runtime:
             return None
@@ -222,7 +229,7 @@ class VictimIndex:
             return None
         spare = max(0, running - workload.min_replicas) if workload is not None else 0
         idle = idle_seconds(workload, self._now)
-        cost = weighed(self._cost(claim, pod, workload), idle)
+        cost = weighed(loss, idle)
         tied = workload is not None and (workload.members > 1 or workload.together > 1)
         beyond = self._beyond.get(claim.queue, 0)
         return Victim(pod, claim, claim.priority, cost, spare, beyond, budgets, tied, idle_seconds=idle)

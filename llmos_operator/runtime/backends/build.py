@@ -214,62 +214,61 @@ def load_weights(
     """
     dtype = _DTYPES.get(fmt, torch.bfloat16)
     places = linear_places(empty.model)
+    if converted is not None:
+        quantize_modules(empty.model, fmt)
     if group is not None and stages > 1:
-        return _load_stage(empty, fmt, converted, device, progress, group)
+        counts = stage_layers(empty.shape, fmt, group.count)
+        stage = Stage.of(group, counts, empty.shape.hidden, dtype)
+        return _load_stage(empty, converted, device, progress, stage)
     if group is not None:
-        return _load_part(empty, fmt, converted, device, progress, group)
+        return _load_part(empty, converted, dtype, device, progress, group)
     if converted is None:
         maps = load_plain(empty.model, empty.names, empty.entries, dtype, device, progress)
     else:
-        quantize_modules(empty.model, fmt)
         maps = load_converted(empty.model, converted, device, progress)
-    seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
+    seen = _tensor_bytes(empty.model)
     mapped = _mapped_bytes(seen, maps)
     return Built(empty.model, device, sum(seen.values()), places, dtype, maps=maps, mapped_bytes=mapped)
 
 
 def _load_part(
     empty: Empty,
-    fmt: str,
     converted: Mapping[str, tuple[Path, TensorEntry]] | None,
+    dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[int], None],
     group: Group,
 ) -> Built:
-    dtype = _DTYPES.get(fmt, torch.bfloat16)
-    if converted is not None:
-        quantize_modules(empty.model, fmt)
     cuts, vocabulary = shard(empty.model, group)
     if converted is None:
         load_part(empty.model, cuts, empty.names, empty.entries, dtype, device, progress)
     else:
         load_converted_part(empty.model, cuts, converted, device, progress)
-    seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
-    return Built(empty.model, device, sum(seen.values()), dtype=dtype, split=Split(group, vocabulary))
+    weights = sum(_tensor_bytes(empty.model).values())
+    return Built(empty.model, device, weights, dtype=dtype, split=Split(group, vocabulary))
 
 
 def _load_stage(
     empty: Empty,
-    fmt: str,
     converted: Mapping[str, tuple[Path, TensorEntry]] | None,
     device: torch.device,
     progress: Callable[[int], None],
-    group: Group,
+    stage: Stage,
 ) -> Built:
-    dtype = _DTYPES.get(fmt, torch.bfloat16)
-    if converted is not None:
-        quantize_modules(empty.model, fmt)
-    counts = stage_layers(empty.shape, fmt, group.count)
-    stage = Stage.of(group, counts, empty.shape.hidden, dtype)
     keep_stage(empty.model, FAMILIES[empty.config.model_type].backbone, stage)
     if converted is None:
-        load_part(empty.model, {}, empty.names, empty.entries, dtype, device, progress)
+        load_part(empty.model, {}, empty.names, empty.entries, stage.dtype, device, progress)
     else:
         load_converted(empty.model, converted, device, progress)
-    seen = {tensor.data_ptr(): tensor.nbytes for tensor in empty.model.state_dict().values()}
     # Projections are fused, which published files are not, so these are copies; a converted file is mapped, and counts
     # as memory that sleep drops like that of every other rank.
-    return Built(empty.model, device, sum(seen.values()), dtype=dtype, stage=stage)
+    weights = sum(_tensor_bytes(empty.model).values())
+    return Built(empty.model, device, weights, dtype=stage.dtype, stage=stage)
+
+
+def _tensor_bytes(model: nn.Module) -> dict[int, int]:
+    """Return the size of each tensor by its address; those that are tied count once."""
+    return {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
 
 
 def _mapped_bytes(tensors: Mapping[int, int], maps: tuple[mmap.mmap, ...]) -> int:
