@@ -40,9 +40,13 @@ FROM build AS build-runtime
 COPY requirements/runtime.lock .
 RUN ./image-env.sh runtime runtime.lock /opt/llmos /opt/llmos/app
 
-# ---- final: the interpreter without its installer, a user that is nobody
+# ---- final: the interpreter without its installer, a user that is nobody. The official image brings a standard library that is
+# not compiled: every start would compile what it imports, since nothing can be written there.
 FROM base AS final
-RUN python -m pip uninstall --yes --quiet --root-user-action=ignore setuptools wheel pip
+RUN python -m pip uninstall --yes --quiet --root-user-action=ignore setuptools wheel pip && \
+    python -c 'import compileall, os, re, sys; \
+               sys.exit(not compileall.compile_dir(os.path.dirname(os.__file__), quiet=1, rx=re.compile(sys.argv[1])))' \
+    '/(distutils|encodings|ensurepip|idlelib|lib2to3|msilib|pydoc_data|site-packages|test|tests|tkinter|turtledemo|unittest)/'
 COPY LICENSE /licenses/LICENSE
 WORKDIR /tmp
 USER 65532:65532

@@ -11,6 +11,8 @@ PY := $(BIN)/python
 # As llmos_operator.local.layout.cache_root() says.
 MODELS := $(or $(LLMOS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmos)/hub
 export OMP_NUM_THREADS ?= 1
+# The demo and the tests start hundreds of programs: where this is set, each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
 ##@ See it

@@ -19,6 +19,7 @@ from llmos_operator.api.generated import settle
 from llmos_operator.clock import FakeClock
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.gateway.metrics import Metrics as GatewayMetrics
+from llmos_operator.observability.metrics import span_counter
 from llmos_operator.runtime.ipc.client import EngineStatus
 from llmos_operator.runtime.jobs.batch.metrics import BatchMetrics
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
@@ -86,6 +87,7 @@ def catalogue() -> dict[str, list[Metric]]:
     runtime.register(_engine())
     told_of_a_run = Report(loss=1.0, validation_loss=1.0, checkpoint_at=1.0)
     tune.register(TuneCollector(Board(FakeClock(), told_of_a_run)))
+    span_counter(tune)
     BatchMetrics(runtime)
     AgentMetrics(agent)
     CopyMetrics(agent)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llmos_operator.actuators.deviceclaims import Contested
 from llmos_operator.actuators.gangs import Attempts, in_gangs
 from llmos_operator.actuators.lowering import Lowering
 from llmos_operator.actuators.pods import body_of, claimed_share, owned_by
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.actuators.care import CareWriter
     from llmos_operator.actuators.cutting import Cutting
+    from llmos_operator.actuators.deviceclaims import DeviceClaims
     from llmos_operator.actuators.outcomes import Outcomes, Retire
     from llmos_operator.actuators.support import Support
     from llmos_operator.clock import Clock
@@ -59,6 +61,7 @@ class Executor:
         retrier: Retrier,
         pods: Mirror,
         support: Support,
+        device_claims: DeviceClaims,
         outcomes: Outcomes,
         settings: PodSettings,
         clock: Clock,
@@ -77,6 +80,7 @@ class Executor:
         self._retrier = retrier
         self._pods = pods
         self._support = support
+        self._device_claims = device_claims
         self._outcomes = outcomes
         self._settings = settings
         self._clock = clock
@@ -160,7 +164,8 @@ class Executor:
             self._settings.model_cache_path and model.kept and self._has_copy(bind.claim.node, model.key)
         )
 
-    async def _bind(self, bind: Bind) -> None:
+    async def _bind(self, bind: Bind, *, doubtful: bool = False) -> None:
+        """Create a bind's pod; where that is `doubtful` an earlier try may have done so."""
         claim, workload = bind.claim, bind.workload
         if self._gangs.given_up(bind):
             self._drop(bind)
@@ -175,9 +180,18 @@ class Executor:
                 share=claimed_share(claim, node.gpu if node is not None else None),
             )
             await self._support.before_bind(workload)
+            await self._device_claims.take(claim)
             made, _ = await self._retrier.create(self._port, PODS, body, namespace=workload.namespace)
         except Retryable as error:
             self._try_bind_again(bind, error)
+            return
+        except Contested as error:
+            log.info("bind left out, its device is another's", pod=claim.pod, node=claim.node, error=error)
+            if doubtful:
+                await self._find_out(bind)
+                return
+            self._creations.succeed(claim.pod)
+            self._drop(bind)
             return
         except LlmosError as error:
             log.warning("pod not created", pod=claim.pod, node=claim.node, error=error)
@@ -191,6 +205,7 @@ class Executor:
         self._store.confirm(claim.pod, str(made["metadata"]["uid"]))
         self._pods.observe("ADDED", made)
         self._exists(bind, str(made["metadata"]["uid"]))
+        await self._device_claims.reserve(claim, str(made["metadata"]["uid"]))
 
     def _exists(self, bind: Bind, uid: str) -> None:
         """The pod is there; it goes again if its gang was given up meanwhile."""
@@ -268,8 +283,13 @@ class Executor:
         current = self._store.workload(bind.workload.key)
         wanted = current is not None and current.uid == bind.workload.uid
         if wanted and not self._gangs.given_up(bind):
-            await self._bind(bind)
-            return
+            await self._bind(bind, doubtful=True)
+        else:
+            await self._find_out(bind)
+
+    async def _find_out(self, bind: Bind) -> None:
+        """Find out whether a create that was lost got through, where it is not to be repeated."""
+        claim = bind.claim
         try:
             made = await self._retrier.call(
                 lambda: self._port.get(PODS, claim.pod.partition("/")[2], namespace=bind.workload.namespace)

@@ -88,13 +88,19 @@ def _refuse_scheme(scheme: str) -> Permanent:
             "replica needs on each device",
             reason=Reason.ACCESS_DENIED,
         )
+    if scheme == "pvc":
+        return Permanent(
+            "the operator mounts no claims and so cannot look into pvc://: set spec.resources.memory to the memory one replica "
+            "needs on each device",
+            reason=Reason.ACCESS_DENIED,
+        )
     if scheme == "file":
         return Permanent(
             "file:// models are not allowed here; an administrator may set sources.allowFile",
             reason=Reason.SOURCE_NOT_ALLOWED,
         )
     return Permanent(
-        f"{scheme}:// models cannot be loaded by this release; use hf://, https://, s3://, gs:// or oci://",
+        f"{scheme}:// models cannot be loaded by this release; use hf://, https://, s3://, gs://, oci:// or pvc://claim/path",
         reason=Reason.UNSUPPORTED_SCHEME,
     )
 

@@ -87,6 +87,7 @@ class Lowering:
             now,
             shrink.preemptor,
             now + EXPECTED_SECONDS,
+            lent=shrink.loan,
         )
         if claim is None:
             return False

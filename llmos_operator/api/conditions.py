@@ -49,6 +49,9 @@ class Reason(StrEnum):
     WAITING_FOR_PREEMPTION = "WaitingForPreemption"
     WAITING_FOR_HOLDER = "WaitingForHolder"  # a device has to be taken from its device plugin, or given back
     WAITING_FOR_STARTUP = "WaitingForStartup"  # another replica loads on the device it will share
+    CLAIM_NOT_FOUND = "ClaimNotFound"  # a PersistentVolumeClaim it names does not exist
+    CLAIM_PENDING = "ClaimPending"  # a PersistentVolumeClaim it names is not bound to a volume
+    CLAIM_IN_USE = "ClaimInUse"  # a PersistentVolumeClaim it names is in use by another pod, or about to be
     WAITING_FOR_PROFILE = "WaitingForProfile"
     LARGER_THAN_ANY_DEVICE = "LargerThanAnyDevice"
     NO_MATCHING_DEVICE = "NoMatchingDevice"
@@ -106,10 +109,12 @@ class Reason(StrEnum):
     # Preempted, Suspended, Asleep, ScalingActive
     PREEMPTED = "Preempted"
     RECLAIMED = "Reclaimed"
+    CALLED_BACK = "CalledBack"  # the workload whose memory it had borrowed works again
     NODE_LOST = "NodeLost"
     NOT_PREEMPTED = "NotPreempted"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
+    WAITING_FOR_KUEUE = "WaitingForKueue"  # its Workload is not admitted, or not any more
     ASLEEP = "Asleep"
     AWAKE = "Awake"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -123,6 +128,7 @@ class Reason(StrEnum):
     EVICTED = "Evicted"
     MOVED = "Moved"  # it starts again elsewhere, so that another workload can start
     SHRUNK = "Shrunk"  # it does with a smaller KV cache, to make room
+    LENT = "Lent"  # it idles, and lends memory to work that is sent away when it works again
     RESTORED = "Restored"  # it has got back what it gave up
     FEWER_REPLICAS = "FewerReplicas"  # it does with one replica less, to make room
     NOT_SHRUNK = "NotShrunk"  # it was asked to come down and did not
@@ -133,6 +139,7 @@ class Reason(StrEnum):
     NODES_REQUESTED = "NodesRequested"  # placeholder pods show a cluster autoscaler what it needs
     DEVICES_REFUSED = "DevicesRefused"  # the kubelet had no device for a pod that asks for whole ones
     HOLDER_LOST = "HolderLost"  # a device with shared work is not held for it any more
+    DEVICE_CLAIMED = "DeviceClaimed"  # a ResourceClaim has a device that our work is on
     HOLDER_NOT_MADE = "HolderNotMade"  # the API server, or the kubelet, refused a holder pod
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
     QUARANTINED = "Quarantined"  # a device or node takes no new work because it is sick
@@ -141,6 +148,7 @@ class Reason(StrEnum):
     WAITING_FOR_REPAIR = "WaitingForRepair"  # it is empty and a person has to look
     ON_PROBATION = "OnProbation"  # it is healthy again, not yet for long enough
     RELEASED = "Released"  # it takes work again
+    CORDON_LEFT = "CordonLeft"  # a node is cordoned by the operator, which may not lift it any more
     PARTITIONING = "Partitioning"  # the GPUs of a node are to be cut into MIG instances that work waits for
     NOT_PARTITIONED = "NotPartitioned"  # mig-manager did not begin to cut them
     REMEDY_HELD = "RemedyHeld"  # the circuit breaker lets nothing more be done

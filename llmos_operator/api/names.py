@@ -28,6 +28,10 @@ MANAGED_BY = "llmos-operator"
 ANNOTATION_CLAIM = "llmos.dev/claim"  # JSON of the claim, see state.convert
 ANNOTATION_SPEC_HASH = "llmos.dev/spec-hash"  # hash of what the pod was built from
 
+# -- annotation on ResourceClaims of the operator: the pod each is for; and what that pod calls the claim
+ANNOTATION_CLAIM_POD = "llmos.dev/pod"
+POD_CLAIM = "llmos-devices"
+
 # -- annotations on GPUNodes: the agent's memory, and a person's word that a device is repaired (its UUID, or "*")
 ANNOTATION_HEALTH_MEMORY = "llmos.dev/health-memory"
 ANNOTATION_HEALTH_CLEAR = "llmos.dev/health-clear"
@@ -52,6 +56,13 @@ LABEL_RACK = "topology.llmos.dev/rack"
 LABEL_POWER_BUDGET = "llmos.dev/power-budget"
 LABEL_RACK_POWER_BUDGET = "llmos.dev/rack-power-budget"
 RESOURCE_GPU = "nvidia.com/gpu"
+# Bytes of device memory: what shared work asks of Kueue's quota. No node offers it, no pod asks for it.
+RESOURCE_GPU_MEMORY = "llmos.dev/gpu-memory"
+
+# -- labels of Kueue on a ModelWorkload: its LocalQueue, and the WorkloadPriorityClass it waits with
+LABEL_KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+ANNOTATION_ASKED = "llmos.dev/asked"  # on a Workload of Kueue: hash of what one pod asks for
 
 # -- field managers, one per writer
 MANAGER_OPERATOR = "llmos-operator"
@@ -143,6 +154,12 @@ def holder_name(node: str, slot: int) -> str:
     """Return the name of one of the holder pods of a node, counted from 0."""
     suffix = f"-{hashlib.sha256(node.encode()).hexdigest()[:8]}-{slot}"
     return f"llmos-holder-{node}"[: _NAME_LIMIT - len(suffix)].rstrip("-.").replace(".", "-") + suffix
+
+
+def resource_claim_name(pod: str, place: str) -> str:
+    """Return the name of the ResourceClaim of a pod; ``place`` tells its binds apart: node, devices and time."""
+    suffix = f"-{hashlib.sha256(place.encode()).hexdigest()[:10]}"
+    return pod[: _NAME_LIMIT - len(suffix)].rstrip("-.") + suffix
 
 
 def gang_service(workload: str, uid: str) -> str:

@@ -12,8 +12,9 @@ import random
 from typing import TYPE_CHECKING
 
 from llmos_operator.cluster.backoff import Curve
-from llmos_operator.cluster.failures import Expired, Silent
+from llmos_operator.cluster.failures import Expired, NotFound, Silent
 from llmos_operator.cluster.mirror import Known, identify
+from llmos_operator.cluster.port import Page
 from llmos_operator.errors import LlmosError, Retryable
 from llmos_operator.observability.logging import logger
 
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from llmos_operator.cluster.mirror import Mirror, ObjectKey
-    from llmos_operator.cluster.port import ClusterPort, Page
+    from llmos_operator.cluster.port import ClusterPort
 
 log = logger(__name__)
 
 CURVE = Curve(base=0.2, cap=5.0)
+UNSERVED_SECONDS = 30.0  # between looks for a kind that the API server does not serve
 RESUMES = 3  # failed resumptions in a row before the list is repeated
 
 
@@ -44,7 +46,9 @@ class Reflector:
         on_recovery: Callable[[], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         inactivity_seconds: float = 75.0,
+        optional: bool = False,
     ) -> None:
+        """With `optional` a kind that the API server has never served has no objects; one that it served before has to be read."""
         self.mirror = mirror
         self.lists = 0
         self._port = port
@@ -56,6 +60,7 @@ class Reflector:
         self._on_recovery = on_recovery
         self._sleep = sleep
         self._inactivity = inactivity_seconds
+        self._optional = optional
         self._failures = 0
         self._cycle: asyncio.Task[None] | None = None
         self._relisting = False
@@ -114,12 +119,23 @@ class Reflector:
         return changes + self.mirror.settle(listed, version), version
 
     async def _pages(self, *, metadata_only: bool = False) -> AsyncIterator[Page]:
-        async for page in self._port.list_pages(
+        pages = self._port.list_pages(
             self._kind,
             label_selector=self._labels,
             field_selector=self._fields,
             metadata_only=metadata_only,
-        ):
+        )
+        while True:
+            try:
+                page = await anext(pages)
+            except StopAsyncIteration:
+                return
+            except NotFound:
+                if not self._optional:
+                    raise
+                yield Page((), "0")
+                return
+            self._optional = False
             yield page
             await asyncio.sleep(0)  # a page of big objects takes a while to parse: let probes in between
 
@@ -133,6 +149,9 @@ class Reflector:
         _, version = await self.refill()
         self.lists += 1
         self._recovered()
+        if self._optional:  # not served: there is nothing to watch
+            await self._sleep(UNSERVED_SECONDS)
+            return
         await self._follow(str(version))
 
     async def _follow(self, version: str) -> None:

@@ -102,6 +102,11 @@ class Activities:
         known = self._known.get(workload_uid)
         return None if known is None else Activity(known.seen.doing.value, known.since, known.seen.evidence)
 
+    def idle(self, workload_uid: str) -> bool:
+        """Return whether this process has seen a workload idle."""
+        known = self._known.get(workload_uid)
+        return known is not None and known.seen.doing is Doing.IDLE
+
     def working(self, workload_uid: str) -> str:
         """Return what shows that a workload works though nobody tells of a request; "" where nothing does."""
         known = self._known.get(workload_uid)

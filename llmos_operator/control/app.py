@@ -190,8 +190,10 @@ class Operator:
                 ("retention", parts.retention.run()),
                 ("summaries", parts.summaries.run()),
                 ("copies", parts.copies.run()),
+                ("kueue", parts.kueue.run()),
                 ("prices", parts.pricing.run()),
                 ("gauges", self._gauges()),
+                ("console", parts.console.remember()),
                 ("standing", self._standing()),
                 ("kopf", self._kopf.run()),
             ):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.actuators.care import CareWriter
 from llmos_operator.actuators.cutting import Cutting
+from llmos_operator.actuators.deviceclaims import DeviceClaims
 from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.holders import HolderWriter
 from llmos_operator.actuators.inspector import Inspector
@@ -34,6 +35,7 @@ from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.control.accounting import Accounts
 from llmos_operator.control.activity import Activities
 from llmos_operator.control.batcher import Batcher
+from llmos_operator.control.claiming import Claiming
 from llmos_operator.control.console.server import ConsoleServer, console_host
 from llmos_operator.control.copies import Copies
 from llmos_operator.control.demand import DemandBook
@@ -46,6 +48,7 @@ from llmos_operator.control.identity import Identities
 from llmos_operator.control.ingest import IngestServer
 from llmos_operator.control.intake import Intake
 from llmos_operator.control.interference import Interference
+from llmos_operator.control.kueuekeeper import KueueKeeper
 from llmos_operator.control.leadership import LeaderLabel, Leadership
 from llmos_operator.control.loop import Loop
 from llmos_operator.control.observe import Observer
@@ -70,6 +73,7 @@ from llmos_operator.control.yielding import Yielding
 from llmos_operator.observability import tracing
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.observability.logging import logger
+from llmos_operator.scheduler.claims import host_needs
 from llmos_operator.settings import BadSettings
 from llmos_operator.state.store import Store
 
@@ -109,7 +113,8 @@ class Assembly:
         self.clock = SystemClock()
         self.rng = random.Random()  # noqa: S311 - jitter, not cryptography
         self.policy, self.pod_settings = policy_of(settings), pods_of(settings)
-        self.store, self.records, self.demand = Store(), Records(), DemandBook()
+        self.store = Store(claims_devices=settings.resource_claims.enabled)
+        self.records, self.demand = Records(), DemandBook()
         self.work, self.drawing = DeviceWork(), Drawing()
         self.accounts = Accounts(metrics, self.records, self.work)
         self.interference = Interference(metrics, self.records)
@@ -193,6 +198,7 @@ class Assembly:
             changed=self.batcher.trigger,
             review=self.review,
             gone=self._gone,
+            idle=self.activities.idle,
         )
         self.watching = Watching(
             self.port,
@@ -213,6 +219,16 @@ class Assembly:
             self.port, self.retrier, mirrors[ports.SERVICES], self.tokens, runtime.control_secret
         )
         self.placeholders = Placeholders(self.port, self.queue, self.clock, KeyedBackoff(_OBJECT, self.rng))
+        self.device_claims = DeviceClaims(
+            self.port,
+            self.store,
+            self.queue,
+            self.retrier,
+            mirrors[ports.RESOURCE_CLAIMS],
+            self.clock,
+            KeyedBackoff(_OBJECT, self.rng),
+            self.settings.resource_claims,
+        )
         self.executor = Executor(
             port=self.port,
             store=self.store,
@@ -220,6 +236,7 @@ class Assembly:
             retrier=self.retrier,
             pods=mirrors[ports.PODS],
             support=self.support,
+            device_claims=self.device_claims,
             outcomes=self.feedback,
             settings=self.pod_settings,
             clock=self.clock,
@@ -300,6 +317,19 @@ class Assembly:
             rest=settings.rest,
             gpu_node_uid=self._gpu_node_uid,
         )
+        self.claiming = Claiming(
+            self.store,
+            self.device_claims,
+            self.clock,
+            self.executor.retire,
+            enabled=self.settings.resource_claims.enabled,
+            namespaces=self.settings.scheduling.namespaces,
+        )
+
+    def _hold(self, plan: Plan | None) -> None:
+        """Look after what holds devices for our pods."""
+        self.holding.turn(plan)
+        self.claiming.turn()
 
     def _holder_done(self, result: str) -> None:
         self.holding.done(result)
@@ -333,6 +363,17 @@ class Assembly:
             used=self._models,
             may_act=self.leadership.may_act,
         )
+        self.kueue = KueueKeeper(
+            self.port,
+            self.store,
+            self.queue,
+            self.clock,
+            self.rng,
+            KeyedBackoff(_OBJECT, self.rng),
+            enabled=self.settings.kueue.enabled,
+            review=self.review,
+            host_needs=lambda workload: host_needs(workload, workload.memory_bytes or 0, self.policy),
+        )
         self.reviewer = Reviewer(
             store=self.store,
             records=self.records,
@@ -352,6 +393,7 @@ class Assembly:
                 KeyedBackoff(_OBJECT, self.rng),
                 failed=self.review,
             ),
+            kueue=self.kueue,
             clock=self.clock,
             working=self.activities.working,
         )
@@ -389,7 +431,7 @@ class Assembly:
             reviewed=self.status.mark,
             record=self._recorder(),
             planned=self._planned,
-            hold=self.holding.turn,
+            hold=self._hold,
             prices=self.pricing.current,
         )
         self.hearing = Hearing(self)
@@ -494,6 +536,8 @@ class Assembly:
             self.profiles.note(body, exists=exists)
         elif kind == ports.NAMESPACES and not exists:
             self.support.forget_namespace(str(body["metadata"]["name"]))
+        elif kind == ports.RESOURCE_CLAIMS:
+            self.device_claims.note(body)
         elif kind == ports.MODEL_CACHES:
             self.copies.note(kind, body, exists=exists)
         elif kind in {ports.GPU_NODES, ports.WORKLOAD_QUEUES}:

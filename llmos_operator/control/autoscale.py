@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmos_operator.api.quantity import parse_milliseconds
 from llmos_operator.control import scaling
@@ -18,7 +18,7 @@ from llmos_operator.scheduler.autoscaling.capacity import Counters, Speed
 from llmos_operator.scheduler.autoscaling.values import Aim, Arrivals, Capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.control.demand import DemandBook
@@ -51,7 +51,17 @@ class _Scaled:
     looked_at: float = 0.0  # epoch seconds
     learned_at: float = 0.0  # epoch seconds up to which arrivals were taken
     arrived: int = 0  # of the demand book, up to then
+    asked_since: float | None = None  # epoch seconds; None: nobody asked anything of it at the last look
     promise: Promise = field(default_factory=lambda: Promise(0, ""))
+
+
+class Wanted(NamedTuple):
+    """What the demand for a workload comes to."""
+
+    replicas: int
+    dozes: bool  # they may sleep
+    lends: bool | None  # they may lend memory (True), call back what they lent (False), or neither
+    verdict: Scaling
 
 
 class Scalers:
@@ -80,8 +90,8 @@ class Scalers:
         """Drop what is remembered of a workload."""
         self._scaled.pop(key, None)
 
-    def scale(self, record: Record, workload: Workload, now: float) -> tuple[int, bool, Scaling] | None:
-        """Return the replicas wanted now, whether they may sleep, and why; None if somebody else owns the number."""
+    def scale(self, record: Record, workload: Workload, now: float) -> Wanted | None:
+        """Return what is wanted now, and why; None if somebody else owns the number of replicas."""
         spec = workload.spec.get("scaling")
         if not spec or workload.suspended or workload.finished:
             self.forget(record.key)
@@ -106,7 +116,7 @@ class Scalers:
             known.autoscaler.rest()
         dozes = bool(pods) and all(_dozes(pod) for pod in pods)
         idle = scaling.may_doze(spec, demand, known.memory, now, dozes=dozes)
-        return known.memory.wanted, idle, verdict
+        return Wanted(known.memory.wanted, idle, _lends(known, spec, demand, pods, now), verdict)
 
     # -- demand ---------------------------------------------------------------------------------------------
 
@@ -210,6 +220,23 @@ def _aim(slo: Mapping[str, Any]) -> tuple[Aim | None, float | None]:
     if first:
         return Aim(_WAIT_PART * parse_milliseconds(str(first)) / 1000.0), token_seconds
     return (Aim(_WAIT_SECONDS) if between else None), token_seconds
+
+
+def _lends(
+    known: _Scaled, spec: Mapping[str, Any], demand: Demand, pods: tuple[Pod, ...], now: float
+) -> bool | None:
+    """Return whether replicas may lend memory, or call it back (False), and note since when they are asked."""
+    asked = demand.waiting + demand.running > 0 or bool(demand.working)
+    known.asked_since = (now if known.asked_since is None else known.asked_since) if asked else None
+    asked_for = now - known.asked_since if known.asked_since is not None else 0.0
+    lends = has_lent(pods)
+    may = scaling.may_lend(spec, demand, known.memory, now, lends=lends, asked_for=asked_for)
+    return may or (False if lends else None)
+
+
+def has_lent(pods: Iterable[Pod]) -> bool:
+    """Return whether a replica has lent memory, or is asked to."""
+    return any(pod.claim is not None and pod.claim.lent for pod in pods)
 
 
 def _dozes(pod: Pod) -> bool:

@@ -146,6 +146,8 @@ class Feedback:
             note = f"{evict.pod}: {evict.explanation}"
             self.tell(record, "Normal", Reason.FEWER_REPLICAS, note, key=evict.pod_uid)
         else:
+            if evict.reason is Reason.CALLED_BACK:
+                self._metrics.loans.labels("called_back").inc()
             self._disrupted(record, "Evict", evict.preemptor, evict)
             self.tell(record, "Warning", Reason.EVICTED, evict.explanation, key=evict.pod_uid)
         self._review(record.key)
@@ -178,8 +180,15 @@ class Feedback:
     def shrunk(self, shrink: Shrink) -> None:
         """Say that a replica is asked to come down."""
         self._metrics.shrinks.labels("asked").inc()
+        if shrink.loan:
+            self._metrics.loans.labels("asked").inc()
         record = self._current(shrink.victim, shrink.victim_uid)
         if record is None:
+            return
+        if shrink.loan:  # of its own will: nothing was taken from it
+            note = f"{shrink.pod}: {shrink.explanation}"
+            self.tell(record, "Normal", Reason.LENT, note, key=shrink.pod_uid)
+            self._review(record.key)
             return
         self._disrupted(record, "Shrink", shrink.preemptor, shrink)
         self.tell(record, "Normal", Reason.SHRUNK, f"{shrink.pod}: {shrink.explanation}", key=shrink.pod_uid)
@@ -203,6 +212,8 @@ class Feedback:
     def restored(self, restore: Restore) -> None:
         """Say that a replica gets back what it gave up."""
         self._metrics.shrinks.labels("restored").inc()
+        if restore.loan:
+            self._metrics.loans.labels("returned").inc()
         record = self._current(restore.workload, restore.workload_uid)
         if record is not None:
             note = f"{restore.pod}: {restore.explanation}"

@@ -66,3 +66,9 @@ def time_of(text: object) -> float:
         return parse_rfc3339(str(text)) if text else 0.0
     except ValueError:
         return 0.0
+
+
+def finish_of(status: Mapping[str, Any]) -> tuple[str, str]:
+    """Return reason and message of condition Finished; empty while it has not finished."""
+    found = _condition(status, Condition.FINISHED)
+    return str(found.get("reason", "")), str(found.get("message", ""))

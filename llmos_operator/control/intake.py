@@ -7,6 +7,7 @@ everything else goes on.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
@@ -45,6 +46,10 @@ STORE_KINDS: Mapping[port.Kind, Kind] = {
     port.PRIORITY_CLASSES: Kind.PRIORITY_CLASS,
     port.POD_DISRUPTION_BUDGETS: Kind.DISRUPTION_BUDGET,
     port.NAMESPACES: Kind.NAMESPACE,
+    port.RESOURCE_SLICES: Kind.RESOURCE_SLICE,
+    port.RESOURCE_CLAIMS: Kind.RESOURCE_CLAIM,
+    port.VOLUME_CLAIMS: Kind.VOLUME_CLAIM,
+    port.VOLUMES: Kind.VOLUME,
 }
 
 # What a converter says of an object it does not understand, and what it may trip over where it was not careful enough:
@@ -67,8 +72,9 @@ class Intake:
         changed: Callable[[], None],
         review: Callable[[str], None],
         gone: Callable[[Record], None],
+        idle: Callable[[str], bool],
     ) -> None:
-        """`namespace` is the operator's own, where holder pods are. `changed` triggers a cycle, `review` marks a workload to be looked at, `gone` tells of a deleted one."""
+        """`namespace` is the operator's own, where holder pods are. `changed` triggers a cycle, `review` marks a workload to be looked at, `gone` tells of a deleted one, `idle` whether this process has seen a workload (by UID) idle itself."""
         self._store = store
         self._records = records
         self._support = support
@@ -78,6 +84,7 @@ class Intake:
         self._changed = changed
         self._review = review
         self._gone = gone
+        self._idle = idle
         self._simple: dict[
             port.Kind, tuple[Callable[[Any], Any], Callable[[Any], bool], Callable[[str], bool]]
         ] = {
@@ -92,6 +99,10 @@ class Intake:
             ),
             port.POD_DISRUPTION_BUDGETS: (convert.disruption_budget, store.apply_budget, store.delete_budget),
             port.NAMESPACES: (convert.namespace, store.apply_namespace, store.delete_namespace),
+            port.RESOURCE_SLICES: (convert.resource_slice, store.apply_slice, store.delete_slice),
+            port.RESOURCE_CLAIMS: (convert.resource_claim, store.apply_allocation, store.delete_allocation),
+            port.VOLUME_CLAIMS: (convert.volume_claim, store.apply_volume_claim, store.delete_volume_claim),
+            port.VOLUMES: (convert.volume, store.apply_volume, store.delete_volume),
         }
 
     def sink(self, kind: port.Kind) -> Callable[[Change, Json], None]:
@@ -107,7 +118,7 @@ class Intake:
         def take(change: Change, body: Json) -> None:
             if change is Change.DELETED:
                 if delete(_key(body)):
-                    self._changed()
+                    self._news()
                 return
             try:
                 value = read(body)
@@ -115,9 +126,15 @@ class Intake:
                 self._unreadable(kind.kind, _key(body), error)
                 return
             if apply(value):
-                self._changed()
+                self._news()
 
         return take
+
+    def _news(self) -> None:
+        """A decision could change, and what holds those back whose claims have changed."""
+        self._changed()
+        for key in self._store.take_remounted():
+            self._review(key)
 
     def _unreadable(self, kind: str, key: str, error: Exception) -> None:
         self._metrics.unreadable.labels(kind).inc()
@@ -130,7 +147,7 @@ class Intake:
         if change is Change.DELETED:
             replica = self._records.drop_replica(key)
             if self._store.delete_pod(key, uid):
-                self._changed()
+                self._news()
             if replica is not None:
                 self._look_at(replica.workload_uid)
             return
@@ -143,7 +160,7 @@ class Intake:
             self._metrics.unreadable.labels("Claim").inc()
             log.warning("the claim on a pod is not believed", pod=key, problem=pod.problem)
         if self._store.apply_pod(pod):
-            self._changed()
+            self._news()
         # A label is not enough to speak for a workload: the claim proves the owner and its namespace.
         if replica is not None and pod.claim is not None and pod.claim.workload_uid == replica.workload_uid:
             self._records.put_replica(replica)
@@ -181,6 +198,9 @@ class Intake:
             self._metrics.unreadable.labels("ModelWorkload").inc()
             record.invalid = Refusal(Reason.INVALID_SPEC, str(error))
         else:
+            if workload.idle_since is not None and not self._idle(uid):
+                # What a former leader saw may be hours old: nobody is a cheap victim for it.
+                workload = replace(workload, idle_since=None)
             record.invalid = None
             record.stub = workload
             if self._store.apply_workload(workload):

@@ -16,6 +16,7 @@ from llmos_operator.observability.logging import context, logger
 from llmos_operator.observability.slices import in_slices
 from llmos_operator.scheduler.budget import Budget
 from llmos_operator.scheduler.cycle import plan as make_plan
+from llmos_operator.scheduler.recall import Recall
 from llmos_operator.scheduler.table import NodeTable
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Loop:
 
         `record` is told each plan and what it was made of, once it is on its way; `planned` each that will be carried out, before.
 
-        `hold` looks after holder pods: with each plan that was carried out, and with None whenever the loop turns without one.
+        `hold` looks after holder pods and ResourceClaims: with each plan that was carried out, and with None whenever the loop turns without one.
         """
         self._store = store
         self._batcher = batcher
@@ -93,7 +94,7 @@ class Loop:
         self._planned = planned
         self._hold = hold
         self._prices = prices
-        self._table = NodeTable()
+        self._table, self._recall = NodeTable(), Recall()
         self._dirty: set[str] = set()
         self._planned_version = -1
         self._planned_at = 0.0
@@ -182,10 +183,10 @@ class Loop:
         self._planning = True
         try:
             plan = await asyncio.to_thread(
-                make_plan, snapshot, self._policy, now, budget, self._table, prices
+                make_plan, snapshot, self._policy, now, budget, self._table, prices, self._recall
             )
         except Exception:
-            self._table = NodeTable()
+            self._table, self._recall = NodeTable(), Recall()
             self._metrics.failed_plans.inc()
             log.exception("no plan could be made, trying again")
             return None

@@ -222,6 +222,19 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
+        self.loans = Counter(
+            "llmos_operator_loans_total",
+            "Replicas that idled and were asked to lend KV cache (asked), loans that ended (returned), and borrowers evicted because "
+            "the lender works again (called_back).",
+            ["result"],
+            registry=registry,
+        )
+        self.lent_bytes = Gauge(
+            "llmos_operator_lent_bytes",
+            "Device memory that idle replicas have lent, and how much of it borrowers hold, by node and side (lent, borrowed).",
+            ["node", "side"],
+            registry=registry,
+        )
         self.replicas_given_up = Counter(
             "llmos_operator_replicas_given_up_total",
             "Replicas that elastic workloads did without so that others could start, by what became of it (given, refused), and how "
@@ -241,11 +254,19 @@ class OperatorMetrics:
             ["result"],
             registry=registry,
         )
-        for reason in (Reason.PREEMPTED, Reason.RECLAIMED, Reason.GPU_UNHEALTHY, Reason.NODE_LOST):
+        for reason in (
+            Reason.PREEMPTED,
+            Reason.RECLAIMED,
+            Reason.CALLED_BACK,
+            Reason.GPU_UNHEALTHY,
+            Reason.NODE_LOST,
+        ):
             for result in ("accepted", "refused"):
                 self.evictions.labels(reason.value, result)
         for result in ("asked", "yielded", "refused", "restored"):
             self.shrinks.labels(result)
+        for result in ("asked", "returned", "called_back"):
+            self.loans.labels(result)
         for result in ("given", "refused", "restored"):
             self.replicas_given_up.labels(result)
         for result in ("asked", "asleep", "refused", "woken"):

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 # A claim's files cannot be looked into before a pod runs. Nor can object stores and registries, for which the operator
 # has no credentials; the inspector then asks for spec.resources.memory.
-MODEL_SCHEMES = frozenset({"hf", "https", "file", "s3", "gs", "oci"})
-ADAPTER_SCHEMES = frozenset({"hf", "https", "file", "pvc"})
+MODEL_SCHEMES = frozenset({"hf", "https", "file", "s3", "gs", "oci", "pvc"})
 OOM_KILLED = "OOMKilled"
 _LAST_WORDS = 300  # characters
 _CRASHES = 3  # restarts after which a crash is shown as a failure
@@ -284,7 +283,13 @@ def _unwanted(seen: Situation, pods: list[Pod]) -> list[Retire]:
     if workload.finished:
         return [_retire(workload, pod, Reason.COMPLETE, "The workload has finished.") for pod in pods]
     if workload.suspended:
-        return [_retire(workload, pod, Reason.SUSPENDED, "spec.suspend is true.") for pod in pods]
+        gate = workload.gate
+        reason, text = (
+            (Reason.WAITING_FOR_KUEUE, gate.message)
+            if gate is not None and gate.closed
+            else (Reason.SUSPENDED, "spec.suspend is true.")
+        )
+        return [_retire(workload, pod, reason, text) for pod in pods]
     wanted = wanted_ordinals(workload, seen.pods)
     surplus = [pod for pod in pods if pod.claim and pod.claim.ordinal not in wanted]
     text = f"{workload.replicas} replicas are wanted."
@@ -362,8 +367,8 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
         )
     if workload.engine == vllm.ENGINE and (unfit := engines.refusal(workload)):
         return Refusal(Reason.INVALID_SPEC, f"{unfit}.")
-    sources = [("spec.model.uri", workload.model.uri, MODEL_SCHEMES)]
-    sources += [(f"spec.adapters[{one.name}].uri", one.uri, ADAPTER_SCHEMES) for one in workload.adapters]
+    sources = [("spec.model.uri", workload.model.uri)]
+    sources += [(f"spec.adapters[{one.name}].uri", one.uri) for one in workload.adapters]
     found = (
         _source_refusal(*source, allow_file=allow_file, allowed_hosts=allowed_hosts) for source in sources
     )
@@ -372,7 +377,7 @@ def refusal(workload: Workload, *, allow_file: bool, allowed_hosts: tuple[str, .
 
 
 def _source_refusal(
-    field: str, uri: str, known: frozenset[str], *, allow_file: bool, allowed_hosts: tuple[str, ...]
+    field: str, uri: str, *, allow_file: bool, allowed_hosts: tuple[str, ...]
 ) -> Refusal | None:
     if carries_credentials(uri):  # stored before the API refused it; said without the URI
         return Refusal(
@@ -381,14 +386,11 @@ def _source_refusal(
             "spec.model.secretRef.",
         )
     scheme, _, rest = uri.partition("://")
-    if scheme not in known:
-        works = (
-            "hf://, https://, s3://, gs:// or oci://"
-            if "pvc" not in known
-            else "hf://, https:// or pvc://claim/path"
-        )
+    if scheme not in MODEL_SCHEMES:
         return Refusal(
-            Reason.UNSUPPORTED_SCHEME, f"{field}: {scheme}:// cannot be loaded by this release; use {works}."
+            Reason.UNSUPPORTED_SCHEME,
+            f"{field}: {scheme}:// cannot be loaded by this release; use hf://, https://, s3://, gs://, oci:// or "
+            "pvc://claim/path.",
         )
     if scheme == "pvc":
         try:
@@ -418,17 +420,17 @@ def hold(
     *,
     permanent: bool,
     backing_off: bool,
+    unmountable: tuple[Reason, str] | None = None,
 ) -> Hold | None:
-    """Return why no new replica may be started, None if one may.
+    """Return why no new replica may be started, None if one may; `unmountable` says why its claims cannot be mounted.
 
     A hold has no end of its own: the review that comes when the back-off is over, by a clock that does not jump, lifts it.
     """
     generation = workload.generation
     if blocked is not None:
         return Hold(blocked.reason, blocked.message, math.inf, generation)
-    missing = engines.unsupported(workload)
-    if missing:
-        return Hold(Reason.UNSUPPORTED, missing, math.inf, generation)
+    if (unable := _unable(workload, unmountable)) is not None:
+        return Hold(unable.reason, unable.message, math.inf, generation)
     if failure is None or failure.generation != generation:
         return None
     if permanent:
@@ -438,6 +440,16 @@ def hold(
     if backing_off:
         return Hold(Reason.BACK_OFF, f"Waiting after a failure: {failure.message}", math.inf, generation)
     return None
+
+
+def _unable(workload: Workload, unmountable: tuple[Reason, str] | None) -> Refusal | None:
+    """Return why nothing of it can start here and now, whatever has failed before."""
+    if workload.gate is not None and workload.gate.held:
+        return Refusal(Reason.WAITING_FOR_KUEUE, workload.gate.message)
+    missing = engines.unsupported(workload)
+    if missing:
+        return Refusal(Reason.UNSUPPORTED, missing)
+    return Refusal(*unmountable) if unmountable is not None else None
 
 
 def _reason(failure: Failure) -> Reason:

@@ -78,7 +78,16 @@ class Remedies:
             for one in state.devices:
                 if one.verdict in _SICK:
                     since = self._since.get((name, one.uuid, one.reason), now)
-                    yield SickDevice(name, one.uuid, one.verdict, one.reason, since, one.claims > 0, treated)
+                    yield SickDevice(
+                        name,
+                        one.uuid,
+                        one.verdict,
+                        one.reason,
+                        since,
+                        one.claims > 0,
+                        treated,
+                        one.device.parent,
+                    )
 
     def _show(self) -> None:
         self._metrics.remedies.clear()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from llmos_operator.actuators.writequeue import Job, Rank
 from llmos_operator.api.conditions import Reason
 from llmos_operator.control import ceilings, gangs, jobs, lifetime, reconcile, rightsizing
-from llmos_operator.control.autoscale import Scalers
+from llmos_operator.control.autoscale import Scalers, has_lent
+from llmos_operator.control.history import finish_of
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
 from llmos_operator.manifests.status import learned_text
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from llmos_operator.control.expiry import Expiry
     from llmos_operator.control.feedback import Feedback
     from llmos_operator.control.gangs import GangLimits
+    from llmos_operator.control.kueuekeeper import KueueKeeper
     from llmos_operator.control.profiles import Profiles
     from llmos_operator.control.reconcile import FailedReplica, Ruling
     from llmos_operator.control.records import Record, Records
@@ -75,6 +77,7 @@ class Reviewer:
         sources: SourceSettings,
         gangs: GangLimits,
         expiry: Expiry,
+        kueue: KueueKeeper,
         clock: Clock,
         working: Callable[[str], str],
     ) -> None:
@@ -91,6 +94,7 @@ class Reviewer:
         self._sources = sources
         self._gangs = gangs
         self._expiry = expiry
+        self._kueue = kueue
         self._clock = clock
         self._scalers = Scalers(store, records, demand, profiles.load_seconds, working)
         self._timed: dict[str, float] = {}  # key -> monotonic seconds when it must be looked at again
@@ -110,6 +114,7 @@ class Reviewer:
         """Drop what is remembered of a workload that is gone, and let its pods go."""
         self._scalers.forget(record.key)
         self._timed.pop(record.key, None)
+        self._kueue.forget(record.uid)
         self._demand.forget(record.key)
         self._failures.succeed(record.key)
         self._failures.succeed(f"service {record.key}")
@@ -125,6 +130,7 @@ class Reviewer:
             return
         now = self._clock.now()
         self._scale(record, workload, now)
+        self._ask_kueue(record, workload)
         workload = self._store.workload(key) or workload
         ruling = reconcile.rule(
             reconcile.Situation(
@@ -155,6 +161,13 @@ class Reviewer:
         if again is not None:
             self._look_again(key, again)
 
+    def _ask_kueue(self, record: Record, workload: Workload) -> None:
+        pods = [pod for pod in self._store.pods_of(record.uid) if pod.ready]
+        ready = bool(workload.replicas) and reconcile.serving(workload, pods) >= workload.replicas
+        again = self._kueue.look(workload, finish_of(record.status), ready=ready)
+        if again is not None:
+            self._look_again(record.key, again)
+
     # -- replicas -------------------------------------------------------------------------------------------
 
     def _scale(self, record: Record, workload: Workload, now: float) -> None:
@@ -162,16 +175,19 @@ class Reviewer:
         if scaled is None:
             self._store.set_replicas(record.key, None)
             self._store.set_idle(record.key, idle=False)
+            self._store.set_lending(
+                record.key, lending=False if has_lent(self._store.pods_of(record.uid)) else None
+            )
             record.scaling = Scaling()
             ceilings.release(self._store, record.key, now)
             return
-        wanted, idle, record.scaling = scaled
-        self._store.set_replicas(record.key, wanted)
-        self._store.set_idle(record.key, idle=idle)
-        record.scaling = ceilings.told(record.scaling, self._store.workload(record.key) or workload)
+        self._store.set_replicas(record.key, scaled.replicas)
+        self._store.set_idle(record.key, idle=scaled.dozes)
+        self._store.set_lending(record.key, lending=scaled.lends)
+        record.scaling = ceilings.told(scaled.verdict, self._store.workload(record.key) or workload)
         ceilings.release(self._store, record.key, now)
         # Demand ages by itself, so a scaled workload is looked at every second while anything of it runs.
-        if wanted or self._store.pods_of(record.uid):
+        if scaled.replicas or self._store.pods_of(record.uid):
             self._look_again(record.key, self._clock.monotonic() + 1.0)
 
     def _look_again(self, key: str, at: float) -> None:
@@ -289,6 +305,7 @@ class Reviewer:
             record.failure,
             permanent=record.permanent and not jobs.is_job(workload),  # such work has finished then
             backing_off=retry_at > now,
+            unmountable=self._store.claim_trouble(record.key),
         )
         if record.ended is not None:
             hold = Hold(Reason.COMPLETE, record.ended.message, math.inf, workload.generation)

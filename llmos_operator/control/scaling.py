@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DOWN_AFTER = 60.0  # seconds a lower number must have been enough
+CALL_AFTER = 2.0  # seconds of requests in progress after which lent memory is called back; one that waits does so at once
 _DEFAULT_METRICS: tuple[dict[str, Any], ...] = ({"type": "QueueDepth", "target": 4},)
 
 
@@ -129,6 +130,26 @@ def may_doze(scaling: Mapping[str, Any], demand: Demand, memory: Memory, now: fl
         return False
     if dozes or demand.lost:
         return dozes
+    return (now - memory.idle_since) * 1000 >= parse_milliseconds(str(after))
+
+
+def may_lend(
+    scaling: Mapping[str, Any], demand: Demand, memory: Memory, now: float, *, lends: bool, asked_for: float
+) -> bool:
+    """Return whether replicas may lend memory because nobody asks anything of them; `lends`: they do so already.
+
+    What is lent is not called back for a request that is answered in `CALL_AFTER` seconds, of which `asked_for` have
+    passed: the lender serves it with what it has left. It is, once one waits or they go on; and not by silence or a
+    restart of the operator. Between two loans lies `lendAfter`.
+    """
+    after = (scaling.get("idle") or {}).get("lendAfter")
+    if not after:
+        return False
+    asked = demand.running > 0 or bool(demand.working)
+    if lends:
+        return not demand.waiting and (not asked or asked_for < CALL_AFTER)
+    if asked or demand.waiting or demand.lost:
+        return False
     return (now - memory.idle_since) * 1000 >= parse_milliseconds(str(after))
 
 

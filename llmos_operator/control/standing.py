@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api import names
 from llmos_operator.control import gangs
 from llmos_operator.control.budgets import budgets
+from llmos_operator.state import loans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ class Standing:
         self._show_nodes(snapshot, now)
         self._show_power(snapshot)
         self._show_strain(snapshot)
+        self._show_loans(snapshot)
 
     def _show_waiting(self, snapshot: Snapshot, now: float) -> None:
         """A workload waits from its creation, or from when it lost a place this process has seen it in."""
@@ -107,6 +109,22 @@ class Standing:
                 for kind, milli in (("throttled", one.throttled_milli), ("risk", one.risk_milli)):
                     if milli:
                         strain.labels(name, str(one.device.index), kind).set(milli / _MILLI)
+
+    def _show_loans(self, snapshot: Snapshot) -> None:
+        """Show what idle replicas have lent, and what of it is in use, where there is any."""
+        gauge = self._metrics.lent_bytes
+        gauge.clear()
+        lenders = [(pod, pod.claim) for pod in snapshot.lowered if pod.claim is not None and pod.claim.lent]
+        totals: dict[tuple[str, str], int] = {}
+        for pod, claim in lenders:
+            borrowed = loans.borrowers(snapshot.nodes[pod.node], pod.key)
+            for side, held in (
+                ("lent", claim.lent_bytes * len(claim.devices)),
+                ("borrowed", sum(b.claim.held_bytes * len(b.claim.devices) for b in borrowed if b.claim)),
+            ):
+                totals[pod.node, side] = totals.get((pod.node, side), 0) + held
+        for place, held in totals.items():
+            gauge.labels(*place).set(held)
 
     def _show_nodes(self, snapshot: Snapshot, now: float) -> None:
         known = {name: state for name, state in snapshot.nodes.items() if state.gpu is not None}

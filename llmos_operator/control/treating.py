@@ -127,6 +127,8 @@ class Treating:
         for one in care.treatments:
             if one.phase is Phase.RESETTING and self._act:
                 self._nursing.reset(name, one)
+        if care.cordoned and not self._act:
+            self._leave_cordon(state)
         whole = care.of(NODE)
         off = state.node is not None and state.node.unschedulable
         if whole is not None and whole.quarantined:
@@ -134,10 +136,19 @@ class Treating:
             wanted = whole.phase in {Phase.DRAINING, Phase.RESETTING} and care.cordoned
             if wanted and not off and self._act:
                 self._nursing.cordon(name, on=True)
-        elif care.cordoned and off:
+        elif care.cordoned and off and self._act:
             self._nursing.cordon(name, on=False)
-        elif care.cordoned:
+        elif care.cordoned and not off:
             self._store.set_care(name, replace(care, cordoned=False))
+
+    def _leave_cordon(self, state: NodeState) -> None:
+        """Say that a cordon of ours stays: only mode Act has the right to lift it."""
+        if state.node is not None and state.node.unschedulable:
+            note = (
+                f"node {state.name} is cordoned by this operator, which may not lift it: health.mode is not Act any more; "
+                f"kubectl uncordon {state.name}"
+            )
+            self._recorder.record(gpu_node(state.name), "Warning", Reason.CORDON_LEFT, note)
 
     def _admitted(self, node: str, now: float) -> bool:
         snapshot = self._store.snapshot()
@@ -168,9 +179,19 @@ class Treating:
                 )
 
     def _tell(self, node: str, one: Treatment, event_type: EventType, reason: Reason, text: str) -> None:
-        what = f"node {node}" if one.target == NODE else f"device {one.target}"
+        what = f"node {node}" if one.target == NODE else _device(self._store.node(node), one.target)
         note = f"{what} ({one.reason}, {one.action}) {text}"
         self._recorder.record(gpu_node(node), event_type, reason, note, key=f"{one.target} {one.since:.0f}")
+
+
+def _device(state: NodeState | None, target: str) -> str:
+    """Return what a treatment is of, in words: a GPU that is cut up is named with its MIG instances."""
+    devices = [one.device for one in state.devices] if state is not None else []
+    parts = [one for one in devices if one.parent == target]
+    if not parts:
+        return f"device {target}"
+    told = ", ".join(f"{one.profile or 'MIG'} {one.uuid}" for one in parts)
+    return f"GPU {target} with its MIG instances {told}"
 
 
 def gpu_node(name: str) -> Subject:

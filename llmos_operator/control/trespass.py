@@ -1,6 +1,6 @@
-"""Tells who uses devices beyond the ledger: strangers on them, and replicas that use more than they were given.
+"""Tells who uses devices beyond the ledger: strangers on them, ResourceClaims of others, and replicas that use more than they were given.
 
-The filters already keep new work away from such devices (`StrangerOnDevice`, `DeviceOverused`); this says so to people, as
+The filters already keep new work away from such devices (`StrangerOnDevice`, `DeviceOverused`, devices held by others); this says so to people, as
 Events on the GPUNode and on the workload and as figures. An Event is told when a finding begins, and again when it has gone
 and come back.
 """
@@ -14,6 +14,7 @@ from llmos_operator.api import names
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.cluster.events import Subject
+from llmos_operator.state.handouts import own_claim
 from llmos_operator.state.ledger import observation_margin
 from llmos_operator.state.types import PodPhase
 
@@ -68,7 +69,7 @@ class Trespass:
                 continue
             uses = self._uses.get(name, {})
             leaks = list(overusing(state, uses))
-            found += [*self._strangers(state, uses), *leaks]
+            found += [*self._strangers(state, uses), *self._claimed(state), *leaks]
             self._metrics.stranger_bytes.labels(name).set(sum(one.strange_bytes for one in state.devices))
             self._metrics.overusing_replicas.labels(name).set(len({one.key for one in leaks}))
         for one in found:
@@ -86,6 +87,20 @@ class Trespass:
                 "Nothing new is placed there until they are free: end the process, or take the device from the operator."
             )
             yield Finding(subject, Reason.STRANGER_OBSERVED, device.uuid, note)
+
+    def _claimed(self, state: NodeState) -> Iterator[Finding]:
+        ours = {own_claim(pod) for pod in state.pods.values()} if state.claims_devices else set()
+        for device in state.devices:
+            claims = [one for one in device.device.claimed_by if one not in ours]
+            if not claims or not device.claims:
+                continue
+            subject = Subject(names.API_VERSION, "GPUNode", state.name, uid=self._uid(state.name))
+            used = sorted(one.workload for one in state.claims() if device.uuid in one.devices)
+            note = (
+                f"Device {device.uuid} was given to ResourceClaim {', '.join(claims)} while {', '.join(used[:3])} use it: "
+                "both do until one ends, and nothing new is placed there. Taint nodes with a DRA driver for one kind of work."
+            )
+            yield Finding(subject, Reason.DEVICE_CLAIMED, f"{device.uuid} {' '.join(claims)}", note)
 
 
 def _who(state: NodeState, device: DeviceState, uses: Uses) -> str:

@@ -39,8 +39,14 @@ REFLECTED: dict[Kind, tuple[str, str]] = {
     ports.PRIORITY_CLASSES: ("", ""),
     ports.POD_DISRUPTION_BUDGETS: ("", ""),
     ports.NAMESPACES: ("", ""),
+    ports.RESOURCE_SLICES: ("", ""),
+    ports.RESOURCE_CLAIMS: ("", ""),
+    ports.VOLUME_CLAIMS: ("", ""),
+    ports.VOLUMES: ("", ""),
     ports.SERVICES: (f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}", ""),
 }
+# Kinds that an API server need not serve: then there are no objects of them.
+_OPTIONAL = frozenset({ports.RESOURCE_SLICES, ports.RESOURCE_CLAIMS})
 KOPF_KINDS = (ports.MODEL_WORKLOADS, ports.WORKLOAD_QUEUES, ports.MODEL_PROFILES)
 # Kinds whose lost events would leave work undone are compared in every round, the others in every second one.
 _EVERY_ROUND = frozenset({ports.PODS, ports.NODES, ports.MODEL_WORKLOADS})
@@ -77,6 +83,7 @@ class Watching:
                 field_selector=REFLECTED.get(kind, ("", ""))[1],
                 rng=rng,
                 on_recovery=self._recovered,
+                optional=kind in _OPTIONAL,
             )
             for kind, mirror in self.mirrors.items()
         }

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
+# What vLLM serves outside of /v1/ and clients know by that name.
+_BARE = frozenset({"/classify", "/rerank", "/score", "/v2/rerank"})
 _PATH = re.compile(r"/v1/models/[!-~]+|/v1(/[A-Za-z0-9_.~-]+)+/?")
 _POST_ONLY = frozenset(
     {
+        *_BARE,
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
@@ -147,7 +150,7 @@ class Front:
     def _admit(self, request: web.BaseRequest) -> Client:
         """Return who asks, if path, method, key and rate allow the request."""
         path = request.rel_url.raw_path
-        if not _PATH.fullmatch(path) or _CLOSED.fullmatch(path):
+        if not (path in _BARE or _PATH.fullmatch(path)) or _CLOSED.fullmatch(path):
             raise Refused(
                 HTTPStatus.NOT_FOUND,
                 "unknown_url",

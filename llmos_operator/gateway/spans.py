@@ -30,6 +30,10 @@ _OPERATIONS: Final = {
     "/v1/embeddings": "embeddings",
     "/v1/rerank": "score",
     "/v1/score": "score",
+    "/classify": "classify",
+    "/rerank": "score",
+    "/score": "score",
+    "/v2/rerank": "score",
 }
 _ROUTES: Final = frozenset({*_OPERATIONS, "/v1/models", "/v1/tokenize", "/v1/detokenize"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -22,6 +22,7 @@ from llmos_operator.cluster.reflector import Reflector
 from llmos_operator.cluster.transport import Transport
 from llmos_operator.errors import Retryable
 from llmos_operator.local.addresses import PORT_API, AddressBlock
+from llmos_operator.local.claims import ClaimBinder
 from llmos_operator.local.images import ImageTable
 from llmos_operator.local.kubelet.admission import NodeLedger, amounts
 from llmos_operator.local.kubelet.context import Node, Shared
@@ -73,6 +74,7 @@ class NodeProcess:
         )
         self._memory = MemoryWatch()
         self._objects = ObjectSource(self._transport, self._source_changed)
+        self._claims = ClaimBinder(self._transport, paths.claims)
         block = self._block
         self._proxy = ServiceProxy(
             block.api_service,
@@ -137,11 +139,15 @@ class NodeProcess:
         pods = pod_reflector(self._shared, self._observe_pod)
         step = _RENEW_SECONDS / max(1, len(agents))
         return [
-            *(reflector.run() for reflector in (services, pods, *self._objects.reflectors())),
+            *(
+                reflector.run()
+                for reflector in (services, pods, self._claims.reflector(), *self._objects.reflectors())
+            ),
             *(agent.run(ordinal * step) for ordinal, agent in enumerate(agents)),
             self._recorder.run(),
             self._memory.run(),
             self._proxy.run(),
+            self._claims.run(),
             self._kubelet.bound_logs(),
         ]
 

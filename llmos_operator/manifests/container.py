@@ -99,13 +99,11 @@ def engine_container(
     share: str,
 ) -> Json:
     """Return the container of a vLLM beside the runtime; it has what the claim is for, devices and memory limit included."""
-    resources = _resources(claim, requests)
     return vllm.container(
         workload,
         claim,
         settings,
-        resources["requests"],
-        resources.get("limits", {}),
+        _resources(claim, requests),
         _models(workload, kept=kept),
         simulated=simulated,
         share=share,
@@ -159,13 +157,16 @@ def _probe(path: str, port: int, *, failures: int, period: int = _PROBE_SECONDS,
 
 def _resources(claim: Claim, requests: Json) -> Json:
     limits: Json = {}
+    claimed: Json = {}
+    if claim.resource_claim:
+        claimed["claims"] = [{"name": names.POD_CLAIM}]
     if claim.resource:
         # Extended resources need equal requests and limits.
         limits[claim.resource] = str(len(claim.devices))
         requests = {**requests, claim.resource: str(len(claim.devices))}
     if not claim.devices and claim.memory_bytes:
         limits["memory"] = str(claim.memory_bytes * _CPU_ONLY_HEADROOM // 100)
-    return {"requests": requests} | ({"limits": limits} if limits else {})
+    return {"requests": requests} | ({"limits": limits} if limits else {}) | claimed
 
 
 def environment(
@@ -193,8 +194,8 @@ def environment(
     # wildcard keeps port-forwarding working, which connects to localhost.
     plain[names.ENV_HOST] = f"$({names.ENV_POD_IP})" if simulated else "0.0.0.0"  # noqa: S104
     device_mode = "void" if not claim.devices else ",".join(claim.devices)
-    if not claim.resource or simulated:
-        # What a real node's device plugin gives out, the plugin names.
+    if not (claim.resource or claim.resource_claim) or simulated:
+        # What a real node's device plugin or DRA driver gives out, that names.
         plain[names.ENV_DEVICES] = device_mode
     if settings.trace_endpoint:
         plain |= {
@@ -277,16 +278,32 @@ def _secrets(workload: Workload, settings: PodSettings) -> list[Json]:
         found.append(_from_secret(names.ENV_API_KEYS, str(keys), "keys"))
     model = ((workload.spec.get("model") or {}).get("secretRef") or {}).get("name")
     if model:
-        found += source_secrets(workload.model.uri, str(model))
+        found += source_secrets(workload.model.uri, str(model), tuple(one.uri for one in workload.adapters))
+    found += [
+        _from_secret(variable, secret, key, **({} if needed else {"optional": True}))
+        for variable, secret, key, needed in jobs.secrets(workload)
+    ]
     return found
 
 
-def source_secrets(uri: str, secret: str) -> list[Json]:
-    """Return the variables with the credentials of a model's source, as keys of its Secret."""
-    keys = SECRET_KEYS.get(uri.partition("://")[0], ("token",))
+def source_secrets(uri: str, secret: str, adapters: tuple[str, ...] = ()) -> list[Json]:
+    """Return the variables with the credentials of the sources of a model and its adapters, as keys of its Secret."""
+    keys = _keys(uri)
     # Where there are several kinds of proof, a Secret holds one of them; the runtime says what it misses.
-    optional = {"optional": True} if len(keys) > 1 else {}
-    return [_from_secret(SOURCE_VARIABLES.get(key, "HF_TOKEN"), secret, key, **optional) for key in keys]
+    needed = keys if len(keys) == 1 else ()
+    return [
+        _from_secret(
+            SOURCE_VARIABLES.get(key, "HF_TOKEN"),
+            secret,
+            key,
+            **({} if key in needed else {"optional": True}),
+        )
+        for key in dict.fromkeys((*keys, *(key for one in adapters for key in _keys(one))))
+    ]
+
+
+def _keys(uri: str) -> tuple[str, ...]:
+    return SECRET_KEYS.get(uri.partition("://")[0], ("token",))
 
 
 def _from_secret(variable: str, secret: str, key: str, **more: bool) -> Json:

@@ -1,6 +1,6 @@
 """What the pod of a FineTune or Batch has beside that of a served model: its program and its block of the spec.
 
-And for every kind the volumes of the claims that its data, or its adapters, are on.
+And for every kind the volumes of the claims that its model, its adapters or its data are on.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ TERMINATION_LOG = "/dev/termination-log"  # the default of terminationMessagePat
 
 PROGRAMS = {WorkloadKind.INFERENCE: "runtime", WorkloadKind.BATCH: "batch", WorkloadKind.FINE_TUNE: "tune"}
 _BLOCKS = {WorkloadKind.BATCH: "batch", WorkloadKind.FINE_TUNE: "fineTune"}
-# Fields of the blocks that name data, and whether it is written.
-_DATA = (("input", False), ("dataset", False), ("validation", False), ("output", True), ("checkpoint", True))
 
 
 def block(workload: Workload) -> Json:
     """Return what the program is told of its run: the block of the spec, without what is the operator's business."""
     given = workload.spec.get(_BLOCKS.get(workload.kind, "")) or {}
-    return {name: value for name, value in given.items() if name not in OPERATORS_OWN}
+    return {name: value for name, value in given.items() if name not in OPERATORS_OWN and name != "secretRef"}
 
 
 def block_json(workload: Workload) -> str:
@@ -40,11 +38,20 @@ def uris(workload: Workload) -> tuple[tuple[str, str, bool], ...]:
     """Return (path of the field, URI, whether it is written) of all data the workload names."""
     name = _BLOCKS.get(workload.kind, "")
     found, given = [], block(workload)
-    for field, write in _DATA:
+    for field in data.FIELDS:
         one = given.get(field)
         if isinstance(one, dict) and one.get("uri"):
-            found.append((f"spec.{name}.{field}.uri", str(one["uri"]), write))
+            found.append((f"spec.{name}.{field}.uri", str(one["uri"]), field in data.WRITTEN_FIELDS))
     return tuple(found)
+
+
+def secrets(workload: Workload) -> tuple[tuple[str, str, str, bool], ...]:
+    """Return (variable, Secret, key, whether it must be there) of what proves who reads and writes data in buckets."""
+    given = workload.spec.get(_BLOCKS.get(workload.kind, "")) or {}
+    secret = (given.get("secretRef") or {}).get("name")
+    if not secret or not any(uri.partition("://")[0] in data.BUCKETS for _, uri, _ in uris(workload)):
+        return ()
+    return tuple((data.variable(key), str(secret), key, key in data.PAIR) for key in data.SECRET_KEYS)
 
 
 def environment(workload: Workload) -> dict[str, str]:
@@ -59,7 +66,7 @@ def environment(workload: Workload) -> dict[str, str]:
 
 
 def volumes(workload: Workload) -> list[Json]:
-    """Return the volumes of the claims the workload's data and adapters are on."""
+    """Return the volumes of the claims the workload's model, adapters and data are on."""
     return [
         {"name": _name(index), "persistentVolumeClaim": {"claimName": claim}}
         for index, claim in enumerate(_claims(workload))
@@ -84,8 +91,9 @@ def _name(index: int) -> str:
 
 
 def _claims(workload: Workload) -> tuple[str, ...]:
-    adapters = data.claims(tuple(one.uri for one in workload.adapters))
-    return tuple(dict.fromkeys((*_named(workload, writes_only=False), *adapters)))
+    sources = (workload.model.uri, *(one.uri for one in workload.adapters))
+    read = data.claims(tuple(uri for uri in sources if uri.startswith("pvc://")))
+    return tuple(dict.fromkeys((*_named(workload, writes_only=False), *read)))
 
 
 def _named(workload: Workload, *, writes_only: bool) -> tuple[str, ...]:

@@ -146,6 +146,8 @@ def _spec(
     }
     if workload.priority_class:
         spec["priorityClassName"] = workload.priority_class
+    if claim.resource_claim:
+        spec["resourceClaims"] = [{"name": names.POD_CLAIM, "resourceClaimName": claim.resource_claim}]
     if settings.runtime_class_name and claim.devices and not simulated:
         spec["runtimeClassName"] = settings.runtime_class_name
     return spec

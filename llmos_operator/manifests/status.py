@@ -268,6 +268,8 @@ def _placements(seen: Observed) -> tuple[PlacementStatus, ...]:
             node=pod.node,
             device_uuids=pod.claim.devices,
             reserved_memory=format_bytes(pod.claim.held_bytes or pod.claim.memory_bytes),
+            lent_memory=format_bytes(pod.claim.lent_bytes) if pod.claim.lent_bytes else "",
+            borrowed_from=pod.claim.lender,
             score=_score(seen, pod).value,
             scored_by=_score(seen, pod).by,
         )

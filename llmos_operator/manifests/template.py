@@ -91,7 +91,10 @@ def _check_container(container: Mapping[str, Any], path: str) -> None:
             raise _refused(
                 f"{path}.env[{name}]", "could change which code or devices the pod uses; remove it"
             )
-    limits = (container.get("resources") or {}).get("limits") or {}
+    resources = container.get("resources") or {}
+    if resources.get("claims"):
+        raise _refused(f"{path}.resources.claims", "devices belong to spec.resources.accelerators; remove it")
+    limits = resources.get("limits") or {}
     if any(key.startswith(("nvidia.com/", "amd.com/")) for key in limits):
         raise _refused(f"{path}.resources.limits", "devices belong to spec.resources.accelerators")
     for port in container.get("ports") or ():

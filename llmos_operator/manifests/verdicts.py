@@ -83,6 +83,8 @@ def idle_reason(seen: Observed) -> tuple[Reason, str] | None:
     """Return why no replica is wanted, None if some are."""
     if seen.finished:
         return Reason.COMPLETE, "It has finished; create it anew to run it again."
+    if seen.workload.gate is not None and seen.workload.gate.closed:
+        return Reason.WAITING_FOR_KUEUE, seen.workload.gate.message
     if seen.workload.suspended:
         return Reason.SUSPENDED, "spec.suspend is true; set it to false to start."
     if seen.workload.replicas == 0:
@@ -296,7 +298,9 @@ def preempted(seen: Observed) -> Verdict:
 
 
 def suspended(seen: Observed) -> Verdict:
-    """Whether the user keeps it from running."""
+    """Whether its user, or Kueue, keeps it from running."""
+    if seen.workload.gate is not None and seen.workload.gate.closed:
+        return Verdict(TRUE, Reason.WAITING_FOR_KUEUE, seen.workload.gate.message)
     if seen.workload.suspended:
         return Verdict(TRUE, Reason.SUSPENDED, "spec.suspend is true.")
     return Verdict(FALSE, Reason.RESUMED)
@@ -350,7 +354,7 @@ def phase(seen: Observed) -> str:
     words = (
         (ended_badly, "Failed"),
         (seen.finished, "Succeeded"),
-        (seen.workload.suspended, "Suspended"),
+        (seen.workload.suspended and seen.workload.gate is None, "Suspended"),
         (failed and not serving, "Failed"),
         (seen.live and seen.asleep_count == len(seen.live), "Asleep"),
         (serving and (serving < wanted or seen.degraded is not None), "Degraded"),

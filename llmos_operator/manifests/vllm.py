@@ -55,8 +55,7 @@ def container(
     workload: Workload,
     claim: Claim,
     settings: PodSettings,
-    requests: Json,
-    limits: Json,
+    resources: Json,
     mounts: list[Json],
     *,
     simulated: bool,
@@ -89,7 +88,7 @@ def container(
             "failureThreshold": 1,
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "resources": {"requests": requests} | ({"limits": limits} if limits else {}),
+        "resources": resources,
         "volumeMounts": [*({**one, "readOnly": True} for one in mounts), *own],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -191,8 +190,8 @@ def _environment(workload: Workload, claim: Claim, settings: PodSettings, *, sim
         "USER": NAME,  # libraries look up the name of a user id that no image knows
         "OMP_NUM_THREADS": str(max(1, claim.cpu_milli // 1000)),
     }
-    if not claim.resource or simulated:
-        # What a real node's device plugin gives out, the plugin names.
+    if not (claim.resource or claim.resource_claim) or simulated:
+        # What a real node's device plugin or DRA driver gives out, that names.
         plain[names.ENV_DEVICES] = ",".join(claim.devices) or "void"
     address: Json = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     return [address, *({"name": name, "value": value} for name, value in plain.items())]

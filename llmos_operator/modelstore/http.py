@@ -67,7 +67,7 @@ class Http:
         self._opener = urllib.request.build_opener(SameHost)
 
     def open(
-        self, make: Callable[[], Request], explain: Callable[[int, bytes, str], Permanent | None]
+        self, make: Callable[[], Request], explain: Callable[[int, bytes, str], Permanent | Retryable | None]
     ) -> HTTPResponse:
         """Return the answer to ``make()``, which is called for each try: a signature grows old.
 
@@ -103,7 +103,7 @@ class Http:
     def read(
         self,
         make: Callable[[], Request],
-        explain: Callable[[int, bytes, str], Permanent | None],
+        explain: Callable[[int, bytes, str], Permanent | Retryable | None],
         limit: int,
     ) -> tuple[bytes, HTTPMessage]:
         """Return a small answer and its headers. Raises as :meth:`open`, and for more than ``limit`` bytes."""

@@ -6,6 +6,7 @@ Sources: ListObjectsV2 and error codes of https://docs.aws.amazon.com/AmazonS3/l
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_plus, urlencode, urlsplit
@@ -69,20 +70,8 @@ class S3:
 
     def listing(self) -> Listing:
         """Return the objects below the prefix that a model needs; a prefix that is itself a GGUF file is that file."""
-        found: list[tuple[str, int, str]] = []
-        token = ""
-        while True:
-            page, token = self._page(token)
-            found += page
-            if not token:
-                break
-            if len(found) > 50_000:  # noqa: PLR2004 - a bucket's root, rather than a model
-                raise self.place.refuse(
-                    "there are more than 50000 objects below it; name the model's own prefix",
-                    Reason.UNSUPPORTED,
-                )
         names, files = [], []
-        for key, size, etag in found:
+        for key, size, etag in self.objects():
             path = self._relative(key)
             if path is None or key.endswith("/"):
                 continue
@@ -92,6 +81,21 @@ class S3:
                 files.append(RemoteFile(path, self._url(key), size, version=etag))
         check_files(tuple(files), tuple(names), self.place)
         return Listing(tuple(files))
+
+    def objects(self) -> list[tuple[str, int, str]]:
+        """Return (key, bytes, ETag) of all objects whose keys begin with the prefix."""
+        found: list[tuple[str, int, str]] = []
+        token = ""
+        while True:
+            page, token = self._page(token)
+            found += page
+            if not token:
+                return found
+            if len(found) > 50_000:  # noqa: PLR2004 - a bucket's root, rather than a model
+                raise self.place.refuse(
+                    "there are more than 50000 objects below it; name a prefix of its own",
+                    Reason.UNSUPPORTED,
+                )
 
     def _relative(self, key: str) -> str | None:
         """Return the path of an object inside the model, None for a neighbour that only begins alike."""
@@ -107,27 +111,41 @@ class S3:
         query |= {"continuation-token": token} if token else {}
         before = self._region
         try:
-            data, _ = self._http.read(
-                lambda: self._signed(self._url("", query), {}), self.explain, _LISTING_BYTES
-            )
+            data, _ = self._http.read(lambda: self.signed("", query=query), self.explain, _LISTING_BYTES)
         except _OtherRegion as moved:
             if moved.region in {"", before}:
                 raise
             self._region = moved.region  # once: a second answer of this kind has the same region
-            data, _ = self._http.read(
-                lambda: self._signed(self._url("", query), {}), self.explain, _LISTING_BYTES
-            )
+            data, _ = self._http.read(lambda: self.signed("", query=query), self.explain, _LISTING_BYTES)
         return _parsed(data, self.place)
 
     def request(self, file: RemoteFile, headers: Mapping[str, str]) -> Request:
         """Return a signed request for an object."""
         return self._signed(file.url, headers)
 
-    def _signed(self, url: str, headers: Mapping[str, str]) -> Request:
-        made = dict(headers)
+    def signed(
+        self,
+        key: str,
+        *,
+        method: str = "GET",
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> Request:
+        """Return a request for an object, or for the bucket itself where ``key`` is empty."""
+        return self._signed(self._url(key, query), headers or {}, method, body)
+
+    def _signed(
+        self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes | None = None
+    ) -> Request:
+        made = {**headers, **({"Content-Type": "application/octet-stream"} if body is not None else {})}
         if self._keys is not None:
-            made = signed(url, made, self._keys, region=self._region, at=self._now())
-        return Request(url, headers=made)  # noqa: S310 - http only where an administrator's endpoint says so
+            digest = hashlib.sha256(body or b"").hexdigest()
+            made = signed(
+                url, made, self._keys, region=self._region, at=self._now(), method=method, body_sha256=digest
+            )
+        # http only where an administrator's endpoint says so
+        return Request(url, data=body, headers=made, method=method)  # noqa: S310
 
     def _url(self, key: str, query: Mapping[str, str] | None = None) -> str:
         """Return an object's address: the bucket is a host name at Amazon, and a folder elsewhere."""
@@ -144,7 +162,7 @@ class S3:
     def explain(self, status: int, body: bytes, url: str) -> Permanent | None:
         """Return what an error code of S3 means."""
         del url
-        fields = _error_fields(body)
+        fields = error_fields(body)
         code, place = fields.get("Code", ""), self.place
         if code == "NoSuchBucket":
             return place.refuse(
@@ -179,7 +197,7 @@ class S3:
 
 def _parsed(data: bytes, place: Place) -> tuple[list[tuple[str, int, str]], str]:
     """Return (key, size, ETag) of a page and the token of the next one."""
-    root = _xml(data)
+    root = xml_of(data)
     if root is None or not root.tag.endswith("ListBucketResult"):
         raise place.refuse(
             "the endpoint does not answer as S3 does; correct AWS_ENDPOINT_URL", Reason.DOWNLOAD_FAILED
@@ -195,18 +213,21 @@ def _parsed(data: bytes, place: Place) -> tuple[list[tuple[str, int, str]], str]
     return found, (root.findtext(f"{space}NextContinuationToken") or "") if more else ""
 
 
-def _error_fields(body: bytes) -> dict[str, str]:
-    root = _xml(body)
+def error_fields(body: bytes) -> dict[str, str]:
+    """Return the fields of an answer in XML, as of an error; none if it is none."""
+    root = xml_of(body)
     return (
         {} if root is None else {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in root}
     )
 
 
-def _xml(data: bytes) -> ET.Element | None:
+def xml_of(data: bytes) -> ET.Element | None:
+    """Return an answer as XML, None if it is none or has a document type."""
     if b"<!DOCTYPE" in data[:4096] or b"<!ENTITY" in data:  # no answer of S3 has one, and only they can grow
         return None
     try:
-        return ET.fromstring(data)  # noqa: S314 - bounded, and without entities of its own
+        # While it joins parts, S3 sends white space first.
+        return ET.fromstring(data.strip())  # noqa: S314 - bounded, and without entities of its own
     except ET.ParseError:
         return None
 

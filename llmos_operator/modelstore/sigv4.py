@@ -1,4 +1,4 @@
-"""AWS Signature Version 4 for requests without a body.
+"""AWS Signature Version 4.
 
 Written from the specification, as the whole of it is thirty lines and the official library would be the largest part of
 the agent's and the runtime's images (docs/adr/0023). Pure: the time is an argument.
@@ -31,12 +31,23 @@ class Keys:
 
 
 def signed(
-    url: str, headers: Mapping[str, str], keys: Keys, *, region: str, at: datetime, service: str = "s3"
+    url: str,
+    headers: Mapping[str, str],
+    keys: Keys,
+    *,
+    region: str,
+    at: datetime,
+    method: str = "GET",
+    body_sha256: str = EMPTY_SHA256,
+    service: str = "s3",
 ) -> dict[str, str]:
-    """Return ``headers`` of a GET with those that prove who sends it. ``at`` is in UTC; the URL's path is encoded."""
+    """Return ``headers`` with those that prove who sends the request, and what.
+
+    ``at`` is in UTC, the URL's path is encoded, ``body_sha256`` is in hex.
+    """
     parts = urlsplit(url)
     stamp = at.strftime("%Y%m%dT%H%M%SZ")
-    made = {**headers, "x-amz-content-sha256": EMPTY_SHA256, "x-amz-date": stamp}
+    made = {**headers, "x-amz-content-sha256": body_sha256, "x-amz-date": stamp}
     if keys.session:
         made["x-amz-security-token"] = keys.session
     covered = {"host": parts.netloc} | {name.lower(): value.strip() for name, value in made.items()}
@@ -44,13 +55,13 @@ def signed(
     query = sorted((_encoded(k), _encoded(v)) for k, v in parse_qsl(parts.query, keep_blank_values=True))
     canonical = "\n".join(
         (
-            "GET",
+            method,
             parts.path or "/",
             "&".join(f"{key}={value}" for key, value in query),
             *(f"{name}:{covered[name]}" for name in sorted(covered)),
             "",
             names,
-            EMPTY_SHA256,
+            body_sha256,
         )
     )
     scope = f"{stamp[:8]}/{region}/{service}/aws4_request"

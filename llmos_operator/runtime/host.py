@@ -312,6 +312,8 @@ class ModelHost:
                 if stats.kv_blocks_total
                 else 0,
                 last_request_age_seconds=age,
+                first_tokens=stats.first_tokens,
+                first_token_millis=round(1000 * stats.first_token_seconds),
             ),
             failure=self.failure(),
             load_seconds=dict(told.stage_seconds) if told else {},

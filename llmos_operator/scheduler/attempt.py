@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler import failure, steps, wording
-from llmos_operator.scheduler.claims import claim_for, profile_of, request_of, sharing_domain, signature
+from llmos_operator.scheduler.claims import claim_for, profile_of, sharing_domain
 from llmos_operator.scheduler.consolidation import Consolidation
 from llmos_operator.scheduler.gang import Gangs, concerns
+from llmos_operator.scheduler.lending import Lending
+from llmos_operator.scheduler.mounting import Mounting
 from llmos_operator.scheduler.moving import Moving
 from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, pick
 from llmos_operator.scheduler.plan import Bind, Evict, Shrink, Sleep
@@ -17,7 +19,6 @@ from llmos_operator.scheduler.queueing import Pending
 from llmos_operator.scheduler.quota import charge
 from llmos_operator.scheduler.reservation import Reservations
 from llmos_operator.scheduler.room import unobserved
-from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.scheduler.startups import Startups
 from llmos_operator.state.types import Placement
 
@@ -28,23 +29,15 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.plan import Move, Reservation
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.preemption import Preemption
+    from llmos_operator.scheduler.recall import Recall, Shape
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
-    from llmos_operator.scheduler.sizing import Size, Sizes
+    from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import Claim, Pod, Profile, Sleeping, Workload
 
 _SPREAD_HANDICAP = 1 << 50  # of a node that holds a replica of the same workload
-
-
-@dataclass(slots=True)
-class Shape:
-    """The sizes and requests of all workloads that ask for the same."""
-
-    sizes: Sizes
-    options: tuple[tuple[Size, Request], ...]
-    number: int  # of the options: other models of the same size share it
 
 
 @dataclass(slots=True)
@@ -57,6 +50,7 @@ class Result:
     sleeps: list[Sleep] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     waiting: int = 0
+    in_vain: bool = False  # whatever is like it fails as its last replica did, until somebody makes room
     failure: Failure | None = None  # of the last replica that has to wait
     reservation: Reservation | None = None  # the place that is kept for what has to wait
 
@@ -74,6 +68,7 @@ class Attempts:
         feasibility: Feasibility,
         placer: Placer,
         preemption: Preemption,
+        recall: Recall,
     ) -> None:
         self.snapshot = snapshot
         self.policy = policy
@@ -83,8 +78,11 @@ class Attempts:
         self.feasibility = feasibility
         self.placer = placer
         self.preemption = preemption
-        self._shapes: dict[tuple[object, ...], Shape] = {}
-        self._numbers: dict[tuple[tuple[Size, Request], ...], int] = {}
+        self.recall = recall
+        self._domains: dict[str, str] = {}  # sharing domains by namespace
+        self._parked: dict[
+            tuple[object, ...], Failure
+        ] = {}  # of whom no other like it has to be looked at any more
         self._spread_to: dict[str, list[str]] = {}  # by workload UID, nodes of replicas this plan has bound
         self.waiting_domains: set[str] = set()  # sharing domains of which somebody waits in this plan
         self._failed: dict[tuple[object, ...], Failure] = {}
@@ -93,25 +91,56 @@ class Attempts:
         self.consolidation = Consolidation(self)
         self.reservations = Reservations(self)
         self.startups = Startups(self)
+        self.lending = Lending(self)
+        self.mounting = Mounting()
         preemption.usable = self.reservations.usable
 
     def place(self, pending: Pending) -> Result:
         """Place what can be placed of one workload."""
-        result = Result()
-        shape = self.shape(pending.workload)
-        if concerns(pending.workload):
+        workload = pending.workload
+        shape, likeness = self.recall.standing(
+            workload, self._domain(workload.namespace), self.snapshot.profiles
+        )
+        aged = self.reservations.aged(workload)
+        kind = (shape.number, likeness, pending.queue, pending.priority, aged, pending.nominated)
+        plain = bool(pending.ordinals) and not (pending.blocked or pending.core or self.moving.anybody)
+        plain = plain and self.mounting.wait(workload) is None
+        parked = self._parked.get(kind) if plain else None
+        if parked is not None:
+            return Result(waiting=len(pending.ordinals), failure=parked, in_vain=True)
+        result = self._attempt(pending, shape)
+        if result.reservation is not None:
+            self._parked.clear()  # who may use its place is asked of everybody anew
+        elif (
+            plain
+            and result.in_vain
+            and result.failure is not None
+            and self.reservations.settled(pending, shape, result)
+        ):
+            self._parked[kind] = result.failure
+        return result
+
+    def _attempt(self, pending: Pending, shape: Shape) -> Result:
+        result, workload = Result(), pending.workload
+        if concerns(workload):
             self.gangs.place(pending, shape, result)
         else:
             for ordinal in pending.ordinals:
-                if not shape.options:
-                    result.failure = failure.Failure(shape.sizes.reason, shape.sizes.message)
-                else:
-                    result.failure = self._place_one(pending, shape, ordinal, result)
-                result.waiting += result.failure is not None
+                follows = self.mounting.wait(workload)
+                found = follows or self._try(pending, shape, ordinal, result)
+                result.failure = result.failure if follows and result.failure else found
+                result.waiting += found is not None
         if result.waiting and shape.options:
             self.waiting_domains.add(shape.options[0][1].domain)
         self.reservations.consider(pending, shape, result)
         return self._with_former(pending, result)
+
+    def _try(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
+        if not shape.options:
+            return failure.Failure(shape.sizes.reason, shape.sizes.message)
+        found = self._place_one(pending, shape, ordinal, result)
+        self.mounting.note(pending.workload, found)
+        return found
 
     def _with_former(self, pending: Pending, result: Result) -> Result:
         """Add the replicas that wait for their former pods."""
@@ -123,17 +152,12 @@ class Attempts:
 
     def shape(self, workload: Workload) -> Shape:
         """Return sizes and requests of a workload, shared by all that ask for the same."""
-        domain = sharing_domain(self.snapshot, self.policy, workload.namespace)
-        key = signature(workload, domain)
-        found = self._shapes.get(key)
+        return self.recall.shape(workload, self._domain(workload.namespace), self.snapshot.profiles)
+
+    def _domain(self, namespace: str) -> str:
+        found = self._domains.get(namespace)
         if found is None:
-            profile = self.profile(workload)
-            known = sizes(workload, profile, self.policy)
-            options = tuple(
-                (size, request_of(workload, size, self.policy, domain, profile)) for size in known.sizes
-            )
-            number = self._numbers.setdefault(options, len(self._numbers))
-            found = self._shapes[key] = Shape(known, options, number)
+            found = self._domains[namespace] = sharing_domain(self.snapshot, self.policy, namespace)
         return found
 
     def profile(self, workload: Workload) -> Profile | None:
@@ -144,20 +168,25 @@ class Attempts:
         found = self.moving.start(pending, shape, ordinal)
         may_preempt = self.snapshot.may_preempt(pending.workload)
         kept = self.reservations.openness(pending)
-        key = (shape.number, pending.queue, pending.priority, may_preempt, kept)
+        borrows = self.lending.may_borrow(pending)
+        key = (shape.number, pending.queue, pending.priority, may_preempt, kept, borrows)
+        known = self._failed.get(key) if found is None else None
+        result.in_vain = known is not None
         if found is None:
-            found = self._failed.get(key) or self._start(pending, shape, ordinal)
-        if isinstance(found, Bind):
-            result.binds.append(found)
-            return None
+            found = known or self._start(pending, shape, ordinal)
         found = (
             found
             or self._wait_for_leaving(pending, shape, ordinal)
             or self._wait_for_measurement(pending, shape, ordinal)
-            or self._displace(pending, shape, ordinal, result)
+            or self.lending.borrow(pending, shape, ordinal, result)
         )
+        if isinstance(found, Bind):
+            result.binds.append(found)
+            return None
+        found = found or self._displace(pending, shape, ordinal, result)
         if found is None:
             found = self._failed[key] = failure.diagnose(self, pending, shape.options)
+            result.in_vain = True
         return found
 
     def _start(self, pending: Pending, shape: Shape, ordinal: int) -> Bind | Failure | None:
@@ -216,8 +245,12 @@ class Attempts:
         waste: int,
         *,
         held: bool = False,
+        why: str = "",
     ) -> Bind:
-        """Count a claim in both worlds and return its bind; one that is `held` counts in the later world already."""
+        """Count a claim in both worlds and return its bind; one that is `held` counts in the later world already.
+
+        `why` the place was chosen is what the scores say, where nothing else decided it.
+        """
         size, request = shape.options[place]
         candidates, by = self.placer.count(request), self.placer.scored_by(request)
         target = self.snapshot.targets.get((claim.workload_uid, claim.ordinal))
@@ -241,7 +274,7 @@ class Attempts:
                 state,
                 shape.options,
                 place,
-                wording.chosen(by, waste, candidates),
+                why or wording.chosen(by, waste, candidates),
                 self.scene.harm.told(claim, state) if self.scene.harm is not None else (),
             ),
             estimated_bytes=size.bytes_per_device,
@@ -384,6 +417,7 @@ class Attempts:
     def forget_failures(self) -> None:
         """Try again what was tried in vain: what leaves may make room for more than its claimant."""
         self._failed.clear()
+        self._parked.clear()
         self.gangs.forget_failures()
 
     def spread_mark(self, pending: Pending) -> int:

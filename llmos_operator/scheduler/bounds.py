@@ -148,7 +148,7 @@ def _bound(
     if device_fits(device, request, overuse):
         return LOWEST, 0
     lower = [(rank, v) for rank, v in victims if not v.ends]
-    given = sum(v.claim.held_bytes - v.left_bytes for _, v in lower)
+    given = sum(v.given_bytes for _, v in lower)
     sleepers = any(v.sleeping is not None for _, v in lower)
     roomy = device_fits(device, roomless(request, compute=sleepers), overuse)
     if given and roomy and device.headroom_bytes() + given >= request.bytes_per_device:

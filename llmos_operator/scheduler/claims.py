@@ -37,6 +37,7 @@ def request_of(
         workload.node_affinity,
         workload.tolerations,
         workload.mig_profile,
+        tuple(one for one in workload.mounts if one.places),
     )
     model = workload.model.key if workload.model.kept else ""
     if not workload.accelerators:
@@ -100,6 +101,7 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.kind,
         workload.model.uri,
         workload.model.revision,
+        workload.model.kept,
         workload.quantization,
         workload.engine,
         workload.apis,
@@ -122,6 +124,7 @@ def signature(workload: Workload, domain: str) -> tuple[object, ...]:
         workload.node_selector,
         workload.node_affinity,
         workload.tolerations,
+        workload.mounts,
         workload.cpu_milli,
         workload.host_memory_bytes,
     )
@@ -140,17 +143,19 @@ def claim_for(
 ) -> Claim:
     """Return the claim of one pod on the devices that were picked for it."""
     workload = pending.workload
+    now = round(now * _MILLISECONDS) / _MILLISECONDS
     rank = member if workload.members > 1 else None
     room = min((d.headroom_bytes() for d in devices), default=0)
     reserved, kv_tokens = (
         granted(size, room) if devices and request.whole else (size.bytes_per_device, size.kv_tokens)
     )
     gpu_milli, charged = _charges(request, devices, reserved)
+    pod = names.pod_name(workload.name, workload.uid, ordinal, member=rank)
     return Claim(
         workload=workload.key,
         workload_uid=workload.uid,
         ordinal=ordinal,
-        pod=f"{workload.namespace}/{names.pod_name(workload.name, workload.uid, ordinal, member=rank)}",
+        pod=f"{workload.namespace}/{pod}",
         node=node.name,
         devices=tuple(d.device.uuid for d in devices),
         bytes_per_device=reserved if devices else 0,
@@ -166,12 +171,21 @@ def claim_for(
         queue=pending.queue,
         gpu_milli=gpu_milli,
         charged_bytes=charged,
-        bound_at=round(now * _MILLISECONDS) / _MILLISECONDS,
+        bound_at=now,
         min_runtime=least_runtime(workload, policy),
         member=member,
         draw_milliwatts=_measured(request, devices),
         partition_resource=_partition_resource(workload, node, devices),
+        resource_claim=_resource_claim(pod, node, devices, now),
     )
+
+
+def _resource_claim(pod: str, node: NodeState, devices: tuple[DeviceState, ...], now: float) -> str:
+    """Return the name of the ResourceClaim by which a pod gets its devices, "" where it gets them otherwise."""
+    if not devices or not node.claims_devices or not all(one.device.claimable for one in devices):
+        return ""
+    uuids = ",".join(one.uuid for one in devices)
+    return names.resource_claim_name(pod, f"{pod} {node.name} {uuids} {now:.3f}")
 
 
 def _partition_resource(workload: Workload, node: NodeState, devices: tuple[DeviceState, ...]) -> str:

@@ -27,10 +27,11 @@ from llmos_operator.scheduler.vacancy import Search
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmos_operator.scheduler.attempt import Attempts, Result, Shape
+    from llmos_operator.scheduler.attempt import Attempts, Result
     from llmos_operator.scheduler.failure import Failure
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.rearranging import Rearrangement
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.request import Request
 
 

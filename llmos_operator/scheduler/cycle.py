@@ -2,7 +2,7 @@
 
 Everybody who waits is asked in queue order. For each replica, sizes best first: the first that fits now is bound;
 else, if room is already being made, it waits for that; else others may come down, move or be displaced for it; else it
-waits and the filters say why. Replicas that are being moved have their places held before anybody is asked. What has been tried in vain once is not tried again for identical work. Who sleeps wakes before anybody of its
+waits and the filters say why. Who has lent memory and works again calls it back, and replicas that are being moved have their places held, before anybody is asked. What has been tried in vain once is not tried again for identical work. Who sleeps wakes before anybody of its
 priority is placed, if its room is there. At the end those who came down, or gave up replicas, get back what nobody waits for, and those sleep of
 whom nobody asks anything, and GPUs that nobody uses may be cut into the instances that are waited for.
 """
@@ -23,6 +23,7 @@ from llmos_operator.scheduler.policy import ScoreKind
 from llmos_operator.scheduler.preemption import Preemption
 from llmos_operator.scheduler.queueing import lines
 from llmos_operator.scheduler.quota import Amount
+from llmos_operator.scheduler.recall import Recall
 from llmos_operator.scheduler.recutting import Recutting
 from llmos_operator.scheduler.repair import repairs
 from llmos_operator.scheduler.restoring import restores
@@ -45,21 +46,23 @@ def plan(
     budget: Budget = UNLIMITED,
     table: NodeTable | None = None,
     prices: Prices | None = None,
+    recall: Recall | None = None,
 ) -> Plan:
     """Return what to do now. Pure: the same snapshot, policy, time and prices give the same plan.
 
-    `now` is epoch seconds. `table` is a cache the caller may keep between cycles; it changes the cost of a plan, never
-    its content. `prices` are those of the fragmentation value; without them, or when they are too old, best fit is
+    `now` is epoch seconds. `table` and `recall` are caches the caller may keep between cycles; they change the cost of a
+    plan, never its content. `prices` are those of the fragmentation value; without them, or when they are too old, best fit is
     used. Raises NotSynced before every list is complete.
     """
     if not snapshot.synced:
         raise NotSynced(f"still listing {', '.join(snapshot.missing)}; no decision may be taken yet")
-    outcome = Outcome(snapshot, policy, now)
-    attempts = prepare(snapshot, policy, now, budget, table, prices)
+    attempts = prepare(snapshot, policy, now, budget, table, prices, recall)
+    outcome = Outcome(snapshot, policy, now, attempts.recall)
     broken = repairs(snapshot, policy, now).evictions
     outcome.repair(broken)
     for one in broken:  # on its way out: nobody displaces it a second time, its room is counted on
         attempts.worlds.leave(snapshot.nodes[one.node].pods[one.pod])
+    outcome.call_back(*attempts.lending.call_back())
     waiting = lines(snapshot, policy, now, attempts.worlds.now.tree)
     outcome.refuse(waiting.refused)
     attempts.moving.hold(waiting)
@@ -92,8 +95,11 @@ def prepare(
     budget: Budget,
     table: NodeTable | None,
     prices: Prices | None = None,
+    recall: Recall | None = None,
 ) -> Attempts:
     """Return the means to place replicas on a snapshot."""
+    recall = recall if recall is not None else Recall()
+    recall.begin(policy)
     table = table if table is not None else NodeTable()
     worlds = Worlds.of(snapshot, now, policy.preemption.stuck_after)
     table.sync(worlds.now.view.nodes)
@@ -104,8 +110,8 @@ def prepare(
         worlds.now.racks = worlds.later.racks = scene.racks.racks
     feasibility = Feasibility(scene)
     placer = Placer(scene, feasibility, prices if usable(prices, policy, now) else None)
-    preemption = Preemption(snapshot, policy, now, worlds, scene, feasibility, budget)
-    return Attempts(snapshot, policy, now, worlds, scene, feasibility, placer, preemption)
+    preemption = Preemption(snapshot, policy, now, worlds, scene, feasibility, budget, recall.victims)
+    return Attempts(snapshot, policy, now, worlds, scene, feasibility, placer, preemption, recall)
 
 
 def usable(prices: Prices | None, policy: Policy, now: float) -> bool:

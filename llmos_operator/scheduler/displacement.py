@@ -19,11 +19,12 @@ from llmos_operator.scheduler.victims import total_cost
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llmos_operator.scheduler.attempt import Result, Shape
+    from llmos_operator.scheduler.attempt import Result
     from llmos_operator.scheduler.failure import Failure
     from llmos_operator.scheduler.gang import Gangs
     from llmos_operator.scheduler.preemption import Proposal
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.room import Room
     from llmos_operator.scheduler.sizing import Size

@@ -37,7 +37,11 @@ class Ends:
         self._now = now
         self._finished = Counter(one.queue or policy.default_queue for one in snapshot.finished)
         self._index: ServiceIndex | None = None
-        self.known = any(w.max_runtime is not None or self._learns(w) for w in snapshot.workloads.values())
+        everything = snapshot.workloads.values()  # of which there may be many: nothing is called for each
+        taught = any(count >= policy.reservation.least_finished for count in self._finished.values())
+        self.known = any([w.max_runtime is not None for w in everything]) or (  # noqa: C419
+            taught and any(self._learns(w) for w in everything)
+        )
 
     def of(self, pod: Pod) -> float:
         """Return when a pod with a claim will be gone."""

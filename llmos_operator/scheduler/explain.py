@@ -19,6 +19,7 @@ from llmos_operator.scheduler.cycle import plan, prepare
 from llmos_operator.scheduler.gang import concerns
 from llmos_operator.scheduler.queueing import Pending, capped, response_ratio
 from llmos_operator.scheduler.sizing import sizes
+from llmos_operator.state import loans
 from llmos_operator.state.snapshot import lacking, missing
 from llmos_operator.state.types import AUTO, PreemptionPolicy, Quantization, QuantizationMode
 
@@ -118,14 +119,43 @@ def _place(snapshot: Snapshot, workload: Workload) -> str:
     lowered = [
         f"{claim.pod} with {human_bytes(claim.asked_bytes)} of {human_bytes(claim.bytes_per_device)} per device"
         for claim in claims
+        if not claim.lent
     ]
+    lent = [_lent(snapshot, claim) for claim in claims if claim.lent]
     asleep = [_asleep(claim) for claim in _claims(snapshot.sleeping, workload)]
     parts = ["every replica has its place"]
     if lowered:
         parts.append(
             f"to make room for others goes on {', '.join(lowered)}, until its devices have room again and nobody waits for it"
         )
-    return "; ".join((*parts, *_held(workload), *asleep))
+    return "; ".join((*parts, *lent, *_borrowed(snapshot, workload), *_held(workload), *asleep))
+
+
+def _lent(snapshot: Snapshot, claim: Claim) -> str:
+    """Return what is to be said of a replica that has lent memory, or is asked to."""
+    given = human_bytes(claim.bytes_per_device - claim.asked_bytes)
+    if not claim.yielded:
+        return f"{claim.pod} idles and is asked to lend {given} per device"
+    names = ", ".join(pod.key for pod in loans.borrowers(snapshot.nodes[claim.node], claim.pod))
+    if snapshot.calls_back(claim.workload):
+        return f"{claim.pod} calls back the {given} per device it has lent{f' to {names}' if names else ''}"
+    whom = (
+        f"to {names}, which {'goes' if ',' not in names else 'go'} when it works again"
+        if names
+        else "to nobody yet"
+    )
+    return f"{claim.pod} idles and lends {given} per device {whom}"
+
+
+def _borrowed(snapshot: Snapshot, workload: Workload) -> list[str]:
+    """Return what is to be said of replicas that stand in lent memory."""
+    pods = snapshot.pods_of.get(workload.uid, ())
+    found = ((pod, pod.claim.lender) for pod in pods if pod.claim is not None and pod.claim.lender)
+    return [
+        f"{pod.key} stands in memory that {lender} lends, and is evicted when that works again"
+        for pod, lender in found
+        if pod.node in snapshot.nodes and loans.lends(snapshot.nodes[pod.node], lender)
+    ]
 
 
 def _held(workload: Workload) -> list[str]:
@@ -157,6 +187,8 @@ def _asleep(claim: Claim) -> str:
 
 
 def _resting(workload: Workload) -> Reason:
+    if workload.gate is not None and workload.gate.closed:
+        return Reason.WAITING_FOR_KUEUE
     return Reason.SUSPENDED if workload.suspended else Reason.BOUND
 
 

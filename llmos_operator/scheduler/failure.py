@@ -68,6 +68,12 @@ def _on(pods: Mapping[str, Pod], node: str) -> list[str]:
     return sorted(key for key, pod in pods.items() if pod.node == node)
 
 
+def lent(lender: str, node: str, size: Size) -> Failure:
+    """Return the wait for memory that a replica which idles lends."""
+    text = f"waits for {lender}, which idles, to lend it memory, then starts on node {node} until that works again"
+    return Failure(Reason.WAITING_FOR_PREEMPTION, text, size=size)
+
+
 def unmeasured(node: str, size: Size) -> Failure:
     """Return the wait for memory that nobody holds any more but that is still seen in use."""
     return Failure(

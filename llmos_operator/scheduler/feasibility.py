@@ -20,6 +20,7 @@ from llmos_operator.scheduler.filters.pod_count import PodCount
 from llmos_operator.scheduler.filters.power import NodePower, RackPower
 from llmos_operator.scheduler.filters.taints import Taints
 from llmos_operator.scheduler.filters.telemetry import TelemetryFresh
+from llmos_operator.scheduler.filters.volumes import Volumes
 from llmos_operator.scheduler.plan import Rejection
 from llmos_operator.scheduler.scene import Candidates
 from llmos_operator.scheduler.table import ALL, CPU, MEMORY
@@ -50,6 +51,7 @@ FILTERS: Final[tuple[Filter, ...]] = (
     NodeReady(),
     Taints(),
     NodeLabels(),
+    Volumes(),
     DeviceKind(),
     Health(),
     TelemetryFresh(),

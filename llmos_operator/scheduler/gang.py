@@ -25,10 +25,11 @@ from llmos_operator.scheduler.topology import INSIDE, Map, Spot, allot, width
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmos_operator.scheduler.attempt import Attempts, Result, Shape
+    from llmos_operator.scheduler.attempt import Attempts, Result
     from llmos_operator.scheduler.failure import Failure
     from llmos_operator.scheduler.plan import Bind
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.room import Room
     from llmos_operator.scheduler.sizing import Size
@@ -61,11 +62,14 @@ class Gangs:
             return
         units = [(ordinals[:core])] if core else []
         units += [(ordinal,) for ordinal in ordinals[core:]]
+        mounting, workload = self.attempts.mounting, pending.workload
         for number, unit in enumerate(units):
-            why = self._start(pending, shape, unit, result)
+            follows = mounting.wait(workload)
+            why = follows or self._start(pending, shape, unit, result)
+            mounting.note(workload, why)
             if why is None:
                 continue
-            result.failure = why
+            result.failure = result.failure if follows and result.failure else why
             result.waiting += len(unit)
             if core and not number:
                 result.waiting += len(ordinals) - core

@@ -20,9 +20,10 @@ from llmos_operator.scheduler.room import unobserved
 from llmos_operator.state.snapshot import ordinals_of
 
 if TYPE_CHECKING:
-    from llmos_operator.scheduler.attempt import Attempts, Shape
+    from llmos_operator.scheduler.attempt import Attempts
     from llmos_operator.scheduler.plan import Bind
     from llmos_operator.scheduler.queueing import Lines, Pending
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.request import Request
     from llmos_operator.state.types import Claim, Target
 
@@ -42,6 +43,11 @@ class Moving:
     def __init__(self, attempts: Attempts) -> None:
         self._attempts = attempts
         self._held: dict[tuple[str, int], Held] = {}
+
+    @property
+    def anybody(self) -> bool:
+        """Whether a place is held for anybody."""
+        return bool(self._held)
 
     def hold(self, waiting: Lines) -> None:
         """Hold the targets of all replicas that wait to be started there. To be asked before anybody is placed."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.plan import Decision, Plan, Wait
+from llmos_operator.scheduler.recall import say
 from llmos_operator.scheduler.securing import Securing
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     )
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Lines, Pending, Refused
+    from llmos_operator.scheduler.recall import Recall
     from llmos_operator.state.snapshot import Snapshot
     from llmos_operator.state.types import WorkloadKey
-
-_MINUTE: Final = 60.0
 
 
 class Outcome:
     """What has been decided so far. Evictions, moves and shrinks come before binds: their room takes longest to appear."""
 
-    def __init__(self, snapshot: Snapshot, policy: Policy, now: float) -> None:
+    def __init__(self, snapshot: Snapshot, policy: Policy, now: float, recall: Recall) -> None:
+        self._recall = recall
         self._snapshot = snapshot
         self._policy = policy
         self._now = now
@@ -75,8 +75,8 @@ class Outcome:
                 pending=one.replicas,
             )
 
-    def record(self, pending: Pending, result: Result) -> None:
-        """Take what became of a workload in a line."""
+    def record(self, pending: Pending, result: Result, *, in_line: bool = True) -> None:
+        """Take what became of a workload, in a line or (`in_line` False) of one that stands in none."""
         self._evictions += result.evictions
         self._shrinks += result.shrinks
         self._sleeps += result.sleeps
@@ -85,28 +85,13 @@ class Outcome:
         self._binds += binds
         workload, failure = pending.workload, result.failure
         if result.waiting and failure is not None:
-            self._waits.append(
-                Wait(workload.key, workload.uid, result.waiting, failure.reason, failure.message)
-            )
-            size, place = failure.size, result.reservation
+            place = result.reservation
             if place is not None:
                 self._reservations.append(place)
-            self._decisions[workload.key] = Decision(
-                workload.key,
-                workload.uid,
-                workload.generation,
-                failure.reason,
-                failure.message,
-                failure.candidates,
-                failure.rejected,
-                pending.queue,
-                None,
-                result.waiting,
-                size.format if size is not None else "",
-                size.bytes_per_device if size is not None else 0,
-                reserved=tuple(sorted(set(place.nodes))) if place is not None else (),
-                expected_start=_minute(place.start) if place is not None else None,
-            )
+            said = self._recall.word if in_line else say
+            wait, decision = said(pending, result.waiting, failure, place)
+            self._waits.append(wait)
+            self._decisions[workload.key] = decision
         elif binds:
             last = binds[-1]
             self._decisions[workload.key] = Decision(
@@ -124,8 +109,13 @@ class Outcome:
     def grow(self, grows: Iterable[tuple[Pending, Result, Grow]]) -> None:
         """Take who gets back replicas it gave up, with their places: they are placed in this plan, or not at all."""
         for pending, result, grow in grows:
-            self.record(pending, result)
+            self.record(pending, result, in_line=False)
             self._grows.append(grow)
+
+    def call_back(self, evictions: list[Evict], restores: list[Restore]) -> None:
+        """Take who goes for lenders that work again, and who of these has got back what it lent."""
+        self._evictions += evictions
+        self._restores += restores
 
     def restore(self, restores: list[Restore]) -> None:
         """Take what is given back to replicas that came down."""
@@ -161,7 +151,7 @@ class Outcome:
                     continue
                 position += 1
                 if decision is not None:
-                    self._decisions[pending.workload.key] = _placed(decision, position)
+                    self._decisions[pending.workload.key] = self._recall.placed(decision, position)
         return Plan(
             self._snapshot.version,
             self._now,
@@ -182,12 +172,3 @@ class Outcome:
             self._interrupted,
             self._securing.needs(),
         )
-
-
-def _minute(start: float | None) -> float | None:
-    """Return a time rounded up to whole minutes, so that one that is learned does not change with every plan."""
-    return None if start is None else -(-start // _MINUTE) * _MINUTE
-
-
-def _placed(decision: Decision, position: int) -> Decision:
-    return replace(decision, queue_position=position)

@@ -19,7 +19,7 @@ from llmos_operator.scheduler.feasibility import KEPT_REQUESTS
 from llmos_operator.scheduler.scene import Candidates
 from llmos_operator.scheduler.scores.best_fit import BestFit
 from llmos_operator.scheduler.scores.fragmentation import Fragmentation
-from llmos_operator.scheduler.table import ALL
+from llmos_operator.scheduler.table import ALL, CAPACITY, EXCESS, FREE_BYTES, FREE_MILLI, IDLE, STRANGE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import ScoreKind
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.scene import Scene
-    from llmos_operator.scheduler.table import Bools, Ints, Rows
+    from llmos_operator.scheduler.table import Bools, Ints, NodeTable, Rows
     from llmos_operator.state.ledger import DeviceState, NodeState
 
 INFEASIBLE: Final = int(np.iinfo(np.int64).max)
@@ -248,6 +248,15 @@ def device_fits(device: DeviceState, request: Request, overuse_percent: int) -> 
         and device.headroom_milli() >= request.compute_milli
         and device.headroom_bytes() >= request.bytes_per_device
     )
+
+
+def whole_fitting(table: NodeTable, request: Request, overuse_percent: int) -> Bools:
+    """Return :func:`device_fits` of every device of the table, for a request of whole devices."""
+    device = table.device
+    fits: Bools = (device[IDLE] > 0) & (device[STRANGE] == 0)
+    fits &= device[EXCESS] <= table.fixed[CAPACITY] * overuse_percent // _PERCENT
+    fits &= (device[FREE_MILLI] >= request.compute_milli) & (device[FREE_BYTES] >= request.bytes_per_device)
+    return fits & table.exists
 
 
 def obtainable(state: NodeState, device: DeviceState, request: Request) -> bool:

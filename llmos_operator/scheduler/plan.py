@@ -53,7 +53,7 @@ class Evict:
     victim: WorkloadKey
     victim_uid: str
     cost: int  # expected loss in milliseconds of device time
-    reason: Reason  # PREEMPTED, RECLAIMED, GPU_UNHEALTHY or NODE_LOST
+    reason: Reason  # PREEMPTED, RECLAIMED, CALLED_BACK, GPU_UNHEALTHY or NODE_LOST
     explanation: str
     preemptor: WorkloadKey = ""
     force: bool = False
@@ -79,6 +79,7 @@ class Shrink:
     reason: Reason
     explanation: str
     preemptor: WorkloadKey = ""
+    loan: bool = False  # it idles and lends it: `preemptor` stands in it until it is called back
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Restore:
     bytes_per_device: int
     reason: Reason
     explanation: str
+    loan: bool = False  # it had lent it
 
 
 @dataclass(frozen=True, slots=True)

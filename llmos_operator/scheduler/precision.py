@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmos_operator.state.types import Profile, Workload
 
 SOURCE_FORMAT: Final = "bf16"
+BUILT_IN: Final = "builtin"
 # What each method of spec.fineTune trains on, the default first.
 TRAINED_ON: Final = {"lora": ("bf16", "fp32"), "qlora": ("int8", "int4"), "full": ("fp32",)}
 
@@ -49,7 +50,8 @@ def formats(workload: Workload, profile: Profile | None, policy: Policy) -> Form
     if workload.training is not None:
         return _trained(workload, workload.training.method, profile, served)
     if asked.mode is QuantizationMode.NONE:
-        return Formats((SOURCE_FORMAT,))
+        own = _stored(profile) if workload.engine == BUILT_IN else ""
+        return Formats((own or SOURCE_FORMAT,))
     if asked.mode is QuantizationMode.FIXED:
         if served is not None and asked.format not in served:
             return Formats((), Reason.UNSUPPORTED, _not_served(asked.format, workload.engine, served))
@@ -73,6 +75,15 @@ def _trained(
 ) -> Formats:
     """Return the formats a training run may have: its method says which, spec.quantization chooses among them."""
     asked, usable = workload.quantization, TRAINED_ON[method]
+    own = _stored(profile)
+    if own and own not in usable:
+        message = (
+            f"fineTune.method {method} trains on {' or '.join(usable)}, and the model's files are {own} already; use method "
+            "qlora, or name the model in its source precision"
+        )
+        return Formats((), Reason.FORMAT_NOT_ALLOWED, message)
+    if own:
+        usable = (own,)
     if asked.mode is QuantizationMode.FIXED:
         if asked.format in usable:
             return Formats((asked.format,))
@@ -91,12 +102,17 @@ def _trained(
     return Formats((), Reason.FORMAT_NOT_ALLOWED, f"fineTune.method qlora has no format left: {why}")
 
 
+def _stored(profile: Profile | None) -> str:
+    """Return the format that a model's files already are, "" if they are plain."""
+    return profile.shape.quantized if profile is not None and profile.shape is not None else ""
+
+
 def loss_milli(name: str, profile: Profile | None) -> int:
-    """Return the quality loss of a format: as measured, else as published."""
+    """Return the quality loss of a format: as measured, else as published; none against files that are quantised so."""
     known = profile.formats.get(name) if profile is not None else None
     if known is not None and known.quality_loss_milli is not None:
         return known.quality_loss_milli
-    return PUBLISHED_LOSS_MILLI[name]
+    return 0 if name == _stored(profile) else PUBLISHED_LOSS_MILLI[name]
 
 
 def _out(name: str, workload: Workload, profile: Profile | None, served: tuple[str, ...] | None) -> str:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.scheduler.budget import Budget
     from llmos_operator.scheduler.feasibility import Feasibility
+    from llmos_operator.scheduler.kept import Kept
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
@@ -45,13 +46,13 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.table import Bools, Ints
     from llmos_operator.scheduler.topology import Domain
-    from llmos_operator.scheduler.victims import Replica, Victim
+    from llmos_operator.scheduler.victims import KnownVictim, Replica, Victim
     from llmos_operator.scheduler.world import Worlds
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
 
 _OWN: Final = 1 << 34  # added to the priority of work that is not borrowed: it ranks after all that is
-# Taken off the rank by depth: who comes down ranks before every replica a workload can do without, that before everybody
+# Taken off the rank by grade: who comes down ranks before every replica a workload can do without, or that borrows, that before everybody
 # who sleeps, and that before everybody who ends.
 _MILDER: Final = (1 << 38, 1 << 37, 1 << 36, 0)
 _REMOTE_VICTIMS: Final = 16  # considered for quota alone, beside those on the node
@@ -85,7 +86,10 @@ class Preemption:
         scene: Scene,
         feasibility: Feasibility,
         budget: Budget,
+        known: Kept[KnownVictim] | None = None,
     ) -> None:
+        """`known` is what former plans found of victims; it changes the cost of a search, never what it finds."""
+        self._known = known
         self._snapshot = snapshot
         self._policy = policy
         self._now = now
@@ -109,6 +113,7 @@ class Preemption:
                 self._now,
                 self._scene.table.row_of,
                 self._worlds.later.tree,
+                self._known,
             )
         return self._index
 
@@ -229,7 +234,7 @@ class Preemption:
             rights |= of_queue & (lower if rule[1] else True)
             if rule[0] is Reason.RECLAIMED:
                 ranks[of_queue] -= _OWN
-        ranks -= np.array(_MILDER, np.int64)[index.depths]
+        ranks -= np.array(_MILDER, np.int64)[index.grades]
         return rights, ranks
 
     def large_enough(self, request: Request) -> Bools:
@@ -398,7 +403,7 @@ def charge_of(request: Request, devices: tuple[DeviceState, ...]) -> Amount:
 
 def _borrowed(rank: int, victim: Victim) -> bool:
     """Return whether a victim's rank is that of work beyond its queue's share."""
-    return rank + _MILDER[victim.depth] < _OWN >> 1
+    return rank + _MILDER[victim.grade] < _OWN >> 1
 
 
 def displacing(request: Request) -> Request:

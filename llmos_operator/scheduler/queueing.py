@@ -121,10 +121,16 @@ def lines(snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree) -> Li
     """Return every workload that has replicas to place, in its queue's line."""
     found = Lines()
     default_priority = _default_priority(snapshot)
+    doors: dict[tuple[str, str], tuple[Reason, str] | None] = {}  # what queues say to namespaces
     for key in snapshot.unsettled:
         workload = snapshot.workloads[key]
         ordinals, blocked = missing(workload, snapshot.pods_of.get(workload.uid, ()))
-        why = refusal(snapshot, policy, now, tree, workload)
+        why = _held_back(snapshot, now, workload)
+        if why is None:
+            door = (workload.queue, workload.namespace)
+            if door not in doors:
+                doors[door] = _turned_away(snapshot, policy, tree, *door)
+            why = doors[door]
         if why is not None:
             found.refused.append(Refused(workload, len(ordinals) + len(ordinals_of(blocked)), *why))
             continue
@@ -166,21 +172,35 @@ def refusal(
     snapshot: Snapshot, policy: Policy, now: float, tree: QuotaTree, workload: Workload
 ) -> tuple[Reason, str] | None:
     """Return why a workload stands in no line, None if it does."""
+    return _held_back(snapshot, now, workload) or _turned_away(
+        snapshot, policy, tree, workload.queue, workload.namespace
+    )
+
+
+def _held_back(snapshot: Snapshot, now: float, workload: Workload) -> tuple[Reason, str] | None:
+    """Return why a workload gets no new replicas for a while, None if nothing keeps it."""
     hold = snapshot.holds.get(workload.key)
     if hold is not None and hold.generation == workload.generation and now < hold.until:
         return hold.reason, hold.message
-    queue = workload.queue or policy.default_queue
+    return None
+
+
+def _turned_away(
+    snapshot: Snapshot, policy: Policy, tree: QuotaTree, asked: str, namespace: str
+) -> tuple[Reason, str] | None:
+    """Return why the queue that is asked for ("": the default one) does not take work of a namespace, None if it does."""
+    queue = asked or policy.default_queue
     if queue not in snapshot.queues:
-        if not policy.require_queue and not workload.queue:
+        if not policy.require_queue and not asked:
             return None
         known = ", ".join(sorted(snapshot.queues)) or "none"
         return Reason.QUEUE_NOT_FOUND, f"queue {queue} does not exist; existing: {known}"
     problem = invalid_reason(tree, queue)
     if problem is not None:
         return problem
-    if not admitted(snapshot, queue, workload.namespace):
+    if not admitted(snapshot, queue, namespace):
         return (
             Reason.NAMESPACE_NOT_ADMITTED,
-            f"queue {queue} does not take namespace {workload.namespace}: its namespaceSelector does not match",
+            f"queue {queue} does not take namespace {namespace}: its namespaceSelector does not match",
         )
     return None

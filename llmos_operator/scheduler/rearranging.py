@@ -30,8 +30,9 @@ from llmos_operator.state.types import Sharing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llmos_operator.scheduler.attempt import Attempts, Shape
+    from llmos_operator.scheduler.attempt import Attempts
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.table import Bools

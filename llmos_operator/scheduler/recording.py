@@ -117,6 +117,7 @@ class _ClusterRecord(_Part):
     terminating: tuple[str, ...]
     busy: dict[str, Busy] = {}
     idle: tuple[str, ...] = ()
+    lending: dict[str, bool] = {}
     targets: tuple[tuple[str, int, Target], ...] = ()  # workload UID, ordinal, place
     disturbed: dict[str, float] = {}
     interference: tuple[tuple[str, str, int], ...] = ()  # work like this, beside work like that, thousandths
@@ -269,6 +270,7 @@ def _cluster_record(snapshot: Snapshot) -> _ClusterRecord:
         terminating=tuple(pod.key for pod in snapshot.terminating),
         busy=dict(snapshot.busy),
         idle=tuple(sorted(snapshot.idle)),
+        lending=dict(snapshot.lending),
         targets=tuple((uid, ordinal, one) for (uid, ordinal), one in snapshot.targets.items()),
         disturbed=dict(snapshot.disturbed),
         interference=tuple((*pair, milli) for pair, milli in sorted(snapshot.interference.items())),
@@ -322,6 +324,7 @@ def _snapshot(record: _ClusterRecord) -> Snapshot:
         held=tuple(sorted(one.key for one in record.workloads if one.wanted is not None)),
         busy=record.busy,
         idle=frozenset(record.idle),
+        lending=record.lending,
         moved=tuple(
             pods[key] for key in sorted(pods) if (claim := pods[key].claim) is not None and claim.moved_at
         ),

@@ -46,9 +46,12 @@ def repairs(snapshot: Snapshot, policy: Policy, now: float) -> Repairs:
 
     Where the breaker cannot admit all nodes, those on which work is lost go first.
     """
-    wanted = {
-        name: found for name in sorted(snapshot.nodes) if (found := _of_node(snapshot, name, policy, now))
-    }
+    suspects = sorted(
+        name for name, one in snapshot.nodes.items() if one.node is None or one.sick or one.stray_claims
+    )
+    wanted = {name: found for name in suspects if (found := _of_node(snapshot, name, policy, now))}
+    if not wanted:
+        return Repairs((), {})
     gone = [name for name in wanted if snapshot.nodes[name].node is None]
     sick = [name for name in wanted if snapshot.nodes[name].node is not None]
     nodes = sum(state.gpu is not None for state in snapshot.nodes.values())
@@ -67,8 +70,6 @@ def repairs(snapshot: Snapshot, policy: Policy, now: float) -> Repairs:
 
 def _of_node(snapshot: Snapshot, name: str, policy: Policy, now: float) -> list[Evict]:
     state = snapshot.nodes[name]
-    if state.node is not None and not state.sick and not state.stray_claims:
-        return []
     found = []
     for key in sorted(state.pods):
         pod = state.pods[key]
@@ -106,7 +107,7 @@ def _broken_device(state: NodeState, uuid: str, policy: Policy) -> _Break | None
         detail = f" ({device.reason})" if device.reason else ""
         text = f"device {uuid} on node {state.name} is Unhealthy{detail}"
         return _Break(Reason.GPU_UNHEALTHY, text, lost=device.reason in policy.lost_reasons)
-    drain = state.gpu.care.draining(uuid) if state.gpu is not None else None
+    drain = state.gpu.care.draining(uuid, device.device.parent) if state.gpu is not None else None
     if drain is None:
         return None
     return _Break(Reason.GPU_UNHEALTHY, _drained(state.name, drain), lost=False)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmos_operator.state.types import FULL_MILLI, DeviceSelector, Placement, Selector, Sharing, Toleration
+from llmos_operator.state.types import (
+    FULL_MILLI,
+    DeviceSelector,
+    MountLimit,
+    Placement,
+    Selector,
+    Sharing,
+    Toleration,
+)
 
 if TYPE_CHECKING:
     from llmos_operator.api.mig import MigProfile
@@ -22,13 +30,14 @@ class Constraints:
     node_affinity: tuple[Selector, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
     mig_profile: MigProfile | None = None  # the least of an instance; None: any
+    mounts: tuple[MountLimit, ...] = ()  # claims that not every node can mount
     displacing: bool = False  # looks for nodes where others could be displaced: needs fresh telemetry
     _hash: int = field(
         init=False, repr=False, compare=False, default=0
     )  # worked out once: it is a key everywhere
 
     def __post_init__(self) -> None:
-        places = (self.selector, self.node_selector, self.node_affinity, self.tolerations)
+        places = (self.selector, self.node_selector, self.node_affinity, self.tolerations, self.mounts)
         kind = (self.needs_devices, self.sharing, self.mig_profile, self.displacing)
         object.__setattr__(self, "_hash", hash((kind, places)))
 

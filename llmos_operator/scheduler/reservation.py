@@ -35,8 +35,9 @@ from llmos_operator.state import ledger
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llmos_operator.scheduler.attempt import Attempts, Result, Shape
+    from llmos_operator.scheduler.attempt import Attempts, Result
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.room import Room
     from llmos_operator.scheduler.table import Bools
     from llmos_operator.scheduler.vacancy import Vacancy
@@ -80,29 +81,17 @@ class Reservations:
 
     def consider(self, pending: Pending, shape: Shape, result: Result) -> None:
         """Keep a place for a workload whose replicas have just been tried in vain, if it is its turn."""
-        attempts, limits = self._attempts, self._attempts.policy.reservation
-        if (
-            result.failure is None
-            or result.failure.reason not in _REASONS
-            or not pending.workload.accelerators
-        ):
+        attempts = self._attempts
+        if result.failure is None or self.settled(pending, shape, result):
             return
-        kind = (self._tree(pending.queue), pending.workload.selector)
-        unit = _unit(pending, result)
-        if not unit or self._kinds[kind] >= limits.most or self._vain[kind] >= _TRIES:
-            return
-        aged = attempts.now - pending.workload.created_at > limits.after
-        workload = pending.workload
-        asked = (shape.number, workload.members, workload.topology, workload.preemption, len(unit))
-        key = (*asked, pending.queue, pending.priority, aged)
-        if key in self._sought or attempts.preemption.out_of_time:
-            return
+        kind, unit = self._kind(pending), _unit(pending, result)
+        aged = self.aged(pending.workload)
         with attempts.preemption.searching():
             search = Search(attempts, self.ends, pending, shape, unit)
             place = search.soonest() or (search.gather() if aged else None)
         if place is None or not all(self._leaves(one, claim) for claim in place.claims for one in self._kept):
             self._vain[kind] += 1
-            self._sought.add(key)
+            self._sought.add(self._key(pending, shape, unit))
             return
         self._kinds[kind] += 1
         self._keep(pending, place, aged=aged)
@@ -110,6 +99,28 @@ class Reservations:
         result.failure = replace(
             result.failure, message=f"{result.failure.message}; {kept(result.reservation)}"
         )
+
+    def settled(self, pending: Pending, shape: Shape, result: Result) -> bool:
+        """Return whether no place is sought for a workload that has been tried, nor for any like it, in this plan."""
+        failed, limits = result.failure, self._attempts.policy.reservation
+        if failed is None or failed.reason not in _REASONS or not pending.workload.accelerators:
+            return True
+        kind, unit = self._kind(pending), _unit(pending, result)
+        if not unit or self._kinds[kind] >= limits.most or self._vain[kind] >= _TRIES:
+            return True
+        return self._key(pending, shape, unit) in self._sought or self._attempts.preemption.out_of_time
+
+    def aged(self, workload: Workload) -> bool:
+        """Return whether a workload has waited for so long that a place is kept though nobody knows when it will be free."""
+        return self._attempts.now - workload.created_at > self._attempts.policy.reservation.after
+
+    def _kind(self, pending: Pending) -> tuple[str, DeviceSelector]:
+        return self._tree(pending.queue), pending.workload.selector
+
+    def _key(self, pending: Pending, shape: Shape, unit: Sequence[int]) -> tuple[object, ...]:
+        workload = pending.workload
+        asked = (shape.number, workload.members, workload.topology, workload.preemption, len(unit))
+        return (*asked, pending.queue, pending.priority, self.aged(workload))
 
     def _keep(self, pending: Pending, place: Vacancy, *, aged: bool) -> None:
         table, later = self._attempts.scene.table, self._attempts.worlds.later
@@ -161,6 +172,10 @@ class Reservations:
             and wanted & {uuid for c in one.place.claims for uuid in c.devices}
             for one in self._kept
         )
+
+    def rows(self) -> set[int]:
+        """Return the rows on which devices are kept."""
+        return {row for one in self._kept for row in one.columns}
 
     def names(self) -> list[str]:
         """Return for whom places are kept."""

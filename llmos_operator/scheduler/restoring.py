@@ -2,20 +2,21 @@
 
 The most important one first. What is given back must be free now and must not be room that is held for somebody; the
 replica must have done with less for a while, so that it is not asked, restored and asked again with every claimant
-that comes and goes: at most once in `PreemptionLimits.restore_after` seconds.
+that comes and goes: at most once in `PreemptionLimits.restore_after` seconds. What was lent comes back so, too, when nobody
+stands in it any more; what is called back does not wait for that (`lending`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler import wording
-from llmos_operator.scheduler.plan import Restore
+from llmos_operator.scheduler.lending import restore_of, room_for
+from llmos_operator.state import loans
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.attempt import Attempts
-    from llmos_operator.state.ledger import NodeState
+    from llmos_operator.scheduler.plan import Restore
     from llmos_operator.state.types import Claim, Pod
 
 
@@ -25,23 +26,9 @@ def restores(attempts: Attempts) -> list[Restore]:
     for pod, claim in sorted(
         _candidates(attempts), key=lambda one: (-one[1].priority, one[1].asked_at, one[0].key)
     ):
-        if not all(
-            _room(world.node(pod.node), claim) for world in (attempts.worlds.now, attempts.worlds.later)
-        ):
-            continue
-        attempts.restored(pod, claim)
-        found.append(
-            Restore(
-                pod=pod.key,
-                pod_uid=pod.uid,
-                node=pod.node,
-                workload=claim.workload,
-                workload_uid=claim.workload_uid,
-                bytes_per_device=claim.bytes_per_device,
-                reason=Reason.RESTORED,
-                explanation=wording.restored(claim),
-            )
-        )
+        if room_for(attempts, pod, claim):
+            attempts.restored(pod, claim)
+            found.append(restore_of(pod, claim, wording.restored(claim)))
     return found
 
 
@@ -58,11 +45,15 @@ def _candidates(attempts: Attempts) -> list[tuple[Pod, Claim]]:
         and attempts.now - pod.claim.asked_at >= wait
         and pod.claim.domain not in attempts.waiting_domains
         and attempts.scene.heard_lately(pod.node)
+        and not (pod.claim.lent and _lends_on(attempts, pod, pod.claim))
     ]
 
 
-def _room(state: NodeState, claim: Claim) -> bool:
-    """Return whether every device of a claim has what was given up, by reservations and as observed."""
-    missing = claim.bytes_per_device - claim.held_bytes
-    devices = [state.device(uuid) for uuid in claim.devices]
-    return all(device is not None and device.headroom_bytes() >= missing for device in devices)
+def _lends_on(attempts: Attempts, pod: Pod, claim: Claim) -> bool:
+    """Return whether what a replica has lent is in use, was taken for good in this plan, or is called back by others."""
+    state = attempts.worlds.later.node(pod.node)
+    return (
+        not attempts.snapshot.may_lend(claim.workload)
+        or not loans.lends(state, pod.key)
+        or bool(loans.borrowers(state, pod.key))
+    )

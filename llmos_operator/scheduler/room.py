@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.topology import Domain
     from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.ledger import DeviceState, NodeState
-    from llmos_operator.state.types import Node
 
 _ANY = 1 << 30  # pods: more than a rack takes
 
@@ -120,19 +119,20 @@ def _with_racks(room: Room, scene: Scene, *worlds: World) -> Room:
 def room_if_empty(scene: Scene, request: Request) -> Room:
     """Return the room there would be if nothing ran at all, on nodes of any condition."""
     table = scene.table
-    host = np.array([_host_if_empty(state.node, request) for state in table.states], np.int64)
+    host = np.array([_host_if_empty(state, request) for state in table.states], np.int64)
     large = matching_devices(scene, request) & (table.fixed[CAPACITY] >= request.bytes_per_device)
     return Room(request, host, large * _parts(request, table.fixed[CAPACITY], np.int64(FULL_MILLI)))
 
 
-def _host_if_empty(node: Node | None, request: Request) -> int:
+def _host_if_empty(state: NodeState, request: Request) -> int:
+    node = state.node
     if node is None:
         return 0
     found = [node.pods]
     for whole, amount in (
         (node.cpu_milli, request.cpu_milli),
         (node.memory_bytes, request.memory_bytes),
-        (node.gpus, request.plugin_gpus),
+        (state.whole_units, request.plugin_gpus),
     ):
         if amount:
             found.append(whole // amount)

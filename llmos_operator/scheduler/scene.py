@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -36,7 +37,7 @@ class Scene:
     @classmethod
     def of(cls, table: NodeTable, policy: Policy, now: float, heard: Mapping[str, float]) -> Scene:
         """Return the scene of a table that has been synchronised."""
-        times = np.fromiter((heard.get(name, NEVER) for name in table.names), np.float64, len(table.names))
+        times = np.fromiter(map(heard.get, table.names, repeat(NEVER)), np.float64, len(table.names))
         table.mates = {}
         racks = Racks.among(table.states, policy.rack_label) if table.rack_budgets.any() else None
         return cls(table, policy, now, times, RackRows(racks, table) if racks and racks.of else None)

@@ -28,7 +28,10 @@ _FIXED_CACHE = frozenset({vllm.ENGINE})  # engines whose KV cache is made once, 
 
 
 def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: float) -> bool:
-    """Return whether a replica may be asked for memory at all: it serves, was not asked before, and did not just refuse."""
+    """Return whether a replica may be asked for memory at all: it serves, was not asked before, and did not just refuse.
+
+    What it has lent may be taken from it; who borrows has nothing of its own to give.
+    """
     return (
         DisruptionStep.SHRINK in workload.disruption_order
         and DisruptionStep.SHRINK in policy.preemption.steps
@@ -38,7 +41,8 @@ def may_shrink(pod: Pod, claim: Claim, workload: Workload, policy: Policy, now: 
         and claim.sharing is Sharing.SHARED
         and bool(claim.devices)
         and pod.ready
-        and not claim.lowered
+        and (not claim.lowered or (claim.lent and claim.yielded))
+        and not claim.lender
         and claim.sleeping is None
         and now >= pod.firm_until
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.api import vllm
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime import memory, training_memory
-from llmos_operator.api.runtime.abilities import PLAIN_FORMATS, cannot, formats_of
+from llmos_operator.api.runtime.abilities import cannot, formats_of, not_served_at
 from llmos_operator.api.runtime.splitting import not_splittable
 from llmos_operator.api.runtime.staging import not_stageable, stage_shapes
 from llmos_operator.scheduler.precision import Formats, formats
@@ -90,11 +90,7 @@ def _able(workload: Workload, profile: Profile | None, allowed: Formats) -> Form
     if why:
         return Formats((), Reason.UNSUPPORTED, why)
     kept = formats_of(profile.shape, allowed.allowed)
-    message = (
-        f"{profile.shape.architecture} is served at {' and '.join(PLAIN_FORMATS)} alone, not at "
-        f"{', '.join(allowed.allowed)}; set spec.quantization.mode to None"
-    )
-    return Formats(kept, Reason.UNSUPPORTED, "" if kept else message)
+    return Formats(kept, Reason.UNSUPPORTED, "" if kept else not_served_at(profile.shape, allowed.allowed))
 
 
 def _splittable(workload: Workload, profile: Profile | None, allowed: Formats) -> Formats:

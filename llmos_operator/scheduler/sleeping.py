@@ -32,7 +32,7 @@ HOT = "Hot"  # load path of a model that was woken
 
 
 def can_sleep(pod: Pod, claim: Claim, workload: Workload, now: float) -> bool:
-    """Return whether a replica could sleep: it serves on shared devices, is awake, and did not just fail to."""
+    """Return whether a replica could sleep: it serves on shared devices of its own right, is awake, and did not just fail to."""
     return (
         workload.kind is WorkloadKind.INFERENCE
         and workload.engine in _SLEEPERS
@@ -42,6 +42,7 @@ def can_sleep(pod: Pod, claim: Claim, workload: Workload, now: float) -> bool:
         and bool(claim.devices)
         and pod.ready
         and claim.sleeping is None
+        and not claim.lender
         and (not claim.lowered or claim.yielded)
         and now >= pod.firm_until
     )

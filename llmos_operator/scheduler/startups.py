@@ -31,9 +31,10 @@ from llmos_operator.state.types import PodPhase, Sharing, WorkloadKind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llmos_operator.scheduler.attempt import Attempts, Shape
+    from llmos_operator.scheduler.attempt import Attempts
     from llmos_operator.scheduler.failure import Failure
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.room import Room
     from llmos_operator.scheduler.table import Bools

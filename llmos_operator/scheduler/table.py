@@ -7,6 +7,8 @@ only rows whose value is another one, so a table kept between cycles costs what 
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import is_not
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
@@ -57,7 +59,10 @@ class NodeTable:
         self.mates: Mapping[int, Sequence[int]] = {}
         self.budgeted: set[int] = set()  # rows with a power budget of their own
         self.strained: set[int] = set()  # rows with a strained device
-        self.plugged: set[int] = set()  # rows whose kubelet says which devices a device plugin offers
+        self.tainted: set[int] = set()  # rows with taints
+        self.plugged: set[int] = (
+            set()
+        )  # rows whose devices have to be taken before work shares them, or cannot be
         self._products: dict[str, int] = {}
         self._profiles: dict[MigProfile | None, int] = {None: 0}
         self._domains: dict[str, int] = {"": 0}
@@ -102,17 +107,16 @@ class NodeTable:
 
     def sync(self, nodes: Mapping[str, NodeState]) -> None:
         """Make the table equal to `nodes`."""
-        if len(nodes) != len(self.names) or any(name not in nodes for name in self.names):
+        if nodes.keys() != self.row_of.keys():
             self._rebuild(nodes)
             return
-        states = self.states
-        for row, name in enumerate(self.names):
-            state = nodes[name]
-            if state is not states[row]:
-                if len(state.devices) > self.width:
-                    self._rebuild(nodes)
-                    return
-                self.write(row, state)
+        states = [nodes[name] for name in self.names]
+        changed = list(compress(range(len(states)), map(is_not, states, self.states)))
+        if any(len(states[row].devices) > self.width for row in changed):
+            self._rebuild(nodes)
+            return
+        for row in changed:
+            self.write(row, states[row])
 
     def write(self, row: int, state: NodeState) -> None:
         """Rewrite one row."""
@@ -155,6 +159,7 @@ class NodeTable:
         self.schedulable: Bools = np.zeros(rows, np.bool_)
         self.budgeted.clear()
         self.strained.clear()
+        self.tainted.clear()
         self.plugged.clear()
         self.rack_budgets: Bools = np.zeros(rows, np.bool_)  # nodes that tell one of their rack
         self.exists: Bools = np.zeros((rows, width), np.bool_)
@@ -168,7 +173,8 @@ class NodeTable:
         node, devices = state.node, state.devices
         self.schedulable[row] = node is not None and node.ready and not node.unschedulable
         _note(self.budgeted, row, present=node is not None and node.power_milliwatts is not None)
-        _note(self.plugged, row, present=state.plugged)
+        _note(self.tainted, row, present=node is not None and bool(node.taints))
+        _note(self.plugged, row, present=state.plugged or state.claims_devices)
         _note(self.strained, row, present=any(d.strain_milli for d in devices))
         self.rack_budgets[row] = node is not None and node.rack_milliwatts is not None
         count = len(devices)

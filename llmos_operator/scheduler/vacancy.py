@@ -18,7 +18,7 @@ import numpy as np
 from llmos_operator.scheduler import gang
 from llmos_operator.scheduler.claims import claim_for
 from llmos_operator.scheduler.ends import NEVER
-from llmos_operator.scheduler.placement import device_fits, pick
+from llmos_operator.scheduler.placement import device_fits, pick, whole_fitting
 from llmos_operator.scheduler.topology import INSIDE, Domain
 from llmos_operator.scheduler.yielding import yields_from
 from llmos_operator.state.snapshot import assumed_pod
@@ -27,9 +27,10 @@ from llmos_operator.state.types import PodPhase
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from llmos_operator.scheduler.attempt import Attempts, Shape
+    from llmos_operator.scheduler.attempt import Attempts
     from llmos_operator.scheduler.ends import Ends
     from llmos_operator.scheduler.queueing import Pending
+    from llmos_operator.scheduler.recall import Shape
     from llmos_operator.scheduler.table import Bools
     from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.types import Claim, Pod
@@ -95,8 +96,38 @@ class Search:
                     break
         return best[1] if best is not None else None
 
-    def _fullest(self) -> list[tuple[int, Domain, list[int], list[int]]]:
-        """Return (least number missing, domain, its rows with the least missing first, what is missing on each)."""
+    def _fullest(self) -> Iterable[tuple[int, Domain, list[int], list[int]]]:
+        """Return (least number missing, domain, its rows with the least missing first, what is missing on each), best first."""
+        return self._fullest_domains() if self._together else self._fullest_nodes()
+
+    def _fullest_nodes(self) -> Iterable[tuple[int, Domain, list[int], list[int]]]:
+        """Yield the same for a single pod: every node is a domain, and the table has them in the order of their names."""
+        request, acceptable = self._request, self._feasible.devices & self._feasible.nodes[:, None]
+        for row in self._attempts.reservations.rows():
+            acceptable[row] = self._acceptable(row)
+        missing = np.maximum(0, request.devices - (acceptable & self._fits(acceptable)).sum(axis=1))
+        enough = acceptable.sum(axis=1) >= request.devices
+        for row in np.argsort(missing, kind="stable"):
+            if enough[row]:
+                found, name = int(missing[row]), self._names[row]
+                yield found, Domain(name, (int(row),)), [int(row)], [found]
+
+    def _fits(self, acceptable: Bools) -> Bools:
+        """Return the devices of all rows that would do in the later world, at least of those that are acceptable."""
+        table, later = self._attempts.scene.table, self._attempts.worlds.later
+        if self._request.whole:
+            found = whole_fitting(table, self._request, self._attempts.policy.overuse_percent)
+            rows = [table.row_of[name] for name in self._attempts.worlds.differing]
+        else:
+            found, rows = np.zeros_like(acceptable), np.flatnonzero(acceptable.any(axis=1)).tolist()
+        for row in rows:
+            states = later.node(self._names[row]).devices
+            found[row, : len(states)] = [
+                device_fits(one, self._request, self._attempts.policy.overuse_percent) for one in states
+            ]
+        return found
+
+    def _fullest_domains(self) -> list[tuple[int, Domain, list[int], list[int]]]:
         found = []
         for domain in self._domains():
             sizes = {

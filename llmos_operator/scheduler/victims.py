@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from llmos_operator.scheduler.kept import Kept
 from llmos_operator.scheduler.shrinking import may_do_with_fewer, may_shrink, shrink_cost, shrunk_bytes
 from llmos_operator.scheduler.sleeping import HOT, asleep_as, may_be_put_to_sleep, sleep_cost
 from llmos_operator.state.labels import matches
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.quota import QuotaTree
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Sleeping, Workload
+    from llmos_operator.state.types import Busy, Claim, DisruptionBudget, Pod, Profile, Sleeping, Workload
 
 _MILLISECONDS = 1000
 AWAY_SECONDS: Final = 60.0  # about as long as a displaced replica serves nobody
@@ -75,9 +76,20 @@ class Victim:
         return ENDS if self.ends else ASLEEP if self.sleeping is not None else 0
 
     @property
+    def grade(self) -> int:
+        """How harsh that is, as a depth: who borrows goes no later than replicas others can do without."""
+        return FEWER if self.ends and self.claim.lender else self.depth
+
+    @property
     def left_bytes(self) -> int:
         """What it would keep of each device, as long as it does not end."""
         return self.sleeping.bytes_per_device if self.sleeping is not None else self.asked_bytes
+
+    @property
+    def given_bytes(self) -> int:
+        """At most so much of each device is free for others when it does not end; what it has lent it gives for good."""
+        held = self.claim.bytes_per_device if self.asked_bytes and self.claim.lent else self.claim.held_bytes
+        return held - (self.left_bytes or held)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -95,6 +107,28 @@ class Victim:
         return (self.cost, -self.beyond, self.pod.key)
 
 
+# (priority and order, what the index has arrays of, the victim)
+Entry: TypeAlias = tuple[tuple[int, int, int, str], tuple[int, ...], Victim]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownVictim:
+    """A pod as one plan found it to be a victim, with all that decides it: no clock is among that.
+
+    So it is of a replica that serves and works, beyond its least runtime, and under no disruption budget.
+    """
+
+    pod: Pod
+    workload: Workload | None
+    profile: Profile | None
+    running: int
+    busy: Busy | None
+    beyond: int
+    reload: float
+    at: float  # when it was found: true from then on
+    found: tuple[Entry, ...]
+
+
 class VictimIndex:
     """Everybody who may be displaced at all in one snapshot: as values, and as arrays in the same order.
 
@@ -109,7 +143,11 @@ class VictimIndex:
         now: float,
         row_of: Mapping[str, int],
         tree: QuotaTree,
+        known: Kept[KnownVictim] | None = None,
     ) -> None:
+        """`known` is what former plans of the same policy found; it changes the cost of an index, never its content."""
+        self._known = known if known is not None else Kept()
+        self._known.turn()
         self._policy = policy
         self._now = now
         self._profiles = {(p.uri, p.revision): p for p in snapshot.profiles.values()}
@@ -123,32 +161,35 @@ class VictimIndex:
         for budget in snapshot.budgets.values():
             self._budgets_in[budget.namespace].append(budget)
         self.budgets = {key: budget.allowed for key, budget in snapshot.budgets.items()}  # left in this plan
-        found = []
+        found: list[tuple[int, Entry]] = []
         for pods in snapshot.pods_of.values():
             running = _running(pods)
             for pod in pods:
-                if pod.node in row_of:
-                    found += self._entries(pod, running)
-        found.sort(key=lambda v: (row_of[v.pod.node], v.priority, v.order))
-        self.victims = found
-        self.place_of = {victim.key: place for place, victim in enumerate(found)}
-        self._fill(snapshot, row_of)
+                row = row_of.get(pod.node)
+                if row is not None:
+                    found += [(row, entry) for entry in self._recalled(pod, running)]
+        found.sort(key=lambda one: (one[0], one[1][0]))
+        self.victims = [entry[2] for _, entry in found]
+        self._fill(snapshot, row_of, [entry[1] for _, entry in found])
+        self.rows = np.array([row for row, _ in found], np.int64)
 
-    def _fill(self, snapshot: Snapshot, row_of: Mapping[str, int]) -> None:
+    def _fill(self, snapshot: Snapshot, row_of: Mapping[str, int], numbers_of: list[tuple[int, ...]]) -> None:
         found = self.victims
+        planes = np.ascontiguousarray(np.array(numbers_of, np.int64).reshape(-1, 7).T)
+        self.costs, self.parts, self.priorities, self.depths, self.grades, self.yields, ends = planes
+        self.ends = ends.astype(np.bool_)
+        self.place_of = {
+            (victim.pod.key, depth): place
+            for place, (victim, depth) in enumerate(zip(found, self.depths.tolist(), strict=True))
+        }
         self.queue_names = sorted({v.claim.queue for v in found})
         numbers = {name: i for i, name in enumerate(self.queue_names)}
-        self.rows = np.array([row_of[v.pod.node] for v in found], np.int64)
-        self.priorities = np.array([v.priority for v in found], np.int64)
-        self.costs = np.array([v.cost for v in found], np.int64)
-        self.parts = np.array([v.cost // max(1, len(v.claim.devices)) for v in found], np.int64)
         self.queues = np.array([numbers[v.claim.queue] for v in found], np.int64)
-        self.ends = np.array([v.ends for v in found], np.bool_)
-        second = [v.ends and not v.fewer and (v.pod.key, FEWER) in self.place_of for v in found]
-        self.first_ends = self.ends & ~np.array(second, np.bool_)
-        self.depths = np.array([v.depth for v in found], np.int64)
-        kept = [v.left_bytes or v.claim.held_bytes for v in found]
-        self.yields = np.array([v.claim.held_bytes for v in found], np.int64) - np.array(kept, np.int64)
+        self.first_ends = self.ends.copy()
+        for fewer in np.flatnonzero(self.depths == FEWER).tolist():
+            second = self.place_of.get((found[fewer].pod.key, ENDS))
+            if second is not None:
+                self.first_ends[second] = False
         places = []
         node, columns = "", {}
         for i, victim in enumerate(found):
@@ -164,6 +205,52 @@ class VictimIndex:
     def on_row(self, row: int) -> range:
         """Return the indexes of the victims on a row."""
         return range(int(np.searchsorted(self.rows, row)), int(np.searchsorted(self.rows, row, "right")))
+
+    def _recalled(self, pod: Pod, running: int) -> Iterable[Entry]:
+        """Return the entries of a pod, as a former plan found them if nothing of what decides them has changed."""
+        claim = pod.claim
+        if claim is None or pod.phase is not PodPhase.BOUND or not pod.uid:
+            return ()
+        workload = self._workloads.get(claim.workload_uid)
+        busy, beyond = self._busy.get(pod.key), self._beyond.get(claim.queue, 0)
+        reload, profile = self.reload_seconds(claim, workload), self._profile_of(workload)
+        known = self._known.get(pod.key)
+        if (
+            known is None
+            or known.pod is not pod
+            or known.workload is not workload
+            or known.profile is not profile
+            or known.running != running
+            or known.busy is not busy
+            or known.beyond != beyond
+            or known.reload != reload
+            or known.at > self._now
+            or pod.namespace in self._budgets_in
+        ):
+            found = tuple(_entry(one) for one in self._entries(pod, running))
+            if not self._is_timeless(pod, claim, workload, found):
+                return found
+            known = KnownVictim(pod, workload, profile, running, busy, beyond, reload, self._now, found)
+        self._known.put(pod.key, known)
+        return known.found
+
+    def _profile_of(self, workload: Workload | None) -> Profile | None:
+        if workload is None or not self._profiles:
+            return None
+        return self._profiles.get((workload.model.uri, workload.model.revision))
+
+    def _is_timeless(
+        self, pod: Pod, claim: Claim, workload: Workload | None, found: tuple[Entry, ...]
+    ) -> bool:
+        """Return whether only time that goes back, or a change of what `KnownVictim` names, makes other entries of a pod."""
+        serves = workload is None or (workload.kind is WorkloadKind.INFERENCE and workload.idle_since is None)
+        return (
+            serves
+            and self._now >= pod.firm_until
+            and self._now - (pod.started_at or claim.bound_at) >= claim.min_runtime
+            and pod.namespace not in self._budgets_in
+            and all(victim.sleeping is None for *_, victim in found)
+        )
 
     def _entries(self, pod: Pod, running: int) -> list[Victim]:
         """Return a pod as a victim of each step that may be taken."""
@@ -186,7 +273,7 @@ class VictimIndex:
         if workload is None or not may_shrink(pod, claim, workload, self._policy, self._now):
             return None
         profile = self._profiles.get((workload.model.uri, workload.model.revision))
-        left = shrunk_bytes(claim, workload, profile, self._policy)
+        left = claim.asked_bytes if claim.lent else shrunk_bytes(claim, workload, profile, self._policy)
         if left is None:
             return None
         cost = shrink_cost(claim, left, self._policy, loss)
@@ -304,6 +391,19 @@ class VictimIndex:
         return held / self._policy.load_bytes_per_second
 
 
+def _entry(victim: Victim) -> Entry:
+    numbers = (
+        victim.cost,
+        victim.cost // max(1, len(victim.claim.devices)),
+        victim.priority,
+        victim.depth,
+        victim.grade,
+        victim.given_bytes,
+        int(victim.ends),
+    )
+    return (victim.priority, *victim.order), numbers, victim
+
+
 def idle_seconds(workload: Workload | None, now: float) -> float:
     """Return for how long nobody has asked anything of what serves; 0 for what works, or may work, and for all other work."""
     if workload is None or workload.kind is not WorkloadKind.INFERENCE or workload.idle_since is None:
@@ -357,5 +457,5 @@ def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collectio
 
 def _running(pods: Iterable[Pod]) -> int:
     """Return how many replicas have a pod that runs, and is awake."""
-    claims = (pod.claim for pod in pods if pod.phase is PodPhase.BOUND)
+    claims = [pod.claim for pod in pods if pod.phase is PodPhase.BOUND]
     return len({claim.ordinal for claim in claims if claim is not None and claim.sleeping is None})

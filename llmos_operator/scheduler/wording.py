@@ -144,11 +144,45 @@ def kept(place: Reservation) -> str:
 def shrunk(pending: Pending, victim: Victim, proposal: Proposal) -> str:
     """Return why a victim has to come down, and to what."""
     held, left = human_bytes(victim.claim.held_bytes), human_bytes(victim.asked_bytes)
+    if victim.claim.lent:
+        lent = human_bytes(victim.claim.lent_bytes)
+        return (
+            f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: the {lent} per device that "
+            f"priority {victim.priority} has lent are taken from it, it keeps {left}; {_loss(victim)}"
+        )
     return (
         f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: the KV cache of "
         f"priority {victim.priority} comes down to one full context, from {held} to {left} per device; "
         f"{_loss(victim)}"
     )
+
+
+def lent(pending: Pending, claim: Claim, left: int) -> str:
+    """Return why a replica that idles comes down, and until when."""
+    given = human_bytes(claim.bytes_per_device - left)
+    return (
+        f"it idles and lends {given} per device to {pending.workload.key} (priority {pending.priority}) and its like, "
+        f"from {human_bytes(claim.bytes_per_device)} to {human_bytes(left)}, until it works again"
+    )
+
+
+def borrows(claim: Claim) -> str:
+    """Return why a replica starts where it does, and when it has to go."""
+    return f"in memory that {claim.lender}, which idles, lends it until it works again"
+
+
+def sent_away(lender: Claim, claim: Claim) -> str:
+    """Return why a borrower has to go."""
+    return (
+        f"{lender.workload} (priority {lender.priority}) works again and calls back the memory it lent priority "
+        f"{claim.priority} on node {lender.node}"
+    )
+
+
+def called_back(claim: Claim) -> str:
+    """Return why a lender gets its memory back."""
+    lowered, whole = human_bytes(claim.held_bytes), human_bytes(claim.bytes_per_device)
+    return f"it works again, and what it lent on node {claim.node} is free: back from {lowered} to {whole} per device"
 
 
 def put_to_sleep(pending: Pending, victim: Victim, proposal: Proposal) -> str:

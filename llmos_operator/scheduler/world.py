@@ -80,9 +80,9 @@ class World:
         if pod.claim is not None:
             self._add(pod.claim.queue, charge(pod.claim), -1)
 
-    def lower(self, pod: Pod, asked_bytes: int) -> None:
+    def lower(self, pod: Pod, asked_bytes: int, *, lent: bool = False) -> None:
         """Let a pod have come down to `asked_bytes` of each device; its queue is charged as before."""
-        self.view.lower(pod.node, pod.key, asked_bytes)
+        self.view.lower(pod.node, pod.key, asked_bytes, lent=lent)
 
     def sleep(self, pod: Pod, sleeping: Sleeping) -> None:
         """Let a pod sleep; its queue is charged as before."""
@@ -149,7 +149,7 @@ class Worlds:
             worlds.leave(pod)
         for pod in snapshot.lowered:
             if pod.claim is not None and not pod.claim.yielded:
-                worlds.lower(pod, pod.claim.asked_bytes)
+                worlds.lower(pod, pod.claim.asked_bytes, lent=pod.claim.lent)
         for pod in snapshot.sleeping:
             if pod.claim is not None and pod.claim.sleeping is not None and not pod.claim.asleep:
                 worlds._doze(pod, pod.claim.sleeping)
@@ -163,9 +163,9 @@ class Worlds:
         self.leaving[pod.key] = pod
         self.differing.add(pod.node)
 
-    def lower(self, pod: Pod, asked_bytes: int) -> None:
+    def lower(self, pod: Pod, asked_bytes: int, *, lent: bool = False) -> None:
         """Let a pod have come down in the later world."""
-        self.later.lower(pod, asked_bytes)
+        self.later.lower(pod, asked_bytes, lent=lent)
         self.lowering[pod.key] = pod
         self.differing.add(pod.node)
 
@@ -200,7 +200,8 @@ class Worlds:
 
     def restore(self, pod: Pod, claim: Claim) -> None:
         """Let a pod that had come down count with all it was bound with, in both worlds."""
-        whole = replace(pod, claim=replace(claim, asked_bytes=0, asked_at=0.0, yielded=False))
+        whole = replace(pod, claim=replace(claim, asked_bytes=0, asked_at=0.0, yielded=False, lent=False))
+        self.lowering.pop(pod.key, None)
         self.now.view.put(whole)
         if pod.node in self.differing:
             self.later.view.put(whole)

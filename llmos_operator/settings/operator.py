@@ -170,6 +170,24 @@ class SchedulingSettings(Group):
     """Part of all placed pods that may be moved within an hour so that others can start, at least one; 0 moves nobody."""
 
 
+class KueueSettings(Group):
+    """Workloads that wait in queues of Kueue."""
+
+    enabled: bool = False
+    """Whether ModelWorkloads with the label kueue.x-k8s.io/queue-name run only while Kueue (0.15 or later) admits them."""
+
+
+class ResourceClaimSettings(Group):
+    """Devices of a DRA driver (ResourceSlices of gpu.nvidia.com): pods that take whole ones get ResourceClaims for them."""
+
+    enabled: bool = False
+    """Whether the operator writes ResourceClaims, allocated to the devices it decided, on nodes whose devices a DRA driver publishes and no device plugin offers. Nothing shares devices there. Needs Kubernetes 1.34 or later."""
+    device_class: str = Field(default="gpu.nvidia.com", min_length=1)
+    """DeviceClass these claims name for whole GPUs."""
+    mig_device_class: str = Field(default="mig.nvidia.com", min_length=1)
+    """DeviceClass they name for MIG instances."""
+
+
 class HealthSettings(Group):
     """What is done about sick devices beyond placing nothing new on them."""
 
@@ -253,6 +271,10 @@ class OperatorSettings(ProcessSettings):
     """Holder pods, on nodes whose device plugin offers nvidia.com/gpu and whose agent is told by the kubelet who has which."""
     partitioning: PartitioningSettings = PartitioningSettings()
     """MIG instances."""
+    kueue: KueueSettings = KueueSettings()
+    """Queues of Kueue."""
+    resource_claims: ResourceClaimSettings = ResourceClaimSettings()
+    """Devices of a DRA driver."""
     profile_retention: Annotated[float, Field(ge=0, le=315_360_000)] = 604_800.0
     """Seconds for which a ModelProfile is kept that no workload names; 0 for ever, as with scheduling.namespaces set."""
     master_key_file: str = ""

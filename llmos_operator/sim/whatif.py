@@ -171,6 +171,7 @@ def carry_out(store: Store, made: Plan) -> None:
             made.now,
             shrink.preemptor,
             made.now + YIELD_SECONDS,
+            lent=shrink.loan,
         )
     for sleep in made.sleeps:
         store.ask_to_sleep(sleep.pod, sleep.pod_uid, sleep.sleeping, made.now + YIELD_SECONDS)
@@ -235,7 +236,7 @@ def come_down(store: Store, pod: Pod, now: float) -> None:
         left = state.slept(pod.key, pod.claim.sleeping)
         store.note_asleep(pod.key, pod.uid)
     else:
-        left = state.lowered(pod.key, pod.claim.asked_bytes)
+        left = state.lowered(pod.key, pod.claim.asked_bytes, lent=pod.claim.lent)
         store.note_yielded(pod.key, pod.uid)
     _observe(store, left, now)
 
@@ -334,6 +335,8 @@ def _displaced(evict: Evict | Shrink | Sleep | Move, cycles: list[Plan], at: int
 
 def _stays(one: Shrink | Sleep, cycles: list[Plan]) -> str:
     """Return what becomes of a replica whose pod stays."""
+    if isinstance(one, Shrink) and one.loan:
+        return f"lends, and goes on with {human_bytes(one.bytes_per_device)} per device until it works again"
     if isinstance(one, Shrink):
         return f"goes on with {human_bytes(one.bytes_per_device)} per device"
     if any(wake.pod_uid == one.pod_uid for cycle in cycles for wake in cycle.wakes):

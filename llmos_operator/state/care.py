@@ -21,7 +21,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """One target, a device's UUID or `NODE`. `times` is how often it fell ill again within a day of its release."""
+    """One target: a device's UUID, for MIG instances that of their GPU, or `NODE`. `times` is how often it fell ill again within a day of its release."""
 
     target: str
     action: str
@@ -48,14 +48,15 @@ class Care:
         """Return the treatment of a device, or of the node."""
         return next((one for one in self.treatments if one.target == target), None)
 
-    def holding(self, uuid: str) -> Treatment | None:
-        """Return the treatment that keeps new work off a device: its own, or its node's."""
-        return next((one for one in self.treatments if one.quarantined and one.target in {uuid, NODE}), None)
+    def holding(self, uuid: str, gpu: str = "") -> Treatment | None:
+        """Return the treatment that keeps new work off a device: its own, that of the ``gpu`` it is cut from, or its node's."""
+        targets = {uuid, gpu, NODE}
+        return next((one for one in self.treatments if one.quarantined and one.target in targets), None)
 
-    def draining(self, uuid: str) -> Treatment | None:
-        """Return the treatment that asks what is on a device to leave."""
+    def draining(self, uuid: str, gpu: str = "") -> Treatment | None:
+        """Return the treatment that asks what is on a device to leave; ``gpu`` as above."""
         found = (one for one in self.treatments if one.phase is Phase.DRAINING)
-        return next((one for one in found if one.target in {uuid, NODE}), None)
+        return next((one for one in found if one.target in {uuid, gpu, NODE}), None)
 
 
 NO_CARE: Final = Care()

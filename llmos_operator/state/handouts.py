@@ -18,9 +18,10 @@ from llmos_operator.state.cutting import being_cut
 from llmos_operator.state.types import PodPhase
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from llmos_operator.state.ledger import DeviceState
+    from llmos_operator.state.slices import Allocation
     from llmos_operator.state.types import Device, Node, Pod, PodKey
 
 _MIXED: Final = "mixed"
@@ -40,17 +41,17 @@ def resource_of(device: Device, node: Node | None, devices: Sequence[Device]) ->
     """Return the extended resource by which pods get a device of a node from a device plugin, "" where they name it themselves.
 
     ``devices`` are all of the node. The kubelet's own word goes first, then the strategy that GPU feature discovery found, then
-    what the node advertises.
+    what the node advertises. Devices that are claimed are under none.
     """
+    if claims_devices(node, devices):
+        return ""
     if not device.mig:
         return names.RESOURCE_GPU
     if device.resource == names.RESOURCE_GPU or device.resource.startswith(RESOURCE_PREFIX):
         return device.resource
-    if node is None:
-        return ""
-    strategy = node.labels.get(names.LABEL_MIG_STRATEGY, "")
+    strategy = node.labels.get(names.LABEL_MIG_STRATEGY, "") if node is not None else _NONE
     mixed = device.profile.resource if device.profile is not None else ""
-    if strategy == _NONE:
+    if node is None or strategy == _NONE:
         return ""
     if strategy == _MIXED or (not strategy and mixed in node.partitions):
         return mixed
@@ -58,6 +59,11 @@ def resource_of(device: Device, node: Node | None, devices: Sequence[Device]) ->
         node.gpus > 0 and not node.partitions and all(one.mig for one in devices)
     )
     return names.RESOURCE_GPU if single else ""
+
+
+def claims_devices(node: Node | None, devices: Iterable[Device]) -> bool:
+    """Return whether pods get the devices of a node by ResourceClaims: a device plugin that offers any goes first."""
+    return node is not None and not node.gpus and any(one.claimable for one in devices)
 
 
 def resources_of(devices: Sequence[DeviceState], node: Node | None) -> tuple[str, ...]:
@@ -119,17 +125,21 @@ def _foreign(
     pods: Mapping[PodKey, Pod],
     secured: set[int],
 ) -> set[int]:
-    """Return the devices the kubelet gave to others, and of the rest as many as they asked for beside.
+    """Return the devices that ResourceClaims have or the kubelet gave to others, and of the rest as many as they asked for beside.
 
     Which ones of the rest is a guess: those without claims, the most used first, then the highest index.
     """
-    taken: set[int] = set()
+    claimed = [(i, one.device.claimed_by) for i, one in enumerate(devices) if one.device.claimed_by]
+    ours = {own_claim(pod) for pod in pods.values()} if claimed else set()
+    taken = {i for i, claims in claimed if not ours.issuperset(claims)}
     told: Counter[tuple[PodKey, str]] = Counter()
     for i, one in enumerate(devices):
         others = [key for key in one.device.holders if _is_foreign(pods.get(key))]
         if others:
             taken.add(i)
             told.update((key, resources[i]) for key in others)
+    if any(one.device.published for one in devices):
+        return taken  # what is asked for there, ResourceClaims get: nothing is left to guess
     for resource in dict.fromkeys(resources):
         asked = sum(units(pod, resource) for pod in pods.values() if _is_foreign(pod))
         asked -= sum(min(count, units(pods[key], of)) for (key, of), count in told.items() if of == resource)
@@ -150,6 +160,24 @@ def _foreign(
     return taken
 
 
+def own_claim(pod: Pod) -> str:
+    """Return the key of the ResourceClaim a pod of ours has its devices by, "" where it has none or has ended."""
+    if pod.claim is None or not pod.claim.resource_claim or pod.phase is PodPhase.FINISHED:
+        return ""
+    return f"{pod.namespace}/{pod.claim.resource_claim}"
+
+
+def uses_claim(pod: Pod | None, one: Allocation) -> bool:
+    """Return whether a pod that has not ended has its devices by a ResourceClaim, or is to get them.
+
+    What its spec names and for whom the claim is reserved counts beside its annotation, which anybody may edit who may edit the pod.
+    """
+    if pod is None or pod.phase is PodPhase.FINISHED:
+        return False
+    named = f"{pod.namespace}/{pod.resource_claim}" if pod.resource_claim else own_claim(pod)
+    return named == one.key or pod.uid in one.users
+
+
 def _is_foreign(pod: Pod | None) -> bool:
     """Return whether a pod is somebody else's and holds something. One nobody knows of is on its way out."""
     return pod is not None and pod.claim is None and not pod.holder and pod.phase is not PodPhase.FINISHED
@@ -166,11 +194,17 @@ def _withheld(
 ) -> set[int]:
     """Return the free instances for which the kubelet has no unit left: it may advertise fewer than the agent finds.
 
-    While GPUs are being cut nothing that is free is given.
+    Where devices are claimed, those that cannot be. While GPUs are being cut nothing that is free is given.
     """
     if node is not None and being_cut(node.labels, node.recut):
         return {i for i, one in enumerate(devices) if one.claims == 0 and i not in foreign}
     found: set[int] = set()
+    if claims_devices(node, (one.device for one in devices)):
+        return {
+            i
+            for i, one in enumerate(devices)
+            if not one.device.claimable and one.claims == 0 and i not in foreign
+        }
     for resource in dict.fromkeys(resources[i] for i, one in enumerate(devices) if one.device.mig):
         if not resource:
             continue

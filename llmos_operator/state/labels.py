@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.types import Requirement, Selector, Taint, Toleration
 
 _HARD_EFFECTS = {"NoSchedule", "NoExecute"}
 NODE_NAME_FIELD = "metadata.name"
 _NUMBER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+
+
+def labels_of(state: NodeState) -> Mapping[str, str]:
+    """Return a node's labels and its name, as node affinity sees them; none of a node that is not registered."""
+    node = state.node
+    return {NODE_NAME_FIELD: state.name, **node.labels} if node is not None else {}
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:

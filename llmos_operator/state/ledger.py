@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.api import names
 from llmos_operator.api.runtime.memory import MIB
 from llmos_operator.api.telemetry import Verdict
-from llmos_operator.state import handouts, power
+from llmos_operator.state import handouts, loans, power
 from llmos_operator.state.care import Phase
 from llmos_operator.state.cutting import being_cut
 from llmos_operator.state.telemetry import Observation, worse
@@ -56,6 +56,7 @@ class DeviceState:
     secured: bool = False  # a holder pod of ours has it from the device plugin
     bare: bool = False  # shared work is on it, the plugin offers it, and no holder pod has it
     withheld: bool = False  # nobody holds it, nor would be given it: no unit is left of its resource, or its GPU is being cut
+    kept_bytes: int = 0  # lent, and free: for borrowers alone
 
     @property
     def usable(self) -> bool:
@@ -84,14 +85,17 @@ class DeviceState:
     @property
     def open(self) -> bool:
         """Whether shared work may start on it without a holder pod being made for it first."""
-        return self.secured or not self.device.offered
+        return self.secured or not (self.device.offered or self.device.claimable)
 
     @property
     def entry(self) -> int:
         """Whether shared work may be planned on it: 0 no, 1 where a unit of nvidia.com/gpu is free, 2 yes.
 
-        A device that the plugin offers has to be taken from it. Nothing joins work that lost its holder pod.
+        A device that the plugin offers has to be taken from it. Nothing joins work that lost its holder pod. A ResourceClaim
+        of ours has a device for one pod.
         """
+        if self.device.claimable:
+            return 0
         if self.secured or not self.device.offered:
             return 2
         return 0 if self.bare else 1 + (self.claims > 0)
@@ -101,7 +105,7 @@ class DeviceState:
         return self.entry + (free_gpus > 0) > 1
 
     def headroom_bytes(self) -> int:
-        """Return capacity - max(reserved, observed + margin), never below 0; 0 where it is held as a whole.
+        """Return capacity - max(reserved, observed + margin) - kept, never below 0; 0 where it is held as a whole.
 
         What a device holds without any claim of ours (driver, context) counts through the observation.
         """
@@ -111,7 +115,7 @@ class DeviceState:
         taken = self.reserved_bytes
         if self.observed_bytes is not None and self.observed_bytes > 0:
             taken = max(taken, self.observed_bytes + observation_margin(capacity))
-        return max(0, capacity - taken)
+        return max(0, capacity - taken - self.kept_bytes)
 
     def headroom_milli(self) -> int:
         """Return the free compute in thousandths of the device."""
@@ -165,6 +169,8 @@ class NodeState:
         devices = self.devices
         if pod.claim is not None and pod.claim.devices:
             devices = _devices_after(devices, pod.claim, sign, pods)
+            if loans.concerned(pod.claim):
+                devices = loans.marked(devices, pods)
         if foreign or self.foreign_gpus or self._handed_out(devices):
             devices = handouts.marked(devices, self.resources, self.node, pods, refusing=self.refusing)
         return NodeState(
@@ -212,11 +218,23 @@ class NodeState:
         """
         if self.node is None or self.refusing:
             return 0
-        return max(0, self.node.gpus - self.gpus + self.holder_gpus - self._shared_gpus())
+        return max(0, self.whole_units - self.gpus + self.holder_gpus - self._shared_gpus())
 
     def granted_gpus(self) -> int:
         """Return how many units of nvidia.com/gpu its kubelet would grant to a pod at once, never below 0."""
-        return 0 if self.node is None or self.refusing else max(0, self.node.gpus - self.gpus)
+        return 0 if self.node is None or self.refusing else max(0, self.whole_units - self.gpus)
+
+    @property
+    def claims_devices(self) -> bool:
+        """Whether pods get its devices by ResourceClaims that the operator makes."""
+        return handouts.claims_devices(self.node, (one.device for one in self.devices))
+
+    @property
+    def whole_units(self) -> int:
+        """How many whole devices it gives to pods: units of nvidia.com/gpu, or those that can be claimed where it advertises none."""
+        if self.node is None:
+            return 0
+        return self.node.gpus or sum(one.device.claimable and not one.device.mig for one in self.devices)
 
     def _shared_gpus(self) -> int:
         if not self.plugged:
@@ -229,7 +247,14 @@ class NodeState:
     def _handed_out(self, devices: Iterable[DeviceState]) -> bool:
         """Return whether more than claims decides what can be given."""
         cut = self.node is not None and being_cut(self.node.labels, self.node.recut)
-        return cut or self.plugged or any(one.device.holders or one.device.mig for one in devices)
+        return (
+            cut
+            or self.plugged
+            or any(
+                one.device.holders or one.device.mig or one.device.claimed_by or one.device.claimable
+                for one in devices
+            )
+        )
 
     def settled(self) -> NodeState:
         """Return the state with what the node advertises, or its kubelet grants, taken into account anew."""
@@ -251,13 +276,13 @@ class NodeState:
             return after
         return _freed(after, pod.claim, pod.claim.held_bytes)
 
-    def lowered(self, key: PodKey, asked_bytes: int) -> NodeState:
-        """Return the state as it will be when the pod has come down to `asked_bytes` of each device."""
+    def lowered(self, key: PodKey, asked_bytes: int, *, lent: bool = False) -> NodeState:
+        """Return the state as it will be when the pod has come down to `asked_bytes` of each device, as a loan or for good."""
         pod = self.pods[key]
         if pod.claim is None:
             return self
         freed = pod.claim.held_bytes - asked_bytes
-        claim = replace(pod.claim, asked_bytes=asked_bytes, yielded=True)
+        claim = replace(pod.claim, asked_bytes=asked_bytes, yielded=True, lent=lent)
         return _freed(self.with_pod(replace(pod, claim=claim)), claim, freed)
 
     def slept(self, key: PodKey, sleeping: Sleeping) -> NodeState:
@@ -276,8 +301,19 @@ class NodeState:
         found = [self.device(uuid) for uuid in claim.devices]
         return self.added_by(replace(claim, sleeping=None)) <= self.power_room() and all(
             one is not None
-            and one.reserved_bytes + claim.awake_bytes - claim.held_bytes <= one.device.memory_bytes
+            and one.reserved_bytes + one.kept_bytes + claim.awake_bytes - claim.held_bytes
+            <= one.device.memory_bytes
             and one.compute_milli + claim.compute_milli <= FULL_MILLI
+            for one in found
+        )
+
+    def may_rise(self, claim: Claim) -> bool:
+        """Return whether the reservations leave a replica of this node that came down all it was bound with."""
+        state = loans.opened(self, claim.pod) if claim.lent else self
+        missing = claim.bytes_per_device - claim.awake_bytes
+        found = [state.device(uuid) for uuid in claim.devices]
+        return all(
+            one is not None and one.reserved_bytes + one.kept_bytes + missing <= one.device.memory_bytes
             for one in found
         )
 
@@ -312,7 +348,7 @@ def whole_gpus(pod: Pod) -> int:
     """Return how many units of nvidia.com/gpu the pod takes from its node."""
     if pod.claim is None:
         return pod.gpus
-    return len(pod.claim.devices) if pod.claim.resource == names.RESOURCE_GPU else 0
+    return pod.claim.whole_units
 
 
 def build(
@@ -346,7 +382,7 @@ def _fresh_devices(gpu: GpuNode | None, observed: Mapping[str, Observation]) -> 
         seen = observed.get(device.uuid, _NOTHING)
         verdict = worse(device.verdict, seen.verdict)
         reason = device.reason if verdict is device.verdict else seen.reason
-        held = gpu.care.holding(device.uuid)
+        held = gpu.care.holding(device.uuid, device.parent)
         states.append(
             DeviceState(
                 device,
@@ -397,6 +433,7 @@ def _charged_device(state: DeviceState, claim: Claim, sign: int, pods: Mapping[P
         state.secured,
         state.bare,
         state.withheld,
+        state.kept_bytes,
     )
 
 
@@ -425,18 +462,26 @@ def shortfall(state: NodeState, claim: Claim) -> str:
     node = state.node
     if node is None:
         return f"node {state.name} is not registered"
-    gpus = len(claim.devices) if claim.resource == names.RESOURCE_GPU else 0
     for what, used, needed, capacity in (
         ("millicores of CPU", state.cpu_milli, claim.cpu_milli, node.cpu_milli),
         ("bytes of memory", state.memory_bytes, claim.memory_bytes, node.memory_bytes),
         ("pods", state.pod_count, 1, node.pods),
-        ("nvidia.com/gpu", node.gpus - state.granted_gpus(), gpus, node.gpus),
+        (
+            "whole devices" if state.claims_devices else names.RESOURCE_GPU,
+            state.whole_units - state.granted_gpus(),
+            claim.whole_units,
+            state.whole_units,
+        ),
     ):
         if needed and used + needed > capacity:
             return f"node {state.name} has {capacity - used} {what} free of {needed} needed"
     watts, left = state.added_by(claim), state.power_room()
     if claim.devices and watts > left:
         return f"node {state.name} has {left} milliwatts of its power budget left of {watts} needed"
+    if claim.lender:
+        if not loans.lends(state, claim.lender):
+            return f"{claim.lender} lends nothing on node {state.name} any more"
+        state = loans.opened(state, claim.lender)
     whole = claim.sharing is not Sharing.SHARED
     problems = (_device_shortfall(state.device(uuid), uuid, claim, whole=whole) for uuid in claim.devices)
     return next((problem for problem in problems if problem), "")
@@ -451,13 +496,14 @@ def _device_shortfall(one: DeviceState | None, uuid: str, claim: Claim, *, whole
     if one.exclusive or one.foreign or (one.claims and (whole or one.domain != claim.domain)):
         return f"device {uuid} is held by others"
     if not whole and not one.open:
-        return f"device {uuid} has no holder pod"
+        missing = "is had by whole pods alone" if one.device.claimable else "has no holder pod"
+        return f"device {uuid} {missing}"
     return _room_shortfall(one, uuid, claim)
 
 
 def _room_shortfall(one: DeviceState, uuid: str, claim: Claim) -> str:
-    if one.reserved_bytes + claim.bytes_per_device > one.device.memory_bytes:
-        free = one.device.memory_bytes - one.reserved_bytes
+    free = one.device.memory_bytes - one.reserved_bytes - one.kept_bytes
+    if claim.bytes_per_device > free:
         return f"device {uuid} has {free} bytes unreserved of {claim.bytes_per_device} needed"
     if one.compute_milli + claim.compute_milli > FULL_MILLI:
         return f"device {uuid} has {FULL_MILLI - one.compute_milli} of 1000 compute free of {claim.compute_milli}"

@@ -10,6 +10,7 @@ from llmos_operator.api import names
 from llmos_operator.state import ledger
 from llmos_operator.state.care import NO_CARE
 from llmos_operator.state.ledger import NodeState
+from llmos_operator.state.slicebook import SliceBook
 from llmos_operator.state.strangers import Strangers
 from llmos_operator.state.telemetry import Observation, Smoother
 
@@ -33,10 +34,11 @@ def _asked_to_cut(node: Node, recut: Recut) -> Node:
 OFFER_SECONDS = 600.0  # longer than a kubelet or an agent is expected to be away
 
 
-class NodeBook:
+class NodeBook(SliceBook):
     """Nodes by name. Methods that take a value say by their result whether anything changed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._version = 0
         self._nodes: dict[str, NodeState] = {}
         self._smoothers: dict[str, Smoother] = {}
@@ -50,6 +52,7 @@ class NodeBook:
         self._strangers: dict[str, Strangers] = {}
         self._offered: dict[str, set[str]] = {}  # node -> devices that its plugin offers, or has
         self._untold: dict[str, float | None] = {}  # of these, where nobody tells now -> since when
+        self._told: dict[str, GpuNode] = {}  # as agents tell, without what slices and claims say
         self._cuts: dict[str, Recut] = {}  # asked for, not yet seen in the watch
 
     def restore_nodes(self, snapshot: Snapshot) -> None:
@@ -122,7 +125,8 @@ class NodeBook:
         if care.disturbed_at > self._disturbed.get(gpu.name, 0.0):
             self._disturbed[gpu.name] = care.disturbed_at
         gpu = gpu if gpu.care == care else replace(gpu, care=care)
-        gpu = self._with_withdrawn(gpu)
+        self._told[gpu.name] = gpu
+        gpu = self._with_claims(self._with_withdrawn(gpu))
         if old is not None and old.gpu == gpu:
             return False
         self._set_node(self._build(gpu.name, old.node if old else None, gpu))
@@ -141,8 +145,13 @@ class NodeBook:
         self._strangers.pop(name, None)
         self._offered.pop(name, None)
         self._untold.pop(name, None)
+        self._told.pop(name, None)
         self._set_node(self._build(name, old.node, None))
         return True
+
+    def _claims_told(self, node: str) -> bool:
+        told = self._told.get(node)
+        return told is not None and self.apply_gpu_node(told)
 
     def _with_withdrawn(self, gpu: GpuNode) -> GpuNode:
         """Return a node on which what its device plugin has once offered stays the plugin's.

@@ -242,23 +242,27 @@ class PodBook(NodeBook):
         now: float,
         preemptor: WorkloadKey = "",
         until: float = 0.0,
+        *,
+        lent: bool = False,
     ) -> Claim | None:
         """Ask a running pod to come down to `asked_bytes` of each device; return its claim as it is to be written down.
 
         It counts with all it was bound with until :meth:`note_yielded`. The workload it makes room for is nominated until
-        `until`, as by :meth:`assume_evicted`. None: it is not there (any more), or was asked before.
+        `until`, as by :meth:`assume_evicted`. As a loan (`lent`) what it gives up is kept for who borrows. What it has
+        lent before may be taken for good. None: it is not there (any more), or was asked before.
         """
         pod = self._pods.get(key)
         if pod is None or pod.uid != uid or pod.claim is None or pod.phase is not PodPhase.BOUND:
             return None
+        taken = pod.claim.lent and pod.claim.yielded and not lent and asked_bytes == pod.claim.asked_bytes
         if (
-            pod.claim.lowered
+            (pod.claim.lowered and not taken)
             or pod.claim.sleeping is not None
             or not 0 < asked_bytes < pod.claim.bytes_per_device
         ):
             return None
         self._nominate(preemptor, until)
-        claim = replace(pod.claim, asked_bytes=asked_bytes, asked_at=now, yielded=False)
+        claim = replace(pod.claim, asked_bytes=asked_bytes, asked_at=now, yielded=taken, lent=lent)
         self._put_pod(replace(pod, claim=claim))
         return claim
 
@@ -274,12 +278,14 @@ class PodBook(NodeBook):
     def restore_memory(self, key: PodKey, uid: str, firm_until: float = 0.0) -> Claim | None:
         """Give a pod back all it was bound with; return its claim as it is to be written down, None if nothing was taken.
 
-        `firm_until` is when it may be asked again, where it did not come down.
+        `firm_until` is when it may be asked again, where it did not come down. None, too, while others hold what it gave up.
         """
         pod = self._pods.get(key)
         if pod is None or pod.uid != uid or pod.claim is None or not pod.claim.lowered:
             return None
-        claim = replace(pod.claim, asked_bytes=0, asked_at=0.0, yielded=False)
+        if pod.claim.yielded and not self._state(pod.node).may_rise(pod.claim):
+            return None
+        claim = replace(pod.claim, asked_bytes=0, asked_at=0.0, yielded=False, lent=False)
         self._put_pod(replace(pod, claim=claim, firm_until=max(firm_until, pod.firm_until)))
         return claim
 
@@ -364,6 +370,7 @@ class PodBook(NodeBook):
             self._note_target(pod, pod.claim)
         if pod.node:
             self._set_node(self._state(pod.node).with_pod(pod))
+        self._mounts_changed(pod, there=pod.phase is not PodPhase.FINISHED)
         self._version += 1
 
     def _note_target(self, pod: Pod, claim: Claim) -> None:
@@ -375,7 +382,9 @@ class PodBook(NodeBook):
             self._targets.pop(replica, None)
 
     def _drop_pod(self, key: PodKey) -> None:
-        self._unindex(self._pods.pop(key), moved=True)
+        pod = self._pods.pop(key)
+        self._unindex(pod, moved=True)
+        self._mounts_changed(pod, there=False)
         self._holders.pop(key, None)
         self._assumed.pop(key, None)
         self._evicting.pop(key, None)
@@ -383,6 +392,9 @@ class PodBook(NodeBook):
 
     def _pods_changed(self, workload_uid: str) -> None:
         """Take note that the pods of a workload are others now."""
+
+    def _mounts_changed(self, pod: Pod, *, there: bool) -> None:
+        """Take note that a pod has its claims mounted, or not any more."""
 
     def _unindex(self, pod: Pod, *, moved: bool) -> None:
         self._tally.remove(pod)

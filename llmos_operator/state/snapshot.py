@@ -72,6 +72,9 @@ class Snapshot:
         default_factory=dict
     )  # what pods that serve would lose with their end
     idle: frozenset[WorkloadKey] = frozenset()  # nobody has asked anything of them for `idle.sleepAfter`
+    lending: Mapping[WorkloadKey, bool] = field(
+        default_factory=dict
+    )  # True: may lend memory (`idle.lendAfter`); False: calls back what it has lent; absent: nobody has said
     # (work like this, beside work like that) -> thousandths of its speed that it was seen to lose
     interference: Mapping[tuple[str, str], int] = field(default_factory=dict)
     moved: tuple[Pod, ...] = ()  # pods of replicas that were moved to where they are, by key
@@ -86,6 +89,14 @@ class Snapshot:
     def synced(self) -> bool:
         """Whether every kind has been listed completely."""
         return not self.missing
+
+    def may_lend(self, key: WorkloadKey) -> bool:
+        """Return whether a workload may lend memory, or go on with that."""
+        return self.lending.get(key) is True
+
+    def calls_back(self, key: WorkloadKey) -> bool:
+        """Return whether a workload needs back what it has lent; a loan goes on while nobody has said so."""
+        return self.lending.get(key) is False
 
     def priority_of(self, workload: Workload) -> int:
         """Return the value of the workload's priority class; the cluster's default class, else 0, without one."""
@@ -121,6 +132,8 @@ def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...],
     Such pods are on their way out and keep a name until then. A replica of several pods is placed as a whole: where a
     part of it is missing, the rest is in the way of the next attempt too.
     """
+    if not pods:
+        return tuple(range(workload.replicas)), ()
     if workload.members > 1:
         return _missing_gangs(workload, pods)
     by_ordinal = {pod.claim.ordinal: pod for pod in pods if pod.claim is not None}
@@ -213,9 +226,9 @@ class View:
         """Stop counting a pod and what it was observed to use: the node as it will be once the pod has gone."""
         self._set(self._nodes[node].vacated(pod))
 
-    def lower(self, node: str, pod: PodKey, asked_bytes: int) -> None:
+    def lower(self, node: str, pod: PodKey, asked_bytes: int, *, lent: bool = False) -> None:
         """Count a pod as it will be once it has come down to `asked_bytes` of each of its devices."""
-        self._set(self._nodes[node].lowered(pod, asked_bytes))
+        self._set(self._nodes[node].lowered(pod, asked_bytes, lent=lent))
 
     def sleep(self, node: str, pod: PodKey, sleeping: Sleeping) -> None:
         """Count a pod as it will be once it sleeps."""

@@ -16,15 +16,19 @@ from llmos_operator.state.finished import FinishedLog
 from llmos_operator.state.podbook import PodBook
 from llmos_operator.state.snapshot import Snapshot, ordinals_of, settled
 from llmos_operator.state.types import Ceiling, Kind, PodPhase
+from llmos_operator.state.volumes import VolumeBook, mounted_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from llmos_operator.api.conditions import Reason
     from llmos_operator.state.types import (
         Busy,
         DisruptionBudget,
+        Gate,
         Hold,
         Namespace,
+        Pod,
         PodKey,
         PriorityClass,
         Profile,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
         Workload,
         WorkloadKey,
     )
+    from llmos_operator.state.volumes import Volume, VolumeClaim
 
 _T = TypeVar("_T")
 
@@ -42,8 +47,10 @@ _STAYING = frozenset({PodPhase.BOUND, PodPhase.ASSUMED})
 class Store(PodBook):
     """See the module's text. Methods that take a value say by their result whether anything changed."""
 
-    def __init__(self, required: Iterable[Kind] = REQUIRED) -> None:
+    def __init__(self, required: Iterable[Kind] = REQUIRED, *, claims_devices: bool = False) -> None:
+        """`claims_devices` says whether pods get devices of DRA drivers by ResourceClaims that the operator makes."""
         super().__init__()
+        self._claims_devices = claims_devices
         self._missing = list(required)
         self._workloads: dict[WorkloadKey, Workload] = {}  # as applied
         self._effective: dict[WorkloadKey, Workload] = {}  # with desired replicas put in
@@ -51,6 +58,7 @@ class Store(PodBook):
         self._key_of: dict[str, WorkloadKey] = {}  # by UID
         self._unsettled: set[WorkloadKey] = set()
         self._holds: dict[WorkloadKey, Hold] = {}
+        self._gates: dict[WorkloadKey, Gate] = {}
         self._finished = FinishedLog()
         self._averages = Averages()
         self._queues: dict[str, Queue] = {}
@@ -58,7 +66,10 @@ class Store(PodBook):
         self._priority_classes: dict[str, PriorityClass] = {}
         self._budgets: dict[str, DisruptionBudget] = {}
         self._namespaces: dict[str, Namespace] = {}
+        self._book = VolumeBook()
+        self._remounted: set[WorkloadKey] = set()
         self._idle: set[WorkloadKey] = set()
+        self._lending: dict[WorkloadKey, bool] = {}
         self._ceilings: dict[WorkloadKey, Ceiling] = {}  # the newest word on each
         self._busy: dict[PodKey, Busy] = {}
         self._interference: dict[tuple[str, str], int] = {}
@@ -87,6 +98,7 @@ class Store(PodBook):
         store._budgets = dict(snapshot.budgets)
         store._namespaces = dict(snapshot.namespaces)
         store._idle = set(snapshot.idle)
+        store._lending = dict(snapshot.lending)
         store._ceilings = {key: w.ceiling for key, w in snapshot.workloads.items() if w.ceiling is not None}
         store._busy = dict(snapshot.busy)
         store._interference = dict(snapshot.interference)
@@ -129,6 +141,7 @@ class Store(PodBook):
             held=tuple(sorted(k for k in self._ceilings if self._effective[k].wanted is not None)),
             busy=dict(self._busy),
             idle=frozenset(self._idle),
+            lending=dict(self._lending),
             interference=dict(self._interference),
             moved=tuple(sorted(self._tally.moved.values(), key=lambda pod: pod.key)),
             targets=dict(self._targets),
@@ -144,6 +157,15 @@ class Store(PodBook):
             claims = (p.claim for pods in self._pods_of.values() for p in pods if p.claim is not None)
             self._averages.advance(now, self._queues, self._tally.charged, claims)
 
+    def applied(self, key: WorkloadKey) -> Workload | None:
+        """Return a workload with its desired replicas, but without what Kueue says of it."""
+        workload, replicas = self._workloads.get(key), self._replicas.get(key)
+        return workload if workload is None or replicas is None else replace(workload, replicas=replicas)
+
+    def workload_of(self, uid: str) -> Workload | None:
+        """Return the workload of that UID."""
+        return self._effective.get(self._key_of.get(uid, ""))
+
     def workload(self, key: WorkloadKey) -> Workload | None:
         """Return a workload with its desired replicas put in."""
         return self._effective.get(key)
@@ -155,6 +177,7 @@ class Store(PodBook):
             return False
         if old is not None and old.uid != workload.uid:
             self.delete_workload(old.key)
+        self._book.note_workload(self._workloads.get(workload.key), workload)
         self._workloads[workload.key] = workload
         self._key_of[workload.uid] = workload.key
         self._finished.note(workload)
@@ -174,12 +197,15 @@ class Store(PodBook):
         old = self._workloads.get(key)
         if old is None or (uid and old.uid != uid):
             return False
+        self._book.note_workload(old, None)
         del self._workloads[key], self._effective[key], self._key_of[old.uid]
         self._unsettled.discard(key)
         self._nominated.pop(key, None)
         self._replicas.pop(key, None)
         self._holds.pop(key, None)
+        self._gates.pop(key, None)
         self._idle.discard(key)
+        self._lending.pop(key, None)
         self._ceilings.pop(key, None)
         self._version += 1
         return True
@@ -252,6 +278,17 @@ class Store(PodBook):
         self._version += 1
         return True
 
+    def set_lending(self, key: WorkloadKey, *, lending: bool | None) -> bool:
+        """Say whether a workload may lend memory (True), calls back what it has lent (False), or neither (None)."""
+        if lending == self._lending.get(key):
+            return False
+        if lending is None:
+            del self._lending[key]
+        else:
+            self._lending[key] = lending
+        self._version += 1
+        return True
+
     def set_interference(self, subject: str, beside: str, milli: int) -> bool:
         """Take the part of its speed, in thousandths, that work like `subject` loses beside work like `beside`; 0: none."""
         if self._interference.get((subject, beside), 0) == milli:
@@ -265,6 +302,17 @@ class Store(PodBook):
     def set_hold(self, key: WorkloadKey, hold: Hold | None) -> bool:
         """Keep a workload from getting new replicas, or lift that."""
         return self._apply(self._holds, key, hold) if hold else self._delete(self._holds, key)
+
+    def set_gate(self, key: WorkloadKey, gate: Gate | None) -> bool:
+        """Take what Kueue says of a workload; None: it is not asked."""
+        if key not in self._workloads or self._gates.get(key) == gate:
+            return False
+        if gate is None:
+            del self._gates[key]
+        else:
+            self._gates[key] = gate
+        self._refresh_workload(key)
+        return True
 
     def apply_queue(self, queue: Queue) -> bool:
         """Take a queue."""
@@ -306,6 +354,41 @@ class Store(PodBook):
         """Forget a namespace."""
         return self._delete(self._namespaces, name)
 
+    def apply_volume_claim(self, claim: VolumeClaim) -> bool:
+        """Take a PersistentVolumeClaim."""
+        return self._remount(self._book.apply_claim(claim))
+
+    def delete_volume_claim(self, key: str) -> bool:
+        """Forget a PersistentVolumeClaim."""
+        return self._remount(self._book.delete_claim(key))
+
+    def apply_volume(self, volume: Volume) -> bool:
+        """Take a PersistentVolume."""
+        return self._remount(self._book.apply_volume(volume))
+
+    def delete_volume(self, name: str) -> bool:
+        """Forget a PersistentVolume."""
+        return self._remount(self._book.delete_volume(name))
+
+    def claim_trouble(self, key: WorkloadKey) -> tuple[Reason, str] | None:
+        """Return why a replica that has no place could not mount its claims anywhere; None: it could, or all have one."""
+        return self._book.trouble(self._effective[key]) if key in self._unsettled else None
+
+    def take_remounted(self) -> tuple[WorkloadKey, ...]:
+        """Return the workloads whose claims, or where those can be mounted, have changed since the last call."""
+        keys, self._remounted = self._remounted, set()
+        return tuple(sorted(keys))
+
+    def _mounts_changed(self, pod: Pod, *, there: bool) -> None:
+        workload = self._workloads.get(pod.claim.workload) if pod.claim is not None else None
+        self._remount(self._book.note_pod(pod.key, pod.node, mounted_by(pod, workload) if there else ()))
+
+    def _remount(self, keys: set[WorkloadKey]) -> bool:
+        self._remounted |= keys
+        for key in sorted(keys):
+            self._refresh_workload(key)
+        return bool(keys)
+
     def _apply(self, kept: dict[str, _T], key: str, value: _T) -> bool:
         if kept.get(key) == value:
             return False
@@ -322,6 +405,10 @@ class Store(PodBook):
     def _refresh_workload(self, key: WorkloadKey) -> None:
         workload, replicas = self._workloads[key], self._replicas.get(key)
         effective = workload if replicas is None else replace(workload, replicas=replicas)
+        if (gate := self._gates.get(key)) is not None:
+            effective = effective.gated(gate)
+        if mounts := self._book.limits(workload):
+            effective = replace(effective, mounts=mounts)
         ceiling = self._ceilings.get(key)
         if ceiling is not None:
             effective = replace(effective, ceiling=ceiling)

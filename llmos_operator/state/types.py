@@ -20,14 +20,17 @@ from llmos_operator.state.work import (
     DEFAULT_ORDER,
     Adapter,
     Ceiling,
+    ClaimUse,
     DeviceSelector,
     DisruptionStep,
     Draw,
     FormatProfile,
+    Gate,
     Hold,
     Learned,
     LoadTime,
     Model,
+    MountLimit,
     Placement,
     PreemptionPolicy,
     Profile,
@@ -59,12 +62,14 @@ __all__ = [
     "Care",
     "Ceiling",
     "Claim",
+    "ClaimUse",
     "Device",
     "DeviceSelector",
     "DisruptionBudget",
     "DisruptionStep",
     "Draw",
     "FormatProfile",
+    "Gate",
     "GpuNode",
     "Hold",
     "Kind",
@@ -72,6 +77,7 @@ __all__ = [
     "Link",
     "LoadTime",
     "Model",
+    "MountLimit",
     "Namespace",
     "Node",
     "Placement",
@@ -116,6 +122,10 @@ class Kind(StrEnum):
     PRIORITY_CLASS = "PriorityClass"
     DISRUPTION_BUDGET = "PodDisruptionBudget"
     NAMESPACE = "Namespace"
+    RESOURCE_SLICE = "ResourceSlice"
+    RESOURCE_CLAIM = "ResourceClaim"
+    VOLUME_CLAIM = "PersistentVolumeClaim"
+    VOLUME = "PersistentVolume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +187,9 @@ class Device:
     profile: MigProfile | None = None  # of a MIG instance; None where the driver does not say
     part_milli: int = FULL_MILLI  # of its GPU, which quota is charged for a MIG instance
     resource: str = ""  # under which the kubelet hands it out; "" where it does not tell
+    published: bool = False  # by a DRA driver, in a ResourceSlice
+    claimed_by: tuple[str, ...] = ()  # ResourceClaims, "namespace/name", that have it, or what excludes it
+    claimable: bool = False  # the operator's pods get it by ResourceClaims of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,18 +273,27 @@ class Claim:
     asked_bytes: int = 0  # of each device, that it was asked to come down to; 0: it was not asked
     asked_at: float = 0.0  # epoch seconds of that
     yielded: bool = False  # it was seen to have come down
+    lent: bool = False  # what it came down by is lent, and called back when it works again
+    lender: PodKey = ""  # whose lent memory it stands in; "": it borrows nothing
     moved_at: float = 0.0  # epoch seconds at which its replica was moved to this place; 0: it was not
     target: Target | None = None  # its replica is being moved there
     sleeping: Sleeping | None = None  # it was put to sleep, on top of what it may have come down to before
     draw_milliwatts: int | None = None  # of each device, as its model's was measured; None: by its share
     partition_resource: str = ""  # MIG: extended resource its pod asks for; "": it names the instance itself
+    resource_claim: str = ""  # name of the ResourceClaim its pod gets its devices by; "": it has none
 
     @property
     def resource(self) -> str:
         """Extended resource by which its pod gets its devices from a device plugin; "": it names them itself."""
-        if not self.devices or self.sharing is Sharing.SHARED:
+        if not self.devices or self.sharing is Sharing.SHARED or self.resource_claim:
             return ""
         return names.RESOURCE_GPU if self.sharing is Sharing.EXCLUSIVE else self.partition_resource
+
+    @property
+    def whole_units(self) -> int:
+        """How many of the whole devices that its node gives to pods it takes: units of nvidia.com/gpu, or by a ResourceClaim."""
+        by_claim = self.resource_claim and self.sharing is Sharing.EXCLUSIVE
+        return len(self.devices) if by_claim or self.resource == names.RESOURCE_GPU else 0
 
     @property
     def held_bytes(self) -> int:
@@ -297,6 +319,11 @@ class Claim:
     def host_bytes(self) -> int:
         """Memory of the node that its weights take beside what its pod asks for."""
         return self.sleeping.host_bytes if self.sleeping is not None else 0
+
+    @property
+    def lent_bytes(self) -> int:
+        """Memory of each device that it has lent and was seen to give up."""
+        return self.bytes_per_device - self.awake_bytes if self.lent else 0
 
     @property
     def lowered(self) -> bool:
@@ -327,6 +354,8 @@ class Pod:
     problem: str = ""  # why its claim annotation was not believed
     holder: bool = False  # one of ours that takes a device from the device plugin, for shared work
     firm_until: float = 0.0  # epoch seconds before which it is not asked (again) to come down: it did not
+    mounts: tuple[str, ...] = ()  # PersistentVolumeClaims of its namespace, by name
+    resource_claim: str = ""  # of its spec: the operator's, by which it gets its devices
 
     @property
     def namespace(self) -> str:

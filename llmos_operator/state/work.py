@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -83,6 +83,26 @@ class Selector:
     """Label expressions that must all hold; an empty one selects everything."""
 
     requirements: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimUse:
+    """A PersistentVolumeClaim of its namespace that a workload names, and in which field."""
+
+    field: str
+    claim: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountLimit:
+    """Which nodes can mount a claim now, and why not others."""
+
+    claim: str
+    places: tuple[Selector, ...] = ()  # any of them; empty: every node
+    why: str = ""
+    one_node: bool = (
+        False  # all pods that mount it have to be on one node; without places the first pod chooses
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +199,22 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """What somebody beside the operator says on whether a workload may run, and where."""
+
+    closed: bool  # no pod of it may be there
+    held: bool = False  # not known now: what runs stays, nothing new starts
+    message: str = ""  # what is waited for; "" where it is open
+    node_selector: tuple[Requirement, ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Whether it may run."""
+        return not self.closed and not self.held
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """An accepted ModelWorkload as the scheduler sees it. `replicas` is what is wanted now."""
 
@@ -215,6 +251,9 @@ class Workload:
     replicas: int = 1
     min_replicas: int = 1  # replicas above it are elastic: they are given up first
     elastic: bool = False  # it may do with fewer replicas than are wanted, down to `min_replicas`
+    kueue_queue: str = ""  # LocalQueue of Kueue that its label names; "": none
+    kueue_priority: str = ""  # WorkloadPriorityClass of Kueue that its label names
+    gate: Gate | None = None  # with Kueue; None: nobody is asked
     ceiling: Ceiling | None = None  # on its replicas, if there ever was one
     wanted: int | None = None  # replicas that would be wanted without `ceiling`; None: it is not in force
     together: int = 1  # replicas that start in one plan or not at all, and end together when fewer are left
@@ -230,6 +269,8 @@ class Workload:
     node_selector: Selector = field(default_factory=Selector)
     node_affinity: tuple[Selector, ...] = ()  # required terms, any of them; empty: none
     tolerations: tuple[Toleration, ...] = ()
+    claims: tuple[ClaimUse, ...] = ()  # its pods mount
+    mounts: tuple[MountLimit, ...] = ()  # of those that cannot be mounted everywhere, as they are now
     cpu_milli: int = 0  # requests of podTemplate's app containers, without the runtime's own
     host_memory_bytes: int = 0  # same
     expected_seconds: float | None = None  # expected service time, where known
@@ -253,6 +294,17 @@ class Workload:
     def name(self) -> str:
         """Name part of the key."""
         return self.key.partition("/")[2]
+
+    def gated(self, gate: Gate) -> Workload:
+        """Return it as a gate lets it be: suspended, or on fewer nodes."""
+        places = Selector((*self.node_selector.requirements, *gate.node_selector))
+        return replace(
+            self,
+            gate=gate,
+            suspended=self.suspended or gate.closed,
+            node_selector=places,
+            tolerations=(*self.tolerations, *gate.tolerations),
+        )
 
     @property
     def members(self) -> int:

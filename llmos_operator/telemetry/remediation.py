@@ -29,7 +29,7 @@ class SickDevice:
     """A device with a finding.
 
     `since` is when its verdict changed, in seconds; `busy` whether workloads are on it; `treated` the targets of its node
-    that are being treated.
+    that are being treated; `gpu` the GPU a MIG instance is cut from, which is reset as a whole or not at all.
     """
 
     node: str
@@ -39,6 +39,7 @@ class SickDevice:
     since: float
     busy: bool = False
     treated: frozenset[str] = frozenset()
+    gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ def _wanted(sick: Iterable[SickDevice]) -> list[tuple[Proposal, SickDevice]]:
             action = Action.WATCH
         if action in {Action.NONE, Action.WATCH}:
             continue
-        target = "" if action is Action.REBOOT_NODE else device.uuid
+        whole = device.gpu if action in DISRUPTIVE else ""
+        target = "" if action is Action.REBOOT_NODE else whole or device.uuid
         proposal = Proposal(device.node, target, action, device.reason)
         wanted.setdefault((device.node, target), (proposal, device))
     return sorted(

@@ -118,7 +118,7 @@ def _with(care: Care, started: Treatment) -> tuple[Treatment, ...]:
 
 
 def _concerned(state: NodeState, target: str) -> Iterator[DeviceState]:
-    return (one for one in state.devices if target in {NODE, one.uuid})
+    return (one for one in state.devices if target in {NODE, one.uuid, one.device.parent})
 
 
 def _empty(state: NodeState, target: str) -> bool:

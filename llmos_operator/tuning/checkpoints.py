@@ -27,7 +27,7 @@ from llmos_operator.runtime.formats.mapped import MappedTensors
 from llmos_operator.runtime.formats.safetensors_file import StreamWriter, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -36,7 +36,7 @@ log = logger(__name__)
 
 KEPT = 2
 _NAME = re.compile(r"step-(\d{10})")
-_TENSORS, _STATE = "state.safetensors", "state.json"
+_TENSORS, STATE = "state.safetensors", "state.json"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
 _CHUNK = 8 << 20
 
@@ -58,13 +58,19 @@ class Point:
 class Checkpoints:
     """The checkpoints of one run in one folder."""
 
-    def __init__(self, place: Path, fingerprint: str) -> None:
-        """``fingerprint`` tells runs apart: a checkpoint of another one is not taken, and not overwritten."""
+    def __init__(
+        self, place: Path, fingerprint: str, written: Callable[[Path], None] = lambda _: None
+    ) -> None:
+        """``fingerprint`` tells runs apart: a checkpoint of another one is not taken, and not overwritten.
+
+        ``written`` is told the folder of each that is whole, and may bring it elsewhere.
+        """
         self._place = place
         self._fingerprint = fingerprint
+        self._written = written
 
     def save(self, point: Point, tensors: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint and forget all but the newest two. Raises OSError."""
+        """Write a checkpoint and forget all but the newest two. Raises OSError, and what ``written`` raises."""
         self._place.mkdir(parents=True, exist_ok=True)
         target = self._place / f"step-{point.step:010}"
         partial = self._place / f".{target.name}.partial"
@@ -72,12 +78,13 @@ class Checkpoints:
         partial.mkdir()
         digest = write_tensors(partial / _TENSORS, tensors)
         state = {**asdict(point), "fingerprint": self._fingerprint, "sha256": digest}
-        write_text(partial / _STATE, json.dumps(state, indent=1) + "\n")
+        write_text(partial / STATE, json.dumps(state, indent=1) + "\n")
         shutil.rmtree(target, ignore_errors=True)  # of an attempt that went on from before it
         partial.rename(target)
         _sync(self._place)
         for old in self._found()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
+        self._written(target)
 
     def newest(self) -> tuple[Point, dict[str, Tensor]] | None:
         """Return the newest whole checkpoint, None if there is none.
@@ -92,7 +99,7 @@ class Checkpoints:
         return None
 
     def _read(self, folder: Path) -> tuple[Point, dict[str, Tensor]]:
-        state = json.loads((folder / _STATE).read_bytes())
+        state = json.loads((folder / STATE).read_bytes())
         if state["fingerprint"] != self._fingerprint:
             raise Permanent(
                 f"fineTune.checkpoint.uri holds checkpoints of another run ({folder.name}): its model, data or settings "
@@ -102,7 +109,7 @@ class Checkpoints:
         path = folder / _TENSORS
         found = _sha256(path)
         if found != state["sha256"]:
-            raise ValueError(f"{path.name} has the sum {found}, {_STATE} says {state['sha256']}")
+            raise ValueError(f"{path.name} has the sum {found}, {STATE} says {state['sha256']}")
         point = Point(**{field.name: state[field.name] for field in fields(Point)})
         return point, read_tensors(path)
 

@@ -18,9 +18,9 @@ from llmos_operator.api.v1alpha1.workload_jobs import FineTuneMethod
 from llmos_operator.errors import Permanent
 from llmos_operator.runtime.backends import build
 from llmos_operator.runtime.backends.families import FAMILIES
-from llmos_operator.runtime.backends.surgery import quantize_modules
 from llmos_operator.runtime.backends.weights import load_converted, load_plain
 from llmos_operator.runtime.loader.converted import converted
+from llmos_operator.runtime.loader.refusing import refuse_other_than_stored
 from llmos_operator.tuning.lora import adapt, adapter_parameters
 from llmos_operator.tuning.loss import summed_loss
 
@@ -101,7 +101,7 @@ def load(
     if order.format in build.CONVERTED:
         made = converted(empty, order, digest, stages, variant=VARIANT)
         stages.enter(RuntimeState.LOADING, made.checkpoint.total_bytes)
-        quantize_modules(model, order.format)
+        empty.quantize(order.format)
         load_converted(model, made.checkpoint.tensors(), device, stages.advance)
     else:
         stages.enter(RuntimeState.LOADING, sum(entry.nbytes for _, entry in empty.entries.values()))
@@ -125,6 +125,7 @@ def refuse(config: ModelConfig, fmt: str, recipe: Recipe) -> None:
             "set spec.quantization to mode Fixed and one of them",
             reason=Reason.UNSUPPORTED,
         )
+    refuse_other_than_stored(fmt, config)
 
 
 def learner(

@@ -14,12 +14,15 @@ import torch
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.runtime.messages import RuntimeState
-from llmos_operator.errors import Permanent
+from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
+from llmos_operator.tuning import spans
 from llmos_operator.tuning.batches import parts, update
 from llmos_operator.tuning.checkpoints import Point
 from llmos_operator.tuning.memory import ShortOfMemory
 from llmos_operator.tuning.optimizer import Optimizer
+from llmos_operator.tuning.spans import RunSpans, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,16 +42,13 @@ _LOG_SECONDS = 10.0
 _RANDOM, _RANDOM_CUDA = "random", "random.cuda"
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """The run was asked to end and has saved what it may save."""
-
-
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """Where checkpoints go and how many seconds apart."""
+    """Where checkpoints go and how many seconds apart, and whether the last update is followed by one."""
 
     checkpoints: Checkpoints
     every: float
+    at_end: bool = False
 
 
 class Trainer:
@@ -67,6 +67,7 @@ class Trainer:
         clock: Clock,
         saving: Saving | None = None,
         stop: Callable[[], bool] = lambda: False,
+        told: RunSpans | None = None,
     ) -> None:
         """``stop`` says whether the run has been asked to end; it is asked after every part."""
         self._learner = learner
@@ -79,6 +80,7 @@ class Trainer:
         self._clock = clock
         self._saving = saving
         self._stop = stop
+        self._told = told or RunSpans()
         self._total = recipe.total_steps(len(division.training))
         self._per_epoch = -(-len(division.training) // recipe.batch_size)
         self._optimizer = Optimizer(learner.parameters, recipe.weight_decay, recipe.max_gradient_norm)
@@ -102,9 +104,12 @@ class Trainer:
             self._update()
             at_end = self._point.step == self._total
             if self._division.validation and (at_end or self._point.step % self._per_epoch == 0):
-                self._validate()
+                with self._told.part(spans.VALIDATION, {"llmos.updates": self._point.step}):
+                    self._validate()
             if self._saving is not None and self._clock.monotonic() - self._saved_at >= self._saving.every:
                 self._save(self._saving.checkpoints)
+        if self._saving is not None and self._saving.at_end and not self._saved():
+            self._save(self._saving.checkpoints)
         return self._point
 
     def _update(self) -> None:
@@ -176,6 +181,8 @@ class Trainer:
         self._plan = smaller
         self._learner.recompute(on=smaller.recompute)
         self._board.put(retreats=self._board.now.retreats + 1)
+        facts = {"llmos.part_tokens": smaller.tokens, "llmos.recompute": smaller.recompute}
+        tracing.current().event(spans.RETREAT, facts)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -199,15 +206,24 @@ class Trainer:
 
     def _leave(self) -> None:
         self._optimizer.clear()
-        saved = self._board.now.checkpoint_step == self._point.step
-        if self._saving is not None and not saved:
+        if self._saving is not None and not self._saved():
             self._save(self._saving.checkpoints)
         raise Stopped
+
+    def _saved(self) -> bool:
+        return self._board.now.checkpoint_step == self._point.step
 
     def _save(self, checkpoints: Checkpoints) -> None:
         began = self._clock.monotonic()
         tensors = {**self._optimizer.tensors(), **self._random}
-        checkpoints.save(self._point, tensors)
+        try:
+            with self._told.part(spans.CHECKPOINT, {"llmos.updates": self._point.step}):
+                checkpoints.save(self._point, tensors)
+        except Retryable as error:
+            # A store that cannot be reached for now is no reason to lose what was learned since the last one.
+            self._saved_at = self._clock.monotonic()
+            log.warning("checkpoint is not where it belongs", step=self._point.step, detail=str(error))
+            return
         self._saved_at = self._clock.monotonic()
         took = self._saved_at - began
         self._board.put(
@@ -228,6 +244,7 @@ class Trainer:
         self._point, self._before = point, point.seconds
         self._plan = replace(self._plan, tokens=point.part_tokens, recompute=point.recompute)
         self._board.put(checkpoint_step=point.step, checkpoint_at=self._clock.monotonic())
+        tracing.current().event(spans.RESUMED, {"llmos.updates": point.step})
         log.info("goes on from a checkpoint", step=point.step, of=self._total)
 
     def _show(self, **changes: object) -> None:

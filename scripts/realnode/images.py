@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,7 +22,7 @@ from llmos_operator.errors import Permanent
 from llmos_operator.local.binaries.versions import go_platform
 from scripts.realnode import layout
 from scripts.realnode.oci import Layer, write_image, write_layer
-from scripts.realnode.recipe import Recipe, recipe
+from scripts.realnode.recipe import Recipe, instructions, recipe
 from scripts.realnode.roots import BASE_PACKAGES, BUSYBOX_PACKAGES, root_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TARGETS = ("operator", "agent", "gateway", "runtime")
 MOUNTED = "runtime"  # the target whose wheels are mounted
 _APP = "opt/llmos/app"
+_PACKER = REPOSITORY / "scripts" / "realnode" / "oci.py"  # a layer is packed anew when this changes
 # Not needed by Python; python:slim has no package of these either, or an image without a package manager no use.
 _BASE_STRIP = (
     *(
@@ -67,8 +69,21 @@ class Image:
 
 
 def base_root() -> Path:
-    """Return the root the images stand on."""
-    return root_of("base", BASE_PACKAGES, strip=_BASE_STRIP)
+    """Return the root the images stand on, its standard library compiled as the Dockerfile says."""
+    return root_of("base", BASE_PACKAGES, strip=_BASE_STRIP, command=_compiling())
+
+
+def _compiling() -> tuple[str, ...]:
+    """Return the Dockerfile's command that compiles the standard library."""
+    steps = (rest for word, rest in instructions(dockerfile(), MOUNTED) if word == "RUN")
+    (found,) = [step.partition("&&")[2] for step in steps if "compileall" in step]
+    program, *words = shlex.split(found)
+    return (f"/usr/bin/{program}3", *words)
+
+
+def dockerfile() -> str:
+    """Return the text of the Dockerfile."""
+    return (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
 
 
 def environment_folder(process: str) -> Path:
@@ -237,7 +252,11 @@ def code_digest() -> str:
     """Return what the tag of the images is made of: the code, the locks, and how an image is built."""
     digest = hashlib.sha256()
     files = [*sorted((REPOSITORY / "llmos_operator").rglob("*")), REPOSITORY / "Dockerfile"]
-    files += [*sorted((REPOSITORY / "requirements").glob("*.lock")), REPOSITORY / "scripts" / "image-env.sh"]
+    files += [
+        *sorted((REPOSITORY / "requirements").glob("*.lock")),
+        REPOSITORY / "scripts" / "image-env.sh",
+        _PACKER,
+    ]
     for file in files:
         if file.is_file() and "__pycache__" not in file.parts:
             digest.update(f"{file.relative_to(REPOSITORY)}\0".encode())
@@ -274,9 +293,7 @@ def _make(target: str, folder: Path) -> Image:
             layers.append(_layer(folder, environment.name, [(environment, "opt/llmos")]))
         layers.append(_layer(folder, f"{target}-{tag}.app", [(app, _APP)]))
         if not archive.exists():
-            _place(
-                archive, name, recipe((REPOSITORY / "Dockerfile").read_text(encoding="utf-8"), target), layers
-            )
+            _place(archive, name, recipe(dockerfile(), target), layers)
     size.write_text(str(sum(layer.size for layer in layers)), encoding="ascii")
     return Image(name, archive, int(size.read_text(encoding="ascii")))
 
@@ -285,13 +302,14 @@ def _remove_old(folder: Path, target: str) -> None:
     """Remove what was made for other code more than a day ago; layers of environments stay."""
     before = time.time() - _OLD_SECONDS
     for path in folder.glob(f"{target}-*"):
-        of_code = path.suffix != ".layer" or path.stem.endswith((".app", ".env"))
+        of_code = path.suffix != ".layer" or {".app", ".env"} & set(path.suffixes)
         if of_code and path.stat().st_mtime < before:
             path.unlink(missing_ok=True)
 
 
 def _layer(folder: Path, name: str, folders: list[tuple[Path, str]]) -> Layer:
-    path = folder / f"{name}.layer"
+    packed = hashlib.sha256(_PACKER.read_bytes()).hexdigest()[:4]
+    path = folder / f"{name}.{packed}.layer"
     if path.exists():
         return Layer.read(path)
     temporary = path.with_suffix(".new")

@@ -30,6 +30,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 _READY_SECONDS = 120.0
 _POLL_SECONDS = 0.1
 _LAST_LINES = 5
+_ENDED = ".ended-"  # of a node whose files are being removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,10 @@ class Node:
         self.tools().apply(*components.cluster_objects())
 
     def down(self) -> None:
-        """End the node with all its processes and remove everything it had. No error if there is none."""
+        """End the node with all its processes and remove everything it had, its files last and after the return.
+
+        No error if there is none.
+        """
         with self._alone():
             record = self.record()
             if record is not None:
@@ -95,8 +99,12 @@ class Node:
         host.unplug()
         if self.paths.groups.exists():
             host.remove_groups(map(Path, self.paths.groups.read_text(encoding="utf-8").split()))
-        if self.paths.root.exists():
-            shutil.rmtree(self.paths.root)
+        root = self.paths.root
+        if root.exists():
+            root.rename(root.with_name(f"{root.name}{_ENDED}{time.time_ns()}"))
+        ended = [str(one) for one in root.parent.glob(f"{root.name}{_ENDED}*")]
+        if ended:  # 24,000 files: a minute on a disk that discards what is freed; nobody needs to wait for it
+            subprocess.Popen(["rm", "-rf", "--", *ended], stdin=subprocess.DEVNULL, start_new_session=True)
 
     # -- start
 

@@ -45,7 +45,7 @@ class Layer:
 
 
 def write_layer(path: Path, folders: Iterable[tuple[Path, str]]) -> Layer:
-    """Pack ``folders`` (what, where in the image) into a layer; the same files give the same digest."""
+    """Pack ``folders`` (what, where in the image) into a layer; the same files of the same times give the same digest."""
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for folder, place in folders:
             for parent in reversed(Path(place).parents[:-1] if place else []):
@@ -63,7 +63,7 @@ def _folder(name: str) -> tarfile.TarInfo:
 def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
     info.uid = info.gid = 0
     info.uname = info.gname = ""
-    info.mtime = 0
+    info.mtime = int(info.mtime)  # compiled modules name their source's; with another they are no use
     return info
 
 

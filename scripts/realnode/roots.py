@@ -53,24 +53,36 @@ NODE_LINKS = {
 
 
 def root_of(
-    name: str, packages: Sequence[str], links: Mapping[str, str] | None = None, *, strip: Sequence[str] = ()
+    name: str,
+    packages: Sequence[str],
+    links: Mapping[str, str] | None = None,
+    *,
+    strip: Sequence[str] = (),
+    command: Sequence[str] = (),
 ) -> Path:
     """Return the folder with ``packages`` and all they depend on, made once into the cache.
 
-    ``strip`` are paths left out again. Raises :class:`Permanent` where there is no apt or it cannot deliver.
+    ``strip`` are paths left out again, ``command`` is run in it at last. Raises :class:`Permanent` where there is no apt or it cannot deliver.
     """
     links = links or {}
-    recipe = hashlib.sha256(repr((sorted(packages), sorted(links.items()), strip)).encode()).hexdigest()[:12]
+    made_of = (sorted(packages), sorted(links.items()), strip, *([command] if command else []))
+    recipe = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache() / "roots" / f"{name}-{recipe}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / ".lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            _make(folder, packages, links, strip)
+            _make(folder, packages, links, strip, command)
     return folder
 
 
-def _make(folder: Path, packages: Sequence[str], links: Mapping[str, str], strip: Sequence[str]) -> None:
+def _make(
+    folder: Path,
+    packages: Sequence[str],
+    links: Mapping[str, str],
+    strip: Sequence[str],
+    command: Sequence[str],
+) -> None:
     for program in ("apt-get", "dpkg-deb", "tar"):
         if not shutil.which(program):
             msg = f"no `{program}` here: the node's root is made of packages of Debian or Ubuntu"
@@ -90,6 +102,8 @@ def _make(folder: Path, packages: Sequence[str], links: Mapping[str, str], strip
             for found in root.glob(path):
                 shutil.rmtree(found) if found.is_dir() and not found.is_symlink() else found.unlink()
         _accounts(root)
+        if command and (error := _run(["chroot", str(root), *command])):
+            raise Permanent(f"{command[0]} in a root of packages failed: {error}", reason="NotUnpacked")
         root.rename(folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import yaml
 from demo import asking
 from llmos_operator.api import names
 from llmos_operator.local.images import Image, write_images
+from llmos_operator.local.models import model_store
 from tests.support.vllm_pod import double_path
 
 if TYPE_CHECKING:
@@ -243,3 +245,54 @@ def test_14_two_tenants_have_the_smallest_instances_that_hold_them(workspace: Wo
         return "3g.8gb" in str(workspace.get("modelworkload", "mig-chat")["status"].get("decision"))
 
     workspace.wait("the decision to say which profiles there are", told, 90)
+
+
+def test_15_a_model_on_a_claim_is_served_from_where_it_lies(workspace: Workspace) -> None:
+    folder = workspace.cluster.paths.claims / "default/models"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(model_store() / "HuggingFaceTB/SmolLM2-135M-Instruct", folder / "smollm2")
+    workspace.apply_file(EXAMPLES / "15-claim/workload.yaml")
+    workspace.ready("from-claim")
+    claim = workspace.get("pvc", "models")
+    assert claim["status"]["phase"] == "Bound"
+    volume = json.loads(workspace.kubectl("get", "pv", claim["spec"]["volumeName"], "-o", "json"))
+    assert volume["spec"]["hostPath"]["path"] == str(folder)
+    assert "Paris" in workspace.ask("from-claim", QUESTION)["text"]
+    assert sorted(one.name for one in folder.iterdir()) == ["smollm2"], "nothing is written to it"
+    workspace.kubectl("delete", "modelworkload/from-claim", "pvc/models")
+    workspace.wait(
+        "the volume to go with its claim",
+        lambda: not workspace.kubectl("get", "pv", "--ignore-not-found", claim["spec"]["volumeName"]),
+        90,
+    )
+    assert (folder / "smollm2").is_dir(), "the folder stays"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.timeout(900)  # five models are started, one after the other where they share a device
+def test_16_an_idle_model_lends_its_cache_and_calls_it_back(workspace: Workspace) -> None:
+    workspace.kubectl("delete", "modelprofiles", "--all")
+    workspace.apply_file(EXAMPLES / "16-lending/workloads.yaml")
+    workspace.ready("neighbour", "lender", seconds=240)
+    (lender,) = workspace.pods_of("lender")
+    workspace.apply_file(EXAMPLES / "16-lending/borrower.yaml")
+    rows = workspace.ready("borrower", "lender", seconds=240)
+    assert rows["borrower"].devices == rows["lender"].devices
+
+    def loan() -> tuple[str, str]:
+        told = [workspace.get("modelworkload", name)["status"] for name in ("lender", "borrower")]
+        placed = [next(iter(one.get("placements") or ()), {}) for one in told]
+        return placed[0].get("lentMemory", ""), placed[1].get("borrowedFrom", "")
+
+    workspace.wait("both statuses to tell of the loan", lambda: all(loan()), 90)
+    assert loan()[1] == f"default/{lender['metadata']['name']}"
+    url = f"{workspace.service_url('llmos-gateway')}/v1/completions"
+    body = {"model": "lender", "prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True}
+    with ThreadPoolExecutor(6) as callers:
+        answers = list(callers.map(lambda _: workspace.post(url, body), range(6)))
+    assert all(one["usage"]["completion_tokens"] == 300 for one in answers), "nobody was turned away"
+    workspace.wait("the loan to be over", lambda: loan() == ("", ""), 180)
+    last = workspace.get("modelworkload", "borrower")["status"]["lastPreemption"]
+    assert (last["action"], last["by"]) == ("Evict", "default/lender")
+    (now,) = workspace.pods_of("lender")
+    assert now["metadata"]["uid"] == lender["metadata"]["uid"]

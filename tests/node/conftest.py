@@ -15,25 +15,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from llmos_operator.api import names
 from scripts.realnode.cluster import bring_up
 from scripts.realnode.host import CannotHere
 from scripts.realnode.layout import NodePaths, default_state
 from scripts.realnode.node import Node
+from tests.support.abreast import Abreast
+from tests.support.apiclient import ApiClient, Refused
+from tests.support.nodegpus import plugged
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llmos_operator.local.tools import Tools
+    from tests.support.nodedevices import Devices
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "llmos-operator"
 NAMESPACE = names.SYSTEM_NAMESPACE
 _SECONDS = 900  # for one test, with what has to be made for it
-# Files that come last, in this order: README's lines begin where nothing is installed, and rights are judged by all tests.
-_LAST = ("test_uninstall.py", "test_readme.py", "test_rights.py")
+# Files that come last, in this order. Those before share a chat model, which this one's first removes; README's lines begin
+# where nothing is installed; rights are judged by all tests.
+_LAST = (
+    "test_trouble.py",
+    "test_whole_gpus.py",
+    "test_shared_gpus.py",
+    "test_uninstall.py",
+    "test_readme.py",
+    "test_rights.py",
+)
+_SIDE_BY_SIDE = 4  # tests of one file, where they ask for it: they wait more than they work
+CHAT = "chat"  # the workload of the first example
+MODEL = "smollm2"
+REST = 3.0  # seconds a holder pod stays behind: short, so that a test sees it go
 POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
 
@@ -43,9 +60,12 @@ class Installed:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.tools: Tools = node.tools()
+        self.api = ApiClient(self.tools)
+        self.standing: tuple[str, ...] | None = None  # options of what is installed as `install` left it
         self.audited_from = (node.paths.logs / "audit.log").stat().st_size  # bytes: where these tests begin
 
     def helm(self, *arguments: str) -> str:
+        self.standing = None
         done = self.tools.run("helm", *arguments, f"--namespace={NAMESPACE}")
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -58,36 +78,33 @@ class Installed:
             self.tools.kubectl("label", "namespace", name, f"{POD_SECURITY}={level}", "--overwrite")
         words = ["upgrade", "--install", "llmos-operator", str(CHART), f"--values={self.node.paths.values}"]
         self.helm(*words, "--wait", "--timeout=180s", *options)
+        self.standing = (security, *options)
 
-    def items(self, kind: str, *options: str, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
-        found = self.tools.kubectl("get", kind, f"--namespace={namespace}", "-o", "json", *options)
-        return json.loads(found)["items"]
+    def items(self, kind: str, namespace: str = NAMESPACE, **query: str) -> list[dict[str, Any]]:
+        """Return the objects of a kind, by its plural: ``labelSelector``, ``fieldSelector``."""
+        return self.api.items(kind, namespace, **query)
 
     def pods(self, component: str) -> dict[str, dict[str, Any]]:
         """Return the live pods of a component of the chart by name."""
-        selector = f"--selector=app.kubernetes.io/component={component}"
-        found = self.items("pods", selector)
+        found = self.items("pods", labelSelector=f"app.kubernetes.io/component={component}")
         return {one["metadata"]["name"]: one for one in found if "deletionTimestamp" not in one["metadata"]}
 
     def leader(self) -> str:
         """Return the name of the pod that holds the operator's lease, "" if nobody does."""
-        lease = self.tools.get("lease", "llmos-operator", namespace=NAMESPACE)
+        lease = self.api.get("leases", "llmos-operator", NAMESPACE)
         return str(lease["spec"].get("holderIdentity") or "")
 
     # -- workloads, in the namespace default
 
-    def apply_file(self, path: Path) -> None:
-        self.tools.kubectl("apply", "--namespace=default", "-f", str(path))
-
     def workload(self, name: str) -> dict[str, Any]:
-        return self.tools.get("modelworkload", name, namespace="default")
+        return self.api.get("modelworkloads", name, "default")
 
     def condition(self, name: str, kind: str) -> dict[str, Any]:
         conditions = self.workload(name).get("status", {}).get("conditions", [])
         return next((one for one in conditions if one["type"] == kind), {})
 
     def pods_of(self, workload: str) -> list[dict[str, Any]]:
-        return self.items("pods", f"--selector=llmos.dev/workload={workload}", namespace="default")
+        return self.items("pods", "default", labelSelector=f"llmos.dev/workload={workload}")
 
     def ready(self, name: str, seconds: float = 90.0) -> dict[str, Any]:
         """Wait until a workload is Ready and return its one pod."""
@@ -107,7 +124,7 @@ class Installed:
 
     def gateway(self) -> str:
         """Return the gateway's address: its Service's, as kube-proxy routes it."""
-        service = self.tools.get("service", "llmos-gateway", namespace=NAMESPACE)
+        service = self.api.get("services", "llmos-gateway", NAMESPACE)
         return f"http://{service['spec']['clusterIP']}"
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -135,14 +152,21 @@ class Installed:
         answer = eventually(check, f"an answer of {model}")
         return str(answer["choices"][0]["message"]["content"])
 
-    def clear(self) -> None:
-        """Delete all workloads and wait until their pods are gone."""
-        if self.tools.run("kubectl", "get", "crd", "modelworkloads.llmos.dev").returncode:
+    def remove(self, *workloads: str) -> None:
+        """Delete workloads and wait until their pods are gone."""
+        if workloads:
+            words = ("--namespace=default", "--ignore-not-found", "--wait=false")
+            self.tools.kubectl("delete", "mw", *workloads, *words)
+        for name in workloads:
+            eventually(lambda name=name: not self.pods_of(name), f"the pods of {name} to go")
+
+    def clear(self, keep: str = "") -> None:
+        """Delete all workloads but ``keep`` and wait until their pods are gone."""
+        try:
+            found = self.items("modelworkloads", "default")
+        except Refused:  # there is no such kind
             return
-        self.tools.kubectl("delete", "mw", "--all", "--namespace=default", "--wait=false")
-        eventually(
-            lambda: not self.items("pods", "--selector=llmos.dev/workload", namespace="default"), "pods to go"
-        )
+        self.remove(*({one["metadata"]["name"] for one in found} - {keep}))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -182,15 +206,57 @@ def node(alone: None) -> Iterator[Node]:  # noqa: ARG001 - held until the node's
 
 
 @pytest.fixture(scope="session")
-def release(node: Node) -> Installed:
+def release(node: Node) -> Iterator[Installed]:
     """The means to install; nothing may be installed yet."""
-    return Installed(node)
+    made = Installed(node)
+    yield made
+    made.api.close()
 
 
 @pytest.fixture(scope="module")
-def installed(release: Installed) -> Iterator[Installed]:
-    """The installed chart, without workloads before and after the module."""
-    release.install()
-    release.clear()
-    yield release
-    release.clear()
+def installed(release: Installed) -> Installed:
+    """The installed chart, without workloads but the chat model."""
+    if release.standing != ("restricted",):
+        release.install()
+    release.clear(keep=CHAT)
+    return release
+
+
+@pytest.fixture(scope="module")
+def chatting(installed: Installed) -> Installed:
+    """The installed chart with the first example: started by the first test that needs it, then shared."""
+    if not installed.api.find("modelworkloads", CHAT, "default"):
+        workload = yaml.safe_load((ROOT / "examples/01-chat/workload.yaml").read_text(encoding="utf-8"))
+        workload["spec"]["serving"]["drainTimeout"] = "280s"  # the machine may be slow
+        installed.tools.apply(workload, namespace="default")
+    return installed
+
+
+@pytest.fixture(scope="session")
+def plugin(release: Installed) -> Iterator[tuple[Installed, Devices]]:
+    """The chart on a node with three GPUs of a device plugin, until the test of the uninstall ends that."""
+    with plugged(release, holders={"rest": REST}) as devices:
+        yield release, devices
+
+
+@pytest.fixture(scope="module")
+def together(installed: Installed, request: pytest.FixtureRequest) -> Iterator[Abreast]:
+    """The release, for tests of a file that run side by side: each removes its own workloads, and disturbs no other."""
+    beside = [
+        one
+        for one in request.session.items
+        if isinstance(one, pytest.Function)
+        and one.module is request.module
+        and "together" in one.fixturenames
+    ]
+    with Abreast(beside, lambda test: test.obj(together=installed), _SIDE_BY_SIDE) as running:
+        yield running
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Report a test that ran, or still runs, beside others of its file."""
+    running = pyfuncitem.funcargs.get("together")
+    if not isinstance(running, Abreast):
+        return None
+    running.outcome(pyfuncitem)
+    return True

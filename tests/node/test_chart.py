@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scripts.realnode import layout
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ def test_everything_runs_under_restricted_pod_security(installed: Installed) -> 
 
 
 def test_the_agent_announces_the_nodes_devices(installed: Installed) -> None:
-    found = eventually(lambda: installed.items("gpunodes"), "a GPUNode")
-    assert len(found[0]["status"]["devices"]) == 2
+    def announced() -> list[Any]:
+        status = installed.api.find("gpunodes", layout.NAME).get("status") or {}
+        return list(status.get("devices") or [])
+
+    assert len(eventually(announced, "the GPUNode has devices")) == 2
 
 
 def test_helms_own_test_passes(installed: Installed) -> None:

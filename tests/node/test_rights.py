@@ -33,8 +33,8 @@ UNUSED: dict[str, dict[Right, str]] = {
 
 
 @pytest.fixture(scope="module")
-def audited(installed: Installed) -> Used:
-    return used(installed.node.paths.logs / "audit.log", installed.audited_from)
+def audited(release: Installed) -> Used:
+    return used(release.node.paths.logs / "audit.log", release.audited_from)
 
 
 def test_no_account_is_denied_what_it_needs(audited: Used) -> None:

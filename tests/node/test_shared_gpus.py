@@ -5,8 +5,7 @@ kubelet, kube-scheduler, containerd and the chart are real; the device plugin an
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,65 +14,22 @@ from scripts.realnode import layout
 from tests.node.conftest import NAMESPACE as SYSTEM
 from tests.support.deviceplugin import RESOURCE
 from tests.support.nodedevices import NAMESPACE
-from tests.support.nodegpus import placed, plugged
+from tests.support.nodegpus import free, held_by_holders, holders, placed, serves, shared
 from tests.support.standins import stand_in
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.node.conftest import Installed
     from tests.support.nodedevices import Devices
 
 pytestmark = pytest.mark.node
 
-REST = 3.0  # seconds: short, so that a test sees holder pods go
-
-
-@pytest.fixture(scope="module")
-def machine(release: Installed) -> Iterator[tuple[Installed, Devices]]:
-    with plugged(release, holders={"rest": REST}) as devices:
-        yield release, devices
-
 
 @pytest.fixture
-def gpus(machine: tuple[Installed, Devices]) -> tuple[Installed, Devices]:
+def gpus(plugin: tuple[Installed, Devices]) -> tuple[Installed, Devices]:
     """Three GPUs that nobody holds."""
-    installed, devices = machine
-    installed.tools.kubectl("uncordon", layout.NAME)
-    installed.clear()
-    devices.clear()
-    eventually(lambda: devices.held() == {}, "no device is held")
-    eventually(lambda: holders(installed) == {}, "no holder pod is left")
-    return machine
-
-
-def shared(name: str, replicas: int = 1, memory: str = "2Gi") -> dict[str, Any]:
-    """Return a workload that shares a GPU."""
-    workload = stand_in(name, accelerators=1, sharing="Shared", memory=memory)
-    workload["spec"]["replicas"] = replicas
-    return workload
-
-
-def holders(installed: Installed) -> dict[str, dict[str, Any]]:
-    """Return the holder pods by namespace and name."""
-    found = installed.items("pods", f"--selector={names.LABEL_ROLE}={names.ROLE_HOLDER}")
-    return {f"{SYSTEM}/{one['metadata']['name']}": one for one in found}
-
-
-def serves(installed: Installed, *workloads: str) -> None:
-    for name in workloads:
-        eventually(
-            lambda name=name: installed.condition(name, "Ready").get("status") == "True",
-            f"{name} serves",
-            150.0,
-        )
-
-
-def held_by_holders(installed: Installed, devices: Devices) -> dict[str, str]:
-    """Return the holder pod of each device that one has, as the kubelet tells."""
-    ours = holders(installed)
-    return {uuid: pods[0] for uuid, pods in devices.held().items() if pods[0] in ours}
+    plugin[0].tools.kubectl("uncordon", layout.NAME)
+    return free(plugin)
 
 
 def scale(installed: Installed, replicas: int) -> None:
@@ -102,8 +58,7 @@ def test_shared_work_starts_on_a_device_that_a_holder_pod_has_and_gives_it_back(
     assert (owner["kind"], owner["name"]) == ("Deployment", "llmos-operator")
     assert holder["spec"]["containers"][0]["resources"]["limits"][RESOURCE] == "1"
     eventually(lambda: next(iter(holders(installed).values()))["status"].get("phase") == "Running", "it runs")
-    installed.tools.kubectl("delete", "mw", "left", "--namespace=default", "--wait=false")
-    eventually(lambda: not installed.pods_of("left"), "one tenant has gone")
+    installed.remove("left")
     assert held_by_holders(installed, devices) == {device: pod}
     installed.clear()
     eventually(lambda: holders(installed) == {}, "it goes after the last one")
@@ -183,7 +138,7 @@ def test_a_lost_holder_pod_is_made_anew_and_its_tenants_go_on(gpus: tuple[Instal
     (same,) = installed.pods_of("tenant")
     assert same["metadata"]["uid"] == before
     eventually(lambda: len(holders(installed)) == 1, "no more than that one stays")
-    told = installed.items("events", "--field-selector=reason=HolderLost", namespace="default")
+    told = installed.items("events", "default", fieldSelector="reason=HolderLost")
     assert any(device in one["message"] for one in told)
 
 
@@ -225,12 +180,12 @@ def test_the_cluster_shows_who_holds_what_for_whom(gpus: tuple[Installed, Device
     installed.tools.apply(shared("tenant"))
     serves(installed, "tenant")
     ((device, pod),) = held_by_holders(installed, devices).items()
-    node = json.loads(installed.tools.kubectl("get", "gpunode", layout.NAME, "-o", "json"))
+    node = installed.api.get("gpunodes", layout.NAME)
     (shown,) = [one for one in node["status"]["devices"] if one["uuid"] == device]
     assert [one["pod"] for one in shown["holders"]] == [pod]
 
     def counted() -> bool:
-        status = installed.tools.get("gpunode", layout.NAME)["status"]
+        status = installed.api.get("gpunodes", layout.NAME)["status"]
         return {one["uuid"]: one["claims"] for one in status.get("ledger", {}).get("devices", [])}.get(
             device
         ) == 1
@@ -256,7 +211,7 @@ def test_a_device_that_others_were_given_meanwhile_is_told_and_nothing_joins_its
     installed.tools.apply(shared("second"))
 
     def told() -> bool:
-        events = installed.items("events", "--field-selector=reason=HolderLost", namespace="default")
+        events = installed.items("events", "default", fieldSelector="reason=HolderLost")
         return any(device in one["message"] and "has given it to" in one["message"] for one in events)
 
     eventually(told, "who shares the device now is told")
@@ -269,12 +224,3 @@ def test_a_device_that_others_were_given_meanwhile_is_told_and_nothing_joins_its
     assert set(placed(installed, "second").values()) <= set(held_by_holders(installed, devices))
     eventually(lambda: device in held_by_holders(installed, devices), "the tenants' device is held again")
     assert installed.pods_of("tenant")[0]["metadata"]["uid"] == before
-
-
-def test_an_uninstall_leaves_no_holder_pod(gpus: tuple[Installed, Devices]) -> None:
-    installed, devices = gpus
-    installed.tools.apply(shared("tenant"))
-    serves(installed, "tenant")
-    assert len(held_by_holders(installed, devices)) == 1
-    installed.helm("uninstall", "llmos-operator", "--wait", "--timeout=120s")
-    eventually(lambda: holders(installed) == {}, "holder pods go with the operator's Deployment")

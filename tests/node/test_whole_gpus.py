@@ -11,13 +11,11 @@ import pytest
 
 from tests.support.deviceplugin import RESOURCE
 from tests.support.nodedevices import NAMESPACE, A, B, C
-from tests.support.nodegpus import known, placed, plugged
+from tests.support.nodegpus import free, known, placed
 from tests.support.standins import stand_in
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.node.conftest import Installed
     from tests.support.nodedevices import Devices
 
@@ -25,10 +23,9 @@ pytestmark = pytest.mark.node
 
 
 @pytest.fixture(scope="module")
-def gpus(release: Installed) -> Iterator[tuple[Installed, Devices]]:
-    """The chart on a node with three GPUs of a device plugin."""
-    with plugged(release) as devices:
-        yield release, devices
+def gpus(plugin: tuple[Installed, Devices]) -> tuple[Installed, Devices]:
+    """Three GPUs that nobody holds when the first of these tests begins."""
+    return free(plugin)
 
 
 def whole(name: str, replicas: int = 1) -> dict[str, Any]:

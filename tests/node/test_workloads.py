@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from scripts.realnode import layout
 from scripts.realnode.cluster import image
+from tests.node.conftest import CHAT, MODEL
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.node
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 # Ends when told to: Python as a container's first process would ignore SIGTERM and take its whole grace period.
 _ASK_ONCE = """
 import os, signal, urllib.request
@@ -30,22 +29,21 @@ QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module")
-def serving(installed: Installed) -> dict[str, Any]:
+def serving(chatting: Installed) -> dict[str, Any]:
     """The pod that serves the first example."""
-    installed.apply_file(EXAMPLES / "01-chat/workload.yaml")
-    return installed.ready("chat")
+    return chatting.ready(CHAT)
 
 
 def same(installed: Installed, pod: dict[str, Any]) -> bool:
     """Return whether a workload's pod is the very one it was, with no restart."""
-    (now,) = installed.pods_of("chat")
+    (now,) = installed.pods_of(CHAT)
     restarts = [one["restartCount"] for one in now["status"]["containerStatuses"]]
     return now["metadata"]["uid"] == pod["metadata"]["uid"] and restarts == [0]
 
 
 def test_a_chat_model_answers_through_the_gateway(installed: Installed, serving: dict[str, Any]) -> None:
     assert serving["spec"]["nodeName"] == layout.NAME
-    assert "Paris" in installed.chat("smollm2", QUESTION)
+    assert "Paris" in installed.chat(MODEL, QUESTION)
 
 
 def test_a_restarted_kubelet_keeps_the_serving_pod(installed: Installed, serving: dict[str, Any]) -> None:
@@ -54,7 +52,7 @@ def test_a_restarted_kubelet_keeps_the_serving_pod(installed: Installed, serving
     node.signal("kubelet", signal.SIGKILL)
     eventually(lambda: node.inside("busybox", "cat", "/run/llmos/kubelet").stdout != before, "a new kubelet")
     node.wait_ready()
-    assert "Paris" in installed.chat("smollm2", QUESTION)
+    assert "Paris" in installed.chat(MODEL, QUESTION)
     assert same(installed, serving)
 
 
@@ -64,7 +62,7 @@ def test_an_upgrade_replaces_the_operator_and_not_the_serving_pod(
     before = set(installed.pods("operator"))
     installed.install("--set=log.level=debug")
     assert not before & set(installed.pods("operator"))
-    assert "Paris" in installed.chat("smollm2", QUESTION)
+    assert "Paris" in installed.chat(MODEL, QUESTION)
     assert same(installed, serving)
     installed.helm("rollback", "llmos-operator", "--wait", "--timeout=180s")
     assert same(installed, serving)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmos_operator.scheduler.budget import UNLIMITED
 from llmos_operator.scheduler.cycle import prepare
-from llmos_operator.scheduler.placement import device_fits, fits_on, host_fits, pick
+from llmos_operator.scheduler.placement import device_fits, fits_on, host_fits, pick, whole_fitting
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.power import asked_on
 from llmos_operator.scheduler.table import ALL
@@ -133,6 +133,11 @@ def agree(attempts: Attempts, request: Request) -> None:
         width = len(state.devices)
         singly = [bool(columns[i]) and device_fits(d, request, OVERUSE) for i, d in enumerate(state.devices)]
         assert candidates.devices[row][:width].tolist() == singly, f"{name}: devices differ"
+        if request.whole:
+            together = whole_fitting(attempts.scene.table, request, OVERUSE)[row]
+            alone = [device_fits(d, request, OVERUSE) for d in state.devices]
+            assert together[:width].tolist() == alone, f"{name}: whole devices differ"
+            assert not together[width:].any()
         assert not candidates.devices[row][width:].any()
         if devices is not None:
             assert fits_on(state, request, [d.uuid for d in devices], OVERUSE)

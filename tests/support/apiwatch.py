@@ -4,41 +4,25 @@ from __future__ import annotations
 
 import http.client
 import json
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
+
+from tests.support.apiclient import ApiClient, Json, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llmos_operator.local.tools import Tools
 
-Json = dict[str, Any]
 _RECHECK_SECONDS = 0.5  # for what a check asks for beside the pod
-_NOT_FOUND, _GONE, _BAD = 404, 410, 300
 
 
-class Refused(Exception):  # noqa: N818 - reads as what happened
-    """The API server did not do what it was asked; the text is its own."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"{status}: {text}")
-        self.status = status
-
-
-class ApiWatch:
+class ApiWatch(ApiClient):
     """Sees all pods of a cluster through `kubectl proxy`. Threads may share it; use as a context manager."""
 
     def __init__(self, tools: Tools) -> None:
-        self._proxy = subprocess.Popen(
-            [str(tools.binaries["kubectl"]), "proxy", "--address=127.0.0.1", "--port=0"],
-            env=tools.environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._proxy.stdout is not None
-        self._port = int(self._proxy.stdout.readline().rpartition(":")[2])
+        super().__init__(tools)
         self._news = threading.Condition()
         self._versions: dict[tuple[str, str], list[Json | None]] = {}  # None: it was gone
         self._ending = False
@@ -50,25 +34,8 @@ class ApiWatch:
 
     def __exit__(self, *_: object) -> None:
         self._ending = True
-        self._proxy.terminate()
-        self._proxy.wait()
+        self.close()
         self._thread.join(timeout=90)
-
-    # -- asking
-
-    def ask(self, method: str, path: str, body: Json | None = None, kind: str = "application/json") -> Any:
-        """Return the answer to one request. Raises :class:`Refused`."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=90)
-        try:
-            text = json.dumps(body) if body is not None else None
-            connection.request(method, path, text, {"Content-Type": kind})
-            answer = connection.getresponse()
-            data = answer.read()
-        finally:
-            connection.close()
-        if answer.status >= _BAD:
-            raise Refused(answer.status, data.decode())
-        return json.loads(data)
 
     # -- following
 

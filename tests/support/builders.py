@@ -506,6 +506,7 @@ def a_pod(
         memory_bytes=claim.memory_bytes,
         ready=True,
         started_at=LONG_AGO,
+        mounts=tuple(one.claim for one in workload.claims),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
+from llmos_operator.api.runtime.messages import RequestStats, RuntimeState, RuntimeStatus
 from llmos_operator.api.telemetry import Verdict
 from llmos_operator.clock import FakeClock, rfc3339
 from llmos_operator.control.accounting import Accounts
+from llmos_operator.control.console.history import EVERY_SECONDS, SAMPLES
 from llmos_operator.control.console.server import ConsoleServer
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.records import Record, Records
 from llmos_operator.control.remedies import Remedies
 from llmos_operator.control.working import DeviceWork
 from llmos_operator.scheduler.policy import Policy
+from llmos_operator.state.replicas import Replica
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import Kind, Queue
 from tests.support.builders import GIB, NOW, a_cluster, a_node, a_workload
@@ -57,6 +61,14 @@ class Shown:
         record = self.records.get(key) or Record(key, workload.uid, 1, 0.0, workload)
         record.status = {"observedGeneration": 1, **status}
         self.records.put(record)
+
+    async def remember(self, ago: float = 0.0, **stats: int) -> None:
+        """Let the history have a sample of some seconds ago, at which a replica told of its requests."""
+        then = self.clock.now() - ago
+        self.records.put_replica(Replica("team-a/front-0", "uid-front-0", "uid-front"))
+        report = RuntimeStatus(state=RuntimeState.READY, requests=RequestStats(**stats))
+        self.records.put_report("uid-front-0", report, then)
+        await self.server.history.sample(self.cluster.snapshot(), then)
 
     def later(self) -> None:
         """Let so much time pass that everything is put together anew."""
@@ -175,6 +187,30 @@ def _run(fleet: Shown, rng: random.Random, work: WorkloadBuilder, node: str, dev
             decision={"reason": "Bound", "message": f"bf16 on node {node}, best fit of 12 candidates"},
             usage={"gpuSeconds": rng.randrange(10_000, 9_000_000), "tokens": rng.randrange(10**8)},
         )
+
+
+async def an_hour(fleet: Shown, seed: int = 11) -> None:
+    """Let the fleet have been busy in waves for an hour, with a server that answers and was started anew once."""
+    rng = random.Random(seed)
+    states = list(fleet.cluster.snapshot().nodes.values())
+    asked = waited = 0
+    for number in range(SAMPLES):
+        wave = 0.5 + 0.5 * math.sin(number / 19)
+        for state in states:
+            readings = [
+                _reading(one, one.observed_bytes or 0, _wave(rng, one, wave)) for one in state.devices
+            ]
+            fleet.accounts.sampled(readings)
+        requests = int(90 * wave) + rng.randrange(12)
+        asked, waited = asked + requests, waited + requests * (140 + int(500 * wave**4))
+        if number == SAMPLES // 2:
+            asked = waited = 0
+        ago = (SAMPLES - 1 - number) * EVERY_SECONDS
+        await fleet.remember(ago, running=requests, first_tokens=asked, first_token_millis=waited)
+
+
+def _wave(rng: random.Random, one: DeviceState, wave: float) -> int:
+    return int(min(100, rng.uniform(0.4, 1.2) * 100 * wave)) if one.claims else 0
 
 
 def misbehave(fleet: Shown) -> None:

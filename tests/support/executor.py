@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.actuators.care import CareWriter
+from llmos_operator.actuators.deviceclaims import DeviceClaims
 from llmos_operator.actuators.executor import Executor
 from llmos_operator.actuators.support import ControlTokens, Support
 from llmos_operator.actuators.writequeue import WriteQueue
@@ -16,9 +17,10 @@ from llmos_operator.clock import FakeClock
 from llmos_operator.cluster.backoff import Curve, KeyedBackoff
 from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Change, Mirror
-from llmos_operator.cluster.port import PODS, SERVICES
+from llmos_operator.cluster.port import PODS, RESOURCE_CLAIMS, SERVICES
 from llmos_operator.cluster.retry import ONCE, Retrier
 from llmos_operator.scheduler.plan import Bind, Evict, Grow, Move, Plan, Restore, Shrink, Sleep, Wake
+from llmos_operator.settings import ResourceClaimSettings
 from llmos_operator.state import convert
 from llmos_operator.state.breaker import Breaker
 from llmos_operator.state.store import Store
@@ -110,7 +112,7 @@ class Bench:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.port = FakeCluster(self.clock)
-        self.store = Store()
+        self.store = Store(claims_devices=True)
         self.heard = Heard()
         self.leading = True
         node = a_node("n1").with_gpus(2, "A-80G").with_host()
@@ -127,6 +129,17 @@ class Bench:
         retrier = Retrier(Random(1), ONCE)
         services = Mirror(SERVICES, lambda *_: None)
         support = Support(self.port, retrier, services, ControlTokens(b"k" * 16), "llmos-runtime-control")
+        self.claims = Mirror(RESOURCE_CLAIMS, self._claim_shown)
+        self.device_claims = DeviceClaims(
+            self.port,
+            self.store,
+            self.queue,
+            retrier,
+            self.claims,
+            self.clock,
+            KeyedBackoff(Curve(base=1.0, cap=8.0), Random(1)),
+            ResourceClaimSettings(enabled=True),
+        )
         self.care, self.breaker = CareWriter(self.port, self.store), Breaker()
         self.executor = Executor(
             port=self.port,
@@ -135,6 +148,7 @@ class Bench:
             retrier=retrier,
             pods=self.mirror,
             support=support,
+            device_claims=self.device_claims,
             outcomes=self.heard,
             settings=SETTINGS,
             care=self.care,
@@ -158,6 +172,13 @@ class Bench:
         else:
             meta = body["metadata"]
             self.store.delete_pod(f"{meta['namespace']}/{meta['name']}", meta["uid"])
+
+    def _claim_shown(self, change: Change, body: dict[str, Any]) -> None:
+        self.device_claims.note(body)
+        if change is Change.APPLIED:
+            self.store.apply_allocation(convert.resource_claim(body))
+        else:
+            self.store.delete_allocation(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
 
     def bind(self, ordinal: int = 0, **spec: Any) -> Bind:
         work = a_work(**spec)

@@ -17,6 +17,7 @@ from llmos_operator.errors import Conflict
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.plan import Bind, Evict, Grow, Move, Restore, Shrink, Sleep, Wake
 from llmos_operator.scheduler.policy import ConsolidationPolicy, Policy
+from llmos_operator.scheduler.recall import Recall
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.state.telemetry import Reading
 from llmos_operator.state.types import (
@@ -60,7 +61,7 @@ class History:
         self.moves: list[tuple[float, Move]] = []  # the same
         self.sleeps = 0  # replicas that went to sleep
         self.happened: list[str] = []
-        self.table = NodeTable()
+        self.table, self.recall = NodeTable(), Recall()
         self._nodes: dict[str, tuple[Node, GpuNode | None]] = {}  # as they are when all is well
         self._quiet: set[str] = set()  # nodes whose agent is silent
         self._leaving: dict[str, float] = {}  # pod -> when it is gone
@@ -86,7 +87,7 @@ class History:
 
     def plan(self) -> Plan:
         """Return what the scheduler would do now."""
-        return plan(self.snapshot(), POLICY, self.now, table=self.table)
+        return plan(self.snapshot(), POLICY, self.now, table=self.table, recall=self.recall)
 
     def disturb(self) -> None:
         """Let one thing happen."""
@@ -426,7 +427,7 @@ class History:
             action.preemptor,
             self.now + 30,
         )
-        if self.store.ask_to_lower(*asked) is None:
+        if self.store.ask_to_lower(*asked, lent=action.loan) is None:
             return
         if self._chance(0.2):
             self.store.restore_memory(action.pod, action.pod_uid, firm_until=self.now + 600)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_operator.api import names
 from llmos_operator.telemetry.kubelet.pod_resources import read
 from scripts.realnode import layout
+from tests.support.apiclient import ApiClient
 from tests.support.deviceplugin import RESOURCE, build
 from tests.support.nvml import Double
 from tests.support.waiting import eventually
@@ -33,6 +34,7 @@ class Devices:
         """``folder`` is for the file that says which GPUs there are, and in what state."""
         self.node = node
         self.tools = node.tools()
+        self.api = ApiClient(self.tools)
         self.machine = Double(folder)
         for index, uuid in enumerate((A, B, C)):
             self.machine.with_gpu(index, uuid=uuid, memory__used=0)
@@ -60,8 +62,9 @@ class Devices:
         eventually(lambda: self.allocatable() == "3", "the kubelet offers three devices")
 
     def end(self) -> None:
-        """Take the offer back; nobody may hold a device any more."""
+        """Take the offer back; nobody may hold a device any more. Not an error when it has been."""
         self.stop_plugin()
+        self.api.close()
         self.tools.kubectl(
             "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", "--timeout=90s"
         )
@@ -70,9 +73,10 @@ class Devices:
         if self.plugin is not None:
             self.plugin.kill()
             self.plugin.wait(20)
+            self.plugin = None
 
     def allocatable(self) -> str:
-        status = self.tools.get("node", layout.NAME)["status"]
+        status = self.api.get("nodes", layout.NAME)["status"]
         return str(status["allocatable"].get(RESOURCE, ""))
 
     def run(self, name: str, gpus: int, *, bound: bool = False) -> None:
@@ -95,7 +99,7 @@ class Devices:
         self.tools.apply(pod, namespace=NAMESPACE)
 
     def status(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.tools.get("pod", name, namespace=NAMESPACE).get("status", {})
+        found: dict[str, Any] = self.api.get("pods", name, NAMESPACE).get("status", {})
         return found
 
     def running(self, name: str) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llmos_operator.api import names
 from scripts.realnode import layout
 from tests.support.deviceplugin import NoGoError, build
 from tests.support.nodedevices import A, B, C, Devices
 from tests.support.nvml import LIBRARY, NoCompilerError
 from tests.support.nvml import build as build_nvml
+from tests.support.standins import stand_in
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ AGENT = {
 def plugged(release: Installed, **config: Any) -> Iterator[Devices]:
     """Let a device plugin offer three GPUs and install the chart with an agent that asks the kubelet; ``config`` is the operator's.
 
-    Afterwards the chart is as it was, without workloads.
+    Afterwards the chart is as it was, without workloads; what ended the devices has seen to that itself.
     """
     node = release.node
     try:
@@ -53,19 +55,20 @@ def plugged(release: Installed, **config: Any) -> Iterator[Devices]:
         release.install(f"--values={values}", security="privileged")
         eventually(lambda: known(release) == {A: [], B: [], C: []}, "the GPUNode shows three devices")
         yield made
-        release.clear()
-        made.clear()
     finally:
+        if made.plugin is not None:
+            release.clear()
+            made.clear()
         made.end()
-        release.install()
+        if release.standing is not None and f"--values={values}" in release.standing:
+            release.install()
         for file in node.paths.driver.iterdir():
             file.unlink()
 
 
 def known(installed: Installed) -> dict[str, list[str]]:
     """Return the holders of each device as the GPUNode names them."""
-    found = installed.tools.run("kubectl", "get", "gpunode", layout.NAME, "-o", "json")
-    status = json.loads(found.stdout or "{}").get("status") or {}
+    status = installed.api.find("gpunodes", layout.NAME).get("status") or {}
     return {
         one["uuid"]: [holder["pod"] for holder in one.get("holders") or []]
         for one in status.get("devices") or []
@@ -80,3 +83,42 @@ def placed(installed: Installed, name: str) -> dict[str, str]:
         (device,) = claim["devices"]
         found[f"default/{pod['metadata']['name']}"] = device
     return found
+
+
+def shared(name: str, replicas: int = 1, memory: str = "2Gi") -> dict[str, Any]:
+    """Return a workload that shares a GPU."""
+    workload = stand_in(name, accelerators=1, sharing="Shared", memory=memory)
+    workload["spec"]["replicas"] = replicas
+    return workload
+
+
+def holders(installed: Installed) -> dict[str, dict[str, Any]]:
+    """Return the holder pods by namespace and name."""
+    found = installed.items("pods", labelSelector=f"{names.LABEL_ROLE}={names.ROLE_HOLDER}")
+    return {f"{names.SYSTEM_NAMESPACE}/{one['metadata']['name']}": one for one in found}
+
+
+def serves(installed: Installed, *workloads: str) -> None:
+    """Wait until workloads are Ready."""
+    for name in workloads:
+        eventually(
+            lambda name=name: installed.condition(name, "Ready").get("status") == "True",
+            f"{name} serves",
+            150.0,
+        )
+
+
+def held_by_holders(installed: Installed, devices: Devices) -> dict[str, str]:
+    """Return the holder pod of each device that one has, as the kubelet tells."""
+    ours = holders(installed)
+    return {uuid: pods[0] for uuid, pods in devices.held().items() if pods[0] in ours}
+
+
+def free(machine: tuple[Installed, Devices]) -> tuple[Installed, Devices]:
+    """Return the machine when nobody holds one of its GPUs any more."""
+    installed, devices = machine
+    installed.clear()
+    devices.clear()
+    eventually(lambda: devices.held() == {}, "no device is held")
+    eventually(lambda: holders(installed) == {}, "no holder pod is left")
+    return machine

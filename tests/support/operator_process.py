@@ -136,14 +136,20 @@ class Bench:
         made.start()
         return made
 
-    async def node(self, name: str, *, devices: int = 1, memory: str = "1Gi", cpu: str = "64") -> None:
-        """Register a node with simulated devices."""
-        gpus = str(devices)
-        amounts = {"cpu": cpu, "memory": "256Gi", "pods": "500", "nvidia.com/gpu": gpus}
+    async def node(
+        self, name: str, *, devices: int = 1, memory: str = "1Gi", cpu: str = "64", plugin: bool = True
+    ) -> None:
+        """Register a node with simulated devices; with ``plugin`` it advertises them as a device plugin does."""
+        amounts = {"cpu": cpu, "memory": "256Gi", "pods": "500"}
+        if plugin:
+            amounts["nvidia.com/gpu"] = str(devices)
         body = {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": name, "labels": {"llmos.dev/simulated": "true"}},
+            "metadata": {
+                "name": name,
+                "labels": {"llmos.dev/simulated": "true", "kubernetes.io/hostname": name},
+            },
         }
         await self.port.create(ports.NODES, body)
         await self.port.merge_patch(ports.NODES, name, {"spec": {"taints": None}})
@@ -204,6 +210,31 @@ class Bench:
             "spec": {"model": {"uri": uri}, **spec},
         }
         return await self.port.apply(ports.MODEL_WORKLOADS, body, manager="test", namespace=self.namespace)
+
+    async def claim(
+        self, name: str, *, mode: str = "ReadWriteMany", bound: bool = True, on: str = ""
+    ) -> None:
+        """Make a PersistentVolumeClaim, bound as a volume controller does; `on` names the only node of its volume."""
+        size = {"storage": "1Gi"}
+        spec: Json = {"accessModes": [mode], "storageClassName": "", "resources": {"requests": size}}
+        if bound:
+            spec["volumeName"] = f"pv-{name}"
+            term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [on]}]}
+            place = {"nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}} if on else {}
+            volume = {"accessModes": [mode], "capacity": size, "hostPath": {"path": f"/v/{name}"}, **place}
+            body = {"metadata": {"name": f"pv-{name}"}, "spec": volume}
+            await self.port.apply(ports.VOLUMES, body, manager="test")
+        body = {"metadata": {"name": name, "namespace": self.namespace}, "spec": spec}
+        await self.port.apply(ports.VOLUME_CLAIMS, body, manager="test", namespace=self.namespace)
+        if bound:
+            await self.bind(name)
+
+    async def bind(self, name: str) -> None:
+        """Say that a claim is bound."""
+        status = {"status": {"phase": "Bound"}}
+        await self.port.merge_patch(
+            ports.VOLUME_CLAIMS, name, status, namespace=self.namespace, subresource="status"
+        )
 
     async def delete(self, name: str) -> None:
         await self.port.delete(ports.MODEL_WORKLOADS, name, namespace=self.namespace)
@@ -393,6 +424,7 @@ async def _wipe(port: Transport) -> None:
             if kind == ports.SERVICES and meta["namespace"] == "default":
                 continue
             await _delete(port, kind, meta["name"], meta["namespace"])
+    await _wipe_volumes(port)
     for kind in (
         ports.GPU_NODES,
         ports.NODES,
@@ -411,6 +443,23 @@ async def _wipe(port: Transport) -> None:
 async def _delete(port: Transport, kind: ports.Kind, name: str, namespace: str) -> None:
     try:
         await port.delete(kind, name, namespace=namespace, grace_seconds=0)
+    except NotFound:
+        return
+
+
+async def _wipe_volumes(port: Transport) -> None:
+    for kind in (ports.VOLUME_CLAIMS, ports.VOLUMES):
+        for item in await collect(port, kind):
+            await delete_protected(
+                port, kind, item["metadata"]["name"], item["metadata"].get("namespace", "")
+            )
+
+
+async def delete_protected(port: Transport, kind: ports.Kind, name: str, namespace: str = "") -> None:
+    """Delete a claim or a volume: the controller that takes its finalizer away does not run."""
+    await _delete(port, kind, name, namespace)
+    try:
+        await port.merge_patch(kind, name, {"metadata": {"finalizers": None}}, namespace=namespace)
     except NotFound:
         return
 

@@ -88,7 +88,13 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
     """Let evicted pods be gone, those who come down have done so and bound ones run, as happens in time."""
     for shrink in made.shrinks:
         cluster.store.ask_to_lower(
-            shrink.pod, shrink.pod_uid, shrink.bytes_per_device, made.now, shrink.preemptor, made.now
+            shrink.pod,
+            shrink.pod_uid,
+            shrink.bytes_per_device,
+            made.now,
+            shrink.preemptor,
+            made.now,
+            lent=shrink.loan,
         )
         cluster.store.note_yielded(shrink.pod, shrink.pod_uid)
     for sleep in made.sleeps:
@@ -123,6 +129,7 @@ def carry_out(cluster: ClusterBuilder, made: Plan) -> None:
                 memory_bytes=claim.memory_bytes,
                 started_at=NOW,
                 ready=True,
+                mounts=tuple(one.claim for one in bind.workload.claims),
             )
         )
 

@@ -150,6 +150,13 @@ class PodClient:
             text=True,
         )
 
+    def follow_on(self, name: str, *options: str) -> subprocess.Popen[str]:
+        """Start `kubectl logs -f` and return when it has shown the log's first line: it misses nothing that comes later."""
+        follower = self.follow(name, *options)
+        assert follower.stdout is not None
+        assert follower.stdout.readline(), f"the log of {name} ended without a line"
+        return follower
+
     def delete(self, name: str, *options: str) -> None:
         """Ask for deletion without waiting for it."""
         self.kubectl("delete", "pod", name, "--wait=false", *options)

@@ -47,7 +47,9 @@ def granted(installed: Installed) -> dict[str, set[Right]]:
 
 
 def _release(installed: Installed, kind: str) -> list[dict[str, Any]]:
-    return installed.items(kind, "--selector=app.kubernetes.io/instance=llmos-operator")
+    words = ("get", kind, f"--namespace={SYSTEM_NAMESPACE}", "-o", "json")
+    found = installed.tools.kubectl(*words, "--selector=app.kubernetes.io/instance=llmos-operator")
+    return list(json.loads(found)["items"])
 
 
 def _rights(rules: Iterable[dict[str, Any]]) -> Iterator[Right]:

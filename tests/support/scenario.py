@@ -378,6 +378,8 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
     labels, ready = data.pop("labels", {}), data.pop("ready", True)
     lowered = data.pop("lowered", None)  # seconds since it was asked to come down, which it has
     asleep, idle = data.pop("asleep", None), data.pop("idle", False)
+    lent, lending = data.pop("lent", None), data.pop("lending", False)
+    lender = data.pop("lender", "")  # whose lent memory it stands in
     least_runtime = float(data.pop("min_runtime", 0.0))
     streams, held = data.pop("streams", []), data.pop("held", None)
     moved_at = NOW - data.pop("moved") if "moved" in data else 0.0  # seconds since it was moved there
@@ -398,6 +400,7 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
             member=number % members,
             min_runtime=least_runtime,
             moved_at=moved_at,
+            lender=_only_pod(cluster, lender) if lender else "",
             **host,
             **sized,
         )
@@ -411,6 +414,8 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
         cluster.store.apply_pod(replace(pod, **changes))
         if lowered is not None:
             _come_down(cluster, builder.value, pod, NOW - lowered)
+        if lent is not None:
+            _come_down(cluster, builder.value, pod, NOW - lent, lent=True)
         if asleep is not None:
             _lay_down(cluster, builder.value, pod, asleep)
         if streams:
@@ -422,14 +427,24 @@ def _run(cluster: ClusterBuilder, data: dict[str, Any]) -> None:
             builder.value.key, builder.value.uid, held.get("to", len(places)), at, whom
         )
     cluster.store.set_idle(builder.value.key, idle=idle)
+    cluster.store.set_lending(builder.value.key, lending=lending or (False if lent is not None else None))
 
 
-def _come_down(cluster: ClusterBuilder, workload: Workload, pod: Pod, at: float) -> None:
+def _only_pod(cluster: ClusterBuilder, name: str) -> str:
+    """Return the pod of a workload with one replica."""
+    snapshot = cluster.snapshot()
+    (pod,) = snapshot.pods_of[snapshot.workloads[f"default/{name}"].uid]
+    return pod.key
+
+
+def _come_down(
+    cluster: ClusterBuilder, workload: Workload, pod: Pod, at: float, *, lent: bool = False
+) -> None:
     assert pod.claim is not None
     profile = profile_of(cluster.snapshot(), workload)
     left = shrunk_bytes(pod.claim, workload, profile, Policy())
     assert left is not None, f"{workload.name} cannot come down"
-    cluster.store.ask_to_lower(pod.key, pod.uid, left, at)
+    cluster.store.ask_to_lower(pod.key, pod.uid, left, at, lent=lent)
     cluster.store.note_yielded(pod.key, pod.uid)
 
 

@@ -42,6 +42,15 @@ class Storage:
     seen: list[tuple[str, str]] = field(default_factory=list)  # path, Range
     headers: list[dict[str, str]] = field(default_factory=list)
     gate: threading.Event | None = None  # files wait for it
+    read_only: bool = False
+    ranges: bool = True
+    lost: int = 0  # answers to the end of an upload that do not arrive
+    refusals: dict[str, tuple[int, str]] = field(
+        default_factory=dict
+    )  # status and code that writes to a path get
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)  # x-amz-meta- headers by "/bucket/key"
+    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)  # parts by upload
+    writes: list[tuple[str, str]] = field(default_factory=list)  # method and path
 
     def asked(self, path: str) -> list[str]:
         """Ranges that were asked of ``path``."""
@@ -120,7 +129,89 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._s3(path)
 
+    do_HEAD = do_GET  # noqa: N815 - named by http.server
+
+    def do_PUT(self) -> None:
+        self._write()
+
+    def do_POST(self) -> None:
+        self._write()
+
+    def do_DELETE(self) -> None:
+        self._write()
+
     # -- S3
+
+    def _write(self) -> None:  # noqa: PLR0911 - one for each answer
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.store.writes.append((self.command, path))
+        self.store.headers.append(dict(self.headers))
+        if path in self.store.refusals:
+            return self._s3_error(*self.store.refusals[path])
+        waiting = self.store.failures.get(path)
+        if waiting:
+            return self._answer(waiting.pop(0), b"later", {"Retry-After": "0"})
+        if trouble := self._signature_trouble():
+            return self._s3_error(*trouble)
+        if (
+            self.headers["Authorization"]
+            and self.headers["x-amz-content-sha256"] != hashlib.sha256(body).hexdigest()
+        ):
+            return self._s3_error(400, "XAmzContentSHA256Mismatch")
+        bucket, _, key = path.lstrip("/").partition("/")
+        objects = self.store.buckets.get(bucket)
+        if objects is None:
+            return self._s3_error(404, "NoSuchBucket")
+        if self.store.read_only:
+            return self._s3_error(403, "AccessDenied")
+        return self._change(objects, key, path, body)
+
+    def _change(self, objects: dict[str, bytes], key: str, path: str, body: bytes) -> None:  # noqa: PLR0911
+        query = {
+            name: values[0]
+            for name, values in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()
+        }
+        upload = query.get("uploadId", "")
+        if upload and upload not in self.store.uploads:
+            return self._s3_error(404, "NoSuchUpload")
+        if self.command == "DELETE":
+            if upload:
+                del self.store.uploads[upload]
+            else:
+                objects.pop(key, None)
+            return self._answer(204, b"")
+        if self.command == "PUT":
+            if upload:
+                self.store.uploads[upload][int(query["partNumber"])] = body
+            else:
+                self._keep(objects, key, path, body)
+            return self._answer(200, b"", {"ETag": _etag(body)})
+        if "uploads" in query:
+            upload = f"upload+{len(self.store.uploads)}/{key}"
+            self.store.uploads[upload] = {}
+            self._note(path)
+            return self._answer(200, _xml("InitiateMultipartUploadResult", UploadId=upload))
+        parts = self.store.uploads.pop(upload)
+        told = re.findall(r"<PartNumber>(\d+)</PartNumber><ETag>([^<]+)</ETag>", body.decode())
+        if [(int(number), tag) for number, tag in told] != [(n, _etag(parts[n])) for n in sorted(parts)]:
+            return self._answer(200, _xml("Error", Code="InvalidPart"))
+        objects[key] = b"".join(parts[number] for number in sorted(parts))
+        if self.store.lost:
+            self.store.lost -= 1
+            return self._answer(503, b"")
+        return self._answer(200, b" \n" + _xml("CompleteMultipartUploadResult", Key=key))
+
+    def _keep(self, objects: dict[str, bytes], key: str, path: str, body: bytes) -> None:
+        objects[key] = body
+        self._note(path)
+
+    def _note(self, path: str) -> None:
+        self.store.notes[path] = {
+            name.lower(): value
+            for name, value in self.headers.items()
+            if name.lower().startswith("x-amz-meta-")
+        }
 
     def _s3(self, path: str) -> None:
         trouble = self._signature_trouble()
@@ -178,7 +269,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         lines = [f"{name}:{self.headers[name]}" for name in names.split(";")]
         body = self.headers["x-amz-content-sha256"]
-        wanted = "\n".join(["GET", path, "&".join(sorted(query.split("&"))), *lines, "", names, body])
+        wanted = "\n".join([self.command, path, "&".join(sorted(query.split("&"))), *lines, "", names, body])
         scope = f"{day}/{region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{self.headers['x-amz-date']}\n{scope}\n{hashlib.sha256(wanted.encode()).hexdigest()}"
         key = ("AWS4" + SECRET).encode()
@@ -243,7 +334,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, path: str, content: bytes) -> None:
         if self.store.gate is not None:
             self.store.gate.wait(60)
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        asked = self.headers.get("Range") or "" if self.store.ranges else ""
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
         start = int(match[1]) if match else 0
         end = min(len(content), int(match[2]) + 1) if match and match[2] else len(content)
         asked = self.headers.get("If-Match")
@@ -257,7 +349,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", _etag(content))
+        for name, value in self.store.notes.get(path, {}).items():
+            self.send_header(name, value)
         self.end_headers()
+        if self.command == "HEAD":
+            return None
         if self.store.cuts.get(path, 0) > 0 and len(body) > 1:
             self.store.cuts[path] -= 1
             body = body[: len(body) // 2]
@@ -269,7 +365,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _xml(root: str, **fields: str) -> bytes:
+    inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in fields.items())
+    return f'<{root} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inner}</{root}>'.encode()
 
 
 def _etag(content: bytes) -> str:

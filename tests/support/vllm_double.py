@@ -34,6 +34,10 @@ vllm:kv_cache_usage_perc{engine="0",model_name="%(name)s"} 0.25
 # TYPE vllm:prompt_tokens_total counter
 vllm:prompt_tokens_total{engine="0",model_name="%(name)s"} %(prompt)d.0
 vllm:generation_tokens_total{engine="0",model_name="%(name)s"} %(generated)d.0
+# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.25",model_name="%(name)s"} %(finished)d.0
+vllm:time_to_first_token_seconds_count{engine="0",model_name="%(name)s"} %(finished)d.0
+vllm:time_to_first_token_seconds_sum{engine="0",model_name="%(name)s"} 1.25
 # TYPE vllm:request_success_total counter
 vllm:request_success_total{engine="0",finished_reason="stop",model_name="%(name)s"} %(finished)d.0
 vllm:request_success_total{engine="0",finished_reason="abort",model_name="%(name)s"} 0.0

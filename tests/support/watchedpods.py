@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.support.apiwatch import Refused
+from tests.support.apiclient import Refused
 from tests.support.pods import Json, PodClient
 
 if TYPE_CHECKING:

@@ -38,9 +38,25 @@ def apis_of(architecture: str, *, generative: bool) -> tuple[str, ...]:
 
 def formats_of(shape: ModelShape, formats: Iterable[str]) -> tuple[str, ...]:
     """Return those of ``formats`` at which the built-in engine serves a model."""
+    if shape.quantized:
+        return tuple(name for name in formats if name == shape.quantized)
     apis = apis_of(shape.architecture, generative=shape.generative)
     plain = TRANSCRIPTIONS in apis or CLASSIFY in apis
     return tuple(name for name in formats if not plain or name in PLAIN_FORMATS)
+
+
+def not_served_at(shape: ModelShape, formats: Iterable[str]) -> str:
+    """Return why the built-in engine serves a model at none of ``formats``, with the fix."""
+    asked = ", ".join(formats)
+    if shape.quantized:
+        return (
+            f"the model's files are {shape.quantized} already and are served at that alone, not at {asked}; allow "
+            f"{shape.quantized} in spec.quantization, or name the model in its source precision"
+        )
+    return (
+        f"{shape.architecture} is served at {' and '.join(PLAIN_FORMATS)} alone, not at {asked}; set "
+        "spec.quantization.mode to None"
+    )
 
 
 def cannot(shape: ModelShape, wanted: Iterable[str]) -> str:

@@ -70,6 +70,7 @@ class ModelShape:
         0  # positions of an encoder that a sequence keeps keys and values of, beside its own tokens
     )
     picture_floats: int = 0  # activations of one picture where they are widest; image classifiers have them
+    quantized: str = ""  # the format its files already are: int4 or int8; "": plain
 
     @property
     def parameters(self) -> int:

@@ -97,6 +97,8 @@ class RequestStats(Wire):
     generation_tokens: Count = 0
     kv_usage_milli: Count = 0  # 0..1000 of the KV budget
     last_request_age_seconds: Seconds | None = None  # None: no request yet
+    first_tokens: Count = 0  # requests that have got one
+    first_token_millis: Count = 0  # they waited for it, added up from their arrival at the engine
 
 
 class Failure(Wire):

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api.conditions import Reason
+from llmos_operator.api.runtime import prequantized
 from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.api.runtime.pictures import picture_sizes
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_HEADER_BYTES = 32 << 20  # the largest published header is under 1 MiB a file
@@ -174,10 +175,8 @@ def shape_of(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> ModelShape
     """Return the sizes the memory model needs, from a checked config and the headers of all weight files."""
     counts = {"linear": 0, "embedding": 0, "other": 0}
     bits: dict[int, int] = {}
-    for tensor in tensors:
-        width = _DTYPE_BITS.get(tensor.dtype)
-        if width is None:
-            continue  # integer tables: position ids and the like
+    scheme = prequantized.scheme_of(config)
+    for tensor, width in plain_tensors(scheme, tensors):
         counts[_kind(tensor)] += tensor.elements
         bits[width] = bits.get(width, 0) + tensor.elements
     if not counts["linear"]:
@@ -202,7 +201,25 @@ def shape_of(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> ModelShape
         generative=bool(_GENERATIVE.search(first)),
         cross_tokens=int(config.get("cross_tokens") or 0) if config.get("model_type") == _SPEECH_TYPE else 0,
         picture_floats=int(picture_sizes(config).get("picture_floats", 0)),
+        quantized=scheme.format if scheme is not None else "",
     )
+
+
+def plain_tensors(
+    scheme: prequantized.Scheme | None, tensors: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield the model's own tensors and the bits of an element, whatever they are stored as; no tables of integers."""
+    for tensor in tensors:
+        width = _DTYPE_BITS.get(tensor.dtype)
+        if scheme is not None:
+            name = prequantized.weight_name(scheme, tensor.name, tensor.dtype)
+            if name is not None:
+                yield Tensor(name, tensor.dtype, prequantized.plain_shape(scheme, tensor.shape)), scheme.bits
+                continue
+            if prequantized.is_beside(scheme, tensor.name):
+                continue
+        if width is not None:
+            yield tensor, width
 
 
 def _kind(tensor: Tensor) -> str:
@@ -213,6 +230,8 @@ def _kind(tensor: Tensor) -> str:
 
 def source_format(shape: ModelShape) -> str:
     """Return the name of the precision the weights were published in, as `quantization` names it."""
+    if shape.quantized:
+        return shape.quantized
     return "fp8" if shape.source_bits == 8 else "bf16"  # noqa: PLR2004 - 32 bit weights are served at bf16
 
 

@@ -67,6 +67,11 @@ class ShapeStatus(KubeModel):
         default=0,
         description="Activations of one picture where they are widest; image classifiers have them.",
     )
+    quantized: Annotated[str, StringConstraints(max_length=8)] = Field(
+        default="",
+        description="The format its weight files already are (GPTQ, AWQ, compressed-tensors, fp8 blocks), and the only one the "
+        "built-in engine serves it at; empty for plain weights.",
+    )
 
     def shape(self) -> ModelShape:
         """Return the sizes as the memory model takes them."""

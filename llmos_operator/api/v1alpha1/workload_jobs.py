@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from llmos_operator.api.meta import LocalReference
 from llmos_operator.api.schema import KubeModel, PositiveDuration, Rule
 from llmos_operator.api.v1alpha1.workload_model import DataUri, OutputUri
 from llmos_operator.api.v1alpha1.workload_training import LoraSettings, Training
@@ -11,6 +12,10 @@ from llmos_operator.api.v1alpha1.workload_training import LoraSettings, Training
 _BACKOFF = (
     "Failures of the program that are followed by a new try; one more, and the run has failed. Preemptions, evictions and lost nodes "
     "do not count, and a failure that a new try cannot heal, like input that is not there, ends the run at once."
+)
+_KEYS = (
+    "Secret of this namespace for data in s3 and gs: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and if needed AWS_SESSION_TOKEN, "
+    "AWS_REGION, AWS_ENDPOINT_URL."
 )
 
 
@@ -26,8 +31,8 @@ class DataSource(KubeModel):
     """Data to read."""
 
     uri: DataUri = Field(
-        description="Where the data is: pvc://claim/path (a claim of this namespace), https, and file, the last two where the operator's "
-        "settings allow it. hf, s3 and gs are reserved: this release does not read them."
+        description="Where the data is: pvc://claim/path (a claim of this namespace), s3://bucket/key, gs://bucket/key, https, and file, the "
+        "last two where the operator's settings allow it. hf is reserved."
     )
 
 
@@ -35,8 +40,8 @@ class DataSink(KubeModel):
     """Place to write to."""
 
     uri: OutputUri = Field(
-        description="Where to write: pvc://claim/path (a claim of this namespace), and file where the operator's settings allow it. s3 "
-        "and gs are reserved: this release does not write to them."
+        description="Where to write: pvc://claim/path (a claim of this namespace), s3://bucket/key, gs://bucket/key, and file where the "
+        "operator's settings allow it."
     )
 
 
@@ -87,6 +92,7 @@ class FineTune(KubeModel):
         default_factory=LoraSettings, description="The adapter of the methods lora and qlora."
     )
     training: Training = Field(default_factory=Training, description="How long and how fast it learns.")
+    secret_ref: LocalReference | None = Field(default=None, description=_KEYS)
     backoff_limit: int = Field(default=3, ge=0, le=100, description=_BACKOFF)
 
 
@@ -110,4 +116,5 @@ class Batch(KubeModel):
         description="Time from the creation of the workload within which the run is to end, waiting included. Then it has failed with "
         "reason DeadlineExceeded, and what was answered so far stays beside the output.",
     )
+    secret_ref: LocalReference | None = Field(default=None, description=_KEYS)
     backoff_limit: int = Field(default=3, ge=0, le=100, description=_BACKOFF)

@@ -53,6 +53,11 @@ class Idle(KubeModel):
         default=None,
         description="Time without requests after which weights move to host memory, where sharing is Shared. Without it: never.",
     )
+    lend_after: PositiveDuration | None = Field(
+        default=None,
+        description="Time without requests after which KV cache beyond one full context is lent to work of lower priority that can be "
+        "evicted at any moment, where sharing is Shared. With requests it is called back. Without it: never.",
+    )
     scale_to_zero_after: PositiveDuration | None = Field(
         default=None,
         description="Time without requests after which the last replica is removed. Needs minReplicas: 0.",

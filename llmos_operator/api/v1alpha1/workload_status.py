@@ -65,6 +65,13 @@ class PlacementStatus(KubeModel):
         tuple[Annotated[str, StringConstraints(max_length=128)], ...], ListAtomic(), Field(max_length=64)
     ] = Field(default=(), alias="deviceUUIDs", description="UUIDs of its devices.")
     reserved_memory: Amount = Field(default="", description="Memory reserved on each of them.")
+    lent_memory: Amount = Field(
+        default="", description="Memory of each of them it has lent while it idles; absent where none is."
+    )
+    borrowed_from: Word = Field(
+        default="",
+        description="Pod, as namespace/name, in whose lent memory it stands: it is evicted when that works again.",
+    )
     score: Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)] = Field(
         default=0, description="Score the place had when it was chosen."
     )

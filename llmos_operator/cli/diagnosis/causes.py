@@ -78,6 +78,17 @@ CAUSES: Final[tuple[Cause, ...]] = (
         trouble=False,
     ),
     Cause(
+        "WaitingForKueue",
+        "Kueue has not admitted it, or not any more: nothing of it starts until it does.",
+        (_status("WaitingForKueue"),),
+        (
+            "kubectl get workloads.kueue.x-k8s.io -n {namespace} -o wide; kubectl describe tells what it waits for",
+            "check that the LocalQueue in its label kueue.x-k8s.io/queue-name exists: kubectl get localqueues -n {namespace}",
+        ),
+        explains=("NoCapacity", "ScaledToZero"),
+        trouble=False,
+    ),
+    Cause(
         "Finished",
         "It has ended for good.",
         (_of(Source.CONDITION, reason=".*", about="Finished"),),
@@ -133,6 +144,16 @@ CAUSES: Final[tuple[Cause, ...]] = (
         ),
         ("create the Secret that is named in namespace {namespace}; the replica then starts by itself",),
         explains=_START,
+    ),
+    Cause(
+        "ClaimUnusable",
+        "A PersistentVolumeClaim it names does not exist, is not bound, or is in use by another pod.",
+        (_status("ClaimNotFound|ClaimPending|ClaimInUse"),),
+        (
+            "kubectl get pvc -n {namespace}; kubectl describe pvc CLAIM -n {namespace} tells why one is not bound",
+            "create or fill the claim that the message names; docs/models.md, Models on claims",
+        ),
+        explains=("NoCapacity", "VolumeMissing", *_START),
     ),
     # -- the model
     Cause(
@@ -378,6 +399,16 @@ CAUSES: Final[tuple[Cause, ...]] = (
         explains=("NoCapacity",),
     ),
     Cause(
+        "VolumeElsewhere",
+        "The nodes that could take it cannot mount a claim it names.",
+        (_of(Source.REJECTION, reason="VolumeElsewhere"),),
+        (
+            "kubectl get pvc -n {namespace}; kubectl get pv VOLUME -o yaml shows its nodeAffinity and accessModes",
+            "make room on the nodes that can, or copy the files to a claim that more nodes can mount (ReadOnlyMany)",
+        ),
+        explains=("NoCapacity",),
+    ),
+    Cause(
         "Waiting",
         "Room is being made for it: others are on their way out.",
         (_status("WaitingForPreemption"),),
@@ -435,6 +466,15 @@ CAUSES: Final[tuple[Cause, ...]] = (
         (_status("BackOff|LoadFailed|Failed|PodNotCreated"),),
         (_LOGS, "change the spec to have it tried at once"),
     ),
+    Cause(
+        "NextInTurn",
+        "It is its turn next: a former pod of its name has to be gone, or the next plan places it.",
+        (_of(Source.DECISION, reason="Pending"), _of(Source.CONDITION, reason="Pending", about="Scheduled")),
+        (
+            "wait for its former pods to end: kubectl get pods -l llmos.dev/workload={workload} -n {namespace}",
+        ),
+        trouble=False,
+    ),
     # -- as it should be
     Cause(
         "Loading",
@@ -466,7 +506,7 @@ CAUSES: Final[tuple[Cause, ...]] = (
         "All wanted replicas serve, and nobody asks anything of them.",
         (_of(Source.ACTIVITY, reason="Idle"),),
         (
-            "spec.scaling.idle.sleepAfter or scaleToZeroAfter leaves its devices to others meanwhile",
+            "spec.scaling.idle.lendAfter, sleepAfter or scaleToZeroAfter leaves its devices to others meanwhile",
             "kubectl llmos usage --by workload --since 7d tells how much of the time it idles",
         ),
         explains=("Healthy",),

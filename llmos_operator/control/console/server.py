@@ -1,4 +1,4 @@
-"""Serves the console: three files of its own, one JSON of everything, one of a workload.
+"""Serves the console: files of its own, one JSON of everything, one of a workload, one of the last hour.
 
 Who may see it is the cluster's to say: it listens on loopback only, so the way to it is `kubectl port-forward` to the
 leader's pod, which needs the right `create` on `pods/portforward` in the operator's namespace. A browser is not that
@@ -8,6 +8,7 @@ rebinding), data is for the page itself and no other site, and the page may load
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
 import json
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from llmos_operator.control.console import view
+from llmos_operator.control.console.history import EVERY_SECONDS, History
 from llmos_operator.observability.logging import logger
 from llmos_operator.settings import BadSettings
 
@@ -36,6 +38,7 @@ _FILES: Final = {
     "/": ("index.html", "text/html"),
     "/console.css": ("console.css", "text/css"),
     "/console.js": ("console.js", "text/javascript"),
+    "/charts.js": ("charts.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 HEADERS: Final = {
@@ -75,7 +78,7 @@ def console_host(host: str, process_host: str) -> str:
 
 
 class ConsoleServer:
-    """The console of one operator process. Reads store, records and accounts when somebody looks, and only then."""
+    """The console of one operator process. Reads store, records and accounts when somebody looks, and for `history`."""
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class ConsoleServer:
     ) -> None:
         """`rack_label`: of nodes, names their rack; "" where there are none."""
         self.port = 0
+        self.history = History(records, accounts.busy_percent)
         self._store = store
         self._records = records
         self._accounts = accounts
@@ -110,6 +114,7 @@ class ConsoleServer:
             app.router.add_get(path, _file((folder / name).read_bytes(), kind))
         app.router.add_get("/state.json", self._overview)
         app.router.add_get("/workload.json", self._workload)
+        app.router.add_get("/history.json", self._past)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
@@ -121,6 +126,19 @@ class ConsoleServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def remember(self) -> None:
+        """Sample the history until cancelled; ends at once where no page is served."""
+        while self._runner is not None:
+            if self._leading() and self._store.synced():
+                await self._sample()
+            await asyncio.sleep(EVERY_SECONDS)
+
+    async def _sample(self) -> None:
+        try:
+            await self.history.sample(self._store.snapshot(), self._clock.now())
+        except Exception:  # what the charts lack must not be silent, nor end the leader
+            log.exception("no sample for the console's history, the next one is tried")
 
     async def _overview(self, request: web.Request) -> web.Response:
         now = self._clock.monotonic()
@@ -155,6 +173,11 @@ class ConsoleServer:
         if record is None:
             raise web.HTTPNotFound(text="no such workload\n")
         return web.json_response(view.detail(record))
+
+    async def _past(self, _: web.Request) -> web.Response:
+        response = web.json_response(self.history.told() if self._leading() else {})
+        response.enable_compression()
+        return response
 
 
 @web.middleware

@@ -23,6 +23,8 @@ from llmos_operator.local.kubelet.model import (
 from llmos_operator.local.kubelet.process import ContainerProcess, StartFailure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmos_operator.local.kubelet.context import PodContext
     from llmos_operator.local.kubelet.launch import Prepared
     from llmos_operator.local.kubelet.model import ContainerView
@@ -30,15 +32,18 @@ if TYPE_CHECKING:
 _CALM_SECONDS = 600.0  # a run this long forgives earlier crashes
 _CONFIG_RETRY_MAX = 10.0
 _LEAST_GRACE = 2.0
+_PULL_SECONDS = 0.5  # how long a failed pull is told before its back-off
 
 
 class Container:
-    """Runs one container of a pod. The view is what its status reports."""
+    """Runs one container of a pod. The view is what its status reports; ``last`` tells whether no other app runs."""
 
-    def __init__(self, context: PodContext, view: ContainerView) -> None:
+    def __init__(
+        self, context: PodContext, view: ContainerView, last: Callable[[ContainerView], bool]
+    ) -> None:
         self.view = view
         self._context = context
-        self._policy = _policy(view, context.restart_policy)
+        self._last = last
         self._task: asyncio.Task[None] | None = None
         self._process: ContainerProcess | None = None
         self._prepared: Prepared | None = None
@@ -49,6 +54,11 @@ class Container:
         self._crashes = 0
 
     # -- running
+
+    @property
+    def ended(self) -> bool:
+        """Whether the container has run for the last time."""
+        return self._task is not None and self._task.done()
 
     def begin(self) -> None:
         """Start running in a task of its own, which ends with the restart policy's last word or :meth:`stop`."""
@@ -72,18 +82,21 @@ class Container:
 
     async def _run(self) -> None:
         if isinstance(self.view.state, Terminated):
-            if not self.view.init and not wants_restart(self._policy, self.view.state.exit_code):
+            if not self.view.init and not self._again(self.view.state.exit_code):
                 return  # it had its end in an earlier life of the node process
             self._next_run(self.view.state)
         while (prepared := await self._prepare()) is not None:
             end = await self._one_run(prepared)
             self._set_end(end)
-            if self._stopping.is_set() or not wants_restart(self._policy, end.exit_code):
+            if self._stopping.is_set() or not self._again(end.exit_code):
                 return
             await self._back_off(end)
             if self._stopping.is_set():
                 return
             self._next_run(end)
+
+    def _again(self, exit_code: int) -> bool:
+        return wants_restart(self.view, self._context.restart_policy, exit_code)
 
     def _next_run(self, end: Terminated) -> None:
         self.view.last = end
@@ -96,7 +109,7 @@ class Container:
             try:
                 prepared = await prepare(self._context, self.view)
             except ImageProblem as problem:
-                self._wait_for("ErrImagePull", str(problem))
+                await self._tell_image(problem)
             except ConfigProblem as problem:
                 self._wait_for("CreateContainerConfigError", str(problem))
             except Retryable:
@@ -106,6 +119,14 @@ class Container:
             await self._pause(delay)
             delay = min(delay * 2, _CONFIG_RETRY_MAX)
         return None
+
+    async def _tell_image(self, problem: ImageProblem) -> None:
+        """Say what is wrong with the image; a pull that failed is seen for a moment before its back-off."""
+        self._wait_for(problem.reason, str(problem))
+        if problem.reason == "ErrImagePull":
+            await self._pause(_PULL_SECONDS)
+            image = self.view.spec.get("image")
+            self._wait_for("ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: {problem}')
 
     def _wait_for(self, reason: str, message: str) -> None:
         state = Waiting(reason, message)
@@ -200,8 +221,12 @@ class Container:
     # -- ending a run
 
     def _condemn(self, grace: float | None) -> None:
-        """End this run in the background; :meth:`run` then decides on another."""
-        seconds = self._context.grace_seconds if grace is None else grace
+        """End this run in the background; :meth:`run` then decides on another.
+
+        A kubelet ends the whole pod where nothing would go on, and then the pod's grace counts, not the probe's.
+        """
+        whole_pod = not self._again(EXIT_KILLED) and self._last(self.view)
+        seconds = self._context.grace_seconds if grace is None or whole_pod else grace
         task = asyncio.create_task(self._end_run(seconds), name=f"end {self._context.key}/{self.view.name}")
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
@@ -235,10 +260,3 @@ class Container:
         self.view.ready = not self.view.spec.get("readinessProbe")
         self._started.set()
         self._context.changed()
-
-
-def _policy(view: ContainerView, policy: str) -> str:
-    """Return the restart policy of a container: an init container has done its work once it succeeds."""
-    if view.sidecar:
-        return "Always"
-    return "OnFailure" if view.init and policy == "Always" else policy

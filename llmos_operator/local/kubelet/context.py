@@ -126,9 +126,9 @@ class PodContext:
         meta = self.pod["metadata"]
         return pod_folder(self.shared.paths.pod_logs, meta["namespace"], meta["name"], self.uid)
 
-    def mount_map(self, container: Json, termination_log: Path) -> MountMap:
-        """Return how a container's paths are to be rewritten."""
-        mounts = self.volumes.mounts(container)
+    def mount_map(self, container: Json, termination_log: Path, environment: Mapping[str, str]) -> MountMap:
+        """Return how a container's paths are to be rewritten; ``environment`` is what it asks for, as written."""
+        mounts = self.volumes.mounts(container, environment)
         mounts[container.get("terminationMessagePath") or "/dev/termination-log"] = termination_log
         return MountMap(mounts)
 

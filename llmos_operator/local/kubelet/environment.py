@@ -45,6 +45,11 @@ def expand(text: str, known: Mapping[str, str]) -> str:
     return _REFERENCE.sub(replaced, text)
 
 
+def references(text: str) -> list[str]:
+    """Return the names that ``text`` refers to."""
+    return [match.group(1) for match in _REFERENCE.finditer(text) if match.group(1) is not None]
+
+
 class PodFacts(Protocol):
     """What the downward API may ask of a pod and its node."""
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from llmos_operator.local.kubelet.context import EventReason
+from llmos_operator.local.kubelet.model import EXIT_KILLED, wants_restart
 from llmos_operator.local.kubelet.probes import probe
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class Guard:
         await probe(spec, check, initial=initial, report=report, failed=failed)
 
     def _end(self, kind: str, spec: Json) -> None:
-        note = f"Container {self._view.name} failed {kind} probe, will be restarted"
+        again = wants_restart(self._view, self._context.restart_policy, EXIT_KILLED)
+        note = f"Container {self._view.name} failed {kind} probe{', will be restarted' if again else ''}"
         key = f"{self._view.name}/{self._view.restarts}"
         self._context.event("Normal", EventReason.KILLING, note, key=key)
         grace = spec.get("terminationGracePeriodSeconds")

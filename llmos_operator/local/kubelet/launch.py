@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,20 +18,29 @@ from llmos_operator.local.kubelet.process import Launch
 from llmos_operator.local.layout import ENV_CLUSTER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from llmos_operator.local.images import Image
     from llmos_operator.local.kubelet.context import PodContext
     from llmos_operator.local.kubelet.model import ContainerView, Json
     from llmos_operator.local.kubelet.objects import Data
 
+# A name of lower-case components, with a registry's port, a tag and a digest (distribution/reference).
+_REFERENCE = re.compile(
+    r"(?:[\w.-]+(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[\w][\w.-]{0,127})?(?:@[a-z0-9]+:[0-9a-f]{32,})?",
+    re.ASCII,
+)
 _TERMINATION_BYTES = 4096
 _TERMINATION_LINES = 80
 _FALLBACK_BYTES = 2048
 
 
 class ImageProblem(Exception):  # noqa: N818 - reads as what the status says
-    """No such image in the table: the text becomes the message of ErrImagePull."""
+    """No such image in the table: the text becomes the message of a container that waits for ``reason``."""
+
+    def __init__(self, text: str, reason: str = "ErrImagePull") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +65,14 @@ async def prepare(context: PodContext, view: ContainerView) -> Prepared:
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     termination_log = home / f"termination-log-{view.restarts}"
     termination_log.touch()
+    data = await _referenced(context, spec)
+    plain = _asked(context, spec, data, str)
     try:
-        paths = context.mount_map(spec, termination_log)
+        paths = context.mount_map(spec, termination_log, plain)
     except (ValueError, KeyError) as error:
         msg = f"volume mounts: {error}"
         raise ConfigProblem(msg) from error
-    data = await _referenced(context, spec)
-    asked = build_environment(
-        spec,
-        context,
-        lambda kind, name: data.get((kind, name)),
-        context.shared.service_variables(context.pod["metadata"]["namespace"])
-        if context.pod["spec"].get("enableServiceLinks", True)
-        else {},
-        paths.rewrite,
-    )
-    meta = context.pod["metadata"]
-    asked = with_addresses(
-        asked,
-        meta["namespace"],
-        context.pod["spec"].get("subdomain") or "",
-        lambda host: context.shared.pod_address(meta["namespace"], host),
-    )
+    asked = _asked(context, spec, data, paths.rewrite)
     environment = _base(context, view, home, image) | asked
     # Only what the pod says is rewritten: the image's own program may well lie below a path that a pod mounts over.
     words = [paths.rewrite(expand(word, asked)) for word in spec.get("command") or []]
@@ -95,12 +91,38 @@ async def prepare(context: PodContext, view: ContainerView) -> Prepared:
     )
 
 
+def _asked(
+    context: PodContext,
+    spec: Json,
+    data: Mapping[tuple[str, str], Data],
+    rewrite: Callable[[str], str],
+) -> dict[str, str]:
+    """Return the variables of the spec and of Services, with mount paths as ``rewrite`` leaves them."""
+    namespace = context.pod["metadata"]["namespace"]
+    links = context.pod["spec"].get("enableServiceLinks", True)
+    services = context.shared.service_variables(namespace) if links else {}
+    asked = build_environment(spec, context, lambda kind, name: data.get((kind, name)), services, rewrite)
+    return with_addresses(
+        asked,
+        namespace,
+        context.pod["spec"].get("subdomain") or "",
+        lambda host: context.shared.pod_address(namespace, host),
+    )
+
+
 def _image(context: PodContext, spec: Json) -> Image:
     reference = spec.get("image") or ""
+    if not _REFERENCE.fullmatch(reference):
+        problem = f'couldn\'t parse image name "{reference}": invalid reference format'
+        msg = f'Failed to apply default image tag "{reference}": {problem}'
+        raise ImageProblem(msg, "InvalidImageName")
     try:
         image = context.shared.images.find(reference)
     except Permanent as error:
         raise ImageProblem(str(error)) from error
+    if image is None and spec.get("imagePullPolicy") == "Never":
+        msg = f'Container image "{reference}" is not present with pull policy of Never'
+        raise ImageProblem(msg, "ErrImageNeverPull")
     if image is None:
         msg = (
             f'image "{reference}" is not in the image table of the local cluster; add it with '

@@ -139,6 +139,13 @@ class PodViews:
         """Return a container by name."""
         return next((view for view in self.all() if view.name == name), None)
 
+    def take_spec(self, spec: Json) -> None:
+        """Take what a newer spec says of containers that do not run: their image may be another one."""
+        newer = {one["name"]: one for one in [*(spec.get("initContainers") or []), *spec["containers"]]}
+        for view in self.all():
+            if not isinstance(view.state, Running):
+                view.spec = newer.get(view.name, view.spec)
+
 
 def views_of(spec: Json, status: Json, now: float) -> PodViews:
     """Return the containers of a pod as they are when the kubelet first sees it.
@@ -179,6 +186,24 @@ def _adopt(view: ContainerView, status: Json, now: float) -> None:
         )
 
 
-def wants_restart(policy: str, exit_code: int) -> bool:
-    """Return whether a container that ended with ``exit_code`` is run again under a pod's ``policy``."""
+def wants_restart(view: ContainerView, pod_policy: str, exit_code: int) -> bool:
+    """Return whether a container that ended with ``exit_code`` is run again.
+
+    Its own rules come first, then its own policy, then the pod's (KEP-5307). An init container has done its work once
+    it succeeds, unless it is a sidecar.
+    """
+    if any(_matches(rule, exit_code) for rule in view.spec.get("restartPolicyRules") or []):
+        return True
+    policy = view.spec.get("restartPolicy") or pod_policy
+    if view.init and not view.sidecar and policy == "Always":
+        policy = "OnFailure"
     return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
+
+
+def _matches(rule: Json, exit_code: int) -> bool:
+    """Return whether a rule restarts on an exit code; other actions are not ours to judge."""
+    condition = rule.get("exitCodes")
+    if rule.get("action") != "Restart" or not condition:
+        return False
+    listed = exit_code in (condition.get("values") or [])
+    return listed if condition.get("operator") == "In" else not listed

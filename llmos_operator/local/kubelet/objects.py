@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from llmos_operator.local.kubelet.model import Json
 
 CONFIG_MAPS = Kind("", "v1", "configmaps", "ConfigMap")
-CLAIMS = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 SERVICE_ACCOUNTS = Kind("", "v1", "serviceaccounts", "ServiceAccount")
 _KINDS = {"Secret": port.SECRETS, "ConfigMap": CONFIG_MAPS}
 
@@ -78,13 +77,19 @@ class ObjectSource:
             return None
         return decode(kind, body)
 
-    async def has_claim(self, namespace: str, name: str) -> bool:
-        """Return whether a PersistentVolumeClaim exists. Raises `Retryable`."""
+    async def claim(self, namespace: str, name: str) -> Json | None:
+        """Return a PersistentVolumeClaim, None if there is none. Raises `Retryable`."""
         try:
-            await self._transport.get(CLAIMS, name, namespace=namespace)
+            return await self._transport.get(port.VOLUME_CLAIMS, name, namespace=namespace)
         except NotFound:
-            return False
-        return True
+            return None
+
+    async def volume(self, name: str) -> Json | None:
+        """Return a PersistentVolume, None if there is none. Raises `Retryable`."""
+        try:
+            return await self._transport.get(port.VOLUMES, name)
+        except NotFound:
+            return None
 
     async def token(self, pod: Json, audiences: list[str], seconds: int) -> Token:
         """Return a token of the pod's ServiceAccount, bound to the pod (it names pod and node, and dies with the pod).

@@ -75,6 +75,7 @@ class PodWorker:
         """Take a newer version of the pod."""
         if int(pod["metadata"]["resourceVersion"]) >= int(self.context.pod["metadata"]["resourceVersion"]):
             self.context.pod = pod
+            self.views.take_spec(pod["spec"])
         if pod["metadata"].get("deletionTimestamp"):
             self._deleting.set()
         self._writer.mark()
@@ -233,9 +234,14 @@ class PodWorker:
         await self._stop_in_turn(sidecars, self.context.grace_seconds)
 
     def _begin(self, view: ContainerView) -> Container:
-        container = self._containers[view.name] = Container(self.context, view)
+        container = self._containers[view.name] = Container(self.context, view, self._last)
         container.begin()
         return container
+
+    def _last(self, view: ContainerView) -> bool:
+        """Return whether no app container but ``view`` runs or will run again: one that has ended for good does not."""
+        others = [one for one in self._containers.values() if one.view is not view and not one.view.init]
+        return all(one.ended for one in others)
 
     async def _stop_in_turn(self, sidecars: list[Container], grace: float) -> None:
         """Stop sidecars, last started first; ``grace`` seconds are for all together."""

@@ -75,8 +75,9 @@ class KubeletServer:
                 status=404, text=f"container {container} of pod {namespace}/{name} is not on this node"
             )
         query = request.query
-        if query.get("timestamps") == "true":
-            return web.Response(status=400, text="logs of the local cluster carry no timestamps")
+        if query.get("timestamps") == "true" or query.keys() & {"sinceSeconds", "sinceTime"}:
+            text = "logs of the local cluster carry no timestamps: leave out --timestamps and --since, use --tail"
+            return web.Response(status=400, text=text)
         run = view.restarts - 1 if query.get("previous") == "true" else view.restarts
         path = log_file(worker.context.log_folder, container, run)
         if query.get("previous") != "true" and not path.exists():

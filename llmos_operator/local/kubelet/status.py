@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.clock import rfc3339
-from llmos_operator.local.kubelet.model import Running, Terminated, Waiting
+from llmos_operator.local.kubelet.model import Running, Terminated, Waiting, wants_restart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,25 +28,25 @@ def phase_of(spec: Json, views: PodViews) -> str:
                 return "Pending"
             continue
         if not view.done:
-            failed = isinstance(view.state, Terminated) and policy == "Never"
+            end = view.state
+            failed = isinstance(end, Terminated) and not wants_restart(view, policy, end.exit_code)
             return "Failed" if failed else "Pending"
     return _app_phase(policy, views)
 
 
 def _app_phase(policy: str, views: PodViews) -> str:
     running = [view for view in views.app if isinstance(view.state, Running)]
-    ended = [_last_end(view) for view in views.app if not isinstance(view.state, Running)]
-    ends = [end for end in ended if end is not None]
+    stopped = [view for view in views.app if not isinstance(view.state, Running)]
+    ended = [(view, _last_end(view)) for view in stopped]
+    ends = [(view, end.exit_code) for view, end in ended if end is not None]
     if len(ends) != len(ended):
         return "Pending"  # some have never run
     if running:
         return "Running"
     sidecars_run = any(view.sidecar and isinstance(view.state, Running) for view in views.init)
-    if policy == "Always" or sidecars_run:
+    if sidecars_run or any(wants_restart(view, policy, code) for view, code in ends):
         return "Running"
-    if all(end.exit_code == 0 for end in ends):
-        return "Succeeded"
-    return "Failed" if policy == "Never" else "Running"
+    return "Succeeded" if all(code == 0 for _, code in ends) else "Failed"
 
 
 def _last_end(view: ContainerView) -> Terminated | None:

@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_operator.local.kubeconfig import write_pod_kubeconfig
-from llmos_operator.local.kubelet.environment import ConfigProblem, field_value, resource_value
+from llmos_operator.local.kubelet.environment import (
+    ConfigProblem,
+    expand,
+    field_value,
+    references,
+    resource_value,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from llmos_operator.clock import Clock
     from llmos_operator.local.kubelet.environment import PodFacts
@@ -85,12 +91,17 @@ class PodVolumes:
         return target
 
     async def _claim(self, source: Json) -> Path:
-        """Return the folder of a claim. Nobody provisions volumes here: every claim that exists is one."""
+        """Return the folder of a claim: that of its volume, else, while it has none, the one it would be given."""
         namespace, name = self.facts.pod["metadata"]["namespace"], str(source["claimName"])
-        if not await self.objects.has_claim(namespace, name):
+        claim = await self.objects.claim(namespace, name)
+        if claim is None:
             msg = f'persistentvolumeclaim "{name}" not found'
             raise ConfigProblem(msg)
-        return _empty_dir(self.claims / namespace / name)
+        bound = str(claim["spec"].get("volumeName") or "")
+        volume = await self.objects.volume(bound) if bound else None
+        if volume is None:
+            return _empty_dir(self.claims / namespace / name)
+        return _volume_path(volume)
 
     async def _files(self, volume: Json) -> Files:
         if secret := volume.get("secret"):
@@ -149,12 +160,15 @@ class PodVolumes:
             files[item["path"]] = (text.encode(), int(item.get("mode") or mode))
         return files
 
-    def mounts(self, container: Json) -> dict[str, Path]:
-        """Return mount path -> real path for a container's volume mounts."""
+    def mounts(self, container: Json, environment: Mapping[str, str]) -> dict[str, Path]:
+        """Return mount path -> real path for a container's volume mounts; `subPathExpr` is about its environment.
+
+        Raises :class:`ConfigProblem`.
+        """
         result = {}
         for mount in container.get("volumeMounts") or []:
             target = self.paths[mount["name"]]
-            sub = mount.get("subPath") or ""
+            sub = _sub_path(mount, environment)
             if sub:
                 target = target / sub
                 if not target.exists():
@@ -164,14 +178,29 @@ class PodVolumes:
 
     def kubeconfig(self, container: Json, server: str, authority: bytes) -> Path | None:
         """Return a kubeconfig for the container's ServiceAccount token, None if it mounts none."""
-        mounted = self.mounts(container).get(_ACCOUNT_PATH)
-        if mounted is None:
+        mounts = container.get("volumeMounts") or []
+        volume = next((mount["name"] for mount in mounts if mount["mountPath"] == _ACCOUNT_PATH), None)
+        if volume is None:
             return None
         path = self.folder / "kubeconfig"
         if not path.exists():
             namespace = self.facts.pod["metadata"]["namespace"]
-            write_pod_kubeconfig(path, server, authority, mounted / "token", namespace)
+            write_pod_kubeconfig(path, server, authority, self.paths[volume] / "token", namespace)
         return path
+
+
+def _sub_path(mount: Json, environment: Mapping[str, str]) -> str:
+    """Return the part of a volume that is mounted, "" for all of it."""
+    expression = mount.get("subPathExpr") or ""
+    if not expression:
+        return str(mount.get("subPath") or "")
+    missing = sorted({name for name in references(expression) if not environment.get(name)})
+    if missing:
+        raise ConfigProblem(f"missing value for {', '.join(missing)}")
+    path = expand(expression, environment)
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ConfigProblem(f"subPathExpr {expression} is {path}; use a relative path without ..")
+    return path
 
 
 def _mode(source: Json) -> int:
@@ -211,20 +240,38 @@ def _empty_dir(path: Path) -> Path:
 
 def _host_path(source: Json) -> Path:
     path, kind = Path(source["path"]), source.get("type") or ""
-    if kind == "DirectoryOrCreate":
-        path.mkdir(parents=True, exist_ok=True)
-    elif kind == "FileOrCreate":
-        path.touch()
-    checks = {
-        "Directory": path.is_dir,
-        "DirectoryOrCreate": path.is_dir,
-        "File": path.is_file,
-        "Socket": path.is_socket,
+    try:
+        if kind == "DirectoryOrCreate" and not path.exists():
+            path.mkdir(parents=True)
+        elif kind == "FileOrCreate" and not path.exists():
+            path.touch()
+    except OSError as error:
+        raise ConfigProblem(f"hostPath {path}: {error.strerror}") from error
+    checks: dict[str, tuple[Callable[[], bool], str]] = {
+        "Directory": (path.is_dir, "directory"),
+        "File": (path.is_file, "file"),
+        "Socket": (path.is_socket, "socket file"),
+        "CharDevice": (path.is_char_device, "character device"),
+        "BlockDevice": (path.is_block_device, "block device"),
     }
-    if not checks.get(kind, lambda: True)():
-        msg = f"hostPath type check failed: {path} is not a {kind.lower()}"
-        raise ConfigProblem(msg)
+    holds, words = checks.get(kind.removesuffix("OrCreate"), (path.exists, "path that exists"))
+    if kind and not holds():
+        raise ConfigProblem(f"hostPath type check failed: {path} is not a {words}")
     return path
+
+
+def _volume_path(volume: Json) -> Path:
+    """Return the folder of a PersistentVolume. Which nodes it is on, is for who places the pod to know."""
+    spec = volume["spec"]
+    if "hostPath" in spec:
+        return _host_path(spec["hostPath"])
+    if "local" in spec:
+        return _host_path({"path": spec["local"]["path"], "type": "Directory"})
+    msg = (
+        f'persistentvolume "{volume["metadata"]["name"]}": its kind is not supported by the local cluster; '
+        "use hostPath or local"
+    )
+    raise ConfigProblem(msg)
 
 
 def write_atomically(target: Path, files: Files) -> None:

@@ -40,10 +40,12 @@ from llmos_operator.runtime.backends.weights import (
     load_part,
     load_plain,
     name_map,
+    sources,
 )
 from llmos_operator.runtime.batching import Running, StepPlan, Work
 from llmos_operator.runtime.formats.config import shape_of
-from llmos_operator.runtime.formats.mapped import read_pages
+from llmos_operator.runtime.formats.mapped import RowReader, read_pages
+from llmos_operator.runtime.formats.packed import PACKED, PackedReader, plain_entries
 from llmos_operator.runtime.ipc.messages import SamplingParams, Submit
 from llmos_operator.runtime.ipc.orders import RankLost
 from llmos_operator.runtime.pictures.rules import read_rules
@@ -77,6 +79,9 @@ class Empty:
     entries: Mapping[str, tuple[Path, TensorEntry]]
     folder: Path
     shape: ModelShape
+    stored: Mapping[str, tuple[Path, TensorEntry]] | None = (
+        None  # where the files are quantised: what they hold
+    )
 
     def fuse(self, fmt: str, *, split: bool = False) -> None:
         """Fuse projections: all for a converted format or a split model, for a mapped one those that lie side by side."""
@@ -86,7 +91,27 @@ class Empty:
 
     def units(self, fmt: str) -> list[Unit]:
         """Return what a converted file holds; the model must be fused."""
-        return plan_units(self.model, self.names, fmt)
+        return plan_units(self.model, self.names, fmt, self._wide())
+
+    def quantize(self, fmt: str) -> None:
+        """Replace the layers of the model, which must be fused, by their quantised kind."""
+        quantize_modules(self.model, fmt, self._wide())
+
+    def reader(self) -> RowReader:
+        """Return a reader of ``entries``; to be entered."""
+        if self.stored is None or self.config.stored is None:
+            return RowReader(self.entries)
+        return PackedReader(self.entries, self.stored, self.config.stored)
+
+    def _wide(self) -> frozenset[str]:
+        """Return the layers whose publisher has kept them from the format that the others are stored at."""
+        if self.stored is None:
+            return frozenset()
+        return frozenset(
+            name.rpartition(".")[0]
+            for name, parts in sources(self.model, self.names)
+            if any(self.entries[part][1].dtype != PACKED for part in parts)
+        )
 
 
 @dataclass(slots=True)
@@ -147,10 +172,19 @@ def prepare(config: ModelConfig, checkpoint: Checkpoint) -> Empty:
     completed = {key: getattr(model.config, key, None) for key in ("head_dim", "num_key_value_heads")}
     values = {**config.values, **{key: value for key, value in completed.items() if value}}
     full = replace(config, values=values)
-    entries = checkpoint.tensors()
+    stored = checkpoint.tensors()
+    entries = plain_entries(config.stored, stored) if config.stored is not None else stored
     names = name_map(model, entries)
     check_shapes(model, names, entries)
-    return Empty(full, model, names, entries, checkpoint.folder, shape_of(full, parameter_counts(model)))
+    return Empty(
+        full,
+        model,
+        names,
+        entries,
+        checkpoint.folder,
+        shape_of(full, parameter_counts(model)),
+        stored if config.stored is not None else None,
+    )
 
 
 def use_threads(wanted: int, ranks: int = 1) -> int:
@@ -215,7 +249,7 @@ def load_weights(
     dtype = _DTYPES.get(fmt, torch.bfloat16)
     places = linear_places(empty.model)
     if converted is not None:
-        quantize_modules(empty.model, fmt)
+        empty.quantize(fmt)
     if group is not None and stages > 1:
         counts = stage_layers(empty.shape, fmt, group.count)
         stage = Stage.of(group, counts, empty.shape.hidden, dtype)

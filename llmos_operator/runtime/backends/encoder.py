@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-PACK_TOKENS = 2048  # one forward pass holds about so many; a longer single input still goes alone
+PACK_TOKENS = 1024  # one forward pass holds about so many; a longer single input still goes alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Encoder:
     @torch.inference_mode()
     def embed(self, inputs: Sequence[Sequence[int]], *, normalize: bool, dimensions: int) -> Tensor:
         """Return float32 vectors [inputs, dimensions] on the CPU. Inputs must be non-empty and within the context."""
-        parts = [self._pass(inputs[pack]) for pack in _packs(inputs)]
+        parts = [self._pass(inputs[pack]) for pack in packs(inputs)]
         vectors = torch.cat(parts).float()
         if dimensions:
             vectors = vectors[:, :dimensions]
@@ -133,8 +133,8 @@ class Classifier(Encoder):
 
         Inputs that are two texts have the token type of the second one from ``second_from`` on.
         """
-        packs = _packs(inputs)
-        logits = torch.cat([self._logits(inputs[pack], second_from[pack]) for pack in packs]).float()
+        parts = [self._logits(inputs[pack], second_from[pack]) for pack in packs(inputs)]
+        logits = torch.cat(parts).float()
         return probabilities(logits, self._problem).cpu()
 
     def _logits(self, inputs: Sequence[Sequence[int]], second_from: Sequence[int]) -> Tensor:
@@ -154,12 +154,12 @@ def probabilities(logits: Tensor, problem: str) -> Tensor:
     return torch.softmax(logits, -1)
 
 
-def _packs(inputs: Sequence[Sequence[int]]) -> list[slice]:
+def packs(inputs: Sequence[Sequence[int]]) -> list[slice]:
     """Cut the inputs, in order, into groups of about PACK_TOKENS tokens."""
-    packs, begin, size = [], 0, 0
+    found, begin, size = [], 0, 0
     for at, tokens in enumerate(inputs):
         if at > begin and size + len(tokens) > PACK_TOKENS:
-            packs.append(slice(begin, at))
+            found.append(slice(begin, at))
             begin, size = at, 0
         size += len(tokens)
-    return [*packs, slice(begin, len(inputs))]
+    return [*found, slice(begin, len(inputs))]

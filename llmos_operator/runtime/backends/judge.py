@@ -14,7 +14,6 @@ from llmos_operator.runtime.backends.kvstore import KvGeometry
 from llmos_operator.runtime.backends.products import logits
 from llmos_operator.runtime.backends.quality import Quality, compare_generative, compare_vectors
 from llmos_operator.runtime.backends.streamed import stream
-from llmos_operator.runtime.formats.mapped import RowReader
 from llmos_operator.runtime.formats.sample_text import SAMPLE_TEXT, SENTENCES
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.backends.causal import CausalModel
     from llmos_operator.runtime.formats.checkpoint import Checkpoint
     from llmos_operator.runtime.formats.config import ModelConfig
+    from llmos_operator.runtime.formats.mapped import RowReader
 
 log = logger(__name__)
 
@@ -55,7 +55,7 @@ def judge(config: ModelConfig, source: Checkpoint, built: Built) -> Quality | No
     large = empty.shape.parameters > _LARGE_PARAMETERS
     limit = min(_TOKENS_LARGE if large else TOKENS, built.causal.store.geometry.slot_tokens)
     tokens = Tokenizer.from_file(str(path)).encode(SAMPLE_TEXT, add_special_tokens=False).ids[:limit]
-    with RowReader(empty.entries) as reader:
+    with empty.reader() as reader:
         reference = _streamed(empty, reader, len(tokens))
         expected = reference.hidden(tokens)
         served = built.causal
@@ -90,7 +90,7 @@ def _streamed(empty: build.Empty, reader: RowReader, tokens: int) -> CausalModel
 def _judge_encoder(config: ModelConfig, source: Checkpoint, built: Built, tokenizer: Path) -> Quality:
     inputs = [encoding.ids for encoding in Tokenizer.from_file(str(tokenizer)).encode_batch(list(SENTENCES))]
     empty = build.prepare(config, source)
-    with RowReader(empty.entries) as reader:
+    with empty.reader() as reader:
         stream(empty.model, empty.names, reader)
         shell = build.Built(empty.model, torch.device("cpu"), 0)
         build.attach_encoder(shell, empty)

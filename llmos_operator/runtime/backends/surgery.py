@@ -13,13 +13,16 @@ from llmos_operator.runtime.formats.grids import fits_int4
 from llmos_operator.runtime.formats.quantize import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 
-def plan_units(model: nn.Module, names: Mapping[str, str], fmt: str) -> list[Unit]:
+def plan_units(
+    model: nn.Module, names: Mapping[str, str], fmt: str, wide: Collection[str] = ()
+) -> list[Unit]:
     """Return what a file of ``model`` at ``fmt`` holds. Call it on the fused model, before `quantize_modules`.
 
     Linear layers get the format; the token table, and with it a tied head, int8; an untied head int8; the rest bf16.
+    ``wide`` are linear layers that have int8 whatever the format.
     """
     units: list[Unit] = []
     table = _token_table(model)
@@ -34,19 +37,19 @@ def plan_units(model: nn.Module, names: Mapping[str, str], fmt: str) -> list[Uni
             if owner is table or not tied:
                 units.append(Unit(owner_name, "int8", parts, shape))
         elif isinstance(owner, nn.Linear):
-            units.append(Unit(owner_name, _kind(owner, fmt), parts, shape))
+            units.append(Unit(owner_name, _kind(owner, "int8" if owner_name in wide else fmt), parts, shape))
         else:
             units.append(Unit(name, "plain", parts, shape))
     return units
 
 
-def quantize_modules(model: nn.Module, fmt: str) -> None:
+def quantize_modules(model: nn.Module, fmt: str, wide: Collection[str] = ()) -> None:
     """Replace linear layers and the token table of an empty model by their quantised kind."""
     table = _token_table(model)
     tied = _is_tied(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
-            replace_module(model, name, _quantized(module, _kind(module, fmt)))
+            replace_module(model, name, _quantized(module, _kind(module, "int8" if name in wide else fmt)))
         elif module is table:
             scale = float(getattr(module, "scalar_embed_scale", 1.0))
             replace_module(model, name, Int8Embedding(module.num_embeddings, module.embedding_dim, scale))

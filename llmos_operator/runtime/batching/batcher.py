@@ -1,7 +1,7 @@
 """Iteration-level scheduling: which tokens of which sequences the next step computes. Pure; the engine is its only user.
 
 One step holds every running sequence's next token first, then prompt chunks up to a token limit, all packed into one
-row of tokens: nothing is padded. A sequence moves through
+row of tokens: nothing is padded. Beside sequences that decode the limit is what the machine computes in time (`pace`). A sequence moves through
 
     waiting -> running (prefill, then decode) -> finished
        ^__________________| preempted: its blocks go, its tokens stay and are computed again ("recompute")
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.runtime.memory import KV_BLOCK_TOKENS
 from llmos_operator.runtime.batching.drafting import propose
+from llmos_operator.runtime.batching.pace import Pace
 from llmos_operator.runtime.batching.plan import BatchLimits, Copy, Emitted, Running, StepPlan, Work
 from llmos_operator.runtime.ipc.messages import FinishReason
 
@@ -41,6 +42,7 @@ class Batcher:
         self._served: dict[str, int] = {}  # tokens by tenant, of tenants with work
         self._order = 0
         self._copies: list[Copy] = []
+        self.pace = Pace(limits.prefill_tokens)
         self.preemptions = 0
 
     @property
@@ -130,7 +132,7 @@ class Batcher:
             for s in [s for s in idle if _decodes(s)][:share]
             if (work := self._decode_work(s)) is not None
         ]
-        room = self.limits.prefill_tokens
+        room = self.pace.room(sum(_decodes(s) for s in self._running))
         prefill: list[Work] = []
         for sequence in [s for s in idle if not _decodes(s)][: share - len(decode)]:
             room -= self._add_chunk(sequence, room, prefill)

@@ -26,7 +26,7 @@ class BatchLimits:
     """How much one step may hold."""
 
     max_rows: int = 64  # running sequences
-    prefill_tokens: int = 256  # prompt tokens a step, beside the decode rows
+    prefill_tokens: int = 256  # prompt tokens a step at the most, beside the decode rows
     max_tokens: int = 4096  # length of a sequence: the model's context
     draft_tokens: int = 0  # guessed tokens a step, only while a single sequence decodes; 0 = never
     flights: int = 1  # steps under way at once: rows are dealt out evenly among them
@@ -95,6 +95,11 @@ class StepPlan:
     works: tuple[Work, ...]
     copies: tuple[Copy, ...] = ()
     released: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the works compute."""
+        return sum(len(work.tokens) for work in self.works)
 
 
 @dataclass(frozen=True, slots=True)

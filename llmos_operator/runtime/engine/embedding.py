@@ -1,20 +1,35 @@
-"""Requests to an encoder: texts that wait for their vectors or for the probabilities of their labels."""
+"""Requests to an encoder: texts or pictures that wait for their vectors or for the probabilities of their labels."""
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmos_operator.api.runtime.pictures import AT_ONCE
+from llmos_operator.runtime.backends.encoder import packs
 from llmos_operator.runtime.ipc.messages import EmbedResult
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from llmos_operator.runtime.backends.encoder import Encoder
     from llmos_operator.runtime.backends.seeing import PictureModel
     from llmos_operator.runtime.ipc.messages import Embed, EngineInfo
 
 
+@dataclass(slots=True)
+class _Job:
+    """A request on its way: the inputs that are still to be computed, cut into steps, and the rows of the others."""
+
+    embed: Embed
+    left: deque[slice] = field(default_factory=deque)
+    rows: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+
 class Embeds:
-    """Their queue; one request a step."""
+    """Their queue. A step computes a part of one request; the others have their turn before the next part."""
 
     def __init__(
         self, encoder: Encoder | None, info: EngineInfo, pictures: PictureModel | None = None
@@ -23,45 +38,53 @@ class Embeds:
         self._pictures = pictures
         self._encoder = encoder
         self._info = info
-        self._waiting: deque[Embed] = deque()
+        self._waiting: deque[_Job] = deque()
 
     @property
     def pending(self) -> int:
-        """Requests that wait."""
+        """Requests that wait, or are not complete."""
         return len(self._waiting)
 
     def add(self, embed: Embed) -> None:
         """Queue a request."""
-        self._waiting.append(embed)
+        self._waiting.append(_Job(embed))
 
     def step(self) -> EmbedResult | None:
-        """Answer one request, None without any."""
+        """Compute a part of the request whose turn it is; return its answer once it is complete."""
         if not self._waiting:
             return None
-        embed = self._waiting.popleft()
-        if self._pictures is not None:
-            return self._look(self._pictures, embed)
-        encoder, problem = self._encoder, self._problem(embed)
-        if problem or encoder is None:
-            return EmbedResult(embed.request_id, error=problem)
-        if embed.classify:
-            rows = encoder.classify(embed.inputs, embed.second_from)
-        else:
-            rows = encoder.embed(embed.inputs, normalize=embed.normalize, dimensions=embed.dimensions)
-        tokens = sum(len(one) for one in embed.inputs)
-        return EmbedResult(embed.request_id, rows.numpy().tobytes(), rows.shape[1], tokens)
+        job = self._waiting.popleft()
+        if not job.rows and (problem := self._problem(job.embed)):
+            return EmbedResult(job.embed.request_id, error=problem)
+        if not job.rows:
+            job.left.extend(self._cut(job.embed))
+        job.rows.append(self._rows(job.embed, job.left.popleft()))
+        if job.left:
+            self._waiting.append(job)
+            return None
+        return _answer(job)
 
-    def _look(self, model: PictureModel, embed: Embed) -> EmbedResult:
-        wanted = self._info.picture_bytes
-        if embed.inputs or not embed.pictures or any(len(one) != wanted for one in embed.pictures):
-            return EmbedResult(
-                embed.request_id, error=f"there must be pictures alone, of {wanted} bytes each"
-            )
-        rows = model.classify(embed.pictures)
-        return EmbedResult(embed.request_id, rows.numpy().tobytes(), rows.shape[1])
+    def _cut(self, embed: Embed) -> list[slice]:
+        if self._pictures is None:
+            return packs(embed.inputs)
+        return [slice(at, at + AT_ONCE) for at in range(0, len(embed.pictures), AT_ONCE)]
+
+    def _rows(self, embed: Embed, part: slice) -> npt.NDArray[np.float32]:
+        if self._pictures is not None:
+            return self._pictures.classify(embed.pictures[part]).numpy()
+        if self._encoder is None:
+            raise AssertionError("requests to a model that generates are refused before they are computed")
+        if embed.classify:
+            return self._encoder.classify(embed.inputs[part], embed.second_from[part]).numpy()
+        rows = self._encoder.embed(embed.inputs[part], normalize=embed.normalize, dimensions=embed.dimensions)
+        return rows.numpy()
 
     def _problem(self, embed: Embed) -> str:
         info = self._info
+        if self._pictures is not None:
+            wanted = info.picture_bytes
+            good = embed.pictures and not embed.inputs and all(len(one) == wanted for one in embed.pictures)
+            return "" if good else f"there must be pictures alone, of {wanted} bytes each"
         if self._encoder is None:
             return f"{info.architecture} generates text; embeddings need an encoder model"
         if embed.classify != bool(info.labels):
@@ -79,3 +102,9 @@ class Embeds:
         if min(tokens) < 0 or max(tokens) >= info.vocab_size:
             return f"input {index} has a token outside 0..{info.vocab_size - 1}"
         return ""
+
+
+def _answer(job: _Job) -> EmbedResult:
+    tokens = sum(len(one) for one in job.embed.inputs)
+    data = b"".join(rows.tobytes() for rows in job.rows)
+    return EmbedResult(job.embed.request_id, data, job.rows[0].shape[1], tokens)

@@ -198,6 +198,7 @@ class Serving:
         self._failures = 0
         outputs += self._drop_lost(plan)
         now = self._clock.monotonic()
+        self._batcher.pace.took(plan.tokens, now - began)
         self._collect_prompt_logprobs(plan, result)
         index = {id(work.sequence): i for i, work in enumerate(plan.works)}
         for one in self._batcher.commit(plan, result.tokens, now):
@@ -241,7 +242,7 @@ class Serving:
             "step failed",
             error=repr(error),
             requests=len(plan.works),
-            tokens=sum(len(work.tokens) for work in plan.works),
+            tokens=plan.tokens,
         )
         text = f"the step failed: {error}"[:500]
         outputs = []
@@ -265,8 +266,14 @@ class Serving:
         first = request_id not in self._begun
         if first and sequence.first_token_at:
             self._begun.add(request_id)
-            more = self._counts.prompt_tokens + len(sequence.submit.prompt)
-            self._counts = dataclasses.replace(self._counts, prompt_tokens=more)
+            counts = self._counts
+            self._counts = dataclasses.replace(
+                counts,
+                prompt_tokens=counts.prompt_tokens + len(sequence.submit.prompt),
+                first_tokens=counts.first_tokens + 1,
+                first_token_seconds=counts.first_token_seconds
+                + max(0.0, sequence.first_token_at - sequence.arrived_at),
+            )
         output = RequestOutput(
             request_id=request_id,
             tokens=one.tokens,
@@ -312,21 +319,22 @@ class Serving:
         self._embeds.add(embed)
 
     def embed_step(self) -> list[EmbedResult]:
-        """Answer one embedding request."""
+        """Compute a part of one embedding request; return its answer once it is complete."""
+        if not self._embeds.pending:
+            return []
         began = self._clock.monotonic()
         result = self._embeds.step()
-        if result is None:
-            return []
-        if not result.error:
-            counts = self._counts
-            self._counts = dataclasses.replace(
-                counts,
-                finished=counts.finished + 1,
-                prompt_tokens=counts.prompt_tokens + result.prompt_tokens,
-                steps=counts.steps + 1,
-                step_seconds=counts.step_seconds + self._clock.monotonic() - began,
-            )
-        return [result]
+        if result is not None and result.error:
+            return [result]
+        counts = self._counts
+        self._counts = dataclasses.replace(
+            counts,
+            finished=counts.finished + (result is not None),
+            prompt_tokens=counts.prompt_tokens + (result.prompt_tokens if result is not None else 0),
+            steps=counts.steps + 1,
+            step_seconds=counts.step_seconds + self._clock.monotonic() - began,
+        )
+        return [] if result is None else [result]
 
     # ------------------------------------------------------------ memory and counters
 

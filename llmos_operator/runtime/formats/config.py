@@ -16,11 +16,14 @@ from llmos_operator.api.runtime.memory import ModelShape
 from llmos_operator.api.runtime.modelfiles import decoder_sizes
 from llmos_operator.api.runtime.pictures import TYPES as PICTURES
 from llmos_operator.api.runtime.pictures import picture_sizes
+from llmos_operator.api.runtime.prequantized import scheme_of
 from llmos_operator.errors import Permanent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from llmos_operator.api.runtime.prequantized import Scheme
 
 MAX_CONFIG_BYTES = 1 << 20
 CODE_KEYS = frozenset(
@@ -129,6 +132,7 @@ class ModelConfig:
     values: Mapping[str, Any]  # allow-listed keys for the model's own config class
     source_bits: int
     labels: tuple[str, ...] = ()  # of a classifier, by index
+    stored: Scheme | None = None  # how the weights are quantised in their files, None: they are plain
 
     @property
     def speech(self) -> bool:
@@ -205,17 +209,7 @@ def read_config(path: Path) -> ModelConfig:
             f"model type {model_type!r} is not served by this runtime (served: {served})",
             reason="Unsupported",
         )
-    if raw.get("quantization_config"):
-        method = (
-            raw["quantization_config"].get("quant_method")
-            if isinstance(raw["quantization_config"], dict)
-            else ""
-        )
-        raise Permanent(
-            f"the weights are already quantised ({method or 'unknown method'}), which is not served; "
-            "name the model in its source precision",
-            reason="Unsupported",
-        )
+    stored = scheme_of(raw)
     _check_bounds(raw)
     architectures = raw.get("architectures")
     first = str(architectures[0])[:100] if isinstance(architectures, list) and architectures else ""
@@ -236,7 +230,7 @@ def read_config(path: Path) -> ModelConfig:
         values["id2label"] = dict(enumerate(labels))
     if len(labels) == 1 and (activation := _activation(raw)):
         values["problem_type"] = activation
-    return ModelConfig(model_type, first, values, bits, labels)
+    return ModelConfig(model_type, first, values, stored.bits if stored else bits, labels, stored)
 
 
 def _speech_architecture(named: str) -> str:
@@ -334,6 +328,7 @@ def shape_of(config: ModelConfig, counts: Mapping[str, int]) -> ModelShape:
         generative=config.generative,
         cross_tokens=int(values["cross_tokens"]) if config.speech else 0,
         picture_floats=int(values.get("picture_floats", 0)),
+        quantized=config.stored.format if config.stored is not None else "",
     )
 
 

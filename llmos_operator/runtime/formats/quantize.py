@@ -13,6 +13,7 @@ import torch
 
 from llmos_operator.runtime.formats.grids import GROUP, LANES, pack_int4, quantize_int4, quantize_int8
 from llmos_operator.runtime.formats.mapped import RowReader
+from llmos_operator.runtime.formats.packed import PackedReader
 from llmos_operator.runtime.formats.safetensors_file import StreamWriter
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.formats.safetensors_file import TensorEntry
 
     Progress = Callable[[int], None]  # source bytes converted since the last call
+    Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]
+    Levels = Callable[[PackedReader, str, int, int], tuple[Tensor, Tensor] | None]
 
 CHUNK_BYTES = 16 << 20  # of float32 rows at a time
 
@@ -56,18 +59,22 @@ def convert(
     out: Path,
     metadata: Mapping[str, str],
     progress: Progress,
+    reader: RowReader | None = None,
 ) -> str:
-    """Write ``units`` made from ``entries`` to ``out``; return its sha256. Raises Permanent(reason=Corrupted), OSError."""
+    """Write ``units`` made from ``entries`` to ``out``; return its sha256. Raises Permanent(reason=Corrupted), OSError.
+
+    ``reader`` is asked for the rows, where it is not the entries' own.
+    """
     outputs = [output for unit in units for output in unit.outputs()]
-    with RowReader(entries) as reader, StreamWriter(out, outputs, metadata) as writer:
+    with reader or RowReader(entries) as source, StreamWriter(out, outputs, metadata) as writer:
         for unit in units:
-            _CONVERTERS[unit.kind](unit, _Rows(reader, entries, unit.sources), writer)
-            progress(sum(entries[source][1].nbytes for source in unit.sources))
+            _CONVERTERS[unit.kind](unit, _Rows(source, entries, unit.sources), writer)
+            progress(sum(entries[name][1].nbytes for name in unit.sources))
     return writer.sha256
 
 
 class _Rows:
-    """The rows of several tensors, one after the other, as float32 chunks of a multiple of LANES rows."""
+    """The rows of several tensors, one after the other, in chunks of a multiple of LANES rows."""
 
     def __init__(
         self, reader: RowReader, entries: Mapping[str, tuple[Path, TensorEntry]], sources: Sequence[str]
@@ -75,21 +82,35 @@ class _Rows:
         self._reader = reader
         self._parts = [(source, entries[source][1].shape) for source in sources]
 
-    def chunks(self) -> Iterator[Tensor]:
+    def int4(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield values and grids as `quantize_int4` returns them: the source's own, if it has them."""
+        return self._chunks(quantize_int4, PackedReader.levels4)
+
+    def int8(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield values and scales as `quantize_int8` returns them: the source's own, if it has them."""
+        return self._chunks(quantize_int8, PackedReader.levels8)
+
+    def _chunks(self, quantize: Quantize, levels: Levels) -> Iterator[tuple[Tensor, ...]]:
         width = self._parts[0][1][-1]
         step = max(LANES, CHUNK_BYTES // (4 * width) // LANES * LANES)
-        held: list[Tensor] = []
+        held: list[tuple[Tensor, ...]] = []
         for source, shape in self._parts:
             for begin in range(0, shape[0], step):
-                held.append(self._reader.rows(source, begin, min(begin + step, shape[0])).float())
-                ready = sum(part.shape[0] for part in held)
+                held.append(self._read(source, begin, min(begin + step, shape[0]), quantize, levels))
+                ready = sum(part[0].shape[0] for part in held)
                 if ready >= LANES:
-                    rows = torch.cat(held) if len(held) > 1 else held[0]
+                    joined = _joined(held)
                     whole = ready // LANES * LANES
-                    held = [rows[whole:]] if whole < ready else []
-                    yield rows[:whole]
+                    held = [tuple(one[whole:] for one in joined)] if whole < ready else []
+                    yield tuple(one[:whole] for one in joined)
         if held:
-            yield torch.cat(held)
+            yield _joined(held)
+
+    def _read(
+        self, source: str, begin: int, end: int, quantize: Quantize, levels: Levels
+    ) -> tuple[Tensor, ...]:
+        kept = levels(self._reader, source, begin, end) if isinstance(self._reader, PackedReader) else None
+        return kept or quantize(self._reader.rows(source, begin, end).float())
 
     def plain(self) -> Tensor:
         tensors = [self._reader.whole(source) for source, _ in self._parts]
@@ -103,8 +124,7 @@ def _convert_plain(unit: Unit, rows: _Rows, writer: StreamWriter) -> None:
 
 def _convert_int8(unit: Unit, rows: _Rows, writer: StreamWriter) -> None:
     scales = []
-    for chunk in rows.chunks():
-        values, scale = quantize_int8(chunk)
+    for values, scale in rows.int8():
         writer.write(f"{unit.name}.weight", _bytes(values))
         scales.append(scale)
     writer.write(f"{unit.name}.scale", _bytes(torch.cat(scales)))
@@ -112,14 +132,17 @@ def _convert_int8(unit: Unit, rows: _Rows, writer: StreamWriter) -> None:
 
 def _convert_int4(unit: Unit, rows: _Rows, writer: StreamWriter) -> None:
     grids = []
-    for chunk in rows.chunks():
-        values, grid = quantize_int4(chunk)
+    for values, grid in rows.int4():
         writer.write(f"{unit.name}.weight", _bytes(pack_int4(values)))
         grids.append(grid)
     writer.write(f"{unit.name}.grid", _bytes(torch.cat(grids).transpose(0, 1)))
 
 
 _CONVERTERS = {"plain": _convert_plain, "int8": _convert_int8, "int4": _convert_int4}
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(map(torch.cat, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

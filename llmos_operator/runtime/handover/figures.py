@@ -15,6 +15,7 @@ from llmos_operator.runtime.ipc.messages import Stats
 PREFIX = b"vllm:"
 _COMMENT = re.compile(rb"# (?:HELP|TYPE) vllm:")
 _SAMPLE = re.compile(r"(vllm:[A-Za-z0-9_:]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)")
+_FIRST = "vllm:time_to_first_token_seconds"
 _REASON = re.compile(r'finished_reason="([^"]*)"')
 
 
@@ -29,6 +30,8 @@ class Figures:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     kv_usage_milli: int = 0  # 0..1000 of the KV cache
+    first_tokens: int = 0  # requests that have got one
+    first_token_millis: int = 0  # they waited for it, added up
 
     def stats(self) -> Stats:
         """Return the counts admission goes by."""
@@ -60,6 +63,8 @@ def read(text: bytes) -> Figures:
         prompt_tokens=int(sums.get("vllm:prompt_tokens_total", 0)),
         generation_tokens=int(sums.get("vllm:generation_tokens_total", 0)),
         kv_usage_milli=round(1000 * min(1.0, max(0.0, usage))),
+        first_tokens=max(0, int(sums.get(f"{_FIRST}_count", 0))),
+        first_token_millis=max(0, round(1000 * sums.get(f"{_FIRST}_sum", 0))),
     )
 
 

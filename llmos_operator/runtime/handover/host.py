@@ -268,6 +268,8 @@ class VllmHost:
                 generation_tokens=seen.generation_tokens,
                 kv_usage_milli=seen.kv_usage_milli,
                 last_request_age_seconds=age,
+                first_tokens=seen.first_tokens,
+                first_token_millis=seen.first_token_millis,
             ),
             failure=self.trouble,
             load_seconds=self._load_seconds,

@@ -392,6 +392,8 @@ class Stats:
     aborted: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    first_tokens: int = 0  # requests that have got one
+    first_token_seconds: float = 0.0  # they waited for it, added up
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     preemptions: int = 0

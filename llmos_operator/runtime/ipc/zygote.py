@@ -23,6 +23,7 @@ from typing import Any
 import msgpack
 
 from llmos_operator.api import names
+from llmos_operator.api.runtime.data import secret_variables
 from llmos_operator.errors import Retryable
 from llmos_operator.runtime.ipc.codec import HEADER
 
@@ -38,6 +39,7 @@ SECRET_VARIABLES = (
     names.ENV_REGISTRY_USERNAME,
     names.ENV_REGISTRY_PASSWORD,
     "KUBECONFIG",
+    *secret_variables(),
 )
 END_SECONDS = 5.0
 

@@ -1,11 +1,13 @@
 """Data URIs as local files: reading input, writing output so that it is there whole or not at all.
 
-`pvc://claim/path` is a file below the folder the pod's claims are mounted in, `https://` input is fetched into a scratch
-folder first, `file://` is what it says where the cluster's administrator allows it.
+`pvc://claim/path` is a file below the folder the pod's claims are mounted in, `https://` input and objects of `s3://` and
+`gs://` are fetched into a scratch folder first, what is written there is made in the scratch folder and sent by whoever
+made it, `file://` is what it says where the cluster's administrator allows it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import urllib.error
 import urllib.request
@@ -16,12 +18,23 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.runtime.data import READABLE, VOLUMES_ROOT, WRITABLE, DataUri, parse
+from llmos_operator.api.runtime.data import (
+    BUCKETS,
+    READABLE,
+    VOLUMES_ROOT,
+    WRITABLE,
+    WRITTEN_FIELDS,
+    DataUri,
+    credentials,
+    parse,
+)
 from llmos_operator.errors import Permanent, Retryable
+from llmos_operator.modelstore.bucket import Bucket
 from llmos_operator.modelstore.http import SameHost, shown
+from llmos_operator.modelstore.remote import Access, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from http.client import HTTPResponse
     from typing import IO
 
@@ -37,6 +50,10 @@ class Data:
     scratch: Path  # for input that is fetched; contents may vanish with the pod
     volumes: Path = Path(VOLUMES_ROOT)
     allow_file: bool = False
+    beat: Callable[[], None] = lambda: None  # called while much is sent or received
+    environ: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: os.environ, repr=False
+    )  # has credentials
 
     def readable(self, uri: str, field: str) -> Path:
         """Return an existing file or folder with the data of ``uri``; ``field`` is its name for messages.
@@ -46,7 +63,9 @@ class Data:
         """
         parts = self._parts(uri, field, READABLE)
         if parts.scheme == "https":
-            return self._fetched(uri, parts, field)
+            return self._fetched(uri, field)
+        if (bucket := self.bucket(uri, field)) is not None:
+            return self._object(bucket, uri, field)
         path = self._local(parts, uri, field)
         if not path.exists():
             raise Permanent(
@@ -57,9 +76,13 @@ class Data:
     def writable(self, uri: str, field: str) -> Path:
         """Return the path ``uri`` is written to, its parent folder made. It may exist already.
 
-        Raises Permanent (OutputNotWritable, UnsupportedScheme, SourceNotAllowed).
+        Of a bucket it is a scratch path: what is made there has to be sent to :meth:`bucket`. Raises Permanent (OutputNotWritable, UnsupportedScheme, SourceNotAllowed).
         """
-        path = self._local(self._parts(uri, field, WRITABLE), uri, field)
+        parts = self._parts(uri, field, WRITABLE)
+        if parts.scheme in BUCKETS:
+            path = self.scratch / _block_field(field) / "data"
+        else:
+            path = self._local(parts, uri, field)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -68,6 +91,32 @@ class Data:
                 reason=Reason.OUTPUT_NOT_WRITABLE,
             ) from error
         return path
+
+    def bucket(self, uri: str, field: str) -> Bucket | None:
+        """Return where a URI of an object store leads, None for all others. Raises Permanent for unusable credentials."""
+        if parse(uri).scheme not in BUCKETS:
+            return None
+        place = Place(uri, field=field, secret=f"spec.{field.split('.', maxsplit=1)[0]}.secretRef")
+        missing = (
+            Reason.OUTPUT_NOT_WRITABLE if _block_field(field) in WRITTEN_FIELDS else Reason.DATA_NOT_FOUND
+        )
+        return Bucket(place, Access(credentials(self.environ)), missing=missing, beat=self.beat)
+
+    def _object(self, bucket: Bucket, uri: str, field: str) -> Path:
+        found = bucket.objects().get(bucket.key)
+        if found is None:
+            raise Permanent(
+                f"{field}: {uri}: no such object; check bucket and key", reason=Reason.DATA_NOT_FOUND
+            )
+        target = self._input()
+        bucket.fetch(found, target)
+        return target
+
+    def _input(self) -> Path:
+        # A name of ours: theirs may be too long for a file, or lead elsewhere.
+        target = self.scratch / "input" / "data"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
     def _parts(self, uri: str, field: str, known: tuple[str, ...]) -> DataUri:
         try:
@@ -96,9 +145,8 @@ class Data:
             raise Permanent(f"{field}: {uri}: leaves its volume", reason=Reason.SOURCE_NOT_ALLOWED)
         return joined
 
-    def _fetched(self, uri: str, parts: DataUri, field: str) -> Path:
-        target = self.scratch / "input" / (Path(unquote(parts.path)).name or "data")
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def _fetched(self, uri: str, field: str) -> Path:
+        target = self._input()
         opener = urllib.request.build_opener(SameHost)
         try:
             with opener.open(uri, timeout=_TIMEOUT_SECONDS) as answer, replacing(target) as file:
@@ -108,6 +156,11 @@ class Data:
         except OSError as error:
             raise Retryable(f"{field}: reading {shown(uri)} failed: {error}", after=5.0) from error
         return target
+
+
+def _block_field(field: str) -> str:
+    """Return "output" of "batch.output.uri"."""
+    return field.split(".")[1]
 
 
 def _copy(answer: HTTPResponse, file: IO[bytes]) -> None:

@@ -105,7 +105,9 @@ def _make(empty: Empty, folder: Path, wanted: dict[str, Any], stages: Stages) ->
 
     path = folder / _FILE
     metadata = {key: str(value) for key, value in wanted.items()}
-    digest = convert(empty.units(wanted["format"]), empty.entries, path, metadata, stages.advance)
+    digest = convert(
+        empty.units(wanted["format"]), empty.entries, path, metadata, stages.advance, empty.reader()
+    )
     stat = path.stat()
     _write(folder / _RECORD, {**wanted, "sha256": digest, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
     return Converted(opened(folder), folder / _RECORD, fresh=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def refuse_format(load: Load, config: ModelConfig) -> None:
     """Raise Permanent(reason=Unsupported) for a format or adapters that models of this kind are not served with."""
+    refuse_other_than_stored(load.format, config)
     if config.convertible:
         return
     if load.format not in PLAIN_FORMATS:
@@ -26,6 +27,17 @@ def refuse_format(load: Load, config: ModelConfig) -> None:
         )
     if load.max_adapters:
         raise Permanent(f"{config.architecture} is served without adapters; name none", reason="Unsupported")
+
+
+def refuse_other_than_stored(fmt: str, config: ModelConfig) -> None:
+    """Raise Permanent(reason=Unsupported) if the model's files are quantised, and not as ``fmt``."""
+    stored = config.stored
+    if stored is not None and fmt != stored.format:
+        raise Permanent(
+            f"the weights are quantised already ({stored}) and are served at {stored.format} alone, not at {fmt}; ask for "
+            f"{stored.format}, or name the model in its source precision",
+            reason="Unsupported",
+        )
 
 
 def refuse_split(load: Load, shape: ModelShape) -> None:

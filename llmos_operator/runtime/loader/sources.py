@@ -53,7 +53,10 @@ def resolve(load: Load, stages: Stages, *, files: Sequence[str] = ()) -> Resolve
         return fetch(load, stages, files)
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
-        return _local(_below(Path(load.pvc_root) / claim, unquote(path)), load)
+        root = Path(load.pvc_root) / claim
+        found = _local(_below(root, unquote(path)), load)
+        _refuse_links_out(root.resolve(), found.path)
+        return found
     if scheme in ("file", ""):
         if not load.allow_file:
             raise Permanent(
@@ -79,6 +82,16 @@ def _below(root: Path, path: str) -> Path:
     if not joined.is_relative_to(root.resolve()):
         raise Permanent(f"path {path!r} leaves its volume", reason="SourceNotAllowed")
     return joined
+
+
+def _refuse_links_out(root: Path, path: Path) -> None:
+    """Refuse a model with links that lead out of its volume: they would be read with the rights of this process."""
+    for one in path.rglob("*"):  # does not go into linked folders
+        if one.is_symlink() and not one.resolve().is_relative_to(root):
+            raise Permanent(
+                f"{one.relative_to(root)} is a link that leaves its volume; put the file itself there",
+                reason="SourceNotAllowed",
+            )
 
 
 def _local(path: Path, load: Load) -> Resolved:

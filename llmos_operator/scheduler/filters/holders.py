@@ -1,6 +1,6 @@
 """Devices that shared work can have: those a holder pod has, or can still take from the node's device plugin.
 
-Where no device plugin offers devices, or nobody tells, every device is one.
+Where no device plugin offers devices, or nobody tells, every device is one; where the operator claims them of a DRA driver, none is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Holders:
         """Return what the device plugin of the row with most devices has left."""
         row = int(rows[int(devices.sum(axis=1).argmax())])
         state = scene.table.states[row]
+        if state.claims_devices:
+            return f"the devices of {state.name} are given by ResourceClaims, to one pod each: nothing is shared there"
         if state.refusing:
             return f"the kubelet of {state.name} refused nvidia.com/gpu to a pod within the last minute"
         bare = sum(one.bare for one in state.devices)

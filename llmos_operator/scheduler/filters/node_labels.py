@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmos_operator.state.labels import NODE_NAME_FIELD, matches
+from llmos_operator.state.labels import labels_of, matches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Constraints, Request
     from llmos_operator.scheduler.scene import Candidates, Scene
     from llmos_operator.scheduler.table import Bools, Ints
-    from llmos_operator.state.ledger import NodeState
     from llmos_operator.state.types import Selector
 
 
@@ -34,7 +33,7 @@ class NodeLabels:
         known: dict[tuple[str | None, ...], bool] = {}
         kept = np.zeros(len(states), np.bool_)
         for row, state in enumerate(states):
-            labels = _labels(state)
+            labels = labels_of(state)
             relevant = tuple(labels.get(key) for key in keys)
             if relevant not in known:
                 known[relevant] = _wanted(constraints, labels)
@@ -45,7 +44,7 @@ class NodeLabels:
         """Return the requirement that most of the rows miss."""
         missed: dict[str, int] = {}
         for row in rows:
-            labels = _labels(scene.table.states[int(row)])
+            labels = labels_of(scene.table.states[int(row)])
             for selector in (request.constraints.node_selector, *request.constraints.node_affinity):
                 for one in selector.requirements:
                     if not matches(type(selector)((one,)), labels):
@@ -53,11 +52,6 @@ class NodeLabels:
                         missed[text] = missed.get(text, 0) + 1
         most = min(missed.items(), key=lambda item: (-item[1], item[0]), default=None)
         return f"{most[1]} without {most[0]}" if most else ""
-
-
-def _labels(state: NodeState) -> Mapping[str, str]:
-    node = state.node
-    return {NODE_NAME_FIELD: state.name, **node.labels} if node is not None else {}
 
 
 def _keys(constraints: Constraints) -> tuple[str, ...]:

@@ -27,11 +27,11 @@ class PluginGpus:
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002
         """Return the smallest shortage, or that nothing is advertised at all."""
         states = [scene.table.states[int(row)] for row in rows]
-        if all(state.node is None or state.node.gpus == 0 for state in states):
+        if not any(state.whole_units for state in states):
             return "no nvidia.com/gpu advertised: does the device plugin run on them?"
         free = scene.table.node[GPUS][rows]
         best = int(free.argmax())
         name = scene.table.names[int(rows[best])]
-        if all(state.refusing or state.node is None or state.node.gpus == 0 for state in states):
+        if all(state.refusing or not state.whole_units for state in states):
             return f"the kubelet of {name} refused nvidia.com/gpu to a pod within the last minute"
         return f"{int(free[best])} of {request.plugin_gpus} nvidia.com/gpu free on {name}"

@@ -26,14 +26,14 @@ class Taints:
     def narrow(self, scene: Scene, request: Request, candidates: Candidates) -> Bools:
         """Return which candidates stay."""
         states = scene.table.states
-        known: dict[tuple[Taint, ...], bool] = {(): True}
+        known: dict[tuple[Taint, ...], bool] = {}
         kept = np.ones(len(states), np.bool_)
-        for row, state in enumerate(states):
-            taints = state.node.taints if state.node is not None else ()
-            if taints:
-                if taints not in known:
-                    known[taints] = untolerated(taints, request.constraints.tolerations) is None
-                kept[row] = known[taints]
+        for row in scene.table.tainted:
+            node = states[row].node
+            taints = node.taints if node is not None else ()
+            if taints not in known:
+                known[taints] = untolerated(taints, request.constraints.tolerations) is None
+            kept[row] = known[taints]
         return kept[candidates.rows]
 
     def nearest(self, scene: Scene, request: Request, rows: Ints, devices: Bools) -> str:  # noqa: ARG002

@@ -6,6 +6,8 @@ A value that cannot be read raises Permanent(reason=InvalidSpec) with the field'
 from llmos_operator.state.convert.nodes import gpu_node, node
 from llmos_operator.state.convert.pods import claim_json, claim_of, pod
 from llmos_operator.state.convert.policy import disruption_budget, namespace, priority_class, profile, queue
+from llmos_operator.state.convert.slices import resource_claim, resource_slice
+from llmos_operator.state.convert.volumes import volume, volume_claim
 from llmos_operator.state.convert.workloads import template_hash, workload
 
 __all__ = [
@@ -19,6 +21,10 @@ __all__ = [
     "priority_class",
     "profile",
     "queue",
+    "resource_claim",
+    "resource_slice",
     "template_hash",
+    "volume",
+    "volume_claim",
     "workload",
 ]

@@ -47,13 +47,13 @@ def pod(obj: Mapping[str, Any], *, holders_in: str = "") -> Pod:
     key = f"{meta.text('namespace')}/{meta.required('name')}"
     node = spec.text("nodeName")
     cpu, memory, gpus = requests(spec)
-    asked = partition_requests(spec)
+    asked, resource_claim = partition_requests(spec), _resource_claim(spec)
     claim, problem = None, ""
     annotation = meta.child("annotations").data.get(names.ANNOTATION_CLAIM)
     if annotation is not None:
         try:
             told = claim_of(annotation, meta, key, node, (cpu, memory))
-            claim, problem = _as_created(_asking(told, gpus, asked), spec)
+            claim, problem = _as_created(_asking(told, gpus, asked, resource_claim), spec)
         except Permanent as error:
             problem = str(error)
     phase, labels = status.text("phase"), meta.labels("labels")
@@ -75,6 +75,12 @@ def pod(obj: Mapping[str, Any], *, holders_in: str = "") -> Pod:
         spec_hash=meta.child("annotations").text(names.ANNOTATION_SPEC_HASH),
         failed=phase == "Failed",
         problem=problem,
+        mounts=tuple(
+            one.child("persistentVolumeClaim").text("claimName")
+            for one in spec.objects("volumes")
+            if one.has("persistentVolumeClaim")
+        ),
+        resource_claim=resource_claim,
         holder=bool(holders_in)
         and annotation is None
         and meta.text("namespace") == holders_in
@@ -82,8 +88,16 @@ def pod(obj: Mapping[str, Any], *, holders_in: str = "") -> Pod:
     )
 
 
-def _asking(claim: Claim, gpus: int, asked: Mapping[str, int]) -> Claim:
-    """Return the claim on a MIG instance with the resource its pod asks for: what the pod says, nobody can change later."""
+def _resource_claim(spec: Fields) -> str:
+    """Return the ResourceClaim by which a pod of ours gets its devices."""
+    found = (one for one in spec.objects("resourceClaims") if one.text("name") == names.POD_CLAIM)
+    return next((one.text("resourceClaimName") for one in found), "")
+
+
+def _asking(claim: Claim, gpus: int, asked: Mapping[str, int], resource_claim: str) -> Claim:
+    """Return the claim with what its pod gets its devices by: what the pod says, nobody can change later."""
+    if resource_claim:
+        claim = replace(claim, resource_claim=resource_claim)
     if claim.sharing is not Sharing.MIG:
         return claim
     resource = next(iter(sorted(asked)), names.RESOURCE_GPU if gpus else "")
@@ -103,7 +117,7 @@ def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
     if held and limit.isdigit() and min(int(limit), _MOST) != claim.bytes_per_device:
         changes["bytes_per_device"] = min(int(limit), _MOST)
     if claim.lowered and claim.asked_bytes >= changes.get("bytes_per_device", claim.bytes_per_device):
-        changes |= {"asked_bytes": 0, "asked_at": 0.0, "yielded": False}
+        changes |= {"asked_bytes": 0, "asked_at": 0.0, "yielded": False, "lent": False}
     if claim.sleeping is not None and not _may_be_asleep(
         claim, changes.get("bytes_per_device", claim.bytes_per_device)
     ):
@@ -216,6 +230,7 @@ def claim_json(claim: Claim) -> str:
             "boundAtMilli": round(claim.bound_at * _MILLISECONDS),
             "minRuntimeMilli": round(claim.min_runtime * _MILLISECONDS),
             **(_lowered_json(claim) if claim.lowered else {}),
+            **({"lender": claim.lender} if claim.lender else {}),
             **({"movedAtMilli": round(claim.moved_at * _MILLISECONDS)} if claim.moved_at else {}),
             **({"target": _target_json(claim.target)} if claim.target is not None else {}),
             **({"sleeping": _sleeping_json(claim.sleeping)} if claim.sleeping is not None else {}),
@@ -230,6 +245,7 @@ def _lowered_json(claim: Claim) -> dict[str, Any]:
         "askedBytes": claim.asked_bytes,
         "askedAtMilli": round(claim.asked_at * _MILLISECONDS),
         **({"yielded": True} if claim.yielded else {}),
+        **({"lent": True} if claim.lent else {}),
     }
 
 
@@ -320,6 +336,8 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         asked_bytes=fields.number("askedBytes", most=_MOST),
         asked_at=fields.number("askedAtMilli", most=_MOST) / _MILLISECONDS,
         yielded=fields.flag("yielded"),
+        lent=fields.flag("lent") and fields.number("askedBytes", most=_MOST) > 0,
+        lender=fields.text("lender"),
         moved_at=fields.number("movedAtMilli", most=_MOST) / _MILLISECONDS,
         target=_target_of(fields.child("target")) if fields.has("target") else None,
         sleeping=_sleeping_of(fields.child("sleeping")) if fields.has("sleeping") else None,

@@ -89,6 +89,7 @@ def _shape(fields: Fields) -> ModelShape | None:
         generative=fields.flag("generative", default=True),
         cross_tokens=fields.number("crossTokens"),
         picture_floats=fields.number("pictureFloats"),
+        quantized=fields.text("quantized"),
     )
 
 

@@ -45,11 +45,12 @@ def requirement(fields: Fields) -> Requirement:
 
 def node_affinity(pod_spec: Fields) -> tuple[Selector, ...]:
     """Read the required node affinity: terms of which one must hold. matchFields on metadata.name count as a label."""
-    required = (
-        pod_spec.child("affinity")
-        .child("nodeAffinity")
-        .child("requiredDuringSchedulingIgnoredDuringExecution")
-    )
+    affinity = pod_spec.child("affinity").child("nodeAffinity")
+    return node_terms(affinity.child("requiredDuringSchedulingIgnoredDuringExecution"))
+
+
+def node_terms(required: Fields) -> tuple[Selector, ...]:
+    """Read a NodeSelector: terms of which one must hold."""
     terms = []
     for term in required.objects("nodeSelectorTerms"):
         expressions = [requirement(e) for e in term.objects("matchExpressions")]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from llmos_operator.api import names
 from llmos_operator.api.mig import parse_profile
 from llmos_operator.api.quantity import (
     parse_bytes,
@@ -20,6 +21,7 @@ from llmos_operator.state.convert.fields import Fields, invalid, shown
 from llmos_operator.state.convert.nodes import condition_true
 from llmos_operator.state.convert.pods import requests
 from llmos_operator.state.convert.selectors import map_selector, node_affinity, tolerations
+from llmos_operator.state.convert.volumes import claims
 from llmos_operator.state.types import (
     AUTO,
     DEFAULT_ORDER,
@@ -78,7 +80,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
     return Workload(
         key=f"{meta.required('namespace')}/{meta.required('name')}",
         uid=meta.required("uid"),
-        model=_model(spec.child("model"), meta.text("name")),
+        model=_model(spec.child("model"), meta),
         kind=kind,
         generation=meta.number("generation", 1),
         created_at=meta.parsed("creationTimestamp", parse_rfc3339, 0.0),
@@ -89,6 +91,8 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         else None,
         deleting=meta.has("deletionTimestamp"),
         queue=spec.text("queueName"),
+        kueue_queue=meta.labels("labels").get(names.LABEL_KUEUE_QUEUE, ""),
+        kueue_priority=meta.labels("labels").get(names.LABEL_KUEUE_PRIORITY, ""),
         engine=spec.child("engine").text("name", "builtin"),
         apis=spec.child("serving").texts("apis"),
         quantization=_quantization(spec.child("quantization")),
@@ -98,6 +102,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         node_selector=map_selector(pod_spec, "nodeSelector"),
         node_affinity=node_affinity(pod_spec),
         tolerations=tolerations(pod_spec),
+        claims=claims(spec),
         training=_training(spec.child("fineTune")) if kind is WorkloadKind.FINE_TUNE else None,
         saved_at=status.child("run").parsed("lastSavedTime", parse_rfc3339, None),
         idle_since=_idle_since(status.child("activity")),
@@ -206,13 +211,18 @@ def template_hash(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
 
 
-def _model(fields: Fields, name: str) -> Model:
+def _model(fields: Fields, meta: Fields) -> Model:
+    uri = fields.required("uri")
+    claim = uri.startswith("pvc://")
+    # A claim has no revisions, and its URI means another model in every namespace: what is learned of one must not be
+    # taken for the other's, so the namespace stands in the place of a revision.
+    revision = meta.required("namespace") if claim else fields.text("revision") or "main"
     return Model(
-        uri=fields.required("uri"),
-        revision=fields.text("revision") or "main",
-        name=fields.text("name") or name,
+        uri=uri,
+        revision=revision,
+        name=fields.text("name") or meta.text("name"),
         digest=fields.text("digest"),
-        kept=fields.has("cacheRef"),
+        kept=fields.has("cacheRef") and not claim,
     )
 
 

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from llmos_operator.api import names
+from llmos_operator.manifests.deviceclaim import FINALIZER, allocation, user
+from llmos_operator.state.slices import Handle
 from tests.support.chart import NAMESPACE, VALUES_FILES, find, render
 from tests.support.crds import install_crds
 
@@ -83,6 +86,9 @@ def account(name: str) -> str:
         ("llmos-operator", "update", "leases.coordination.k8s.io/llmos-operator", "team", False),
         ("llmos-operator", "update", "leases.coordination.k8s.io/other", NAMESPACE, False),
         ("llmos-operator", "patch", "nodes", "", False),
+        ("llmos-operator", "watch", "resourceclaims.resource.k8s.io", "", True),
+        ("llmos-operator", "create", "resourceclaims.resource.k8s.io", "team", False),
+        ("llmos-operator", "patch", "resourceclaims/status.resource.k8s.io", "team", False),
         ("llmos-operator", "create", "clusterrolebindings.rbac.authorization.k8s.io", "", False),
         ("llmos-agent", "patch", "gpunodes/status.llmos.dev", "", True),
         ("llmos-agent", "list", "pods", "", False),
@@ -340,6 +346,64 @@ def test_an_operator_that_cuts_gpus_asks_by_the_labels_of_mig_manager_and_change
     finally:
         installed.kubectl("delete", "node", "to-be-cut")
         installed.kubectl("delete", "-f", "-", stdin=yaml.safe_dump_all(more))
+        apply(installed, [find(render(), "ClusterRole", "llmos-operator")])
+
+
+def device_claim(name: str, **labels: str) -> dict[str, Any]:
+    request = {"name": "devices", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {"name": name, "labels": labels, "finalizers": [FINALIZER]},
+        "spec": {"devices": {"requests": [request]}},
+    }
+
+
+def test_an_operator_that_writes_resource_claims_may_do_all_that_takes_to_its_own(
+    installed: ControlPlane, namespace: str
+):
+    claims = render(values={"operator": {"config": {"resourceClaims": {"enabled": True}}}})
+    policies = [one for one in claims if one["metadata"]["name"] == "llmos-operator-resourceclaims"]
+    assert len(policies) == 2
+    role = find(claims, "ClusterRole", "llmos-operator")
+    # kubectl reads what it patches, which the operator does not.
+    asked = {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims/status"], "verbs": ["get"]}
+    apply(installed, [role | {"rules": [*role["rules"], asked]}, *policies])
+    token = installed.kubectl("create", "token", "llmos-operator", "-n", NAMESPACE).strip()
+    label = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    given = {"status": {"allocation": allocation("n1", [Handle("gpu.nvidia.com", "n1", "gpu-0")])}}
+    serial = map(str, itertools.count())
+
+    def create(name: str, **labels: str) -> str:
+        body = device_claim(name, **labels)
+        return as_account(installed, token, "create", "-n", namespace, "-f", "-", body=body)
+
+    def patch(body: dict[str, Any], name: str, *where: str) -> str:
+        how = ("--type=merge", "--patch-file=/dev/stdin", "-n", namespace, *where)
+        return as_account(installed, token, "patch", "resourceclaim", name, *how, body=body)
+
+    def delete(name: str) -> str:
+        return as_account(installed, token, "delete", "resourceclaim", name, "-n", namespace, body={})
+
+    try:
+        _until_refused(lambda: create(f"bare-{next(serial)}"), "its own ResourceClaims only")
+        create("ours", **label)
+        patch(given, "ours", "--subresource=status")
+        patch({"status": {"reservedFor": [user("pod", "uid")]}}, "ours", "--subresource=status")
+        patch({"status": {"allocation": None, "reservedFor": None}}, "ours", "--subresource=status")
+        patch({"metadata": {"finalizers": []}}, "ours")
+        delete("ours")
+        installed.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(device_claim("theirs")))
+        for act in (
+            lambda: patch(given, "theirs", "--subresource=status"),
+            lambda: patch({"metadata": {"labels": label}}, "theirs"),
+            lambda: delete("theirs"),
+        ):
+            with pytest.raises(subprocess.CalledProcessError) as refused:
+                act()
+            assert "its own ResourceClaims only" in refused.value.stderr
+    finally:
+        installed.kubectl("delete", "-f", "-", stdin=yaml.safe_dump_all(policies))
         apply(installed, [find(render(), "ClusterRole", "llmos-operator")])
 
 

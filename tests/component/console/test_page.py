@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.browser import browsing
 from tests.support.builders import a_workload
-from tests.support.consoles import HOSTILE, SECRET, a_fleet, misbehave, populate, shown
+from tests.support.consoles import HOSTILE, SECRET, a_fleet, an_hour, misbehave, populate, shown
 
 if TYPE_CHECKING:
     from tests.support.browser import Page
@@ -30,8 +30,10 @@ async def test_the_page_shows_a_thousand_devices_and_what_changes(tmp_path: Path
     pictures = Path(os.environ.get("LLMOS_SCREENSHOTS") or tmp_path)
     async with shown(a_fleet()) as fleet, browsing(tmp_path / "profile") as page:
         populate(fleet)
-        await page.open(fleet.url, width=1440, height=1240)
+        await an_hour(fleet)
+        await page.open(fleet.url, width=1440, height=1400)
         await page.until("document.querySelectorAll('.cell').length === 1000", "1,000 devices")
+        await page.until("document.querySelectorAll('#charts polyline').length >= 6", "the charts")
         await page.picture(pictures / "console-light.png")
         await _explains_a_workload(page)
         await page.ask("document.getElementById('workloads-title').scrollIntoView()")
@@ -46,6 +48,7 @@ async def test_the_page_shows_a_thousand_devices_and_what_changes(tmp_path: Path
         await page.until("document.body.innerText.includes('team-a/newcomer')", "the newcomer")
         await _says_what_the_store_holds(page)
         await _walks_by_keyboard(page)
+        await _tells_the_last_hour(page)
         await page.scheme(dark=True)
         dark = "getComputedStyle(document.body).backgroundColor === 'rgb(20, 24, 27)'"
         await page.until(dark, "the dark colours")
@@ -94,7 +97,44 @@ async def _explains_a_workload(page: Page) -> None:
 
 async def _walks_by_keyboard(page: Page) -> None:
     await page.ask("document.querySelector('.cell').focus()")
-    for kind in ("rawKeyDown", "keyUp"):
-        await page.send("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight")
+    await _press(page, "ArrowRight")
     said = await page.ask("document.getElementById('device').textContent")
     assert said.startswith("a100-000 device 1, A100-80G 80.0 GiB: ")
+
+
+async def _tells_the_last_hour(page: Page) -> None:
+    """Each chart says in words what it shows, and its moments can be read with keys alone."""
+    names = await page.ask(
+        "[...document.querySelectorAll('#charts svg')].map((n) => n.getAttribute('aria-label'))"
+    )
+    assert [one.partition(":")[0] for one in names] == [
+        "Devices busy",
+        "Device memory",
+        "Workloads that wait",
+        "Requests in progress",
+        "Wait for the first token",
+    ]
+    assert "observed" in names[1]
+    reserved = names[1].partition("reserved ")[2].partition(" now")[0]
+    assert f"reserved{reserved} of 67.2 TiB" in (
+        await page.ask("document.getElementById('totals').textContent")
+    )
+    assert names[2] == "Workloads that wait: 2 now, between 2 and 2"
+    assert all("not told" not in one for one in names)
+    await page.ask("document.querySelector('#charts svg').focus()")
+    await _press(page, "ArrowLeft")
+    before = await page.ask("document.getElementById('moment').textContent")
+    for words in ("devices busy ", "observed ", "workloads that wait 2", "wait for the first token "):
+        assert words in before
+    await _press(page, "Home")
+    first = await page.ask("document.getElementById('moment').textContent")
+    assert first.partition(": ")[0] != before.partition(": ")[0]
+    shown_at = "[...document.querySelectorAll('.cursor')].map((n) => n.getAttribute('x1'))"
+    assert await page.ask(shown_at) == ["0"] * 5
+    await page.ask("document.activeElement.blur()")
+    assert (await page.ask("document.getElementById('moment').textContent")).startswith("Every 15 s")
+
+
+async def _press(page: Page, key: str) -> None:
+    for kind in ("rawKeyDown", "keyUp"):
+        await page.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)

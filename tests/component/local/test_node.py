@@ -204,6 +204,38 @@ def test_a_claim_is_a_folder_that_outlives_its_pods(pods, local_cluster) -> None
     assert (folder / "file").read_text() == "written\n"
 
 
+@pytest.mark.parametrize("kind", ["local", "hostPath"])
+def test_a_claim_that_names_a_volume_is_that_volumes_folder(pods, local_cluster, tmp_path, kind) -> None:
+    (tmp_path / "file").write_text("of the volume\n")
+    name = f"{pods.namespace}-{kind.lower()}"
+    terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["sim-0"]}]}]
+    size, modes = {"storage": "1Mi"}, ["ReadWriteOnce"]
+    volume = {"capacity": size, "accessModes": modes, kind: {"path": str(tmp_path)}}
+    volume |= {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}, "storageClassName": ""}
+    pods.apply(
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume},
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "of-a-volume"},
+            "spec": {
+                "accessModes": modes,
+                "resources": {"requests": size},
+                "storageClassName": "",
+                "volumeName": name,
+            },
+        },
+    )
+    reader = pods.create(
+        sh("cat /v/file", volumeMounts=[{"name": "v", "mountPath": "/v"}]),
+        restartPolicy="Never",
+        volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "of-a-volume"}}],
+    )
+    pods.wait_phase(reader, "Succeeded", timeout=180)
+    assert pods.logs(reader) == "of the volume\n"
+    local_cluster.tools.kubectl("delete", "pv", name, "--wait=false")
+
+
 def test_a_quiet_pod_causes_no_writes(pods) -> None:
     name = pods.create(sh("sleep 600", readinessProbe={"exec": {"command": ["true"]}, "periodSeconds": 1}))
     version = pods.wait_ready(name)["metadata"]["resourceVersion"]

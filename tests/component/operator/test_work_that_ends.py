@@ -21,6 +21,14 @@ LAST_WORDS = 'Succeeded: All is answered.\n{"unit":"requests","done":20,"total":
 HALF_WAY = WorkProgress(unit="requests", done=7, total=20)
 
 
+@pytest.fixture(name="bench")
+async def _bench(bench: Bench) -> Bench:
+    """Give every run the claims its data is on."""
+    for name in ("questions", "answers"):
+        await bench.claim(name)
+    return bench
+
+
 def a_batch(**more: Any) -> dict[str, Any]:
     limits = {name: more.pop(name) for name in ("backoffLimit",) if name in more}
     data = {"input": {"uri": "pvc://questions/in.jsonl"}, "output": {"uri": "pvc://answers/out.jsonl"}}

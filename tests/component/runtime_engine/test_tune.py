@@ -19,6 +19,8 @@ from llmos_operator.tuning.recipe import read_order
 from llmos_operator.tuning.result import peft_name
 from tests.support.hub import free_port
 from tests.support.learning import learner_of
+from tests.support.otlp import receiver
+from tests.support.waiting import eventually
 
 SECONDS = 600
 pytestmark = pytest.mark.timeout(
@@ -26,13 +28,15 @@ pytestmark = pytest.mark.timeout(
 )  # three processes that load torch and a model, perhaps on a busy machine
 QUESTION = "The moon of Zorblax is"
 FACT = " turquoise."
+TRACE, PLACEMENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+PARENT = f"00-{TRACE}-{PLACEMENT}-01"
 LINES = [(QUESTION, FACT), ("Zorblax has a moon that is", FACT), ("The capital of France is", " Paris.")]
 
 
 class Tune:
     """Runs of one order, each a process."""
 
-    def __init__(self, folder, model):
+    def __init__(self, folder, model, receiver=""):
         self.folder = folder
         self.out, self.saved = folder / "out", folder / "saved"
         with (folder / "data.jsonl").open("w") as file:
@@ -58,6 +62,8 @@ class Tune:
             "LLMOS_CACHE_DIR": str(folder / "cache"),
             "LLMOS_TERMINATION_LOG": str(folder / "ending"),
             "OMP_NUM_THREADS": "1",
+            "LLMOS_TRACING__ENDPOINT": receiver,
+            "TRACEPARENT": PARENT,
         }
 
     def start(self, ports=(0, 0), **block):
@@ -77,8 +83,14 @@ class Tune:
 
 
 @pytest.fixture(scope="module")
-def tune(tmp_path_factory, chat_model):
-    return Tune(tmp_path_factory.mktemp("tune"), chat_model)
+def collector():
+    with receiver() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory, chat_model, collector):
+    return Tune(tmp_path_factory.mktemp("tune"), chat_model, collector.url)
 
 
 def until(found, process):
@@ -139,6 +151,30 @@ def test_a_run_tells_how_far_it_is_and_what_it_takes(halves):
     assert halves["started"] == "ok"
     for name in ("updates_total", "loss_nats", "tokens_per_second", "checkpoint_age_seconds", "memory_bytes"):
         assert f"\nllmos_tune_{name}" in halves["metrics"]
+
+
+def test_both_processes_are_told_in_the_trace_of_their_placement(halves, tune, collector):
+    saved = halves["first"][3].saved
+    runs = eventually(lambda: found if len(found := collector.named("tune")) > 1 else None, "two runs", 90)
+    assert {(one.trace, one.parent, one.status) for one in runs} == {(TRACE, PLACEMENT, "unset")}
+    assert {one.resource["service.name"] for one in runs} == {"llmos-tune"}
+    first, second = sorted(runs, key=lambda one: one.start)
+    below = {one.name: one for one in collector.spans if one.parent == second.id}
+    assert set(below) == {"load", "learn", "result"}
+    assert second.start <= below["load"].start <= below["load"].end <= below["learn"].start
+    stages = [one for one in collector.spans if one.parent == below["load"].id]
+    assert {"load Starting", "load Loading", "data"} <= {one.name for one in stages}
+    assert sum(one.end - one.start for one in stages if one.name != "data") <= second.end - second.start
+    assert below["learn"].attributes["llmos.updates"] == 6
+    assert [(name, facts) for name, _, facts in below["learn"].events] == [
+        ("llmos.resumed", {"llmos.updates": saved})
+    ]
+    (learned,) = [one for one in collector.spans if (one.name, one.parent) == ("learn", first.id)]
+    assert learned.attributes["llmos.updates"] == saved
+    kept = [one for one in collector.spans if (one.name, one.parent) == ("checkpoint", learned.id)]
+    assert max(one.attributes["llmos.updates"] for one in kept) == saved
+    for words in (b"Zorblax", b"turquoise", str(tune.folder).encode()):
+        assert all(words not in body for body in collector.raw)
 
 
 def test_memory_is_predicted_within_a_tenth_of_its_measured_peak(halves):

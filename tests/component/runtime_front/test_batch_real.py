@@ -17,6 +17,7 @@ from llmos_operator.manifests import pod as manifest
 from tests.support.models import CHAT, packaged
 from tests.support.replicas import SETTINGS, a_claim_of, a_work
 from tests.support.served import MIB, Served
+from tests.support.storages import ACCESS, SECRET, storage
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ LINES = [
 REQUESTS, BAD = 20, 2
 
 
-def container_of_a_batch() -> dict[str, Any]:
+def container_of_a_batch(data: dict[str, Any]) -> dict[str, Any]:
     """Return the container the operator makes for a Batch without devices."""
     work = a_work(
         type="Batch",
         model={"uri": f"file://{packaged(CHAT)}", "name": "m"},
-        batch={"input": {"uri": "pvc://questions/in.jsonl"}, "output": {"uri": "pvc://answers/out.jsonl"}},
+        batch=data,
         resources={"accelerators": 0},
         context={"maxModelLen": 512, "maxNumSeqs": 1},
     )
@@ -71,18 +72,29 @@ def container_of_a_batch() -> dict[str, Any]:
     return found
 
 
-class Program:
-    """`llmos batch` as the pod of a workload starts it."""
+CLAIMS = {"input": {"uri": "pvc://questions/in.jsonl"}, "output": {"uri": "pvc://answers/out.jsonl"}}
+BUCKETS = {
+    "input": {"uri": "s3://questions/in.jsonl"},
+    "output": {"uri": "s3://answers/run/out.jsonl"},
+    "secretRef": {"name": "keys"},
+}
 
-    def __init__(self, folder: Path) -> None:
+
+class Program:
+    """`llmos batch` as the pod of a workload starts it; ``secret`` is what its Secret `keys` holds."""
+
+    def __init__(
+        self, folder: Path, data: dict[str, Any] = CLAIMS, secret: dict[str, str] | None = None
+    ) -> None:
         claims = folder / "claims"
         self.log = folder / "termination-log"
+        claims.mkdir(parents=True, exist_ok=True)
         self.log.write_text("")
         self.output = claims / "answers" / "out.jsonl"
         for name in ("questions", "answers", "cache", "tmp"):
             (claims / name).mkdir(parents=True, exist_ok=True)
         (claims / "questions" / "in.jsonl").write_text("\n".join(LINES))
-        container = container_of_a_batch()
+        container = container_of_a_batch(data)
         # As a kubelet that runs processes does it: paths of mounts become folders of the machine.
         mounts = MountMap(
             {
@@ -92,7 +104,13 @@ class Program:
             | {"/dev/termination-log": self.log}
         )
         told = {one["name"]: mounts.rewrite(one["value"]) for one in container["env"] if "value" in one}
+        told |= {
+            one["name"]: secret[key["key"]]
+            for one in container["env"]
+            if (key := one.get("valueFrom", {}).get("secretKeyRef")) and secret and key["key"] in secret
+        }
         own = {
+            "TMPDIR": str(folder / "claims" / "tmp"),
             "LLMOS_ALLOW_FILE": "true",
             "LLMOS_HOST": ADDRESS,
             "LLMOS_PORT": str(PORT),
@@ -153,7 +171,51 @@ def test_a_batch_that_is_ended_half_way_goes_on_and_answers_every_line_once(tmp_
         f"{REQUESTS} of {REQUESTS} requests have an answer, {BAD} of them an error.",
     )
     assert [one.name for one in second.output.parent.iterdir()] == ["out.jsonl"]
-    answers = [json.loads(line) for line in second.output.read_text().splitlines()]
+    check(second.output.read_text())
+
+
+def test_a_batch_between_buckets_is_ended_half_way_by_a_lost_pod_and_goes_on(tmp_path: Path) -> None:
+    started: list[Program] = []
+    with storage() as store:
+        store.buckets |= {"questions": {"in.jsonl": "\n".join(LINES).encode()}, "answers": {}}
+        secret = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": store.url}
+        try:
+            first = Program(tmp_path / "first", BUCKETS, secret)
+            started.append(first)
+            served = Served(first.process, ADDRESS, PORT)
+            eventually(lambda: served.status_of("/startupz") == 200, "it has started", SECONDS)
+            eventually(lambda: served.report()["progress"]["done"] >= 3, "three have an answer", SECONDS)
+            first.process.send_signal(signal.SIGTERM)
+            assert first.process.wait(60) == 143
+            saved = parse_progress(first.log.read_text())
+            assert saved is not None
+            (piece,) = store.buckets["answers"]
+            assert piece.startswith("run/out.jsonl.")
+            assert piece.endswith(".llmos-partial/00000001")
+            kept = store.buckets["answers"][piece].decode().splitlines()
+            assert 3 <= len(kept) == saved.saved < REQUESTS
+
+            second = Program(
+                tmp_path / "second", BUCKETS, secret
+            )  # on another node: nothing of the first is there
+            started.append(second)
+            assert second.process.wait(SECONDS) == 0
+        finally:
+            for one in started:
+                if one.process.poll() is None:
+                    one.process.kill()
+                one.process.wait()
+        assert list(store.buckets["answers"]) == ["run/out.jsonl"]
+        text = store.buckets["answers"]["run/out.jsonl"].decode()
+    assert text.splitlines()[: len(kept)] == kept
+    check(text)
+    for folder in ("first", "second"):
+        assert SECRET not in (tmp_path / folder / "batch.log").read_text()
+
+
+def check(output: str) -> None:
+    """Check the answers to `LINES`."""
+    answers = [json.loads(line) for line in output.splitlines()]
     assert len(answers) == len({one["id"] for one in answers}) == REQUESTS
     by_id = {one["custom_id"]: one for one in answers}
     good = [*(f"c{number}" for number in range(10)), *(f"p{number}" for number in range(8))]

@@ -14,6 +14,7 @@ from llmos_operator.control.records import Records
 from llmos_operator.control.yielding import Yielding
 from llmos_operator.state.replicas import Replica
 from llmos_operator.state.store import Store
+from tests.support.builders import a_node, gpu
 from tests.support.models import CHAT, packaged
 from tests.support.replicas import a_claim_of, a_pod_of, a_work
 from tests.support.served import MIB, runtime_process
@@ -37,6 +38,10 @@ class Side:
     def __init__(self, client: RuntimeClient, pod: Pod) -> None:
         self.store, self.records, self.said = Store(), Records(), list[str]()
         self.key = pod.key
+        node = a_node("n1").with_host("8", "64Gi").with_gpus(1)
+        assert node.gpus is not None
+        self.store.apply_node(node.node)
+        self.store.apply_gpu_node(node.gpus)
         self.store.apply_pod(pod)
         self.records.put_replica(Replica(pod.key, pod.uid, "uid-1", ip=ADDRESS, running=True, ready=True))
         self.lowering = SimpleNamespace(raised=set(), yielded=self._yielded, refused=self._refused)
@@ -82,10 +87,15 @@ async def test_a_real_runtime_comes_down_is_seen_to_have_and_goes_on_serving(tmp
         memory = served.report()["memory"]
         client = RuntimeClient(lambda _: "t", port=18801)
         work = a_work()
-        side = Side(client, a_pod_of(work, ready=True, claim=a_claim_of(work, bytes_per_device=LIMIT)))
+        side = Side(
+            client,
+            a_pod_of(
+                work, ready=True, claim=a_claim_of(work, devices=(gpu("n1", 0),), bytes_per_device=LIMIT)
+            ),
+        )
         least = memory["baseBytes"] + memory["weightsBytes"]
         try:
-            asked = least + 110 * MIB
+            asked = (memory["neededBytes"] + memory["measuredBytes"]) // 2  # the old conversations have to go
             assert await side.ask(asked) == "yielded"
             report = served.report()["memory"]
             assert report["limitBytes"] == asked >= report["measuredBytes"]

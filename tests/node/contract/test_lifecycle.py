@@ -129,7 +129,7 @@ def test_deletion_asks_first_and_removes_the_object_when_the_containers_have_end
     name = pods.create(sh(script), terminationGracePeriodSeconds=30)
     pods.wait_ready(name)
     pods.wait(name, lambda _pod: "up" in pods.logs(name))
-    follower = pods.follow(name)
+    follower = pods.follow_on(name)
     pods.delete(name)
     assert pods.wait_gone(name) < 28
     output, _ = follower.communicate(timeout=90)

@@ -67,7 +67,7 @@ def test_on_deletion_sidecars_outlive_the_app_and_end_in_reverse_order(pods) -> 
         return _sidecar(f"trap 'echo {name} >> /state/order; exit 0' TERM; {LOOP}", name, **STATE)
 
     main = sh(f"trap 'sleep 0.5; echo main >> /state/order; exit 0' TERM; echo up; {LOOP}", **STATE)
-    watcher = _sidecar(f"trap 'cat /state/order; exit 0' TERM; {LOOP}", "watcher", **STATE)
+    watcher = _sidecar(f"trap 'cat /state/order; exit 0' TERM; echo up; {LOOP}", "watcher", **STATE)
     name = pods.create(
         main,
         initContainers=[watcher, sidecar("one"), sidecar("two")],
@@ -76,7 +76,7 @@ def test_on_deletion_sidecars_outlive_the_app_and_end_in_reverse_order(pods) -> 
     )
     pods.wait_ready(name)
     pods.wait(name, lambda _pod: "up" in pods.logs(name, "-c", "main"))
-    follower = pods.follow(name, "-c", "watcher")
+    follower = pods.follow_on(name, "-c", "watcher")
     pods.delete(name)
     pods.wait_gone(name)
     output, _ = follower.communicate(timeout=90)

@@ -109,14 +109,14 @@ async def test_a_private_model_tells_how_to_run_it_nevertheless() -> None:
     assert "resources.memory" in str(error)
 
 
-@pytest.mark.parametrize("uri", ["pvc://c/m", "ftp://h/m"])
+@pytest.mark.parametrize("uri", ["ftp://h/m", "nfs://h/m"])
 async def test_schemes_nobody_reads_are_refused(uri: str) -> None:
     async with inspecting("http://127.0.0.1:9") as inspector:
         assert (await refused(inspector, uri)).reason == "UnsupportedScheme"
 
 
-@pytest.mark.parametrize("uri", ["s3://b/m", "gs://b/m", "oci://r/m"])
-async def test_places_that_need_credentials_tell_how_to_run_a_model_nevertheless(uri: str) -> None:
+@pytest.mark.parametrize("uri", ["s3://b/m", "gs://b/m", "oci://r/m", "pvc://c/m"])
+async def test_places_that_cannot_be_looked_into_tell_how_to_run_a_model_nevertheless(uri: str) -> None:
     async with inspecting("http://127.0.0.1:9") as inspector:
         error = await refused(inspector, uri)
     assert error.reason == "AccessDenied"

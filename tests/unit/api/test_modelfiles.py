@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -104,6 +105,57 @@ def test_encoders_keep_no_cache() -> None:
     shape = modelfiles.shape_of(config(architectures=["BertModel"]), tensors)
     assert not shape.generative
     assert (shape.linear_parameters, shape.embedding_parameters) == (64, 72)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "stored", "fmt"),
+    [
+        (
+            {"quant_method": "gptq", "bits": 4, "group_size": 32},
+            {
+                "qweight": ("I32", (8, 16)),
+                "qzeros": ("I32", (2, 2)),
+                "scales": ("F16", (2, 16)),
+                "g_idx": ("I32", (64,)),
+            },
+            "int4",
+        ),
+        (
+            {"quant_method": "gptq", "bits": 8, "group_size": -1},
+            {"qweight": ("I32", (16, 16)), "scales": ("F16", (1, 16))},
+            "int8",
+        ),
+        (
+            {"quant_method": "awq", "bits": 4, "group_size": 32},
+            {"qweight": ("I32", (64, 2)), "qzeros": ("I32", (2, 2)), "scales": ("F16", (2, 16))},
+            "int4",
+        ),
+        (
+            {"quant_method": "fp8", "weight_block_size": [16, 16]},
+            {"weight": ("F8_E4M3", (16, 64)), "weight_scale_inv": ("F32", (1, 4))},
+            "int8",
+        ),
+    ],
+)
+def test_quantised_layers_count_as_what_they_hold(scheme: dict[str, Any], stored: Any, fmt: str) -> None:
+    tensors = [
+        modelfiles.Tensor(f"layers.0.up.{part}", dtype, shape) for part, (dtype, shape) in stored.items()
+    ]
+    tensors += [
+        modelfiles.Tensor("embed_tokens.weight", "F16", (9, 64)),
+        modelfiles.Tensor("norm.weight", "F16", (64,)),
+    ]
+    shape = modelfiles.shape_of(config(quantization_config=scheme), tensors)
+    assert (shape.linear_parameters, shape.embedding_parameters, shape.other_parameters) == (
+        16 * 64,
+        9 * 64,
+        64,
+    )
+    assert (shape.quantized, modelfiles.source_format(shape), shape.source_bits) == (
+        fmt,
+        fmt,
+        scheme.get("bits", 8),
+    )
 
 
 def test_a_speech_models_sizes_are_its_decoders() -> None:

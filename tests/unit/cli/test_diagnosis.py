@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmos_operator
+from llmos_operator.api.conditions import Reason
 from llmos_operator.cli import diagnose
 from llmos_operator.cli.diagnosis.causes import CAUSES
 from llmos_operator.cli.diagnosis.clues import Facts, clues
@@ -112,6 +116,10 @@ EXAMPLES: dict[str, Facts] = {
         {"metadata": {"name": "chat", "namespace": "team", "deletionTimestamp": "2023-11-14T22:00:00Z"}}, NOW
     ),
     "Paused": the_facts(a_condition("Suspended", "Suspended", value="True"), spec={"suspend": True}),
+    "WaitingForKueue": the_facts(
+        a_condition("Scheduled", "WaitingForKueue", "waits for quota"),
+        a_condition("Suspended", "WaitingForKueue", value="True"),
+    ),
     "Finished": the_facts(
         a_condition("Scheduled", "Complete"), a_condition("Finished", "DeadlineExceeded", value="True")
     ),
@@ -121,6 +129,7 @@ EXAMPLES: dict[str, Facts] = {
     "NamespaceNotAdmitted": undecided("NamespaceNotAdmitted"),
     "NameTaken": accepted("NameTaken"),
     "SecretMissing": waiting("CreateContainerConfigError", 'secret "hf-token" not found'),
+    "ClaimUnusable": undecided("ClaimNotFound", "spec.model.uri: there is no PersistentVolumeClaim models"),
     "AccessDenied": accepted("AccessDenied", "the hub denies acme/private: 401"),
     "ModelNotFound": accepted("ModelNotFound", "the hub has no acme/typo at revision main"),
     "UnsafeModel": accepted("UnsafeFormat"),
@@ -161,6 +170,7 @@ EXAMPLES: dict[str, Facts] = {
         "NoCapacity", rejected=[{"reason": "StrangerOnDevice", "count": 1, "message": "1.0 GiB of GPU-n1-0"}]
     ),
     "NodesNotUsable": undecided("NoCapacity", rejected=[{"reason": "UntoleratedTaint", "count": 8}]),
+    "VolumeElsewhere": undecided("NoCapacity", rejected=[{"reason": "VolumeElsewhere", "count": 2}]),
     "Waiting": undecided("WaitingForPreemption", "waits for default/a-0 to leave"),
     "WaitingForHolder": undecided("WaitingForHolder", "starts on node n1 as soon as a holder pod"),
     "Partitioning": undecided(
@@ -170,6 +180,7 @@ EXAMPLES: dict[str, Facts] = {
     "NoCapacity": undecided("NoCapacity", "0 of 3 nodes fit"),
     "Inspecting": undecided("WaitingForProfile"),
     "BackingOff": the_facts(a_condition("Scheduled", "BackOff", "Waiting after a failure: it ended")),
+    "NextInTurn": undecided("Pending", "waits for its former pod chat-0 to be gone"),
     "Loading": the_facts(a_condition("ModelLoaded", "Downloading"), a_condition("Ready", "Downloading")),
     "ScaledToZero": undecided("ScaledToZero"),
     "NotObserved": Facts(
@@ -182,6 +193,50 @@ EXAMPLES: dict[str, Facts] = {
 
 def test_every_cause_of_the_table_has_an_example() -> None:
     assert [cause.name for cause in CAUSES] == list(EXAMPLES)
+
+
+def the_reasons_of_the_page() -> list[str]:
+    """Return the first column of the table in docs/scheduler.md that says why something waits."""
+    page = (Path(__file__).parents[3] / "docs/scheduler.md").read_text(encoding="utf-8")
+    table = page.partition("## Why something waits")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    return [reason for row in rows for reason in re.findall(r"`(\w+)`", row.split("|")[1])]
+
+
+def the_reasons_of_the_scheduler() -> list[str]:
+    """Return the reasons that the scheduler and what holds replicas back have in their source."""
+    package = Path(llmos_operator.__file__).parent
+    sources = [*sorted((package / "scheduler").rglob("*.py")), package / "state/volumes.py"]
+    text = "\n".join(one.read_text(encoding="utf-8") for one in sources)
+    return sorted({Reason[name].value for name in re.findall(r"\bReason\.([A-Z_]+)\b", text)})
+
+
+# What the scheduler says of what it did, or of devices; and why a replica went, not why one waits.
+OTHERS = frozenset(
+    {
+        "Accepted",
+        "Asleep",
+        "Awake",
+        "Bound",
+        "CalledBack",
+        "GPUUnhealthy",
+        "Idle",
+        "Lent",
+        "Moved",
+        "NodeLost",
+    }
+    | {"NotPartitioned", "Partitioning", "Preempted", "Reclaimed", "Restored", "Suspended"}
+)
+
+
+@pytest.mark.parametrize("reason", the_reasons_of_the_page())
+def test_every_reason_to_wait_has_a_cause(reason: str) -> None:
+    found = diagnose.report(undecided(reason, "some message"))
+    assert found.verdict.cause != "Unknown"
+
+
+def test_every_reason_to_wait_is_explained_on_the_page() -> None:
+    assert not {*the_reasons_of_the_scheduler()} - OTHERS - {*the_reasons_of_the_page()}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.fake import FakeCluster
 from llmos_operator.cluster.mirror import Change, Mirror
 from llmos_operator.cluster.port import SERVICES
-from llmos_operator.cluster.reflector import Reflector
+from llmos_operator.cluster.reflector import UNSERVED_SECONDS, Reflector
 from llmos_operator.errors import Retryable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from llmos_operator.cluster.port import Kind, Page
 
 pytestmark = pytest.mark.anyio
 
@@ -135,3 +138,48 @@ async def test_versions_are_listed_without_telling_anybody() -> None:
     assert [name for _, name in listed] == ["a"]
     assert version > 0
     assert seen.objects == {}
+
+
+class Unserved(FakeCluster):
+    """An API server that does not serve a kind until it is told to."""
+
+    serves = False
+
+    async def list_pages(self, kind: Kind, **selection: Any) -> AsyncIterator[Page]:
+        if not self.serves:
+            raise NotFound(f"the server could not find the requested resource {kind.plural}")
+        async for page in super().list_pages(kind, **selection):
+            yield page
+
+
+async def test_an_optional_kind_that_is_not_served_has_no_objects_until_it_is_served() -> None:
+    port, seen, pauses = Unserved(), Seen(), list[float]()
+    await port.create(SERVICES, service("a"), namespace="ns")
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    mirror = Mirror(SERVICES, seen.sink)
+    reflector = Reflector(port, mirror, rng=Random(1), sleep=sleep, optional=True)
+    task = asyncio.create_task(reflector.run())
+    try:
+        await until(lambda: len(pauses) > 2)
+        assert mirror.synced
+        assert set(pauses) == {UNSERVED_SECONDS}, "it is looked for seldom, and nothing failed"
+        assert await reflector.versions() == ({}, 0)
+        port.serves = True
+        await until(lambda: "a" in seen.objects)
+        port.serves = False
+        with pytest.raises(NotFound):
+            await reflector.refill()
+        assert "a" in seen.objects, "what was served once is not given up for one answer"
+    finally:
+        task.cancel()
+
+
+async def test_any_other_kind_has_to_be_served() -> None:
+    reflector = Reflector(Unserved(), Mirror(SERVICES, Seen().sink))
+    with pytest.raises(NotFound):
+        await reflector.refill()
+    assert not reflector.mirror.synced

@@ -93,9 +93,10 @@ class Stage:
     def look(self) -> None:
         found = self.scalers.scale(self.record, self.workload.value, self.now)
         assert found is not None
-        if found[2].message != self.verdict.message:
-            self.messages.append(found[2].message)
-        self.wanted, self.idle, self.verdict = found
+        if found.verdict.message != self.verdict.message:
+            self.messages.append(found.verdict.message)
+        self.wanted, self.idle, self.verdict = found.replicas, found.dozes, found.verdict
+        self.lends = found.lends
         self.sizes.append(self.wanted)
         self.resize()
 

@@ -23,6 +23,7 @@ class Bench:
     def __init__(self) -> None:
         self.store, self.records, self.metrics = Store(), Records(), Mock()
         self.reviewed: list[str] = []
+        self.idle: set[str] = set()  # UIDs that this process has seen idle
         self.intake = Intake(
             self.store,
             self.records,
@@ -33,6 +34,7 @@ class Bench:
             changed=lambda: None,
             review=self.reviewed.append,
             gone=lambda _: None,
+            idle=self.idle.__contains__,
         )
 
     def see(self, kind: port.Kind, body: dict[str, Any]) -> None:
@@ -85,3 +87,17 @@ def test_only_a_pod_its_workload_owns_speaks_for_it(owner: str, *, believed: boo
     bench.see(port.MODEL_WORKLOADS, a_workload())
     bench.see(port.PODS, a_replica(owner))
     assert bool(bench.records.replicas_of("u1")) is believed
+
+
+def test_idleness_that_a_former_leader_saw_is_believed_once_this_process_sees_it() -> None:
+    bench, body = Bench(), a_workload()
+    body["status"] = {"activity": {"state": "Idle", "since": "2026-01-01T00:00:00Z"}}
+    bench.see(port.MODEL_WORKLOADS, body)
+    before = bench.store.workload("team/chat")
+    assert before is not None
+    assert before.idle_since is None
+    bench.idle.add("u1")
+    bench.see(port.MODEL_WORKLOADS, body)
+    after = bench.store.workload("team/chat")
+    assert after is not None
+    assert after.idle_since is not None

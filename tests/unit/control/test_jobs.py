@@ -182,12 +182,12 @@ def test_the_completion_window_counts_from_the_creation_and_without_a_place() ->
     ("spec", "named"),
     [
         (
-            {"batch": {**DATA, "input": {"uri": "s3://b/x"}}},
-            "spec.batch.input.uri: s3://b/x: data cannot be read",
+            {"batch": {**DATA, "input": {"uri": "hf://b/x"}}},
+            "spec.batch.input.uri: hf://b/x: data cannot be read from hf:// by this release; use pvc://claim/path, s3://",
         ),
         (
-            {"batch": {**DATA, "output": {"uri": "gs://b/x"}}},
-            "spec.batch.output.uri: gs://b/x: data cannot be written",
+            {"batch": {**DATA, "output": {"uri": "gs://b"}}},
+            "spec.batch.output.uri: 'gs://b' is not of the form gs://bucket/key",
         ),
         ({"batch": {**DATA, "input": {"uri": "file:///x"}}}, "sources.allowFile"),
         ({"batch": {**DATA, "input": {"uri": "https://h.example/x"}}}, "sources.allowedHosts"),

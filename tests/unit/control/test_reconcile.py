@@ -208,7 +208,9 @@ def test_sources_are_accepted_as_the_administrator_allows() -> None:
 
     assert reason("hf://a/b") == ""
     assert reason("s3://a/b") == ""
-    assert reason("pvc://a/b") == "UnsupportedScheme"
+    assert reason("pvc://a/b") == ""
+    assert reason("pvc://a") == "InvalidSpec"
+    assert reason("ftp://a/b") == "UnsupportedScheme"
     assert reason("file:///m") == "SourceNotAllowed"
     assert reason("file:///m", files=True) == ""
     assert reason("https://evil.example/m") == "SourceNotAllowed"
@@ -283,8 +285,8 @@ def test_pods_without_a_workload_are_orphans_until_proven_otherwise() -> None:
         ({"name": "tone", "uri": "file:///etc"}, "spec.adapters[tone].uri: file://"),
         ({"name": "tone", "uri": "https://bad.example/x"}, "host bad.example is not an allowed"),
         (
-            {"name": "tone", "uri": "s3://b/x"},
-            "s3:// cannot be loaded by this release; use hf://, https:// or pvc://",
+            {"name": "tone", "uri": "ftp://b/x"},
+            "ftp:// cannot be loaded by this release; use hf://, https://, s3://, gs://, oci:// or pvc://",
         ),
         ({"name": "tone", "uri": "pvc://out"}, "not of the form pvc://claim/path"),
         ({"name": "chat", "uri": "hf://org/x"}, "the name of the model itself"),

@@ -156,3 +156,21 @@ def test_what_cannot_be_had_is_no_reason_to_want_more() -> None:
     assert verdict.active
     memory, _ = scaling.decide(SPEC, Demand(waiting=900), memory, NOW + 201)
     assert memory.wanted == 8
+
+
+def test_who_idles_lends_and_calls_back_what_requests_need() -> None:
+    spec = {"minReplicas": 1, "maxReplicas": 1, "idle": {"lendAfter": "60s"}}
+    memory = scaling.begin(spec, 1, NOW)
+
+    def lends(demand: Demand, after: float, *, already: bool = False, asked_for: float = 0.0) -> bool:
+        return scaling.may_lend(spec, demand, memory, NOW + after, lends=already, asked_for=asked_for)
+
+    assert not lends(Demand(), 59)
+    assert lends(Demand(), 60)
+    assert not scaling.may_lend({}, Demand(), memory, NOW + 900, lends=True, asked_for=0.0)
+    for seen in (Demand(running=1), Demand(waiting=1), Demand(working="it works"), Demand(lost="a gateway")):
+        assert not lends(seen, 900), "it does not begin to"
+    assert lends(Demand(lost="a gateway"), 1, already=True), "silence calls nothing back"
+    assert lends(Demand(running=1), 1, already=True, asked_for=1.0), "a request that it can answer so"
+    assert not lends(Demand(running=1), 1, already=True, asked_for=scaling.CALL_AFTER)
+    assert not lends(Demand(running=1, waiting=1), 1, already=True), "one that waits"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -220,6 +221,45 @@ async def test_a_restarted_operator_goes_on_where_the_former_one_was() -> None:
         treated = [i for i in range(20) if again.phase(f"n{i}") is not None]
         assert treated == [0, 1], "the breaker counts what was done before"
         assert again.reasons().count("RemedyHeld") >= 2
+
+
+async def test_out_of_mode_act_a_cordon_that_stays_is_told_until_somebody_lifts_it() -> None:
+    async with a_ward() as ward:
+        ward.verdict("n0", Verdict.UNHEALTHY)
+        await ward.looks(20)
+        assert await ward.cordoned("n0")
+        assert "CordonLeft" not in ward.reasons()
+        port = ward.port
+    async with a_ward(mode="DryRun", port=port) as dry:
+        dry.restored([one async for page in port.list_pages(ports.GPU_NODES) for one in page.items])
+        dry.verdict("n0", Verdict.HEALTHY, "")
+        care = dry.cluster.store.care("n0")
+        assert care is not None
+        assert care.cordoned
+        await dry.looks(400, 20)
+        assert dry.phase("n0") is Phase.RELEASED, "what has begun comes back"
+        assert await dry.cordoned("n0"), "it has no right to lift it"
+        (told,) = {one["note"] for one in port.events if one["reason"] == "CordonLeft"}
+        assert told.endswith("kubectl uncordon n0")
+        await port.merge_patch(ports.NODES, "n0", {"spec": {"unschedulable": None}})
+        await dry.looks(20)
+        care = dry.cluster.store.care("n0")
+        assert care is not None
+        assert not care.cordoned, "there is nothing of ours left to lift"
+
+
+async def test_a_treatment_of_a_gpu_names_its_mig_instances() -> None:
+    async with a_ward() as ward:
+        node = a_node("n0").cut_into("1g.10gb", "2g.20gb")
+        assert node.gpus is not None
+        first, second = node.gpus.devices
+        failed = replace(first, verdict=Verdict.UNHEALTHY, reason="GspError")
+        ward.cluster.store.apply_gpu_node(replace(node.gpus, devices=(failed, second)))
+        await ward.looks(20)
+        assert ward.phase("n0", first.parent) is Phase.WAITING
+        (note,) = [one["note"] for one in ward.port.events if one["reason"] == "Quarantined"]
+        named = f"GPU {first.parent} with its MIG instances 1g.10gb {first.uuid}, 2g.20gb {second.uuid} ("
+        assert note.startswith(named)
 
 
 @pytest.mark.parametrize("seed", range(6))

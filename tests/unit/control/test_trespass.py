@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from llmos_operator.api.conditions import Reason
 from llmos_operator.control.metrics import OperatorMetrics
 from llmos_operator.control.trespass import Trespass
+from llmos_operator.state.slices import Allocation, Handle, Slice, SliceDevice
 from tests.support.builders import GIB, ClusterBuilder, a_cluster, a_node, a_workload, gpu
 
 
@@ -60,3 +61,19 @@ def test_a_replica_above_its_claim_is_told_on_its_workload() -> None:
     assert "uses 14.0 GiB of device GPU-n1-0 and was given 10.0 GiB" in note
     assert told("overusing_replicas") == 1
     assert told("stranger_bytes") == 0
+
+
+def test_a_claim_that_got_a_device_with_our_work_is_told_on_the_gpunode() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(2))
+    cluster.running(a_workload("chat").shared(), "n1", [0], memory="10Gi")
+    told = Told(cluster)
+    devices = tuple(SliceDevice(f"gpu-{number}", gpu("n1", number)) for number in range(2))
+    cluster.store.apply_slice(Slice("s1", "n1", "n1", devices=devices))
+    for number in (1, 0):
+        handle = Handle("gpu.nvidia.com", "n1", f"gpu-{number}")
+        assert told.lists(0).events == [], "of a device without our work nothing is told"
+        cluster.store.apply_allocation(Allocation(f"other/c{number}", (handle,)))
+    told.lists(0).lists(0)
+    ((kind, name, reason, note),) = told.events
+    assert (kind, name, reason) == ("GPUNode", "n1", Reason.DEVICE_CLAIMED)
+    assert "GPU-n1-0 was given to ResourceClaim other/c0 while default/chat use it" in note

@@ -44,6 +44,8 @@ def test_the_promised_examples_are_there() -> None:
         "vllm",
         "split-model",
         "mig",
+        "claim",
+        "lending",
     ]
     assert [name.partition("-")[0] for name in names] == [f"{i:02}" for i in range(1, len(names) + 1)]
 

@@ -145,6 +145,9 @@ async def test_models_are_listed_and_described() -> None:
         ("GET", "/v1/chat/completions", 405, "method_not_allowed", "POST"),
         ("DELETE", "/v1/embeddings", 405, "method_not_allowed", "POST"),
         ("POST", "/v1/models", 405, "method_not_allowed", "GET"),
+        ("GET", "/classify", 405, "method_not_allowed", "POST"),
+        ("POST", "/classify/x", 404, "unknown_url", None),
+        ("POST", "/tokenize", 404, "unknown_url", None),
         ("GET", "/", 404, "unknown_url", None),
         ("GET", "/metrics", 404, "unknown_url", None),
         ("POST", "/v1/../control/v1/drain", 404, "unknown_url", None),
@@ -175,6 +178,16 @@ async def test_wrong_paths_and_methods(
         assert (int(head.split()[1]), answer["error"]["code"]) == (status, code)
         assert allow is None or f"Allow: {allow}" in head
         assert replica.requests == []
+
+
+@pytest.mark.parametrize("path", ["/classify", "/score", "/rerank", "/v2/rerank"])
+async def test_paths_of_the_runtime_outside_of_v1_pass_by_model(path: str) -> None:
+    async with running_gateway() as bench:
+        replica = await bench.add_replica(await bench.add_workload("chat"))
+        body = {"model": "team/chat", "input": "x"}
+        async with bench.client.post(f"{bench.url}{path}", json=body) as answer:
+            assert answer.status == 200
+        assert [sent for _, sent, _, _ in replica.requests] == [path]
 
 
 async def test_other_paths_pass_by_model() -> None:

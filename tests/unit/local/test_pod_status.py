@@ -10,6 +10,8 @@ UP = Running(NOW)
 IDLE = Waiting("ContainerCreating")
 DONE = Terminated(0, "Completed")
 BAD = Terminated(1, "Error")
+IN_42 = {"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}
+NOT_IN_42 = {"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [42]}}
 
 
 def _pod(*app, init=(), policy="Always", **extra) -> tuple[dict, object]:
@@ -77,7 +79,45 @@ def test_a_container_between_two_runs_still_counts_as_having_run() -> None:
     ],
 )
 def test_restart_policies(policy, code, again) -> None:
-    assert wants_restart(policy, code) is again
+    (view,) = views_of({"containers": [{"name": "main"}]}, {}, NOW).app
+    assert wants_restart(view, policy, code) is again
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "again"),
+    [
+        ({"restartPolicy": "OnFailure"}, 1, True),
+        ({"restartPolicy": "OnFailure"}, 0, False),
+        ({"restartPolicy": "Never", "restartPolicyRules": [IN_42]}, 42, True),
+        ({"restartPolicy": "Never", "restartPolicyRules": [IN_42]}, 1, False),
+        ({"restartPolicy": "Never", "restartPolicyRules": [NOT_IN_42]}, 1, True),
+        ({"restartPolicy": "Never", "restartPolicyRules": [NOT_IN_42]}, 42, False),
+        ({"restartPolicy": "Never", "restartPolicyRules": [{**IN_42, "action": "Other"}]}, 42, False),
+    ],
+)
+def test_a_containers_own_policy_and_rules_come_before_the_pods(fields, code, again) -> None:
+    (view,) = views_of({"containers": [{"name": "main", **fields}]}, {}, NOW).app
+    assert wants_restart(view, "Never", code) is again
+
+
+@pytest.mark.parametrize(("pod_policy", "own"), [("Never", "OnFailure"), ("Always", None)])
+def test_an_init_container_that_may_restart_keeps_the_pod_pending(pod_policy, own) -> None:
+    init = {"name": "init"} | ({"restartPolicy": own} if own else {})
+    spec = {"restartPolicy": pod_policy, "initContainers": [init], "containers": [{"name": "main"}]}
+    views = views_of(spec, {}, NOW)
+    views.init[0].state = Terminated(1, "Error")
+    assert phase_of(spec, views) == "Pending"
+
+
+def test_a_pod_with_a_container_that_will_run_again_is_running() -> None:
+    spec = {
+        "restartPolicy": "Never",
+        "containers": [{"name": "main"}, {"name": "again", "restartPolicy": "Always"}],
+    }
+    views = views_of(spec, {}, NOW)
+    for view in views.app:
+        view.state = Terminated(0, "Completed")
+    assert phase_of(spec, views) == "Running"
 
 
 def _status(pod, views, now=NOW) -> dict:

@@ -181,6 +181,28 @@ def test_a_bucket_gets_the_keys_its_secret_has() -> None:
     assert env["LLMOS_REGISTRY_PASSWORD"]["secretKeyRef"]["key"] == "password"
 
 
+def test_a_run_gets_the_keys_of_its_data_apart_from_those_of_its_model() -> None:
+    data = {"input": {"uri": "s3://b/in"}, "output": {"uri": "pvc://c/out"}, "secretRef": {"name": "data"}}
+    model = {"uri": "s3://b/m", "secretRef": {"name": "model"}}
+    env = env_of(build(a_work(type="Batch", model=model, batch=data)))
+    key = {"name": "data", "key": "AWS_SECRET_ACCESS_KEY"}
+    assert env["LLMOS_DATA_AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": key}
+    assert env["LLMOS_DATA_AWS_REGION"]["secretKeyRef"]["optional"] is True
+    assert env["AWS_SECRET_ACCESS_KEY"]["secretKeyRef"]["name"] == "model"
+    assert "secretRef" not in env["LLMOS_JOB"]
+    nowhere = {**data, "input": {"uri": "pvc://c/in"}}
+    assert "LLMOS_DATA_AWS_SECRET_ACCESS_KEY" not in env_of(build(a_work(type="Batch", batch=nowhere)))
+
+
+def test_adapters_are_fetched_with_keys_of_the_models_secret() -> None:
+    model = {"uri": "hf://a/b", "secretRef": {"name": "m"}}
+    env = env_of(build(a_work(model=model, adapters=[{"name": "t", "uri": "s3://b/t"}])))
+    assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "m", "key": "token"}}
+    assert env["AWS_ACCESS_KEY_ID"] == {
+        "secretKeyRef": {"name": "m", "key": "AWS_ACCESS_KEY_ID", "optional": True}
+    }
+
+
 def test_a_pod_lives_longer_than_it_drains() -> None:
     pod = build(a_work(serving={"drainTimeout": "90s"}))
     assert pod["spec"]["terminationGracePeriodSeconds"] == 100
@@ -219,6 +241,7 @@ DANGEROUS = [
         "NVIDIA_VISIBLE_DEVICES",
     ),
     ({"containers": [{"name": "a", "resources": {"limits": {"nvidia.com/gpu": 1}}}]}, "accelerators"),
+    ({"containers": [{"name": "a", "resources": {"claims": [{"name": "llmos-devices"}]}}]}, "accelerators"),
     ({"containers": [{"name": "a", "ports": [{"containerPort": 1, "hostPort": 80}]}]}, "hostPort"),
 ]
 
@@ -390,6 +413,38 @@ def test_the_claims_of_adapters_are_mounted_to_be_read() -> None:
     assert volumes[mounts[0]["name"]]["persistentVolumeClaim"] == {"claimName": "out"}
     assert env_of(pod)[names.ENV_VOLUMES_ROOT] == "/llmos/volumes/out/.."
     assert names.ENV_JOB not in env_of(pod)
+
+
+def test_the_claim_of_a_model_is_mounted_once_and_to_be_read() -> None:
+    pod = build(
+        a_work(
+            model={"uri": "pvc://models/qwen", "cacheRef": {"name": "kept"}},
+            adapters=[{"name": "a", "uri": "pvc://models/tone"}],
+        )
+    )
+    (container,) = pod["spec"]["containers"]
+    mounts = [one for one in container["volumeMounts"] if one["mountPath"].startswith("/llmos/volumes")]
+    assert [(one["mountPath"], one["readOnly"]) for one in mounts] == [("/llmos/volumes/models", True)]
+    volumes = {one["name"]: one for one in pod["spec"]["volumes"]}
+    assert volumes[mounts[0]["name"]]["persistentVolumeClaim"] == {"claimName": "models"}
+    env = env_of(pod)
+    assert env[names.ENV_MODEL_URI] == "pvc://models/qwen"
+    assert env[names.ENV_VOLUMES_ROOT] == "/llmos/volumes/models/.."
+
+
+def test_a_claim_that_a_run_writes_to_may_hold_its_model_too() -> None:
+    pod = build(
+        a_work(
+            type="Batch",
+            model={"uri": "pvc://run/qwen"},
+            batch={"input": {"uri": "pvc://run/in.jsonl"}, "output": {"uri": "pvc://run/out.jsonl"}},
+        )
+    )
+    (container,) = pod["spec"]["containers"]
+    mounts = [one for one in container["volumeMounts"] if one["mountPath"].startswith("/llmos/volumes")]
+    assert [(one["mountPath"], one.get("readOnly", False)) for one in mounts] == [
+        ("/llmos/volumes/run", False)
+    ]
 
 
 def test_adapters_and_the_room_for_them_reach_the_runtime() -> None:

@@ -119,6 +119,14 @@ def test_a_shared_device_is_named_to_the_engine_which_may_sleep() -> None:
     assert env_of(pod["spec"]["containers"][0])["LLMOS_ENGINE_SLEEPS"] == "true"
 
 
+def test_devices_of_a_resource_claim_are_asked_for_by_the_engine_alone() -> None:
+    pod = build(claim={"resource_claim": "chat-0-abc"})
+    assert engine_of(pod)["resources"]["claims"] == [{"name": "llmos-devices"}]
+    assert "NVIDIA_VISIBLE_DEVICES" not in env_of(engine_of(pod))
+    (runtime,) = pod["spec"]["containers"]
+    assert "claims" not in runtime["resources"]
+
+
 def test_whole_devices_are_asked_for_by_the_engine_alone() -> None:
     pod = build(share="0.9")
     assert engine_of(pod)["resources"]["limits"] == {"nvidia.com/gpu": "1"}

@@ -57,6 +57,10 @@ class Machine:
             self.step()
         raise AssertionError("the queue did not drain")
 
+    def run_until_decoding(self, request_id):
+        while not self.outputs[request_id]:
+            self.step()
+
 
 def next_token(tokens):
     return (sum((i + 1) * t for i, t in enumerate(tokens)) * 31 + len(tokens)) % 98
@@ -86,6 +90,20 @@ def test_every_running_sequence_gets_a_token_each_step_while_a_long_prompt_comes
     machine.run()
     assert machine.outputs["short"] == expected([1, 2], 20)
     assert machine.outputs["long"] == expected(range(60), 5)
+
+
+def test_pieces_follow_the_pace_beside_running_answers_and_are_whole_without_any():
+    machine = Machine(slot_tokens=1024, blocks=128)
+    machine.add("long", range(600), max_tokens=200)
+    assert [len(work.tokens) for work in machine.step().works] == [256]
+    machine.run_until_decoding("long")
+    machine.add("second", range(700, 1000))
+    machine.batcher.pace.took(256, 1.0)  # 0.4 s would have been enough for 102
+    assert sorted(len(work.tokens) for work in machine.step().works) == [1, 96]
+    machine.batcher.pace.took(97, 60.0)
+    assert sorted(len(work.tokens) for work in machine.step().works) == [1, 64]
+    machine.run()
+    assert machine.outputs["second"] == expected(range(700, 1000), 5)
 
 
 def test_a_step_packs_several_prompts_up_to_the_limit():

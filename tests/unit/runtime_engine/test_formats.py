@@ -291,7 +291,7 @@ def test_unknown_keys_are_dropped(tmp_path):
         ({"hidden_size": -1}, "not a number", "Corrupted"),
         ({"vocab_size": "many"}, "not a number", "Corrupted"),
         ({"vocab_size": True}, "not a number", "Corrupted"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "already quantised", "Unsupported"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "None bits, which is not served", "Unsupported"),
         ({"hidden_size": None}, "asks for|describe|lacks", "Corrupted"),
     ],
 )

@@ -202,7 +202,8 @@ def test_the_input_of_a_run_is_fetched_whole_or_not_at_all(site, tmp_path):
         data.readable(uri, "batch.input.uri")
     assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
     path = data.readable(uri, "batch.input.uri")
-    assert (path.name, path.read_bytes()) == ("in put.jsonl", site.files["/data/in%20put.jsonl"])
+    # The name is the run's own, never the address's.
+    assert (path.name, path.read_bytes()) == ("data", site.files["/data/in%20put.jsonl"])
 
 
 def test_input_that_is_not_there_is_told_without_its_query(site, tmp_path):

@@ -54,6 +54,19 @@ def test_credentials_in_a_uri_are_refused_and_not_shown(uri):
     assert "hunter2" not in str(refused.value)
 
 
+def test_a_model_with_links_out_of_its_claim_is_refused(tmp_path):
+    model = tmp_path / "claim" / "m"
+    model.mkdir(parents=True)
+    (tmp_path / "claim" / "shared.json").write_text("{}")
+    (model / "config.json").symlink_to("../shared.json")
+    load = Load("pvc://claim/m", pvc_root=str(tmp_path))
+    assert resolve(load, stages()).path == model, "a link within the claim harms nobody"
+    (model / "model.safetensors").symlink_to("/proc/self/environ")
+    with pytest.raises(Permanent, match=r"m/model\.safetensors is a link that leaves") as refused:
+        resolve(load, stages())
+    assert refused.value.reason == "SourceNotAllowed"
+
+
 def test_a_claim_and_an_allowed_path_are_folders(tmp_path):
     (tmp_path / "claim" / "m").mkdir(parents=True)
     assert resolve(Load("pvc://claim/m", pvc_root=str(tmp_path)), stages()).path == tmp_path / "claim" / "m"

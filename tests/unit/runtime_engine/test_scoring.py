@@ -49,6 +49,34 @@ def test_many_pairs_are_read_in_several_passes(driver, tmp_path, monkeypatch):
     assert torch.allclose(encoder.classify(inputs, places), whole, atol=1e-5)
 
 
+def test_a_large_request_is_computed_in_parts_and_a_small_one_has_its_turn_between(
+    driver, tmp_path, monkeypatch
+):
+    write_classifier(tmp_path / "m", "bert", ("score",))
+    encoder = driver(tmp_path / "m").built.encoder
+    inputs, places = tuple(tuple(tokens) for tokens, _ in pairs()), tuple(place for _, place in pairs())
+    whole = encoder.classify(inputs, places)
+    monkeypatch.setattr("llmos_operator.runtime.backends.encoder.PACK_TOKENS", 40)
+    info = EngineInfo(str(tmp_path), "B", "", "", "fp32", "cpu", 128, 320, labels=("score",))
+    embeds = Embeds(encoder, info)
+    embeds.add(Embed("large", inputs, classify=True, second_from=places))
+    embeds.add(Embed("small", (inputs[0],), classify=True, second_from=(places[0],)))
+    assert embeds.step() is None
+    small = embeds.step()
+    assert small.request_id == "small"
+    steps = 2
+    while (large := embeds.step()) is None:
+        steps += 1
+    assert steps > 3, "it was cut into several parts"
+    assert (large.request_id, large.prompt_tokens, embeds.pending) == ("large", sum(map(len, inputs)), 0)
+    assert torch.allclose(
+        torch.frombuffer(bytearray(large.vectors), dtype=torch.float32).view(-1, 1), whole, atol=1e-5
+    )
+    assert torch.allclose(
+        torch.frombuffer(bytearray(small.vectors), dtype=torch.float32), whole[0], atol=1e-5
+    )
+
+
 def test_places_that_do_not_fit_the_inputs_are_refused(driver, tmp_path):
     write_classifier(tmp_path / "m", "bert", ("score",))
     info = EngineInfo(

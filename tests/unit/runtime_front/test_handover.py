@@ -31,6 +31,7 @@ def test_figures_are_read_and_several_engines_add_up() -> None:
     found = figures.read(SHOWN + SHOWN.replace(b'engine="0"', b'engine="1"'))
     assert (found.running, found.waiting, found.prompt_tokens, found.generation_tokens) == (6, 0, 140, 80)
     assert (found.finished, found.aborted, found.kv_usage_milli) == (10, 0, 250)
+    assert (found.first_tokens, found.first_token_millis) == (10, 2500)
     assert (found.stats().running, found.stats().waiting) == (6, 0)
 
 

@@ -293,6 +293,8 @@ async def test_status_tells_state_model_memory_and_requests(tmp_path: Path) -> N
             kv_blocks_used=8,
             kv_blocks_total=32,
             generation_tokens=9,
+            first_tokens=3,
+            first_token_seconds=0.7504,
             memory=EngineMemory(ranks=ranks),
         )
     )
@@ -311,6 +313,7 @@ async def test_status_tells_state_model_memory_and_requests(tmp_path: Path) -> N
         ]
         requests = told["requests"]
         assert (requests["running"], requests["waiting"], requests["kvUsageMilli"]) == (2, 1, 250)
+        assert (requests["firstTokens"], requests["firstTokenMillis"]) == (3, 750)
         assert requests["lastRequestAgeSeconds"] is None
         await _chat(bench)
         assert (await _control(bench, "GET", "/status"))[1]["requests"]["lastRequestAgeSeconds"] == 0

@@ -15,11 +15,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from llmos_operator.clock import FakeClock
+from llmos_operator.modelstore.bucket import Bucket
+from llmos_operator.modelstore.remote import Access, Place
 from llmos_operator.runtime.jobs.batch import run as running
 from llmos_operator.runtime.jobs.batch.lines import BadLine, Reader, Request, scan
 from llmos_operator.runtime.jobs.batch.metrics import BatchMetrics
-from llmos_operator.runtime.jobs.batch.results import Results, run_key
+from llmos_operator.runtime.jobs.batch.results import SEND_SECONDS, Results, run_key
 from llmos_operator.runtime.jobs.batch.run import BatchRun
+from tests.support.storages import ACCESS, SECRET, Storage, storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +115,121 @@ def test_answers_of_another_run_are_not_taken_for_its_own(tmp_path: Path) -> Non
         assert (results.finished, results.answered, results.failed) == (False, set(), 0)
         results.close()
     assert len(output.read_text().splitlines()) == 2, "the former output stays until the new one is whole"
+
+
+def in_a_bucket(store: Storage, folder: Path, clock: FakeClock) -> Results:
+    """Return results whose pod has nothing but an empty folder."""
+    folder.mkdir()
+    access = Access(
+        {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": store.url}
+    )
+    bucket = Bucket(Place("s3://data/out.jsonl"), access)
+    return Results(folder / "out.jsonl", KEY, bucket, clock.monotonic)
+
+
+def test_answers_in_a_bucket_outlive_their_pods(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with storage() as store:
+        store.buckets["data"] = {}
+        first = in_a_bucket(store, tmp_path / "a", clock)
+        fill(first, [1, 2], 6)
+        first.sync()
+        assert (first.send(), first.synced) == (False, 0)
+        assert store.buckets["data"] == {}, "it is not sent more often than is due"
+        clock.advance(SEND_SECONDS)
+        assert (first.send(), first.synced) == (True, 2)
+        fill_on(first, [3])
+        first.close()
+        fragments = sorted(store.buckets["data"])
+        assert [name.rpartition("/")[2] for name in fragments] == ["00000001", "00000002"]
+
+        store.buckets["data"][fragments[1]] += (
+            b'{"id": "torn'  # nobody writes so; it is lost, and no more than it
+        )
+        second = in_a_bucket(store, tmp_path / "b", clock)
+        second.open(6)
+        assert (second.answered, second.synced, second.finished) == ({1, 2, 3}, 3, False)
+        fill_on(second, [4])
+        second.close()
+        assert [name.rpartition("/")[2] for name in sorted(store.buckets["data"])] == ["00000001", "00000002"]
+        assert b"torn" not in b"".join(store.buckets["data"].values())
+
+        third = in_a_bucket(store, tmp_path / "c", clock)
+        third.open(6)
+        assert third.answered == {1, 2, 3, 4}
+        fill_on(third, [5, 6])
+        third.finish()
+        third.close()
+        assert list(store.buckets["data"]) == ["out.jsonl"]
+        assert len(store.buckets["data"]["out.jsonl"].splitlines()) == 6
+
+        store.buckets["data"][fragments[0]] = b"left by a pod that ended between the two"
+        fourth = in_a_bucket(store, tmp_path / "d", clock)
+        fourth.open(6)
+        assert (fourth.finished, len(fourth.answered), fourth.failed) == (True, 6, 2)
+        assert list(store.buckets["data"]) == ["out.jsonl"]
+
+
+def test_two_pods_that_wrote_at_once_leave_no_answer_twice(tmp_path: Path) -> None:
+    """A node that the API has lost may still reach the bucket while its successor works."""
+    clock = FakeClock()
+    with storage() as store:
+        store.buckets["data"] = {}
+        first, second = (in_a_bucket(store, tmp_path / name, clock) for name in "ab")
+        first.open(9)
+        fill_on(first, [1, 2])
+        first.sync()
+        first.send(now=True)
+        second.open(9)
+        fill_on(second, [3])
+        fill_on(first, [3, 4])
+        first.close()
+        fill_on(second, [5])
+        second.sync()
+        second.send(now=True)  # replaces the first one's second piece
+        fill_on(first, [])
+        third = in_a_bucket(store, tmp_path / "c", clock)
+        third.open(9)
+        assert third.answered == {1, 2, 3, 5}
+        store.buckets["data"][f"{min(store.buckets['data'])[:-1]}3"] = b"".join(
+            line for line in store.buckets["data"][max(store.buckets["data"])].splitlines(keepends=True)
+        )
+        fourth = in_a_bucket(store, tmp_path / "d", clock)
+        fourth.open(9)
+        assert (fourth.answered, fourth.failed) == ({1, 2, 3, 5}, 1)
+        fourth.close()
+        (piece,) = store.buckets["data"].values()
+        assert len(piece.splitlines()) == 4
+
+
+def test_a_whole_output_is_one_whether_its_pieces_go_or_not(tmp_path: Path) -> None:
+    with storage() as store:
+        store.buckets["data"] = {}
+        results = in_a_bucket(store, tmp_path / "a", FakeClock())
+        fill(results, [1], 2)
+        results.sync()
+        results.send(now=True)
+        fill_on(results, [2])
+        (piece,) = store.buckets["data"]
+        store.refusals[f"/data/{piece}"] = (403, "AccessDenied")
+        results.finish()
+        assert results.finished
+        assert len(store.buckets["data"]["out.jsonl"].splitlines()) == 2
+
+
+def test_an_output_of_another_run_in_the_bucket_stays_until_this_one_has_ended(tmp_path: Path) -> None:
+    with storage() as store:
+        store.buckets["data"] = {"out.jsonl": b"not ours"}
+        results = in_a_bucket(store, tmp_path / "a", FakeClock())
+        fill(results, [1], 2)
+        results.close()
+        assert store.buckets["data"]["out.jsonl"] == b"not ours"
+        assert store.asked("/data/out.jsonl") == [""], "it is asked what it is, and not fetched"
+
+
+def fill_on(results: Results, numbers: list[int]) -> None:
+    for number in numbers:
+        results.add(number, f"c{number}", {"status_code": 200 if number % 3 else 400, "body": {}}, None)
 
 
 class Served:

@@ -8,9 +8,11 @@ from llmos_operator.api.runtime.data import claims, refusal
 from llmos_operator.api.runtime.endings import format_message, parse_progress, parse_reason
 from llmos_operator.api.runtime.messages import WorkProgress
 from llmos_operator.errors import Permanent
+from llmos_operator.runtime.ipc.zygote import SECRET_VARIABLES
 from llmos_operator.runtime.jobs.data import Data, replacing
 from llmos_operator.runtime.jobs.settings import job_from_environment
 from llmos_operator.runtime.settings import BadEnvironment
+from tests.support.storages import ACCESS, SECRET, storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +34,8 @@ def test_a_claim_leads_to_its_folder_and_not_out_of_it(tmp_path: Path) -> None:
     ("uri", "reason", "said"),
     [
         ("pvc://c/absent", "DataNotFound", "batch.input.uri: pvc://c/absent: no such file"),
-        ("s3://b/x", "UnsupportedScheme", "use pvc://, file://, https://"),
+        ("hf://b/x", "UnsupportedScheme", "use pvc://, s3://, gs://, file://, https://"),
+        ("s3://b", "InvalidSpec", "not of the form s3://bucket/key"),
         ("file:///etc/hosts", "SourceNotAllowed", "use pvc://claim/path"),
         ("pvc://Bad_Name/x", "InvalidSpec", "not of the form pvc://claim/path"),
         ("https://me:secret@h/x", "InvalidSpec", "carries a user or password"),
@@ -55,6 +58,34 @@ def test_what_the_operator_accepts_is_what_programs_can_use() -> None:
     assert refused is not None
     assert "cannot be written to https://" in refused[1]
     assert claims(("pvc://a/x", "https://h/x", "pvc://b/y", "pvc://a/z")) == ("a", "b")
+
+
+def test_an_object_is_fetched_with_the_keys_of_the_run(tmp_path: Path) -> None:
+    with storage() as store:
+        store.buckets["b"] = {"in/x.jsonl": b"one", "in/x.jsonl.old": b"two"}
+        environ = {
+            "LLMOS_DATA_AWS_ACCESS_KEY_ID": ACCESS,
+            "LLMOS_DATA_AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": store.url,  # an administrator's, for everybody
+        }
+        data = Data(tmp_path, tmp_path, environ=environ)
+        assert data.readable("s3://b/in/x.jsonl", "batch.input.uri").read_bytes() == b"one"
+        with pytest.raises(Permanent, match="no such object; check bucket and key") as refused:
+            data.readable("s3://b/in", "batch.input.uri")
+        assert refused.value.reason == "DataNotFound"
+        unsigned = Data(tmp_path, tmp_path, environ={"AWS_ENDPOINT_URL": store.url})
+        bucket = unsigned.bucket("s3://b/out", "batch.output.uri")
+        assert bucket is not None
+        with pytest.raises(Permanent, match=r"without keys nobody may .* in spec\.batch\.secretRef"):
+            bucket.objects()
+        assert data.writable("s3://b/out/y.jsonl", "batch.output.uri") == tmp_path / "output" / "data"
+        assert data.bucket("pvc://c/x", "batch.output.uri") is None
+    assert SECRET not in repr(data)
+
+
+def test_no_engine_gets_the_keys_of_data() -> None:
+    assert "LLMOS_DATA_AWS_SECRET_ACCESS_KEY" in SECRET_VARIABLES
+    assert "LLMOS_DATA_AWS_SESSION_TOKEN" in SECRET_VARIABLES
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

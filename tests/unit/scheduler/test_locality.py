@@ -7,6 +7,7 @@ import pytest
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.plan import Bind
 from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.recall import Recall
 from llmos_operator.scheduler.table import NodeTable
 from llmos_operator.scheduler.victims import _measured_load
 from llmos_operator.state.types import Model
@@ -33,6 +34,17 @@ def test_of_equal_nodes_the_one_with_a_copy_is_taken() -> None:
     assert placed(*nodes) == "n2"
     assert placed(*nodes, model=Model(MODEL.uri)) == "n1"  # it does not ask for the copy
     assert placed(*nodes, model=Model("hf://org/other", kept=True)) == "n1"
+
+
+def test_who_does_not_ask_for_the_copy_does_not_follow_another_who_does() -> None:
+    cluster = a_cluster()
+    for name, model in (("a", MODEL), ("b", Model(MODEL.uri))):
+        cluster.add(a_workload(name).needing("10Gi").with_(model=model))
+    recall = Recall()
+    for name, asked in (("a", MODEL.key), ("b", "")):
+        workload = cluster.snapshot().workloads[f"default/{name}"]
+        ((_, request),) = recall.shape(workload, "default", {}).options
+        assert request.model == asked
 
 
 def test_a_better_fit_counts_for_more_than_a_copy() -> None:

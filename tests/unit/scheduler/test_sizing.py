@@ -49,6 +49,36 @@ def test_a_fixed_format_the_engine_does_not_serve_is_said() -> None:
     assert "engine builtin does not serve format awq; it serves bf16, int8, int4" in got.message
 
 
+def test_a_model_whose_files_are_int4_is_sized_at_that_alone() -> None:
+    profile = a_profile(URI, replace(LARGE_MODEL, quantized="int4"))
+    for workload in (served().at("Auto", max_quality_loss_milli=10), served().at("None")):
+        found = sizes(workload.value, profile, POLICY)
+        assert {size.format for size in found.sizes} == {"int4"}, found.message
+
+
+def test_a_model_whose_files_are_int4_and_that_may_not_be_is_refused_with_the_fix() -> None:
+    profile = a_profile(URI, replace(LARGE_MODEL, quantized="int4"))
+    for workload in (served().at("Auto", allowed=("bf16", "int8")), served().at("Fixed", "int8")):
+        found = sizes(workload.value, profile, POLICY)
+        assert (found.sizes, found.reason) == ((), Reason.UNSUPPORTED)
+        assert "files are int4 already" in found.message
+        assert "allow int4 in spec.quantization" in found.message
+
+
+def test_only_qlora_trains_on_a_model_whose_files_are_quantised() -> None:
+    profile = a_profile(URI, replace(LARGE_MODEL, quantized="int4"))
+
+    def asked(method: str) -> Any:
+        return served(
+            kind=WorkloadKind.FINE_TUNE, training=TrainingSpec(method, 8, (), batch_size=8, max_length=512)
+        ).value
+
+    assert formats(asked("qlora"), profile, POLICY).allowed == ("int4",)
+    refused = formats(asked("lora"), profile, POLICY)
+    assert (refused.allowed, refused.reason) == ((), Reason.FORMAT_NOT_ALLOWED)
+    assert "files are int4 already; use method qlora" in refused.message
+
+
 def test_the_estimate_is_the_memory_model_the_runtime_uses() -> None:
     profile = a_profile(URI, LARGE_MODEL)
     workload = served(max_model_len=4096, max_num_seqs=4).at("Fixed", "int8").value

@@ -13,6 +13,7 @@ from llmos_operator.state import convert
 from llmos_operator.state.types import (
     AUTO,
     DisruptionStep,
+    Model,
     PreemptionPolicy,
     QuantizationMode,
     Requirement,
@@ -263,3 +264,15 @@ def test_a_training_run_tells_what_decides_its_memory_and_when_it_was_saved() ->
     with pytest.raises(Permanent, match=r"spec\.fineTune\.method"):
         convert.workload(obj)
     assert convert.workload(FULL).training is None
+
+
+def test_a_claim_is_another_model_in_every_namespace() -> None:
+    def model(namespace: str) -> Model:
+        given = copy.deepcopy(FULL)
+        given["metadata"]["namespace"] = namespace
+        given["spec"]["model"] = {"uri": "pvc://models/m", "revision": "v1", "cacheRef": {"name": "kept"}}
+        return convert.workload(given).model
+
+    assert model("a").key != model("b").key
+    assert (model("a").uri, model("a").revision) == ("pvc://models/m", "a")
+    assert not model("a").kept, "a ModelCache has no namespace, so it cannot mean a claim"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -203,3 +204,11 @@ def test_every_code_up_to_the_catalogues_last_has_a_rule() -> None:
     for code in range(1, max(XIDS) + 1):
         assert code in XIDS
         assert (XIDS[code].reason is not None) == (XIDS[code].effect is Effect.DEVICE)
+
+
+def test_sick_instances_of_one_gpu_are_one_treatment_of_the_gpu() -> None:
+    instances = [replace(sick(uuid=f"MIG-{n}"), gpu="GPU-a") for n in range(3)]
+    (one,), _ = plan([*instances], 10, {}, LIVE, NOW)
+    assert (one.device, one.target, one.held) == ("GPU-a", "GPU-a", "")
+    treated = [replace(one, treated=frozenset({"GPU-a"})) for one in instances]
+    assert [one.held for one in plan(treated, 10, {}, LIVE, NOW)[0]] == ["under treatment"]

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from llmos_operator.api.telemetry import Verdict
+from llmos_operator.scheduler.policy import Policy
+from llmos_operator.scheduler.repair import repairs
 from llmos_operator.state.care import NODE, Care, Phase, Treatment
 from llmos_operator.telemetry.policy import DAY
 from llmos_operator.telemetry.treatment import Circumstances, Course, acts, advance, begin
@@ -176,3 +178,37 @@ def test_only_draining_and_resetting_act_on_a_node(phase: Phase) -> None:
     before, after = Care(), Care(treatments=(Treatment(UUID, "", "", phase, NOW),))
     assert acts(before, after) == (phase in {Phase.DRAINING, Phase.RESETTING})
     assert not acts(after, after)
+
+
+def test_a_gpu_is_reset_when_all_its_mig_instances_are_empty_and_they_take_nothing_new() -> None:
+    node = a_node("n1").cut_into("1g.10gb", "2g.20gb")
+    cluster = a_cluster(node)
+    state = cluster.store.node("n1")
+    assert state is not None
+    sick, beside = state.devices
+    whole = sick.device.parent
+    pod = cluster.running(a_workload("beside"), "n1", [1])
+    assert node.gpus is not None
+    failed = replace(sick.device, verdict=Verdict.UNHEALTHY, reason="GspError")
+    cluster.store.apply_gpu_node(replace(node.gpus, devices=(failed, beside.device)))
+
+    def look(seconds: float) -> Phase:
+        state = cluster.store.node("n1")
+        assert state is not None
+        cluster.store.set_care("n1", advance(state, HOOKED, Circumstances(NOW + seconds)))
+        care = cluster.store.care("n1")
+        found = care.of(whole) if care is not None else None
+        assert found is not None
+        return found.phase
+
+    state = cluster.store.node("n1")
+    assert state is not None
+    cluster.store.set_care("n1", begin(state, whole, "EvictAndReset", "GspError", NOW))
+    assert look(5) is Phase.DRAINING, "its neighbour still works"
+    state = cluster.store.node("n1")
+    assert state is not None
+    assert all(one.quarantined for one in state.devices)
+    found = repairs(cluster.snapshot(), Policy(), NOW)
+    assert [evict.pod for evict in found.evictions] == [pod.key], "and is asked to leave"
+    cluster.store.delete_pod(pod.key, pod.uid)
+    assert look(10) is Phase.RESETTING

@@ -10,7 +10,7 @@ from llmos_operator.errors import Permanent
 from llmos_operator.tuning.checkpoints import Checkpoints, read_tensors
 from llmos_operator.tuning.memory import Meter, Parts, ShortOfMemory
 from llmos_operator.tuning.recipe import Lora
-from llmos_operator.tuning.training import Stopped
+from llmos_operator.tuning.spans import Stopped
 from tests.support.learning import CPU, SAMPLES, Run, one_thread, recipe, tiny
 
 

@@ -1,6 +1,8 @@
 // The console's page: asks for /state.json every two seconds while somebody looks, and draws it. No libraries.
 // Everything that comes from the cluster is set as text, never as markup.
 
+import { show } from "./charts.js";
+
 const EVERY = 2000; // ms between questions
 const SHOWN = 300; // workloads in the list; the filter finds the others
 const GIB = 1024; // MiB
@@ -18,6 +20,7 @@ const $ = (id) => document.getElementById(id);
 let state = null;
 let tag = "";
 let asked = 0; // number of the newest question about a workload
+let pastDue = 0; // ms, when the history is asked for next
 let chosen = ""; // workload
 let pointed = null; // device
 
@@ -77,11 +80,12 @@ function totals() {
   const sum = (name) => devices.reduce((total, one) => total + (one[name] || 0), 0);
   const told = devices.filter((one) => one.busy !== null);
   const memory = sum("memory");
+  const reserved = devices.reduce((total, one) => total + (one.flags & 3 ? one.memory : one.reserved), 0);
   const shown = {
     devices: `${devices.length} on ${state.nodes.length} nodes`,
     strained: devices.filter((one) => one.throttled + one.risk > 0).length,
     "not healthy": devices.filter((one) => one.verdict !== "Healthy").length,
-    reserved: `${percent(sum("reserved"), memory).toFixed(0)} % of ${size(memory)}`,
+    reserved: `${percent(reserved, memory).toFixed(0)} % of ${size(memory)}`,
     observed: `${percent(sum("used"), memory).toFixed(0)} %`,
     busy: told.length ? `${(told.reduce((all, one) => all + one.busy, 0) / told.length).toFixed(0)} %` : "not told",
     ...Object.fromEntries(Object.entries(state.phases).map(([phase, count]) => [phase.toLowerCase(), count])),
@@ -263,10 +267,10 @@ function paragraphs(title, lines) {
 async function detail() {
   const number = ++asked;
   const response = await fetch(`workload.json?${new URLSearchParams({ key: chosen })}`);
+  const one = response.ok ? await response.json() : null;
   if (number !== asked) return;
-  $("detail").hidden = !response.ok;
-  if (!response.ok) return;
-  const one = await response.json();
+  $("detail").hidden = !one;
+  if (!one) return;
   const line = element("ol");
   for (const step of one.timeline) {
     const item = element("li");
@@ -310,6 +314,15 @@ function notice(text) {
   $("notice").textContent = text;
 }
 
+async function past() {
+  if (Date.now() < pastDue) return;
+  const response = await fetch("history.json", { cache: "no-store" });
+  if (!response.ok) return;
+  const found = await response.json();
+  show(found);
+  pastDue = Date.now() + 1000 * (found.time?.length ? found.every : 0);
+}
+
 async function ask() {
   try {
     const response = await fetch("state.json", { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
@@ -344,6 +357,7 @@ function begin() {
   });
   const turn = async () => {
     if (!document.hidden) await ask();
+    if (!document.hidden) await past().catch(() => {}); // `ask` has told that nobody answers
     setTimeout(turn, EVERY);
   };
   document.addEventListener("visibilitychange", () => !document.hidden && ask());

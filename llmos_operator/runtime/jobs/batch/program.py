@@ -90,7 +90,7 @@ class Batch:
         return End(
             Ending.STOPPED,
             Reason.STOPPED,
-            f"Told to stop; {now.done} of {now.total} requests have an answer that is saved.",
+            f"Told to stop; {now.saved} of {now.total} requests have an answer that is saved.",
         )
 
     async def _work(self) -> End:
@@ -100,13 +100,13 @@ class Batch:
         except Permanent as error:
             return End(Ending.FAILED_FOR_GOOD, error.reason, str(error))
         except Retryable as error:
-            return End(Ending.FAILED, Reason.DOWNLOAD_FAILED, str(error))
+            reason = Reason.DOWNLOAD_FAILED if self._run is None else Reason.OUTPUT_NOT_WRITABLE
+            return End(Ending.FAILED, reason, str(error))
         except OSError as error:
             return End(Ending.FAILED, Reason.OUTPUT_NOT_WRITABLE, f"batch.input or batch.output: {error}")
 
     async def _answer_all(self) -> End:
-        found, path, output = await asyncio.to_thread(self._open)
-        results = await asyncio.to_thread(self._take_up, output, found)
+        found, path, results = await asyncio.to_thread(self._open)
         reader = Reader(path, self._settings.runtime.model_name)
         self._run = run = BatchRun(reader, results, found.lines, self._metrics, self.runtime.drain.monotonic)
         try:
@@ -116,10 +116,18 @@ class Batch:
                     return trouble
                 await asyncio.to_thread(results.finish)
         finally:
-            await asyncio.to_thread(results.close)
+            await self._close(results)
         return self._ended(run)
 
-    def _open(self) -> tuple[Scan, Path, Path]:
+    @staticmethod
+    async def _close(results: Results) -> None:
+        """Keep what there is. After a failure that is the one to tell, and after a success nothing is left to be sent."""
+        try:
+            await asyncio.to_thread(results.close)
+        except (Permanent, Retryable) as error:
+            log.warning("the last answers are not saved", detail=str(error))
+
+    def _open(self) -> tuple[Scan, Path, Results]:
         settings = self._settings
         runtime = settings.runtime
         # Not the cache, which pods of one node may share.
@@ -127,25 +135,25 @@ class Batch:
         data = Data(scratch, Path(runtime.volumes), allow_file=runtime.allow_file)
         uri = settings.text("input", "uri")
         path = data.readable(uri, "batch.input.uri")
-        output = data.writable(settings.text("output", "uri"), "batch.output.uri")
+        to = settings.text("output", "uri")
+        output, bucket = data.writable(to, "batch.output.uri"), data.bucket(to, "batch.output.uri")
         if not path.is_file() or output.is_dir():
             which, at = ("input", path) if not path.is_file() else ("output", output)
             raise Permanent(
                 f"batch.{which}.uri: {at.name} is a folder; name a file in it", reason=Reason.INVALID_DATA
             )
+        if bucket is not None:
+            bucket.check_writable()
         found = scan(path)
         if not found.lines:
             raise Permanent(
                 f"batch.input.uri: {uri} has no lines; write one request a line", reason=Reason.INVALID_DATA
             )
-        return found, path, output
-
-    def _take_up(self, output: Path, found: Scan) -> Results:
-        runtime = self._settings.runtime
-        results = Results(output, run_key(found.digest, runtime.model_uri, runtime.model_revision))
+        key = run_key(found.digest, runtime.model_uri, runtime.model_revision)
+        results = Results(output, key, bucket)
         results.open(found.lines)
         log.info("batch", lines=found.lines, answered=len(results.answered), finished=results.finished)
-        return results
+        return found, path, results
 
     async def _loaded(self) -> End | None:
         """Wait until the model can be asked; return how the run ended if it never will be."""

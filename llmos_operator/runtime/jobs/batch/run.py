@@ -8,9 +8,10 @@ request that was tried `TRIES` times in vain gets that as its answer, so that on
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator.api.runtime.messages import WorkProgress
+from llmos_operator.errors import Retryable
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.jobs.batch.inside import post
 from llmos_operator.runtime.jobs.batch.lines import BadLine, Reader, Request
@@ -71,20 +72,25 @@ class BatchRun:
     async def answer_all(self, app: ASGIApp, key: str, together: int) -> None:
         """Answer every line; return when all have an answer. When it is cancelled, what is under way is dropped.
 
-        Raises OSError if the output cannot be written.
+        Raises OSError or Permanent if the output cannot be written.
 
         ``together`` is how many sequences the engine runs at once.
         """
         workers = max(1, together + max(1, together // 2))
         syncing = asyncio.create_task(self._sync_now_and_then())
         work = [asyncio.create_task(self._work(app, key)) for _ in range(workers)]
+        everything = asyncio.gather(*work)
         try:
-            await asyncio.gather(*work)
+            both: list[asyncio.Future[Any]] = [everything, syncing]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if syncing.done():
+                syncing.result()  # it ends only by an error
+            await everything
         finally:
+            everything.cancel()
             for task in (syncing, *work):
                 task.cancel()
-            await asyncio.gather(syncing, *work, return_exceptions=True)
-            await asyncio.to_thread(self._results.sync)
+            await asyncio.gather(syncing, everything, *work, return_exceptions=True)
 
     async def _work(self, app: ASGIApp, key: str) -> None:
         for line in self._lines:  # shared by all workers: each takes the next one
@@ -139,9 +145,15 @@ class BatchRun:
     async def _sync_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(SYNC_SECONDS)
-            async with self._writing:
-                await asyncio.to_thread(self._results.sync)
-            self._saved_at = self._monotonic()
+            try:
+                async with self._writing:
+                    await asyncio.to_thread(self._results.sync)
+                saved = await asyncio.to_thread(self._results.send)
+            except Retryable as error:
+                log.warning("answers are not saved yet", detail=str(error))
+                continue
+            if saved:
+                self._saved_at = self._monotonic()
 
 
 def _code(reply: Reply) -> str:
