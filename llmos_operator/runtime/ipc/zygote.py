@@ -50,6 +50,9 @@ def engine_environment() -> dict[str, str]:
     # A thread that spins at a barrier starves its own team where CPUs are shared: measured ten times slower answers on
     # two busy cores.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # oneDNN keeps compiled products, about 0.3 MiB for each number of rows and size of a layer, by default up to 1,024 of
+    # them, which is never given back. 16 are those of a few steps; making one anew takes a millisecond.
+    env.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     return env | {
         "MALLOC_ARENA_MAX": "2",
         "TOKENIZERS_PARALLELISM": "false",

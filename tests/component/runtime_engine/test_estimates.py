@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.estimating import BESIDE_BASE, STATED, outcomes, packaged_cases, random_cases
+from tests.support.estimating import BESIDE_BASE, CONVERTING, STATED, outcomes, packaged_cases, random_cases
 from tests.support.memoryprobe import LIMIT
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(1500)]
@@ -20,6 +20,7 @@ def test_the_first_run_takes_what_was_predicted(measured):
     for one in measured:
         assert abs(one.prediction_error) <= STATED, one
         assert abs(one.predicted - one.peak) <= BESIDE_BASE, one
+        assert one.converting - one.predicted <= CONVERTING, one
 
 
 def test_after_one_run_the_reservation_is_what_a_larger_run_takes(measured):

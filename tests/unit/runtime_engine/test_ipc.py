@@ -122,6 +122,7 @@ def test_the_engine_does_not_inherit_secrets(monkeypatch):
         monkeypatch.setenv(name, TOKEN)
     assert TOKEN not in engine_environment().values()
     assert engine_environment()["MALLOC_ARENA_MAX"] == "2"
+    assert engine_environment()["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16"
 
 
 def test_the_front_side_imports_no_model_library():
