@@ -21,9 +21,7 @@ URI = "hf://org/model"
 STATED = 0.08  # of the whole; of models below one billion parameters (one of 1 B and more: 0.05)
 BESIDE_BASE = SLACK_BYTES  # the base is most of a small model, so its own part is held to bytes, too
 SEED = 5
-CONVERTING = (
-    2 * SLACK_BYTES
-)  # what the process that converts and judges a format may take beyond the prediction
+CONVERTING = 2 * SLACK_BYTES  # what a process that converts may take beyond the prediction
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 
 
