@@ -43,6 +43,15 @@ async def queued(bench: Bench, name: str, uri: str, queue: str = "team", **spec:
     return await bench.port.apply(ports.MODEL_WORKLOADS, body, manager="test", namespace=bench.namespace)
 
 
+async def a_queued_chat(bench: Bench) -> str:
+    """Start an operator on one node with the workload "chat" in a queue; return the model's URI."""
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1")
+    bench.operator(**ENABLED)
+    await queued(bench, "chat", uri)
+    return uri
+
+
 async def until_no_pods(bench: Bench, name: str) -> None:
     async def gone() -> bool:
         return not await bench.pods(name)
@@ -53,10 +62,7 @@ async def until_no_pods(bench: Bench, name: str) -> None:
 async def test_it_starts_when_admitted_gives_way_when_evicted_and_comes_back(
     bench: Bench, kueue: ScriptedKueue
 ) -> None:
-    uri = write_model(bench.hub, "acme/tiny")
-    await bench.node("n1")
-    bench.operator(**ENABLED)
-    await queued(bench, "chat", uri)
+    await a_queued_chat(bench)
     asked = await kueue.workload("chat")
     assert asked["spec"]["queueName"] == "team"
     (pods,) = asked["spec"]["podSets"]
@@ -89,10 +95,7 @@ async def test_it_starts_when_admitted_gives_way_when_evicted_and_comes_back(
 
 
 async def test_what_its_user_suspends_gives_its_quota_back(bench: Bench, kueue: ScriptedKueue) -> None:
-    uri = write_model(bench.hub, "acme/tiny")
-    await bench.node("n1")
-    bench.operator(**ENABLED)
-    await queued(bench, "chat", uri)
+    uri = await a_queued_chat(bench)
     await kueue.admit("chat")
     await bench.until_phase("chat", "Running")
     await queued(bench, "chat", uri, suspend=True)
@@ -117,10 +120,7 @@ async def test_a_flavor_says_on_which_nodes_it_may_be(bench: Bench, kueue: Scrip
 async def test_another_queue_is_asked_anew_and_no_queue_is_not_asked(
     bench: Bench, kueue: ScriptedKueue
 ) -> None:
-    uri = write_model(bench.hub, "acme/tiny")
-    await bench.node("n1")
-    bench.operator(**ENABLED)
-    await queued(bench, "chat", uri)
+    uri = await a_queued_chat(bench)
     await kueue.admit("chat")
     await bench.until_phase("chat", "Running")
     await queued(bench, "chat", uri, queue="other")

@@ -30,6 +30,12 @@ def _store() -> Iterator[Storage]:
         yield made
 
 
+def a_file(folder: Path, content: bytes) -> Path:
+    path = folder / "source"
+    path.write_bytes(content)
+    return path
+
+
 def a_bucket(store: Storage, place: Place = PLACE, **secrets: str) -> Bucket:
     access = Access({**KEYS, "AWS_ENDPOINT_URL": store.url, **secrets})
     http = Http(place, sleep=lambda _: None)
@@ -38,8 +44,7 @@ def a_bucket(store: Storage, place: Place = PLACE, **secrets: str) -> Bucket:
 
 def test_what_is_put_is_listed_read_noted_and_deleted(store: Storage, tmp_path: Path) -> None:
     bucket = a_bucket(store)
-    source = tmp_path / "source"
-    source.write_bytes(b"0123456789")
+    source = a_file(tmp_path, b"0123456789")
     bucket.put(bucket.key, source, notes={"llmos-run": "abc"})
     bucket.put(f"{bucket.key}.part/1", source, start=3, end=7)
     assert store.buckets["data"] == {"runs/out 1.jsonl": b"0123456789", "runs/out 1.jsonl.part/1": b"3456"}
@@ -64,8 +69,7 @@ def test_large_objects_are_sent_in_parts(
     store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(buckets, "PART_BYTES", 10)
-    source = tmp_path / "source"
-    source.write_bytes(bytes(range(size + 2)))
+    source = a_file(tmp_path, bytes(range(size + 2)))
     bucket = a_bucket(store)
     bucket.put(bucket.key, source, start=1, end=size + 1, notes={"llmos-run": "abc"})
     assert store.buckets["data"][bucket.key] == bytes(range(1, size + 1))
@@ -78,8 +82,7 @@ def test_an_upload_that_fails_leaves_no_parts_behind(
     store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "PART_BYTES", 10)
-    source = tmp_path / "source"
-    source.write_bytes(bytes(25))
+    source = a_file(tmp_path, bytes(25))
     bucket = a_bucket(store)
     with pytest.raises(OSError, match="ended 5 bytes early"):
         bucket.put(bucket.key, source, end=30)
@@ -90,8 +93,7 @@ def test_an_answer_that_says_ok_and_then_no_is_no_success(
     store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "PART_BYTES", 10)
-    source = tmp_path / "source"
-    source.write_bytes(bytes(25))
+    source = a_file(tmp_path, bytes(25))
     bucket = a_bucket(store)
     monkeypatch.setattr(buckets, "escape", lambda tag: tag[::-1])
     with pytest.raises(Retryable, match="not put together: InvalidPart"):
@@ -102,8 +104,7 @@ def test_an_answer_that_says_ok_and_then_no_is_no_success(
 def test_passing_failures_are_tried_again_and_cut_answers_go_on(store: Storage, tmp_path: Path) -> None:
     bucket = a_bucket(store)
     path = f"/data/{bucket.key}"
-    source = tmp_path / "source"
-    source.write_bytes(bytes(range(200)))
+    source = a_file(tmp_path, bytes(range(200)))
     store.failures[path] = [503, 500]
     bucket.put(bucket.key, source)
     store.cuts[path] = 2
@@ -129,15 +130,13 @@ def test_the_region_is_learned(store: Storage, tmp_path: Path) -> None:
     store.region = "eu-central-1"
     bucket = a_bucket(store)
     assert bucket.objects() == {}
-    source = tmp_path / "source"
-    source.write_bytes(b"x")
+    source = a_file(tmp_path, b"x")
     bucket.put(bucket.key, source)
     assert store.buckets["data"] == {bucket.key: b"x"}
 
 
 def test_refusals_name_field_value_and_fix(store: Storage, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(b"x")
+    source = a_file(tmp_path, b"x")
     store.read_only = True
     with pytest.raises(Permanent, match=r"may write there \(s3:PutObject") as refused:
         a_bucket(store).put("runs/x", source)
@@ -159,8 +158,7 @@ def test_an_upload_whose_last_answer_was_lost_is_done(
     store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "PART_BYTES", 10)
-    source = tmp_path / "source"
-    source.write_bytes(bytes(25))
+    source = a_file(tmp_path, bytes(25))
     bucket = a_bucket(store)
     store.lost = 1
     bucket.put(bucket.key, source)
@@ -180,8 +178,7 @@ def test_an_upload_whose_last_answer_was_lost_is_done(
 def test_what_passes_is_told_from_what_stays(
     store: Storage, tmp_path: Path, status: int, code: str, error: type[Exception], said: str
 ) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(b"x")
+    source = a_file(tmp_path, b"x")
     bucket = a_bucket(store)
     store.refusals[f"/data/{bucket.key}"] = (status, code)
     with pytest.raises(error, match=said) as refused:
