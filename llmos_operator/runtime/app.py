@@ -20,7 +20,16 @@ from llmos_operator.runtime.adapters_api import LOAD, UNLOAD, LoadLora, UnloadLo
 from llmos_operator.runtime.answers import ApiError, bad_request
 from llmos_operator.runtime.classifying import classify
 from llmos_operator.runtime.embeddings import embed
-from llmos_operator.runtime.exchange import AnswerReply, error_reply, json_reply, raw_body, read_body
+from llmos_operator.runtime.exchange import (
+    AnswerReply,
+    Silence,
+    error_reply,
+    json_reply,
+    raw_body,
+    read_body,
+    while_there,
+)
+from llmos_operator.runtime.outputs import ClientGone
 from llmos_operator.runtime.pictures.decoder import PictureDecoder
 from llmos_operator.runtime.pictures.fields import read_classify
 from llmos_operator.runtime.planning import plan_chat, plan_completion, render_messages
@@ -40,7 +49,7 @@ from llmos_operator.runtime.speech.rules import TRANSCRIBE, TRANSLATE
 from llmos_operator.runtime.transcribing import listen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from prometheus_client import CollectorRegistry
     from pydantic import BaseModel
@@ -101,7 +110,7 @@ class ServingApi:
         self._need("embeddings", "/v1/embeddings")
         body = await read_body(request, EmbeddingRequest)
         model = self._host.require(body.model)
-        return json_reply(await embed(body, model, self._kitchen))
+        return await self._while_there(request, embed(body, model, self._kitchen))
 
     async def classify(self, request: Request) -> Response:
         """Return the labels of texts or pictures."""
@@ -109,21 +118,21 @@ class ServingApi:
         body, upload = read_classify(request.headers.get("content-type", ""), await raw_body(request))
         model = self._host.require(body.model)
         created = int(self._clock.now())
-        return json_reply(await classify(body, upload, model, self._kitchen, self._pictures, created))
+        return await self._while_there(request, classify(body, upload, model, self._kitchen, self._pictures, created))
 
     async def score(self, request: Request) -> Response:
         """Return how well texts belong together."""
         self._need("score", "/v1/score")
         body = await read_body(request, ScoreRequest)
         model = self._host.require(body.model)
-        return json_reply(await score(body, model, self._kitchen, int(self._clock.now())))
+        return await self._while_there(request, score(body, model, self._kitchen, int(self._clock.now())))
 
     async def rerank(self, request: Request) -> Response:
         """Return documents in the order in which they answer a query."""
         self._need("score", "/v1/rerank")
         body = await read_body(request, RerankRequest)
         model = self._host.require(body.model)
-        return json_reply(await rerank(body, model, self._kitchen))
+        return await self._while_there(request, rerank(body, model, self._kitchen))
 
     async def transcription(self, request: Request) -> Response:
         """Write down what a file of sound says."""
@@ -196,6 +205,14 @@ class ServingApi:
     async def version(self, _: Request) -> Response:
         """Return the version of this runtime."""
         return json_reply({"version": __version__})
+
+    async def _while_there(self, request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+        """Answer with what ``work`` makes. A client that leaves ends it between two parts of the engine's work."""
+        try:
+            return json_reply(await while_there(request.receive, work))
+        except ClientGone:
+            self._kitchen.metrics.disconnects.inc()
+            return Silence()
 
     def _describe(self, name: str) -> dict[str, Any]:
         served, base = self._host.served, self._host.settings.model_name

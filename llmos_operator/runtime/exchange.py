@@ -22,7 +22,7 @@ from llmos_operator.runtime.outputs import ClientGone
 from llmos_operator.runtime.rendering import DONE, Renderer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -42,6 +42,7 @@ _EVENTS = [
 ]
 
 B = TypeVar("B", bound=BaseModel)
+T = TypeVar("T")
 
 
 async def raw_body(request: Request) -> bytes:
@@ -145,6 +146,13 @@ class AnswerReply(Response):
         )
 
 
+class Silence(Response):
+    """No answer at all, to a client that left."""
+
+    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        """Send nothing: the request counts, and its span ends, as one without a status."""
+
+
 @asynccontextmanager
 async def watching(receive: Receive, tell: Callable[[LlmosError], None]) -> AsyncIterator[None]:
     """Call ``tell`` with ClientGone when the client leaves during the block. The body must have been read."""
@@ -159,6 +167,25 @@ async def watching(receive: Receive, tell: Callable[[LlmosError], None]) -> Asyn
         yield
     finally:
         watcher.cancel()
+
+
+async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` gives. Raises ClientGone when the client leaves before: the work is cancelled."""
+    task = asyncio.create_task(work)
+    gone: list[LlmosError] = []
+
+    def leave(error: LlmosError) -> None:
+        gone.append(error)
+        task.cancel()
+
+    try:
+        async with watching(receive, leave):
+            await asyncio.wait([task])
+    finally:
+        task.cancel()  # of no effect on one that has ended
+    if task.cancelled() and gone:
+        raise gone[0]
+    return task.result()
 
 
 async def start_events(send: Send, *, started: bool) -> bool:

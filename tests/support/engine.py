@@ -73,11 +73,12 @@ class ScriptedEngine(Zygote):
     text: str | Callable[[ipc.Submit], str] = "The capital of France is Paris."
     failure: ipc.Failed | None = None  # the load ends with it
     ready: bool = True  # whether a load is answered
-    manual: bool = False  # outputs only on step()
+    manual: bool = False  # outputs only on step() and answer_embeds()
     embed_error: str = ""
     submits: list[ipc.Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     embeds: list[ipc.Embed] = field(default_factory=list)
+    unanswered: dict[str, ipc.Embed] = field(default_factory=dict)  # by request id
     budgets: list[int] = field(default_factory=list)
     naps: list[int] = field(default_factory=list)  # levels of sleep that were ordered
     loads: list[ipc.Load] = field(default_factory=list)
@@ -163,6 +164,12 @@ class ScriptedEngine(Zygote):
             if outputs:
                 self.send(ipc.StepOutput(tuple(outputs)))
 
+    def answer_embeds(self) -> None:
+        """Answer every request to an encoder."""
+        for one in self.unanswered.values():
+            self.send(self._embedding(one))
+        self.unanswered.clear()
+
     def finish(self, reason: str, message: str = "", **more: Any) -> None:
         """End every running request."""
         outputs = tuple(
@@ -207,12 +214,15 @@ class ScriptedEngine(Zygote):
                 while not self.manual and message.request_id in self.running:
                     self.step()
             case ipc.Cancel(request_id):
-                if self.running.pop(request_id, None) is not None:
+                held = self.unanswered.pop(request_id, None)
+                if held is not None or self.running.pop(request_id, None) is not None:
                     self.cancelled.append(request_id)
                     self.send(ipc.StepOutput((ipc.RequestOutput(request_id, finish_reason="abort"),)))
             case ipc.Embed():
                 self.embeds.append(message)
-                self.send(self._embedding(message))
+                self.unanswered[message.request_id] = message
+                if not self.manual:
+                    self.answer_embeds()
             case _:
                 self._obey(message)
                 self._change_adapters(message)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.ipc.messages import Embed, EngineInfo
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """A request on its way: the inputs that are still to be computed, cut into steps, and the rows of the others."""
 
@@ -48,6 +48,14 @@ class Embeds:
     def add(self, embed: Embed) -> None:
         """Queue a request."""
         self._waiting.append(_Job(embed))
+
+    def cancel(self, request_id: str) -> bool:
+        """Forget a request, however much of it is computed; False if it is not here."""
+        job = next((job for job in self._waiting if job.embed.request_id == request_id), None)
+        if job is None:
+            return False
+        self._waiting.remove(job)
+        return True
 
     def step(self) -> EmbedResult | None:
         """Compute a part of the request whose turn it is; return its answer once it is complete."""

@@ -146,7 +146,8 @@ class Serving:
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request; False if it is over already."""
-        if not (self._batcher.cancel(request_id) or self._forms.cancel(request_id)):
+        here = (self._batcher, self._forms, self._embeds)
+        if not any(one.cancel(request_id) for one in here):
             return False
         self._forget(request_id)
         self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + 1)

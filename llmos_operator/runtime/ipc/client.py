@@ -190,13 +190,20 @@ class EngineClient:
         return Generation(self, submit)
 
     async def embed(self, embed: Embed) -> EmbedResult:
-        """Return vectors. Raises EngineUnavailable, EngineLost, or Permanent(reason=Unsupported) on bad input."""
+        """Return vectors; cancelled, the engine computes no further part of them.
+
+        Raises EngineUnavailable, EngineLost, or Permanent(reason=Unsupported) on bad input.
+        """
         future: asyncio.Future[EmbedResult] = asyncio.get_running_loop().create_future()
         self._need_ready()
         self._embeds[embed.request_id] = future
         try:
             self._send(embed)
             result = await future
+        except asyncio.CancelledError:
+            with contextlib.suppress(EngineUnavailable):  # it has ended, and the request with it
+                self.cancel(embed.request_id)
+            raise
         finally:
             self._embeds.pop(embed.request_id, None)
         if result.error:
@@ -204,7 +211,7 @@ class EngineClient:
         return result
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request; its stream ends with finish_reason "abort"."""
+        """Stop a request; a stream of it ends with finish_reason "abort"."""
         if self._writer is not None:
             self._send(Cancel(request_id))
 

@@ -283,6 +283,27 @@ def test_sentences_of_like_meaning_are_near(bench):
     assert "does not generate" in last.message
 
 
+def test_a_request_to_an_encoder_that_nobody_waits_for_stops_between_two_parts(bench):
+    parts = 300  # inputs of a part each
+    assert bench.load(packaged(SENTENCES)).state is RuntimeState.READY
+    long = tuple((2000 + number, *range(3000, 3511)) for number in range(2 * parts))
+
+    async def leave():
+        before = bench.client.status().stats
+        asked = asyncio.create_task(bench.client.embed(Embed("gone", long)))
+        await bench.stats_until(lambda stats: stats.steps > before.steps)
+        asked.cancel()
+        stopped = await bench.stats_until(lambda stats: stats.aborted == before.aborted + 1)
+        await bench.client.embed(Embed("next", (long[0],)))
+        end = await bench.stats_until(lambda stats: stats.finished == before.finished + 1)
+        return before, stopped, end
+
+    before, stopped, end = bench.run(leave())
+    assert stopped.steps - before.steps < parts
+    assert stopped.waiting == 0
+    assert end.steps == stopped.steps + 1, "only the next request was computed since"
+
+
 def test_an_encoder_keeps_its_meaning_at_int8(bench):
     status = bench.load(packaged(SENTENCES), format="int8")
     assert status.state is RuntimeState.READY, status.failure

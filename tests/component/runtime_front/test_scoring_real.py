@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from tests.support.models import SENTENCES, packaged, write_classifier
 from tests.support.pairs import tokenizer, write_tokenizer
 from tests.support.served import runtime_process
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +45,23 @@ def test_vectors_put_the_answer_first_and_scores_are_their_cosines(tmp_path: Pat
         assert [found[index] for index in range(3)] == pytest.approx(expected, abs=1e-5)
         scored = _post(f"{served.url}/v1/score", text_1=QUERY, text_2=DOCUMENTS)
         assert [one["score"] for one in scored["data"]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_client_that_leaves_stops_what_is_computed_for_it(tmp_path: Path) -> None:
+    texts = [[2000 + number, *range(3000, 3400)] for number in range(600)]
+    body = json.dumps({"model": "m", "input": texts}).encode()
+    with runtime_process(tmp_path, str(packaged(SENTENCES)), "127.99.8.17") as served:
+        leaving = http.client.HTTPConnection("127.99.8.17", 18800)
+        leaving.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+        eventually(lambda: served.report()["requests"]["waiting"] == 1, "the request is being computed", 60)
+        leaving.close()
+        eventually(lambda: served.report()["requests"]["aborted"] == 1, "the request is dropped", 60)
+        _post(f"{served.url}/v1/embeddings", input="another")
+        eventually(lambda: served.report()["requests"]["finished"] == 1, "the other one is counted", 60)
+        after = served.report()["requests"]
+        metrics = requests.get(f"{served.url}/metrics", timeout=60).text
+    assert (after["waiting"], after["promptTokens"] < 10) == (0, True), "nothing of it has been finished"
+    assert "llmos_runtime_client_gone_total 1.0" in metrics
 
 
 def test_a_cross_encoder_scores_as_transformers_does(tmp_path: Path) -> None:

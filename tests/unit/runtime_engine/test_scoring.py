@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmos_operator.errors import Permanent
+from llmos_operator.runtime.backends.encoder import packs
 from llmos_operator.runtime.engine.embedding import Embeds
 from llmos_operator.runtime.formats.config import read_config
 from llmos_operator.runtime.ipc.messages import Embed, EngineInfo
@@ -75,6 +76,27 @@ def test_a_large_request_is_computed_in_parts_and_a_small_one_has_its_turn_betwe
     assert torch.allclose(
         torch.frombuffer(bytearray(small.vectors), dtype=torch.float32), whole[0], atol=1e-5
     )
+
+
+def test_a_cancelled_request_is_computed_no_further(driver, tmp_path, monkeypatch):
+    write_classifier(tmp_path / "m", "bert", ("score",))
+    encoder = driver(tmp_path / "m").built.encoder
+    inputs = tuple(tuple(tokens) for tokens, _ in pairs())
+    monkeypatch.setattr("llmos_operator.runtime.backends.encoder.PACK_TOKENS", 40)
+    embeds = Embeds(
+        encoder, EngineInfo(str(tmp_path), "B", "", "", "fp32", "cpu", 128, 320, labels=("score",))
+    )
+    for name in ("begun", "waits", "stays"):
+        embeds.add(Embed(name, inputs, classify=True))
+    assert embeds.step() is None, "its first part"
+    assert embeds.cancel("begun")
+    assert embeds.cancel("waits")
+    assert not embeds.cancel("begun"), "it is over"
+    seen = []
+    while embeds.pending:
+        seen.append(embeds.step())
+    assert [one.request_id for one in seen if one is not None] == ["stays"]
+    assert len(seen) == len(packs(inputs)), "no part of another one was computed"
 
 
 def test_places_that_do_not_fit_the_inputs_are_refused(driver, tmp_path):

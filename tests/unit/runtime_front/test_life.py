@@ -69,6 +69,44 @@ async def test_a_client_that_leaves_before_the_first_token_stops_the_engine_too(
         assert len(engine.cancelled) == 4
 
 
+_ENCODER: dict[str, Any] = {"generative": False, "embedding_size": 2, "apis": ("embeddings", "score")}
+_JUDGE: dict[str, Any] = {
+    "generative": False,
+    "embedding_size": 1,
+    "labels": ("good",),
+    "apis": ("classify", "score"),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "info", "body"),
+    [
+        ("/v1/embeddings", _ENCODER, {"input": ["a", "b"]}),
+        ("/v1/score", _ENCODER, {"text_1": "a", "text_2": ["b", "c"]}),
+        ("/v1/rerank", _ENCODER, {"query": "a", "documents": ["b", "c"]}),
+        ("/classify", _JUDGE, {"input": ["a", "b"]}),
+    ],
+)
+async def test_a_client_that_leaves_stops_an_encoder_and_others_are_answered(
+    tmp_path: Path, path: str, info: dict[str, Any], body: dict[str, Any]
+) -> None:
+    engine = ScriptedEngine(manual=True, info=info)
+    async with running_runtime(tmp_path, engine=engine) as bench:
+        leaving, staying = (
+            asyncio.create_task(bench.post(path, {"model": MODEL, **body, "user": name})) for name in "ab"
+        )
+        await until(lambda: len(engine.unanswered) == 2)
+        leaving.cancel()
+        await until(lambda: len(engine.cancelled) == 1)
+        assert len(engine.unanswered) == 1
+        engine.answer_embeds()
+        assert (await staying)[0] == 200
+        await until(lambda: bench.runtime.drain.inside == 0)
+        assert bench.runtime.admission.inside == 0
+        assert bench.metric("llmos_runtime_client_gone_total") == 1
+        assert bench.metric("llmos_runtime_http_requests_total", endpoint=path, code="499") == 1
+
+
 async def test_a_storm_of_leaving_clients_leaves_nothing_behind(tmp_path: Path) -> None:
     engine = ScriptedEngine(manual=True, text="x" * 400)
     async with running_runtime(tmp_path, engine=engine, max_queue=1000) as bench:
