@@ -118,7 +118,9 @@ class ServingApi:
         body, upload = read_classify(request.headers.get("content-type", ""), await raw_body(request))
         model = self._host.require(body.model)
         created = int(self._clock.now())
-        return await self._while_there(request, classify(body, upload, model, self._kitchen, self._pictures, created))
+        return await self._while_there(
+            request, classify(body, upload, model, self._kitchen, self._pictures, created)
+        )
 
     async def score(self, request: Request) -> Response:
         """Return how well texts belong together."""
