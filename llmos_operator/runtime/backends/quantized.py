@@ -4,9 +4,9 @@ Few rows (decode) run on kernels that read the packed weights as they are and ar
 unpack the weights once a call and use the matrix product of `products`. Where one begins to win is measured when a model
 warms up (`crossover_rows`). On other devices the second path serves all sizes.
 
-int8: one bf16 scale a row, w = q * scale.                     torch.ops.aten._weight_int8pack_mm
+int8: one bf16 scale a row, w = q * scale.                     torch._weight_int8pack_mm
 int4: bf16 scale and zero for each group of 32 along a row, w = (q - 8) * scale + zero.
-                                                               torch.ops.aten._weight_int4pack_mm_for_cpu
+                                                               torch._weight_int4pack_mm_for_cpu
 These are private operators: torch is pinned and tests/unit/runtime_engine/test_quantized.py is their contract.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_CROSSOVER = 12
 _MOST_UNPACKED = 8 << 20  # elements of int8 weights that are bf16 at the same time
-_int8_mm = torch.ops.aten._weight_int8pack_mm  # noqa: SLF001 - see above
-_int4_mm = torch.ops.aten._weight_int4pack_mm_for_cpu  # noqa: SLF001
+_int8_mm = torch._weight_int8pack_mm  # noqa: SLF001 - see above; this binding costs a call half of torch.ops'
+_int4_mm = torch._weight_int4pack_mm_for_cpu  # noqa: SLF001
 
 
 class QuantizedLinear(nn.Module):
@@ -45,10 +45,13 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x @ w.T + bias for x of [..., in_features] in bf16."""
         rows = x.reshape(-1, self.in_features)
-        packed = rows.shape[0] <= self.crossover_rows and rows.device.type == "cpu"
+        packed = rows.shape[0] <= self.crossover_rows and rows.is_cpu
         out = self.packed(rows) if packed else self.unpacked(rows)
-        if self.bias is not None:
-            out = out + self.bias
+        bias = self._buffers[
+            "bias"
+        ]  # by name alone: a module's own look-up costs a decode step 3 % of its time
+        if bias is not None:
+            out = out + bias
         return out.view(*x.shape[:-1], self.out_features)
 
     def packed(self, rows: Tensor) -> Tensor:
@@ -65,6 +68,7 @@ class Int8Linear(QuantizedLinear):
 
     weight: Tensor
     scale: Tensor
+    _table: tuple[Int8Embedding, ...] = ()  # a tied head's
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
@@ -79,13 +83,14 @@ class Int8Linear(QuantizedLinear):
         self._table = (table,)  # in a tuple: not a submodule, whose tensors would be listed twice
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("weight", "scale") and "_table" in self.__dict__:
-            return getattr(self.__dict__["_table"][0], name)
+        if name in ("weight", "scale") and self._table:
+            return getattr(self._table[0], name)
         return super().__getattr__(name)
 
     def packed(self, rows: Tensor) -> Tensor:
         """Return the product by the packed kernel."""
-        out: Tensor = _int8_mm(rows.contiguous(), self.weight, self.scale)
+        held = self._table[0]._buffers if self._table else self._buffers  # noqa: SLF001 - as in QuantizedLinear
+        out: Tensor = _int8_mm(rows.contiguous(), held["weight"], held["scale"])
         return out
 
     def unpacked(self, rows: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ class Int4Linear(QuantizedLinear):
 
     def packed(self, rows: Tensor) -> Tensor:
         """Return the product by the packed kernel."""
-        out: Tensor = _int4_mm(rows.contiguous(), self.weight, GROUP, self.grid)
+        out: Tensor = _int4_mm(rows.contiguous(), self._buffers["weight"], GROUP, self._buffers["grid"])
         return out
 
     def unpacked(self, rows: Tensor) -> Tensor:
