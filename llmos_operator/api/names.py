@@ -133,6 +133,7 @@ ENV_POD_NAME = "POD_NAME"
 ENV_POD_NAMESPACE = "POD_NAMESPACE"
 ENV_POD_IP = "POD_IP"
 ENV_NODE_NAME = "NODE_NAME"
+ENV_LOCAL_CLUSTER = "LLMOS_LOCAL_CLUSTER"  # state directory of the local cluster that a process belongs to: inherited by all it starts
 
 _NAME_LIMIT = 63
 

@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmos_operator.api import names
+
 ENV_CACHE = "LLMOS_CACHE"
 ENV_STATE = "LLMOS_LOCAL_DIR"
-ENV_CLUSTER = (
-    "LLMOS_LOCAL_CLUSTER"  # state directory of the cluster a process belongs to: inherited by all it starts
-)
+ENV_CLUSTER = names.ENV_LOCAL_CLUSTER
 
 
 def cache_root() -> Path:

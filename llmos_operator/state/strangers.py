@@ -26,10 +26,13 @@ Uses: TypeAlias = "Mapping[str, Mapping[str, int | None]]"
 def strange_bytes(state: NodeState, device: DeviceState, by_pod: Mapping[str, int | None]) -> int:
     """Return the memory that strangers use on a device, 0 if it is too little to matter."""
     tenants = set(_tenants(state, device.uuid))
+    # A pod of ours that the watch has not shown yet has no UID here: any pod nobody knows may be it.
+    on_node = {pod.uid for pod in state.pods.values()} if "" in tenants else set()
     total = 0
     for pod_uid, used in by_pod.items():
         # Beside tenants a process that could not be attributed may be one of theirs.
         known = pod_uid in tenants if pod_uid else device.claims > 0 or device.foreign
+        known = known or ("" in tenants and pod_uid not in on_node)
         total += 0 if known else used or 0
     return total if total >= observation_margin(device.device.memory_bytes) else 0
 

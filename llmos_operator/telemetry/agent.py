@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import random
 import signal
 import sys
@@ -67,7 +68,8 @@ def choose_backend(settings: AgentSettings, node: Json, in_flight: InFlight) -> 
     announced = annotation(node, names.ANNOTATION_SIMULATED_GPUS)
     if settings.mode == "simulated" or (settings.mode == "auto" and announced):
         faults = annotation(node, names.ANNOTATION_SIMULATED_FAULTS)
-        return SimulatedBackend(settings.node, announced, faults=faults, seed=settings.seed)
+        cluster = os.environ.get(names.ENV_LOCAL_CLUSTER, "")
+        return SimulatedBackend(settings.node, announced, faults=faults, seed=settings.seed, cluster=cluster)
     try:
         # Loads pynvml: 16 MB that a simulated node does not need.
         from llmos_operator.telemetry.nvml.backend import NvmlBackend  # noqa: PLC0415

@@ -35,6 +35,7 @@ _WANTED = {
         names.ENV_POD_NAMESPACE,
         names.ENV_NODE_NAME,
         names.ENV_DEVICES,
+        names.ENV_LOCAL_CLUSTER,
     )
 }
 

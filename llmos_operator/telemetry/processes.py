@@ -1,7 +1,8 @@
 """Processes that use simulated devices, and what they really use: memory and CPU time from `/proc`.
 
 A process belongs to a simulated device when its environment's NVIDIA_VISIBLE_DEVICES lists the device and NODE_NAME is
-the device's node. Memory is the proportional set size, so that pages shared between the processes of one model count
+the device's node. Local clusters of one machine name their nodes and devices alike, and each sees all processes: what
+was started by another cluster is on that cluster's devices. Memory is the proportional set size, so that pages shared between the processes of one model count
 once; where that cannot be read, the resident size. Reading the proportional size walks page tables (7 ms for 600 MB),
 so it is read again only when the resident size moved, when a process came or went (sharing changed), or after a while.
 """
@@ -50,8 +51,10 @@ class Tenant:
 class ProcessScan:
     """The tenants of one node, kept from scan to scan."""
 
-    def __init__(self, node: str, proc: Path = PROC) -> None:
+    def __init__(self, node: str, proc: Path = PROC, cluster: str = "") -> None:
+        """`cluster` is the state directory of the local cluster of the node, "" for one that is in none."""
         self._node = node
+        self._cluster = cluster
         self._proc = proc
         self._own = os.getpid()
         self._first_seen: dict[int, float] = {}  # everybody, by pid
@@ -84,12 +87,18 @@ class ProcessScan:
     def _classify(self, pid: int) -> None:
         variables = environment(pid, self._proc)
         devices = tuple(part for part in variables.get(names.ENV_DEVICES, "").split(",") if part)
-        if not devices or variables.get(names.ENV_NODE_NAME) != self._node:
+        elsewhere = variables.get(names.ENV_NODE_NAME) != self._node or self._of_another_cluster(variables)
+        if not devices or elsewhere:
             self._tenants.pop(pid, None)
             return
         known = self._tenants.get(pid)
         if known is None or known.devices != devices:
             self._tenants[pid] = Tenant(pid, devices, self._owner(pid, variables))
+
+    def _of_another_cluster(self, variables: dict[str, str]) -> bool:
+        # A process that names none may have been started by hand: it is believed to be where it says.
+        named = variables.get(names.ENV_LOCAL_CLUSTER, "")
+        return bool(self._cluster and named) and named != self._cluster
 
     def _owner(self, pid: int, variables: dict[str, str]) -> Owner:
         try:

@@ -87,11 +87,15 @@ class SimulatedBackend:
         seed: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
         proc: Path = PROC,
+        cluster: str = "",
     ) -> None:
-        """``announcement`` and ``faults`` are the annotations' texts. Raises :class:`BadAnnouncement`."""
+        """``announcement`` and ``faults`` are the annotations' texts, ``cluster`` is as for `ProcessScan`.
+
+        Raises :class:`BadAnnouncement`.
+        """
         self._seed = seed
         self._monotonic = monotonic
-        self._scan = ProcessScan(node, proc)
+        self._scan = ProcessScan(node, proc, cluster)
         self._tenants: tuple[Tenant, ...] = ()
         self._devices: dict[str, _Device] = {}
         self._faults: tuple[InjectedFault, ...] = ()

@@ -165,6 +165,25 @@ def test_only_processes_of_the_node_and_the_device_count(run: Callable[..., Tena
     assert used(backend, 0) == used(backend, 1) == 0
 
 
+def test_processes_of_another_local_cluster_are_on_its_devices_not_on_ours(
+    run: Callable[..., Tenant],
+) -> None:
+    """Clusters of one machine name nodes and devices alike."""
+    backend = SimulatedBackend("n1", announcement(), cluster="/state/ours")
+    run(40, "GPU-sim-n1-0", LLMOS_LOCAL_CLUSTER="/state/theirs")
+    ours = run(20, "GPU-sim-n1-0", LLMOS_LOCAL_CLUSTER="/state/ours")
+    by_hand = run(20, "GPU-sim-n1-0")
+    first, _ = backend.devices()
+    assert {use.pid for use in uses(backend, first)} == {ours.process.pid, by_hand.process.pid}
+
+
+def test_an_agent_of_no_local_cluster_takes_every_process_of_its_node(run: Callable[..., Tenant]) -> None:
+    backend = SimulatedBackend("n1", announcement())
+    tenant = run(20, "GPU-sim-n1-0", LLMOS_LOCAL_CLUSTER="/state/theirs")
+    first, _ = backend.devices()
+    assert [use.pid for use in uses(backend, first)] == [tenant.process.pid]
+
+
 def test_processes_are_told_with_their_pod(run: Callable[..., Tenant]) -> None:
     backend = SimulatedBackend("n1", announcement())
     tenant = run(20, "GPU-sim-n1-1", POD_UID="uid-7", POD_NAME="chat-0", POD_NAMESPACE="ml")

@@ -62,6 +62,21 @@ def test_a_pod_that_got_its_gpu_from_the_device_plugin_is_no_stranger() -> None:
     assert strange(cluster) == 0
 
 
+def test_a_pod_that_runs_before_the_watch_shows_it_is_no_stranger_where_one_is_awaited() -> None:
+    cluster = a_cluster(a_node("n1").with_gpus(2))
+    other = cluster.running(a_workload("other"), "n1", [1])
+    placed = cluster.running(a_workload("w"), "n1", [0])
+    cluster.store.delete_pod(placed.key)
+    assert placed.claim is not None
+    cluster.store.assume(placed.claim)
+    lists(cluster, {placed.uid: 5 * GIB}, {placed.uid: 5 * GIB})
+    assert strange(cluster) == 0
+    lists(cluster, {other.uid: 5 * GIB}, {other.uid: 5 * GIB})  # it is known, and has no business there
+    assert strange(cluster) == 5 * GIB
+    lists(cluster, {placed.uid: 5 * GIB}, {placed.uid: 5 * GIB}, index=1)  # nobody is awaited there
+    assert strange(cluster, 1) == 5 * GIB
+
+
 def test_samples_between_two_lists_leave_strangers_as_they_are() -> None:
     builder = a_node("n1").with_gpus(1).used_by_strangers(0, "3Gi")
     cluster = a_cluster(builder)
