@@ -61,7 +61,7 @@ class DeviceReader:
         self._nvml = nvml
         self.info = info
         self._blocked: dict[object, float] = {}
-        self._replaced: dict[object, Call[Any]] = {}
+        self._replaced: dict[object, float] = {}  # until when an older call stands for one
         self._told: dict[Capability, set[object]] = {}  # which calls told something, by capability
         self._capabilities: frozenset[Capability] = frozenset()
         self._faults: list[Fault] = []
@@ -126,7 +126,8 @@ class DeviceReader:
 
     def _get(self, call: Call[T], capability: Capability | None, *args: object) -> T | None:
         """Return what ``call`` tells, or None; note faults; raise `_Stopped` when the device is past asking."""
-        call = self._replaced.get(call, call)
+        while call.older is not None and self._now < self._replaced.get(call, 0.0):
+            call = call.older
         key = (call, args) if args else call
         blocked = self._blocked.get(key)
         if blocked is not None and self._now < blocked:
@@ -135,7 +136,7 @@ class DeviceReader:
             value = self._nvml.get(call, self.info.uuid, self.handle, *args)
         except NvmlFailure as failure:
             if failure.meaning is Meaning.ABSENT and call.older is not None:
-                self._replaced[call] = call.older
+                self._replaced[call] = self._now + REPROBE_SECONDS
                 return self._get(call.older, capability, *args)
             self._note(failure, key, capability)
             return None

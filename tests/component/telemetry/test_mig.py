@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,8 @@ from llmos_operator.api.telemetry import Verdict
 from llmos_operator.telemetry.node_health import NodeHealth
 from llmos_operator.telemetry.policy import Reason
 from llmos_operator.telemetry.sample import Capability
-from tests.support.nvml import GIB, GPU_IS_LOST, Double
+from tests.support.nvml import EVERY_ERROR, GIB, GPU_IS_LOST, LATER, Double
+from tests.support.nvml_table import USED, furnish
 
 if TYPE_CHECKING:
     from llmos_operator.telemetry.nvml.backend import NvmlBackend
@@ -114,6 +116,51 @@ def test_churn_never_mixes_instances_up(double: Double, backend: NvmlBackend, se
             used = backend.sample(device).memory_used_bytes
             if device.is_mig and used is not None:
                 assert used == 1000 + int(device.uuid.rsplit("-", 1)[1]), "somebody else's memory"
+
+
+MIG_CALLS = [used.name for used in USED if used.machine == "mig"] + [
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+]
+
+
+@pytest.mark.parametrize("code", EVERY_ERROR)
+@pytest.mark.parametrize("call", MIG_CALLS)
+def test_churn_while_a_call_fails_mixes_nothing_up_and_ends_with_it(
+    double: Double, backend: NvmlBackend, call: str, code: int
+) -> None:
+    furnish(double, "mig")
+    double.write()
+    backend.open()
+    of = {"MIG-a": GIB, "MIG-b": 2 * GIB, "MIG-c": 3 * GIB}
+
+    def look() -> dict[str, int | None]:
+        backend._enumerate_at = 0.0
+        found = {}
+        for device in backend.devices():
+            found[device.uuid] = backend.sample(device).memory_used_bytes
+            assert all(use.memory_bytes for use in backend.processes(device) or ()), "a process that uses 0"
+        return {uuid: used for uuid, used in found.items() if uuid.startswith("MIG")}
+
+    def cut(slot: int, uuid: str) -> None:
+        double.drop(f"gpu.0.mig.{slot}.").with_instance(0, slot, uuid, instance=slot + 3)
+        double.set(**{f"gpu__0__mig__{slot}__memory__used": of[uuid]})
+
+    assert look() == {"MIG-a": GIB}
+    # Of the GPU itself a driver that is gone would end the session, which is right.
+    double.error(call, code, "MIG-a" if call == "nvmlDeviceGetUUID" else "")
+    cut(1, "MIG-b")
+    for slot, uuid in ((0, "MIG-c"), (1, "MIG-a"), (0, "MIG-b")):
+        double.write()
+        assert all(used in {None, of[name]} for name, used in look().items()), (
+            "zero, or somebody else's memory"
+        )
+        cut(slot, uuid)
+    double.heal().write()
+    look()
+    backend._monotonic = lambda: time.monotonic() + LATER
+    assert look() == {"MIG-b": 2 * GIB, "MIG-a": GIB}
 
 
 def test_an_xid_of_one_instance_spares_its_neighbours(double: Double, backend: NvmlBackend) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+import pynvml
 import pytest
 
 from llmos_operator.api.telemetry import Verdict
@@ -12,34 +14,13 @@ from llmos_operator.telemetry.backend import DriverLost
 from llmos_operator.telemetry.health import DeviceHealth, Observation, fold
 from llmos_operator.telemetry.nvml import calls
 from llmos_operator.telemetry.nvml.backend import NvmlBackend
-from llmos_operator.telemetry.nvml.codes import MEANING, Meaning
 from llmos_operator.telemetry.watchdog import InFlight
-from tests.support.nvml import (
-    CORRUPTED_INFOROM,
-    FUNCTION_NOT_FOUND,
-    GPU_IS_LOST,
-    IN_USE,
-    INVALID_ARGUMENT,
-    LIB_MISMATCH,
-    NO_DATA,
-    NO_PERMISSION,
-    NOT_FOUND,
-    NOT_READY,
-    NOT_SUPPORTED,
-    RESET_REQUIRED,
-    TIMEOUT,
-    UNINITIALIZED,
-    UNKNOWN,
-    Double,
-)
+from tests.support.nvml import EVERY_ERROR, LATER, MISSING, SICK, Double
 from tests.support.nvml_table import ELSEWHERE, MEMORY, USED, Used, furnish, told
 
 if TYPE_CHECKING:
     from llmos_operator.telemetry.sample import DeviceInfo, Sample
 
-MISSING = (NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND)
-PASSING = (NOT_FOUND, INVALID_ARGUMENT, IN_USE, NO_DATA, NOT_READY)
-SICK = (GPU_IS_LOST, RESET_REQUIRED, UNKNOWN, TIMEOUT, CORRUPTED_INFOROM, UNINITIALIZED, LIB_MISMATCH, 777)
 SAMPLED = [used for used in USED if used.feeds]
 OTHERS = [used for used in USED if not used.feeds]
 
@@ -87,7 +68,7 @@ def verdict_after(samples: list[Sample]) -> Verdict:
     return state.verdict
 
 
-@pytest.mark.parametrize("code", [*MISSING, *PASSING, *SICK])
+@pytest.mark.parametrize("code", EVERY_ERROR)
 @pytest.mark.parametrize("used", SAMPLED, ids=name)
 def test_a_failing_reading_is_absent_and_no_other_is_wrong(
     double: Double, backend: NvmlBackend, healthy: dict[str, dict[str, Any]], used: Used, code: int
@@ -109,7 +90,7 @@ def test_a_failing_reading_is_absent_and_no_other_is_wrong(
         assert value is None or value == right[field], f"{field} was {right[field]} and became {value}"
     if not fallen_back:
         assert all(values.get(field) is None for field in used.feeds)
-    faulty = MEANING.get(code, Meaning.FAULT) is Meaning.FAULT
+    faulty = code in SICK
     assert bool(sample.faults) == faulty
     seen = [backend.sample(device) for _ in range(4)]
     if not faulty and used.name != "nvmlDeviceGetMemoryInfo_v2":
@@ -121,9 +102,11 @@ def test_a_failing_reading_is_absent_and_no_other_is_wrong(
     double.write()
     after = told(measured(backend, used.machine)[1])
     assert {f: v for f, v in after.items() if v not in (None, right[f])} == {}
+    backend._monotonic = lambda: time.monotonic() + LATER
+    assert told(measured(backend, used.machine)[1]) == healthy[used.machine], "everything is told again"
 
 
-@pytest.mark.parametrize("code", [*MISSING, *PASSING, *SICK])
+@pytest.mark.parametrize("code", EVERY_ERROR)
 @pytest.mark.parametrize("used", OTHERS, ids=name)
 def test_a_failing_call_around_the_readings_harms_nothing(
     double: Double, backend: NvmlBackend, healthy: dict[str, dict[str, Any]], used: Used, code: int
@@ -153,6 +136,11 @@ def test_a_failing_call_around_the_readings_harms_nothing(
     _, sample = measured(backend, used.machine)
     assert {f: v for f, v in told(sample).items() if v not in (None, right[f])} == {}
     assert sample.memory_used_bytes == right["memory_used_bytes"]
+
+
+def test_every_code_of_the_library_is_tried() -> None:
+    codes = {value for key, value in vars(pynvml).items() if key.startswith("NVML_ERROR_")}
+    assert codes == set(EVERY_ERROR) - {777}
 
 
 def test_the_table_names_every_call_the_agent_makes(double: Double) -> None:

@@ -15,6 +15,7 @@ from llmos_operator.telemetry.node_health import NodeHealth
 from llmos_operator.telemetry.nvml.backend import NvmlBackend
 from llmos_operator.telemetry.policy import Reason
 from llmos_operator.telemetry.watchdog import InFlight
+from tests.support.nvml import GIB
 from tests.support.nvml_table import USED, Used, furnish
 
 if TYPE_CHECKING:
@@ -145,6 +146,30 @@ def test_a_hanging_call_is_reported_and_passes(
     node.turn_until(
         lambda seen: not seen.hangs and node.samples[double.uuid(0)] > count + 1, "the device comes back"
     )
+
+
+@pytest.mark.parametrize(
+    "used",
+    [used for used in MEASURING if used.machine == "mig"],
+    ids=lambda used: used.name.removeprefix("nvml"),
+)
+def test_instances_that_change_while_a_call_hangs_are_told_right_afterwards(
+    double: Double, watched: Callable[[str], Watched], used: Used
+) -> None:
+    node = watched("mig")
+    node.turn_until(lambda seen: "MIG-a" in seen.samples, "the first round")
+    double.hang(used.name).drop("gpu.0.mig.0.").with_instance(0, 1, "MIG-b", instance=4)
+    double.set(gpu__0__mig__1__memory__used=2 * GIB).write()
+    if used.name == "nvmlDeviceGetMaxMigDeviceCount":  # asked once a GPU
+        double.with_gpu(2).with_instance(2, 0, "MIG-c").write()
+    if used.name != "nvmlGpmMigSampleGet":  # made only once an instance is known
+        node.turn_until(lambda seen: seen.hangs, "the hang is reported")
+    double.heal().write()
+    seen = node.turn_until(
+        lambda seen: not seen.hangs and "MIG-b" in seen.samples, "the new instance is told"
+    )
+    assert seen.samples["MIG-b"].memory_used_bytes == 2 * GIB
+    assert "MIG-a" not in {device.uuid for device in seen.devices}
 
 
 @pytest.mark.parametrize("call", sorted(EVENT_CALLS - {"nvmlEventSetFree"}))
