@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.telemetry import Verdict
 from llmos_operator.control.treating import gpu_node
 from llmos_operator.observability.logging import logger
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.repair import repairs
-from llmos_operator.telemetry.remediation import DISRUPTIVE, Limits, SickDevice, plan
+from llmos_operator.telemetry.remediation import DISRUPTIVE, Limits, plan, sick_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
     from llmos_operator.control.metrics import OperatorMetrics
     from llmos_operator.control.treating import Treating
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.telemetry.remediation import Proposal
+    from llmos_operator.telemetry.remediation import Proposal, SickDevice
 
 log = logger(__name__)
 
 Mode = Literal["Off", "DryRun", "Act"]
 STATES = ("advice", "allowed", "young", "breaker", "treated")
-_SICK = frozenset({Verdict.UNHEALTHY, Verdict.DEGRADED})
 
 
 class Remedies:
@@ -72,22 +70,9 @@ class Remedies:
 
     def _sick(self, snapshot: Snapshot, now: float) -> Iterator[SickDevice]:
         for name, state in snapshot.nodes.items():
-            if state.gpu is None:
-                continue
-            treated = frozenset(one.target for one in state.gpu.care.treatments if one.quarantined)
-            for one in state.devices:
-                if one.verdict in _SICK:
-                    since = self._since.get((name, one.uuid, one.reason), now)
-                    yield SickDevice(
-                        name,
-                        one.uuid,
-                        one.verdict,
-                        one.reason,
-                        since,
-                        one.claims > 0,
-                        treated,
-                        one.device.parent,
-                    )
+            yield from sick_on(
+                state, lambda uuid, reason, name=name: self._since.get((name, uuid, reason), now)
+            )  # type: ignore[misc]
 
     def _show(self) -> None:
         self._metrics.remedies.clear()

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.telemetry import Verdict
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.policy import Policy, ScoreKind
 from llmos_operator.scheduler.table import NodeTable
@@ -27,7 +26,7 @@ from llmos_operator.state.snapshot import assumed_pod
 from llmos_operator.state.store import Store
 from llmos_operator.state.types import Kind, PodPhase
 from llmos_operator.telemetry.policy import LOST_REASONS
-from llmos_operator.telemetry.remediation import DISRUPTIVE, Limits, SickDevice
+from llmos_operator.telemetry.remediation import DISRUPTIVE, Limits, sick_on
 from llmos_operator.telemetry.remediation import plan as propose
 from llmos_operator.telemetry.treatment import Circumstances, Course, acts, advance, begin
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.scheduler.plan import Evict
     from llmos_operator.state.types import Pod
+    from llmos_operator.telemetry.remediation import SickDevice
 
 LOAD: Final = 120.0  # seconds from the creation of a pod until it computes
 GRACE: Final = 5.0  # seconds a pod that is asked to leave takes
@@ -270,22 +270,9 @@ class Month:
 
     def _sick(self, name: str) -> list[SickDevice]:
         state = self.store.node(name)
-        if state is None or state.gpu is None:
+        if state is None:
             return []
-        treated = frozenset(one.target for one in state.gpu.care.treatments if one.quarantined)
-        return [
-            SickDevice(
-                name,
-                one.uuid,
-                one.verdict,
-                one.reason,
-                self._since.setdefault((one.uuid, one.reason), self._now),
-                one.claims > 0,
-                treated,
-            )
-            for one in state.devices
-            if one.verdict in {Verdict.UNHEALTHY, Verdict.DEGRADED}
-        ]
+        return list(sick_on(state, lambda uuid, reason: self._since.setdefault((uuid, reason), self._now)))
 
     def _advance(self, name: str) -> None:
         state = self.store.node(name)

@@ -15,9 +15,10 @@ from llmos_operator.state.care import NODE
 from llmos_operator.telemetry.policy import Action, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from llmos_operator.state.breaker import Breaker
+    from llmos_operator.state.ledger import NodeState
 
 # Actions that disturb work or a node. The others only advise.
 DISRUPTIVE: Final = frozenset({Action.DRAIN_AND_RESET, Action.EVICT_AND_RESET, Action.REBOOT_NODE})
@@ -96,6 +97,18 @@ def plan(
             acted.add(proposal.node)  # in a dry run, too: it tells what the breaker would hold back
         proposals.append(replace(proposal, held=held))
     return tuple(proposals)
+
+
+def sick_on(state: NodeState, since: Callable[[str, str], float]) -> Iterator[SickDevice]:
+    """Yield the devices of a node with a finding; `since` tells from UUID and reason since when, in seconds."""
+    if state.gpu is None:
+        return
+    treated = frozenset(one.target for one in state.gpu.care.treatments if one.quarantined)
+    for one in state.devices:
+        if one.verdict in {Verdict.UNHEALTHY, Verdict.DEGRADED}:
+            at = since(one.uuid, one.reason)
+            busy, gpu = one.claims > 0, one.device.parent
+            yield SickDevice(state.name, one.uuid, one.verdict, one.reason, at, busy, treated, gpu)
 
 
 def action_of(reason: str) -> Action | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
+from llmos_operator.api.telemetry import Verdict
 from llmos_operator.cli.app import app
 from llmos_operator.cli.failures import CommandFailed
 from llmos_operator.sim.failures import GPU_DAYS, KINDS, NOISE, TOTAL, Fault, draw
 from llmos_operator.sim.fleet import Fleet
 from llmos_operator.sim.month import Month
+from llmos_operator.telemetry.policy import Reason
 
 SMALL = Fleet(gpus=160, days=1.0, rate=200.0)
 
@@ -55,6 +58,23 @@ def test_application_faults_alone_move_nobody(monkeypatch: pytest.MonkeyPatch) -
     found = Month(SMALL).run()
     assert found.noise > 100
     assert (found.evictions, found.treatments, found.effective) == (0, 0, 1.0)
+
+
+def test_a_sick_mig_instance_is_a_treatment_of_its_gpu_as_in_the_operator() -> None:
+    month = Month(Fleet(gpus=8))
+    month._add_node("n0000")
+    state = month.store.node("n0000")
+    assert state is not None
+    assert state.gpu is not None
+    device = replace(state.gpu.devices[0], uuid="MIG-a", parent="GPU-n0000-0")
+    sick = replace(device, verdict=Verdict.UNHEALTHY, reason=Reason.GPU_HALTED.value)
+    month.store.apply_gpu_node(replace(state.gpu, devices=(sick,)))
+    month._treat(["n0000"])
+    month._now += 60.0
+    month._treat(["n0000"])
+    care = month.store.care("n0000")
+    assert care is not None
+    assert [one.target for one in care.treatments] == ["GPU-n0000-0"]
 
 
 def test_the_command_tells_what_came_of_it() -> None:
