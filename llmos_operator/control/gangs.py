@@ -85,6 +85,14 @@ def gaps(workload: Workload, pods: Iterable[Pod]) -> frozenset[int]:
     return frozenset(found)
 
 
+def serving(workload: Workload, pods: Sequence[Pod]) -> int:
+    """Return how many replicas have all of their members among `pods`."""
+    if workload.members == 1:
+        return len(pods)
+    members = Counter(pod.claim.ordinal for pod in pods if pod.claim is not None)
+    return sum(count == workload.members for count in members.values())
+
+
 def given_back(
     workload: Workload, live: Sequence[Pod], gone: Sequence[Pod], overdue: Collection[int]
 ) -> list[Retire]:

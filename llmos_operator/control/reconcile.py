@@ -7,7 +7,6 @@ Each ruling depends on what is observed now, never on what was done before, so i
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,10 @@ from llmos_operator.api.conditions import Reason
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime import data
 from llmos_operator.api.runtime.uris import carries_credentials
-from llmos_operator.control import engines, gangs, jobs
+from llmos_operator.control import engines, gangs, jobs, rollouts
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
 from llmos_operator.state.handouts import refuses_devices
-from llmos_operator.state.snapshot import wanted_ordinals
+from llmos_operator.state.snapshot import outdated, wanted_ordinals
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ class Situation:
     limits: gangs.GangLimits = field(default_factory=gangs.GangLimits)
     tries: Tries = field(default_factory=Tries)  # of work that ends: counted by this process
     written: Tries = field(default_factory=Tries)  # as the status in the API says
+    no_room: bool = False  # a replica above the wanted number has no place: `rollouts.no_room`
 
 
 def rule(seen: Situation) -> Ruling:
@@ -116,7 +116,7 @@ def _rule_job(seen: Situation) -> Ruling:
     live = [pod for pod in pods if pod.phase is PodPhase.BOUND]
     retire = _unwanted(seen, live)
     if not retire:
-        retire = _outdated(seen, live)
+        retire = rollouts.replaced(workload, live)
     failed: list[FailedReplica] = []
     ended: Refusal | None = None
     for pod in pods:
@@ -180,8 +180,9 @@ def _rule_serving(seen: Situation) -> Ruling:
     healthy = [pod for pod in live if pod.key not in gone]
     unwanted = _unwanted(seen, healthy)
     gone |= {retire.pod for retire in unwanted}
-    outdated = _outdated(seen, [pod for pod in healthy if pod.key not in gone])
-    gone |= {retire.pod for retire in outdated}
+    staying = [pod for pod in healthy if pod.key not in gone]
+    former = rollouts.replaced(seen.workload, staying, beside=not seen.no_room)
+    gone |= {retire.pod for retire in former}
     begun = [
         pod for pod in seen.pods if pod.phase is PodPhase.ASSUMED
     ]  # their creation may be in doubt for long
@@ -195,21 +196,15 @@ def _rule_serving(seen: Situation) -> Ruling:
         for one in late
         for pod in one[1]
     ]
-    ready = serving(seen.workload, [pod for pod in healthy if pod.ready])
+    old = outdated(seen.workload, healthy)
+    # Of the present spec: that the old replicas serve on says nothing about the failures of those beside them.
+    ready = gangs.serving(seen.workload, [pod for pod in healthy if pod.ready and pod not in old])
     return Ruling(
-        retire=(*broken, *unwanted, *outdated, *given_back, *tied),
+        retire=(*broken, *unwanted, *former, *given_back, *tied),
         failed=(*failed.values(), *(one[0] for one in late)),
         trouble=_trouble(seen),
         recovered=bool(seen.workload.replicas) and ready >= seen.workload.replicas,
     )
-
-
-def serving(workload: Workload, pods: list[Pod]) -> int:
-    """Return how many replicas have all of their members among `pods`."""
-    if workload.members == 1:
-        return len(pods)
-    members = Counter(pod.claim.ordinal for pod in pods if pod.claim is not None)
-    return sum(count == workload.members for count in members.values())
 
 
 def _late(seen: Situation, live: list[Pod]) -> list[tuple[FailedReplica, tuple[Pod, ...]]]:
@@ -294,31 +289,6 @@ def _unwanted(seen: Situation, pods: list[Pod]) -> list[Retire]:
     surplus = [pod for pod in pods if pod.claim and pod.claim.ordinal not in wanted]
     text = f"{workload.replicas} replicas are wanted."
     return [_retire(workload, pod, Reason.SCALING, text) for pod in surplus]
-
-
-def _outdated(seen: Situation, pods: list[Pod]) -> list[Retire]:
-    """Return the pods of an older spec that may go now: a rolling update within maxUnavailable.
-
-    Replicas beyond the wanted number (maxSurge) are not made in this release; where only they are allowed, one
-    replica at a time is replaced.
-    """
-    workload = seen.workload
-    old = [pod for pod in pods if pod.spec_hash and pod.spec_hash != workload.template_hash]
-    rollout = workload.spec.get("rollout") or {}
-    text = "The spec has changed."
-    if rollout.get("strategy") == "Recreate":
-        return [_retire(workload, pod, Reason.PROGRESSING, text) for pod in old]
-    missing = max(0, workload.replicas - serving(workload, [pod for pod in pods if pod.ready]))
-    allowed = max(1, int(rollout.get("maxUnavailable", 1))) - missing
-    unready = {pod.claim.ordinal for pod in old if pod.claim is not None and not pod.ready}
-    busy = [ordinal for ordinal in _ordinals(old) if ordinal not in unready]
-    replaced = unready | set(busy[: max(0, allowed)])
-    chosen = [pod for pod in old if pod.claim is not None and pod.claim.ordinal in replaced]
-    return [_retire(workload, pod, Reason.PROGRESSING, text) for pod in chosen]
-
-
-def _ordinals(pods: list[Pod]) -> list[int]:
-    return list(dict.fromkeys(pod.claim.ordinal for pod in pods if pod.claim is not None))
 
 
 def _retire(workload: Workload, pod: Pod, reason: str, message: str) -> Retire:

@@ -16,6 +16,7 @@ from llmos_operator.control.autoscale import Scalers, has_lent
 from llmos_operator.control.history import finish_of
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
+from llmos_operator.manifests.rollout import no_room
 from llmos_operator.manifests.status import learned_text
 from llmos_operator.observability.logging import logger
 from llmos_operator.state.types import Hold, WorkloadKind
@@ -143,6 +144,7 @@ class Reviewer:
                 limits=self._gangs,
                 tries=record.tries,
                 written=jobs.tries_of(record.status),
+                no_room=no_room(workload, record.decision),
             )
         )
         record.tries = ruling.tries
@@ -163,7 +165,7 @@ class Reviewer:
 
     def _ask_kueue(self, record: Record, workload: Workload) -> None:
         pods = [pod for pod in self._store.pods_of(record.uid) if pod.ready]
-        ready = bool(workload.replicas) and reconcile.serving(workload, pods) >= workload.replicas
+        ready = bool(workload.replicas) and gangs.serving(workload, pods) >= workload.replicas
         again = self._kueue.look(workload, finish_of(record.status), ready=ready)
         if again is not None:
             self._look_again(record.key, again)

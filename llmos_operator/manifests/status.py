@@ -73,6 +73,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         summary=_summary(seen, run),
         replicas=seen.live_count,
         ready_replicas=seen.ready_count if seen.serves else 0,
+        updated_replicas=seen.current_count if seen.serves else 0,
         selector=seen.selector,
         url=seen.url if seen.serves else "",
         model=_model(seen, previous.model),
@@ -167,7 +168,14 @@ def _core(status: ModelWorkloadStatus) -> object:
     quantization = status.model.quantization if status.model else ""
     decision = status.decision.reason if status.decision else ""
     return (
-        (status.observed_generation, status.phase, status.replicas, status.ready_replicas, status.url),
+        (
+            status.observed_generation,
+            status.phase,
+            status.replicas,
+            status.ready_replicas,
+            status.updated_replicas,
+            status.url,
+        ),
         (status.placements, status.failure, status.last_preemption, quantization, decision, status.sizing),
         status.ceiling,
         conditions,

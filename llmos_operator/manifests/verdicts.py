@@ -14,6 +14,7 @@ from llmos_operator.api.meta import ConditionStatus
 from llmos_operator.api.quantity import human_bytes
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.clock import rfc3339
+from llmos_operator.manifests.rollout import progress
 
 if TYPE_CHECKING:
     from llmos_operator.api.runtime.messages import RuntimeStatus
@@ -261,9 +262,7 @@ def progressing(seen: Observed) -> Verdict:
         return _running(seen)
     if len(seen.current) == len(seen.pods) == pods and seen.ready_count >= wanted:
         return Verdict(FALSE, Reason.COMPLETE, "All replicas run the current spec.")
-    return Verdict(
-        TRUE, Reason.PROGRESSING, f"{seen.current_count} of {wanted} replicas exist with the current spec."
-    )
+    return Verdict(TRUE, Reason.PROGRESSING, progress(seen))
 
 
 def _running(seen: Observed) -> Verdict:

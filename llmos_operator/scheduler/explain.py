@@ -20,7 +20,7 @@ from llmos_operator.scheduler.gang import concerns
 from llmos_operator.scheduler.queueing import Pending, capped, response_ratio
 from llmos_operator.scheduler.sizing import sizes
 from llmos_operator.state import loans
-from llmos_operator.state.snapshot import lacking, missing
+from llmos_operator.state.snapshot import lacking, missing, wanted_ordinals
 from llmos_operator.state.types import AUTO, PreemptionPolicy, Quantization, QuantizationMode
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKe
     attempts = prepare(snapshot, policy, now, UNLIMITED, None)
     queue = wanted.queue or policy.default_queue
     priority = capped(snapshot, queue, snapshot.priority_of(wanted))
-    free, blocked = missing(wanted, snapshot.pods_of.get(wanted.uid, ()))
+    pods = snapshot.pods_of.get(wanted.uid, ())
+    free, blocked = missing(wanted, pods)
     pending = Pending(wanted, queue, priority, response_ratio(policy, wanted, now), free, blocked)
     pending.core = lacking(wanted, len(free), blocked)
     decision = made.decisions.get(workload)
@@ -103,7 +104,7 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, workload: WorkloadKe
         order=_order(made, pending, now),
         priority=priority,
         replicas_wanted=wanted.replicas,
-        replicas_placed=wanted.replicas - pending.replicas,
+        replicas_placed=min(wanted.replicas, len(wanted_ordinals(wanted, pods)) - pending.replicas),
         options=_options(attempts, wanted),
         rejected=decision.rejected if decision is not None else (),
         victims=tuple(e for e in made.displacements if e.preemptor == workload),

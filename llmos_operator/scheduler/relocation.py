@@ -15,6 +15,7 @@ from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, host_fits, p
 from llmos_operator.scheduler.plan import KEPT_SECONDS
 from llmos_operator.scheduler.preemption import displacing
 from llmos_operator.scheduler.queueing import Pending
+from llmos_operator.state.snapshot import ordinals_of
 from llmos_operator.state.types import Placement
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Relocations:
         if (
             claim.lowered
             or workload.wanted is not None  # which of its replicas count depends on which are there
+            or any(
+                ordinal >= workload.replicas
+                for ordinal in ordinals_of(snapshot.pods_of.get(workload.uid, ()))
+            )  # as well
             or claim.sleeping is not None
             or queue != claim.queue
             or attempts.now - claim.moved_at < policy.consolidation.cool_down

@@ -115,15 +115,29 @@ class Snapshot:
 def wanted_ordinals(workload: Workload, pods: Iterable[Pod]) -> Sequence[int]:
     """Return the ordinals of the replicas that are wanted, in order.
 
-    Where a workload has given up replicas for others, whichever they were, those that are left count first: none of
-    them is restarted for the sake of its number.
+    Those that are there count first, of the present spec before others: none of them is restarted for the sake of its
+    number, whichever were given up for others or replaced. While replicas of an older spec are there, up to
+    `Workload.surge` more are wanted: never more than the wanted number of either spec.
     """
-    if workload.wanted is None:
+    if workload.members > 1 and workload.wanted is None:
         return range(workload.replicas)
-    there = sorted(ordinals_of(pod for pod in pods if _stays(pod)))
-    kept = there[: workload.replicas]
+    staying = [pod for pod in pods if _stays(pod)]
+    there, most = ordinals_of(staying), workload.replicas
+    old = outdated(workload, staying)
+    surge = workload.surge if old else 0
+    if not surge and all(ordinal < most for ordinal in there):
+        return range(most)
+    serving = ordinals_of(pod for pod in old if pod.ready)
+    new = sorted(there - ordinals_of(old))[:most]
+    room = most + surge - len(new)
+    former = sorted(ordinals_of(old), key=lambda one: (one not in serving, one))[: min(most, room)]
     others = (ordinal for ordinal in count() if ordinal not in there)
-    return sorted((*kept, *islice(others, workload.replicas - len(kept))))
+    return sorted((*new, *former, *islice(others, min(most - len(new), room - len(former)))))
+
+
+def outdated(workload: Workload, pods: Iterable[Pod]) -> list[Pod]:
+    """Return the pods that were built from an older spec; one that does not say from which is taken for a new one."""
+    return [pod for pod in pods if pod.spec_hash and pod.spec_hash != workload.template_hash]
 
 
 def missing(workload: Workload, pods: tuple[Pod, ...]) -> tuple[tuple[int, ...], tuple[Pod, ...]]:

@@ -257,6 +257,7 @@ class Workload:
     ceiling: Ceiling | None = None  # on its replicas, if there ever was one
     wanted: int | None = None  # replicas that would be wanted without `ceiling`; None: it is not in force
     together: int = 1  # replicas that start in one plan or not at all, and end together when fewer are left
+    max_surge: int = 0  # spec.rollout.maxSurge of a rolling update; see `surge`
     priority_class: str = ""
     preemption: PreemptionPolicy = PreemptionPolicy.LOWER_PRIORITY
     disruption_order: tuple[DisruptionStep, ...] = DEFAULT_ORDER
@@ -305,6 +306,17 @@ class Workload:
             node_selector=places,
             tolerations=(*self.tolerations, *gate.tolerations),
         )
+
+    @property
+    def surge(self) -> int:
+        """Replicas it may have above those wanted while its spec changes; 0 where more would break what it promises.
+
+        Replicas of several pods, or that start together, are replaced in place; what Kueue admitted, and the ceiling of a
+        workload that gave up replicas for others, count no more than what is wanted.
+        """
+        if not self.max_surge or self.kind is not WorkloadKind.INFERENCE or self.wanted is not None:
+            return 0
+        return 0 if self.members > 1 or self.together > 1 or self.kueue_queue else self.max_surge
 
     @property
     def members(self) -> int:

@@ -196,7 +196,7 @@ class Rollout(KubeModel):
         default=0,
         ge=0,
         le=1000,
-        description="Replicas above the wanted number during a rollout. Each needs devices.",
+        description="Replicas above the wanted number during a rolling update: new ones serve before old ones go. Each needs devices; without room for one, old replicas are replaced in place.",
     )
     max_unavailable: int = Field(
         default=1, ge=0, le=1000, description="Replicas that may be missing during a rollout."
@@ -205,5 +205,5 @@ class Rollout(KubeModel):
         default=0,
         ge=0,
         le=100,
-        description="Share of requests the new version gets until the rollout is promoted. 0: no canary.",
+        description="Meant for the share of requests the new version gets until the rollout is promoted. It has no effect yet: requests go to all replicas that serve, old and new.",
     )

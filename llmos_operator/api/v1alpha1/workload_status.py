@@ -227,6 +227,9 @@ class ModelWorkloadStatus(KubeModel):
     summary: StatusSummary | None = Field(default=None, description="One line for people and for columns.")
     replicas: Replicas = Field(default=0, description="Replicas that exist.")
     ready_replicas: Replicas = Field(default=0, description="Replicas that serve.")
+    updated_replicas: Replicas = Field(
+        default=0, description="Replicas that were made from the current spec; the others are replaced."
+    )
     selector: Text = Field(default="", description="Label selector of the replicas, for autoscalers.")
     url: Text = Field(default="", description="Address of the workload inside the cluster.")
     model: ModelStatus | None = Field(default=None, description="The model as it is served.")

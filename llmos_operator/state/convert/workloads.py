@@ -116,6 +116,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         spec=spec.data,
         **_resources(spec),
         **_scheduling(spec.child("scheduling")),
+        max_surge=_max_surge(spec.child("rollout")),
         **_replicas(spec, spec.child("scheduling").number("minReplicas", 1, least=1)),
     )
 
@@ -280,6 +281,10 @@ def _replicas(spec: Fields, together: int) -> dict[str, Any]:
         "together": together,
         "elastic": most > max(1, least),
     }
+
+
+def _max_surge(rollout: Fields) -> int:
+    return 0 if rollout.text("strategy") == "Recreate" else rollout.number("maxSurge", 0)
 
 
 def _ceiling(fields: Fields) -> Ceiling | None:

@@ -300,3 +300,34 @@ def test_adapters_come_only_from_where_they_may_come_from(adapter: dict[str, str
     for uri in ("hf://org/tone", "pvc://training/tone"):
         fine = a_work(adapters=[{"name": "tone", "uri": uri}])
         assert reconcile.refusal(fine, allow_file=False, allowed_hosts=()) is None
+
+
+def surging(replicas: int = 2, surge: int = 1, unavailable: int = 0) -> Workload:
+    return a_work(replicas=replicas, rollout={"maxSurge": surge, "maxUnavailable": unavailable})
+
+
+def test_with_a_surge_nothing_goes_before_a_new_replica_serves() -> None:
+    work = surging()
+    before = (old(work, 0, ready=True), old(work, 1, ready=True))
+    assert retired(situation(work, *before, a_pod_of(work, 2))) == []
+    assert retired(situation(work, *before, a_pod_of(work, 2, ready=True))) == ["pod-0"]
+
+
+def test_without_room_for_a_surge_one_replica_is_replaced_in_place() -> None:
+    work = surging()
+    before = (old(work, 0, ready=True), old(work, 1, ready=True))
+    assert retired(situation(work, *before, no_room=True)) == ["pod-0"]
+    assert retired(situation(work, a_pod_of(work, 0), old(work, 1, ready=True), no_room=True)) == []
+
+
+def test_replicas_of_several_pods_are_replaced_in_place_whatever_their_surge() -> None:
+    work = replace(surging(replicas=1), stages=2)
+    pods = [old(work, 0, ready=True) for _ in range(2)]
+    pods = [replace(pod, uid=f"m{i}", claim=replace(pod.claim, member=i)) for i, pod in enumerate(pods)]
+    assert retired(situation(work, *pods)) == ["m0", "m1"]
+
+
+def test_failures_of_new_replicas_are_not_over_because_the_old_ones_serve() -> None:
+    work = surging()
+    before = (old(work, 0, ready=True), old(work, 1, ready=True))
+    assert not reconcile.rule(situation(work, *before, a_pod_of(work, 2))).recovered

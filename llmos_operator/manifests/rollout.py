@@ -1,0 +1,38 @@
+"""What is said of a rolling update that is under way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos_operator.api.conditions import Reason
+
+if TYPE_CHECKING:
+    from llmos_operator.manifests.observed import Observed
+    from llmos_operator.scheduler.plan import Decision
+    from llmos_operator.state.types import Workload
+
+# Room that the replicas that serve have themselves. Waiting for victims or a start nearby ends by itself; what no device
+# could ever take is no reason to end what serves.
+_NO_ROOM = frozenset({Reason.NO_CAPACITY, Reason.EXCEEDS_QUOTA, Reason.CLAIM_IN_USE})
+
+
+def no_room(workload: Workload, decision: Decision | None) -> bool:
+    """Return whether the present spec's last decision found no room for a replica above the wanted number."""
+    if decision is None or not workload.surge or decision.generation != workload.generation:
+        return False
+    return decision.pending > 0 and decision.reason in _NO_ROOM
+
+
+def progress(seen: Observed) -> str:
+    """Return how far a rolling update, or the start of the wanted replicas, is."""
+    text = f"{seen.current_count} of {seen.workload.replicas} replicas exist with the current spec."
+    old = seen.live_count - seen.current_count
+    if not old:
+        return text
+    parts = [text, f"{old} of an older spec {'is' if old == 1 else 'are'} still there."]
+    decision = seen.decision
+    if decision is not None and no_room(seen.workload, decision):
+        parts.append(
+            f"There is no room for a replica beside them ({decision.reason}): they are replaced in place."
+        )
+    return " ".join(parts)
