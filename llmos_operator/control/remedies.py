@@ -50,9 +50,8 @@ class Remedies:
         self._treating = treating
         self._recorder = recorder
         self._limits = Limits(dry_run=mode != "Act")
-        self._since: dict[
-            tuple[str, str, str], float
-        ] = {}  # node, device, reason -> when it was first seen so
+        # node, device, reason -> when it was first seen so
+        self._since: dict[tuple[str, str, str], float] = {}
         self._told: set[tuple[str, str, str]] = set()  # node, device, action
 
     def look(self, snapshot: Snapshot, now: float) -> None:
@@ -69,10 +68,8 @@ class Remedies:
             self._treating.turn(snapshot, self.proposals, now)
 
     def _sick(self, snapshot: Snapshot, now: float) -> Iterator[SickDevice]:
-        for name, state in snapshot.nodes.items():
-            yield from sick_on(
-                state, lambda uuid, reason, name=name: self._since.get((name, uuid, reason), now)
-            )  # type: ignore[misc]
+        for state in snapshot.nodes.values():
+            yield from sick_on(state, lambda *found: self._since.get(found, now))
 
     def _show(self) -> None:
         self._metrics.remedies.clear()

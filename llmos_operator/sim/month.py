@@ -95,7 +95,9 @@ class Month:
         self._looking = False
         self._nodes = fleet.gpus // GPUS
         self._touched: set[str] = set()  # nodes with a fault, ever
-        self._since: dict[tuple[str, str], float] = {}
+        self._since: dict[
+            tuple[str, str, str], float
+        ] = {}  # node, device, reason -> when it was first seen so
 
     def run(self) -> Outcome:
         """Return what came of it."""
@@ -272,7 +274,7 @@ class Month:
         state = self.store.node(name)
         if state is None:
             return []
-        return list(sick_on(state, lambda uuid, reason: self._since.setdefault((uuid, reason), self._now)))
+        return list(sick_on(state, lambda *found: self._since.setdefault(found, self._now)))
 
     def _advance(self, name: str) -> None:
         state = self.store.node(name)

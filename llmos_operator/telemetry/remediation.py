@@ -99,14 +99,14 @@ def plan(
     return tuple(proposals)
 
 
-def sick_on(state: NodeState, since: Callable[[str, str], float]) -> Iterator[SickDevice]:
-    """Yield the devices of a node with a finding; `since` tells from UUID and reason since when, in seconds."""
+def sick_on(state: NodeState, since: Callable[[str, str, str], float]) -> Iterator[SickDevice]:
+    """Yield a node's devices with a finding; ``since`` tells from node, UUID and reason since when, in epoch seconds."""
     if state.gpu is None:
         return
     treated = frozenset(one.target for one in state.gpu.care.treatments if one.quarantined)
     for one in state.devices:
         if one.verdict in {Verdict.UNHEALTHY, Verdict.DEGRADED}:
-            at = since(one.uuid, one.reason)
+            at = since(state.name, one.uuid, one.reason)
             busy, gpu = one.claims > 0, one.device.parent
             yield SickDevice(state.name, one.uuid, one.verdict, one.reason, at, busy, treated, gpu)
 

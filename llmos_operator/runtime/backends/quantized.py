@@ -22,12 +22,14 @@ from llmos_operator.runtime.backends.products import product, widens
 from llmos_operator.runtime.formats.grids import GROUP, LANES, pack_int4, packing_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 _DEFAULT_CROSSOVER = 12
 _MOST_UNPACKED = 8 << 20  # elements of int8 weights that are bf16 at the same time
-_int8_mm = torch._weight_int8pack_mm  # noqa: SLF001 - see above; this binding costs a call half of torch.ops'
-_int4_mm = torch._weight_int4pack_mm_for_cpu  # noqa: SLF001
+_int8_mm: Callable[..., Tensor] = torch._weight_int8pack_mm  # noqa: SLF001 - see above; this binding costs a call half of torch.ops'
+_int4_mm: Callable[..., Tensor] = torch._weight_int4pack_mm_for_cpu  # noqa: SLF001
 
 
 class QuantizedLinear(nn.Module):
@@ -47,9 +49,7 @@ class QuantizedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         packed = rows.shape[0] <= self.crossover_rows and rows.is_cpu
         out = self.packed(rows) if packed else self.unpacked(rows)
-        bias = self._buffers[
-            "bias"
-        ]  # by name alone: a module's own look-up costs a decode step 3 % of its time
+        bias = self._buffers["bias"]  # by name: a module's own look-up costs a decode step 3 % of its time
         if bias is not None:
             out = out + bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -90,8 +90,7 @@ class Int8Linear(QuantizedLinear):
     def packed(self, rows: Tensor) -> Tensor:
         """Return the product by the packed kernel."""
         held = self._table[0]._buffers if self._table else self._buffers  # noqa: SLF001 - as in QuantizedLinear
-        out: Tensor = _int8_mm(rows.contiguous(), held["weight"], held["scale"])
-        return out
+        return _int8_mm(rows.contiguous(), held["weight"], held["scale"])
 
     def unpacked(self, rows: Tensor) -> Tensor:
         """Return the product by way of bf16 weights; int8 values are exact in bf16, so scales come last.
@@ -121,8 +120,7 @@ class Int4Linear(QuantizedLinear):
 
     def packed(self, rows: Tensor) -> Tensor:
         """Return the product by the packed kernel."""
-        out: Tensor = _int4_mm(rows.contiguous(), self._buffers["weight"], GROUP, self._buffers["grid"])
-        return out
+        return _int4_mm(rows.contiguous(), self._buffers["weight"], GROUP, self._buffers["grid"])
 
     def unpacked(self, rows: Tensor) -> Tensor:
         """Return the product by way of bf16 weights, where this CPU's packing is known; else by the packed kernel."""
