@@ -57,6 +57,12 @@ class Embeds:
         self._waiting.remove(job)
         return True
 
+    def abort_all(self, why: str) -> list[EmbedResult]:
+        """Forget all requests; return what is said to each."""
+        gone = [EmbedResult(job.embed.request_id, error=why) for job in self._waiting]
+        self._waiting.clear()
+        return gone
+
     def step(self) -> EmbedResult | None:
         """Compute a part of the request whose turn it is; return its answer once it is complete."""
         if not self._waiting:

@@ -302,7 +302,11 @@ class Engine:
             )
 
     def _abort_all(self, why: str) -> None:
-        outputs = self._serving.abort_all(why) if self._serving is not None else []
+        if self._serving is None:
+            return
+        for result in self._serving.abort_embeds(why):
+            self._send(result)
+        outputs = self._serving.abort_all(why)
         if outputs:
             self._send(StepOutput(tuple(outputs)))
 

@@ -153,8 +153,14 @@ class Serving:
         self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + 1)
         return True
 
+    def abort_embeds(self, why: str) -> list[EmbedResult]:
+        """Stop all requests to an encoder and return the answer to each."""
+        gone = self._embeds.abort_all(why)
+        self._counts = dataclasses.replace(self._counts, aborted=self._counts.aborted + len(gone))
+        return gone
+
     def abort_all(self, why: str) -> list[RequestOutput]:
-        """Stop everything and return the last output of each request."""
+        """Stop all that is generated and return the last output of each request."""
         self._land()
         landed, self._landed = self._landed, []
         gone = [sequence.submit.request_id for sequence in self._batcher.cancel_all()]

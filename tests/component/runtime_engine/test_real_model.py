@@ -304,6 +304,21 @@ def test_a_request_to_an_encoder_that_nobody_waits_for_stops_between_two_parts(b
     assert end.steps == stopped.steps + 1, "only the next request was computed since"
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_requests_to_an_encoder_that_goes_to_sleep_are_told(bench, level):
+    assert bench.load(packaged(SENTENCES)).state is RuntimeState.READY
+    long = tuple((2000 + number, *range(3000, 3511)) for number in range(600))
+
+    async def sleep():
+        before = bench.client.status().stats
+        asked = [asyncio.create_task(bench.client.embed(Embed(name, long))) for name in ("begun", "waits")]
+        await bench.stats_until(lambda stats: stats.steps > before.steps)
+        bench.client.sleep(level)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    assert [str(told) for told in bench.run(sleep())] == ["the model goes to sleep"] * 2
+
+
 def test_an_encoder_keeps_its_meaning_at_int8(bench):
     status = bench.load(packaged(SENTENCES), format="int8")
     assert status.state is RuntimeState.READY, status.failure

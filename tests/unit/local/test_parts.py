@@ -324,13 +324,17 @@ def test_a_zombie_is_not_alive() -> None:
 
 def test_processes_are_found_by_their_mark_and_not_by_a_part_of_it() -> None:
     marks = {"LLMOS_TEST_MARK": "/tmp/here"}
-    process = subprocess.Popen(["sleep", "600"], env={**os.environ, **marks})
+    process = subprocess.Popen(
+        ["cat"], env={**os.environ, **marks}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
     try:
+        process.stdin.write(b"\n")
+        process.stdout.readline()  # it runs: its environment can be read
         assert [record.pid for record in marked_processes("LLMOS_TEST_MARK=/tmp/here")] == [process.pid]
         assert not list(marked_processes("LLMOS_TEST_MARK=/tmp/her"))
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"stage": "unknown"}', "[]"])
