@@ -20,6 +20,7 @@ from aiohttp import web
 from llmos_operator.cluster import transport
 from llmos_operator.errors import Permanent
 from llmos_operator.gateway import keys
+from llmos_operator.gateway.affinity import Affinity
 from llmos_operator.gateway.balance import Balancer
 from llmos_operator.gateway.catalog import Catalog
 from llmos_operator.gateway.demand import Demand, Reporter
@@ -84,6 +85,7 @@ class Gateway:
             hold_limit=settings.hold_limit,
             on_hold=self.demand.changed.set,
             tracer=self.tracer,
+            affinity=Affinity() if settings.prefix_affinity else None,
         )
         self._upstream = Upstream(connect_seconds=settings.connect_timeout)
         self.front = self._front()

@@ -5,6 +5,9 @@ that forgets (older answers count less, by time), bounded to half and twice the 
 from a slow replica without starving it. Ties go to the replica that was picked longest ago, so that equal replicas
 take turns. A replica that refused a connection rests for a while that doubles from 1 to 30 s; one that rests is only
 used when all of them rest.
+
+A replica that is preferred, as it holds the beginning of the prompt, is picked while its cost is at most 1.25 times the
+least plus 1: the bound on loads of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (SODA 2018).
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from llmos_operator.gateway.catalog import Replica
 
 MEMORY_SECONDS = 20.0  # an observation this old counts 1/e
 REST_SECONDS = (1.0, 30.0)
+PREFERRED = (1.0, 1.25)  # a preferred replica costs at most the first + the second x the least
 
 
 @dataclass(slots=True)
@@ -49,11 +53,12 @@ class Balancer:
         exclude: Collection[str] = (),
         below: int | None = None,
         awake_only: bool = False,
+        prefer: Sequence[Collection[str]] = (),
     ) -> Replica | None:
         """Return the replica for the next request and count it in flight; None if there is none.
 
         ``exclude`` are pod UIDs already tried; ``below`` leaves out replicas with that many own requests in flight;
-        ``awake_only`` leaves out those that rest.
+        ``awake_only`` leaves out those that rest; ``prefer`` are UIDs in groups, the best group first.
         """
         candidates = [r for r in replicas if r.uid not in exclude]
         if below is not None:
@@ -64,7 +69,9 @@ class Balancer:
         if awake_only and not awake:
             return None
         typical = self._typical(candidates)
-        chosen = min(awake or candidates, key=lambda r: self._rank(r.uid, typical, resting=not awake))
+        ranks = {r.uid: self._rank(r.uid, typical, resting=not awake) for r in awake or candidates}
+        least = min(awake or candidates, key=lambda r: ranks[r.uid])
+        chosen = self._preferred(awake, ranks, prefer, ranks[least.uid][1]) or least
         load = self._load(chosen.uid)
         self._turn += 1
         load.picked = self._turn
@@ -114,6 +121,21 @@ class Balancer:
         """Drop what is known of replicas that are gone and have nothing in flight."""
         for uid in [u for u, load in self._loads.items() if u not in known and load.in_flight <= 0]:
             del self._loads[uid]
+
+    def _preferred(
+        self,
+        awake: Sequence[Replica],
+        ranks: Mapping[str, tuple[float, float, int]],
+        prefer: Sequence[Collection[str]],
+        least: float,
+    ) -> Replica | None:
+        """Return the least loaded replica of the first group with one that is not too busy."""
+        extra, times = PREFERRED
+        for group in prefer:
+            found = min((r for r in awake if r.uid in group), key=lambda r: ranks[r.uid], default=None)
+            if found is not None and ranks[found.uid][1] <= extra + times * least:
+                return found
+        return None
 
     def _load(self, uid: str) -> Load:
         load = self._loads.get(uid)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmos_operator.gateway import spans
 from llmos_operator.gateway.answers import Refused
@@ -18,8 +18,9 @@ from llmos_operator.gateway.waiting import WaitingRoom
 from llmos_operator.observability import tracing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from llmos_operator.gateway.affinity import Affinity
     from llmos_operator.gateway.balance import Balancer
     from llmos_operator.gateway.catalog import Catalog, Replica, Workload, WorkloadKey
     from llmos_operator.gateway.metrics import Metrics
@@ -32,6 +33,7 @@ RETRY_AFTER_SECONDS = 10.0  # where nobody knows better
 class _Ticket:
     tenant: str
     future: asyncio.Future[Replica]
+    beginnings: Sequence[bytes]
 
 
 @dataclass(slots=True)
@@ -56,26 +58,42 @@ class Dispatcher:
     hold_limit: int
     on_hold: Callable[[], None]
     tracer: Tracer = tracing.OFF
+    affinity: Affinity | None = None  # None: prompts that begin alike go anywhere
     _rooms: dict[str, _Room] = field(default_factory=dict)  # by their key
 
     def __post_init__(self) -> None:
         self.catalog.subscribe(self._changed)
 
-    async def acquire(self, route: Route, tenant: str, *, tried: Iterable[str], deadline: float) -> Replica:
+    def beginnings(self, route: Route, tenant: str, document: Mapping[str, Any] | None) -> Sequence[bytes]:
+        """Return what tells whether another request's prompt began like that of ``document``, the longest first."""
+        if self.affinity is None:
+            return ()
+        return self.affinity.beginnings(document, tenant, route.lead.uid, route.adapter)
+
+    async def acquire(
+        self,
+        route: Route,
+        tenant: str,
+        *,
+        tried: Iterable[str],
+        deadline: float,
+        beginnings: Sequence[bytes] = (),
+    ) -> Replica:
         """Return a replica, counted in flight: :meth:`release` it. Raises Refused (503).
 
-        ``tried`` are replicas that could not be reached for this request; ``deadline`` (monotonic seconds) ends a hold.
+        ``tried`` are replicas that could not be reached for this request; ``deadline`` (monotonic seconds) ends a hold;
+        ``beginnings`` of its prompt make it go where a prompt that begins alike went.
         """
         route = self._current(route)
         self._check(route)
         if not self._room(route):
             hold = route.lead.cold_start is ColdStart.HOLD
-            replica = self._pick(route, exclude=frozenset(tried), awake_only=hold)
+            replica = self._pick(route, exclude=frozenset(tried), awake_only=hold, beginnings=beginnings)
             if replica is not None:
                 return replica
             if not hold:
                 raise self._starting(route.lead)
-        return await self._hold(route, tenant, deadline)
+        return await self._hold(route, tenant, deadline, beginnings)
 
     def release(self, route: Route, replica: Replica) -> None:
         """The request that got ``replica`` is over; somebody waiting may have its place."""
@@ -103,10 +121,10 @@ class Dispatcher:
 
     # ------------------------------------------------------------ holding
 
-    async def _hold(self, route: Route, tenant: str, deadline: float) -> Replica:
+    async def _hold(self, route: Route, tenant: str, deadline: float, beginnings: Sequence[bytes]) -> Replica:
         lead = route.lead
         labels = tuple(lead.key)
-        ticket = _Ticket(tenant, asyncio.get_running_loop().create_future())
+        ticket = _Ticket(tenant, asyncio.get_running_loop().create_future(), beginnings)
         room = self._enter(route, ticket)
         began = self.monotonic()
         self.metrics.hold(lead.key)
@@ -181,6 +199,7 @@ class Dispatcher:
             if ticket is None or ticket.future.done():
                 self.balancer.release(replica.uid)
             else:
+                self._learn(room.route, replica, ticket.beginnings)
                 ticket.future.set_result(replica)
         self._close_if_empty(room)
 
@@ -234,10 +253,29 @@ class Dispatcher:
         exclude: frozenset[str] = frozenset(),
         below: int | None = None,
         awake_only: bool,
+        beginnings: Sequence[bytes] = (),
     ) -> Replica | None:
-        return self.balancer.pick(
-            self._replicas(route), self.monotonic(), exclude=exclude, below=below, awake_only=awake_only
+        replica = self.balancer.pick(
+            self._replicas(route),
+            self.monotonic(),
+            exclude=exclude,
+            below=below,
+            awake_only=awake_only,
+            prefer=self.affinity.holders(beginnings) if self.affinity is not None else (),
         )
+        if replica is not None:
+            self._learn(route, replica, beginnings)
+        return replica
+
+    def _learn(self, route: Route, replica: Replica, beginnings: Sequence[bytes]) -> None:
+        """Remember that a prompt with ``beginnings`` goes to ``replica``."""
+        if self.affinity is None or not beginnings:
+            return
+        there = {one.uid for one in self._replicas(route)}
+        known = there & set().union(*self.affinity.holders(beginnings))
+        result = "new" if not known else "kept" if replica.uid in known else "moved"
+        self.metrics.prompts.labels(*route.lead.key, result).inc()
+        self.affinity.learn(beginnings, replica.uid)
 
     def _check(self, route: Route) -> None:
         """Raise Refused where no replica serves and none can come up."""

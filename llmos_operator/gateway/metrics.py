@@ -72,6 +72,11 @@ class Metrics:
         self.tokens = counter(
             "tokens_total", "Tokens of answers that said their usage.", [*_WORKLOAD, "kind"]
         )
+        self.prompts = counter(
+            "prompts_total",
+            "Prompts by where they went: kept, to a replica that had one that begins alike; moved, to another as those were busy; new, none had.",
+            [*_WORKLOAD, "result"],
+        )
         self.workloads = gauge("workloads", "Inference workloads known.", [])
         self.replicas = gauge("replicas", "Ready replicas known.", [])
         self.reports = counter(
@@ -86,6 +91,7 @@ class Metrics:
         self._by_workload = [
             self.requests, self.seconds, self.first_byte, self.in_flight, self.held, self.hold_seconds,
             self.hold_ended, self.retries, self.upstream_errors, self.client_gone, self.tokens,
+            self.prompts,
         ]  # fmt: skip
 
         for result in ("sent", "failed"):

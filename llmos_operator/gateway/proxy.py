@@ -23,7 +23,7 @@ from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from aiohttp import ClientResponse
     from multidict import CIMultiDict
@@ -87,9 +87,10 @@ class Proxy:
 
     async def _attempts(self, exchange: Exchange) -> web.StreamResponse:
         deadline = exchange.arrived + self.hold_seconds
+        beginnings = self.dispatcher.beginnings(exchange.route, exchange.tenant, exchange.asked.document)
         last = ""
         for _ in range(ATTEMPTS):
-            replica = await self._acquire(exchange, deadline)
+            replica = await self._acquire(exchange, deadline, beginnings)
             workload = self._workload_of(exchange.route, replica)
             self.demand.began(workload.key)
             try:
@@ -114,11 +115,15 @@ class Proxy:
             retry_after=5.0,
         )
 
-    async def _acquire(self, exchange: Exchange, deadline: float) -> Replica:
+    async def _acquire(self, exchange: Exchange, deadline: float, beginnings: Sequence[bytes]) -> Replica:
         began = self.monotonic()
         try:
             return await self.dispatcher.acquire(
-                exchange.route, exchange.tenant, tried=exchange.tried, deadline=deadline
+                exchange.route,
+                exchange.tenant,
+                tried=exchange.tried,
+                deadline=deadline,
+                beginnings=beginnings,
             )
         finally:
             exchange.held_seconds += self.monotonic() - began

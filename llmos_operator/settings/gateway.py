@@ -33,6 +33,8 @@ class GatewaySettings(ProcessSettings):
     """Seconds a request body may take to arrive."""
     connect_timeout: Seconds = 2.0
     """Seconds a connection to a replica may take before another replica is tried."""
+    prefix_affinity: bool = True
+    """Whether prompts that begin alike go to one replica, unless it is much busier than another."""
     keys_file: str = ""
     """File of hashed API keys; empty lets everybody in."""
     default_namespace: str = ""

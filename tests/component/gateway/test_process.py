@@ -55,9 +55,10 @@ class Running:
         self.url = f"http://{HOST}:{port}"
         self.health = f"http://{HOST}:{health}"
 
-    async def chat(self, model: str) -> tuple[int, Any]:
+    async def chat(self, model: str, *texts: str) -> tuple[int, Any]:
+        messages = [{"role": "user", "content": text} for text in texts]
         async with self.http.post(
-            f"{self.url}/v1/chat/completions", json={"model": model, "messages": []}
+            f"{self.url}/v1/chat/completions", json={"model": model, "messages": messages}
         ) as answer:
             return answer.status, await answer.json(content_type=None)
 
@@ -67,6 +68,11 @@ class Running:
                 return answer.status == 200
         except aiohttp.ClientError:
             return False
+
+    async def shows(self, sample: str) -> bool:
+        """Whether its metrics have this line."""
+        async with self.http.get(f"{self.health}/metrics") as answer:
+            return sample in (await answer.text()).splitlines()
 
     async def knows(self, model: str, state: str) -> bool:
         async with self.http.get(f"{self.url}/v1/models") as answer:
@@ -172,6 +178,32 @@ async def test_workloads_and_pods_of_the_api_server_are_routed_and_followed(
             await _eventually(unknown)
         finally:
             await replica.stop()
+
+
+async def test_conversations_stay_with_the_replica_that_has_their_beginning(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with _gateway(plane, tmp_path, (18707, 18708)) as gateway:
+        uid = _workload(plane, "talk")
+        replicas = [await ScriptedReplica(host=f"127.99.7.{5 + i}", name=f"t{i}").start() for i in range(2)]
+        try:
+            for replica in replicas:
+                _pod(plane, replica.name, uid, replica)
+
+            async def all_known() -> bool:
+                return await gateway.shows("llmos_gateway_replicas 2.0")
+
+            await _eventually(all_known)
+            said, homes = ["a" * 900], []
+            for turn in range(4):
+                said.append(f"{turn}")
+                homes.append((await gateway.chat("talk", *said))[1]["replica"])
+            assert homes == [homes[0]] * 4
+            kept = 'llmos_gateway_prompts_total{namespace="team",result="kept",workload="talk"} 3.0'
+            assert await gateway.shows(kept)
+        finally:
+            for replica in replicas:
+                await replica.stop()
 
 
 async def test_requests_go_on_while_the_api_server_is_away(plane: ControlPlane, tmp_path: Path) -> None:

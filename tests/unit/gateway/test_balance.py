@@ -114,3 +114,27 @@ def test_a_replica_that_is_gone_is_forgotten_once_its_requests_are_over() -> Non
     balancer.release("a")
     balancer.forget(known=())
     assert balancer._loads == {}
+
+
+def test_a_preferred_replica_is_picked_until_it_is_much_busier() -> None:
+    balancer, replicas = Balancer(), _replicas("a", "b")
+    picked = [_pick(balancer, replicas, prefer=[("a",)]) for _ in range(20)]
+    assert picked[:2] == ["a", "a"]
+    loads = Counter(picked)
+    assert loads["b"] < loads["a"] <= 1 + 1.25 * (loads["b"] + 1)
+
+
+def test_the_best_group_with_a_replica_that_is_not_too_busy_is_preferred() -> None:
+    balancer, replicas = Balancer(), _replicas("a", "b", "c")
+    for _ in range(5):
+        _pick(balancer, replicas, exclude={"b", "c"})
+    assert _pick(balancer, replicas, prefer=[("a",), ("a", "c")]) == "c"
+    assert _pick(balancer, replicas, prefer=[("c", "b"), ("c",)]) == "b"  # the least loaded of the group
+
+
+def test_a_preferred_replica_that_rests_was_tried_or_is_gone_is_not_picked() -> None:
+    balancer, replicas = Balancer(), _replicas("a", "b")
+    balancer.refused("a", 0.0)
+    assert _pick(balancer, replicas, prefer=[("a",)]) == "b"
+    assert _pick(balancer, replicas, 5.0, prefer=[("a",)], exclude={"a"}) == "b"
+    assert _pick(balancer, replicas, 5.0, prefer=[("gone",)]) == "a"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from llmos_operator.gateway.affinity import Affinity
 from llmos_operator.gateway.answers import Refused
 from llmos_operator.gateway.balance import Balancer
 from llmos_operator.gateway.catalog import Catalog, ColdStart, Replica, Route, Workload, WorkloadKey
@@ -44,6 +45,7 @@ class _Bench:
             self.loop.time,
             hold_limit=hold_limit,
             on_hold=self._held,
+            affinity=Affinity(),
         )
 
     def _held(self) -> None:
@@ -53,12 +55,23 @@ class _Bench:
         self.catalog.put_replica(Replica(uid, workload, f"team/{uid}", "127.0.0.1", 1))
 
     def ask(
-        self, tenant: str = "", *, seconds: float = 5.0, tried: tuple[str, ...] = ()
+        self, tenant: str = "", *, seconds: float = 5.0, tried: tuple[str, ...] = (), prompt: str = ""
     ) -> asyncio.Task[Replica]:
         deadline = self.loop.time() + seconds
+        begins = self.dispatcher.beginnings(self.route, tenant, {"prompt": prompt})
         return asyncio.create_task(
-            self.dispatcher.acquire(self.route, tenant, tried=tried, deadline=deadline)
+            self.dispatcher.acquire(self.route, tenant, tried=tried, deadline=deadline, beginnings=begins)
         )
+
+    async def answered(self, prompt: str, tenant: str = "") -> str:
+        """Ask, have the answer, and say who gave it."""
+        replica = await self.ask(tenant, prompt=prompt)
+        self.dispatcher.release(self.route, replica)
+        return replica.uid
+
+    def prompts(self, result: str) -> float:
+        labels = {"namespace": "team", "workload": "chat", "result": result}
+        return self.registry.get_sample_value("llmos_gateway_prompts_total", labels) or 0.0
 
     def in_flight(self) -> int:
         return self.balancer.in_flight(self.catalog.replicas("w"))
@@ -259,3 +272,54 @@ async def test_closing_turns_everybody_away() -> None:
     await _turn()
     bench.dispatcher.close()
     assert (await _refusal(asked)).code == "gateway_stopping"
+
+
+async def test_prompts_that_begin_alike_go_to_one_replica_and_others_take_turns() -> None:
+    bench = _Bench()
+    for uid in ("r1", "r2", "r3"):
+        bench.replica(uid)
+    homes = {letter: await bench.answered(letter * 900) for letter in "abc"}
+    assert sorted(homes.values()) == ["r1", "r2", "r3"]
+    for letter, home in homes.items():
+        assert [await bench.answered(letter * 900 + str(turn)) for turn in range(3)] == [home] * 3
+    assert (bench.prompts("new"), bench.prompts("kept"), bench.prompts("moved")) == (3.0, 9.0, 0.0)
+
+
+async def test_a_busy_replica_passes_a_prompt_on_to_one_that_learns_it() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    bench.replica("r2")
+    prompt = "a" * 900
+    busy = [(await bench.ask(prompt=prompt)).uid for _ in range(3)]
+    assert busy[0] == busy[1] != busy[2]
+    assert (bench.prompts("new"), bench.prompts("kept"), bench.prompts("moved")) == (1.0, 1.0, 1.0)
+    assert await bench.answered(prompt) == busy[2]  # both hold it now: the less loaded one
+
+
+async def test_tenants_do_not_share_what_is_known_of_prompts() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    bench.replica("r2")
+    prompt = "a" * 900
+    assert await bench.answered(prompt, "one") != await bench.answered(prompt, "two")
+    assert bench.prompts("kept") == 0.0
+
+
+async def test_held_prompts_are_remembered_with_the_replica_that_came() -> None:
+    bench = _Bench()
+    held = bench.ask(prompt="a" * 900)
+    await _turn()
+    bench.replica("r1")
+    await held
+    bench.replica("r2")
+    assert await bench.answered("a" * 900) == "r1"
+
+
+async def test_a_replica_that_is_gone_is_not_counted_as_busy() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    await bench.answered("a" * 900)
+    bench.catalog.remove_replica("r1")
+    bench.replica("r2")
+    assert await bench.answered("a" * 900) == "r2"
+    assert (bench.prompts("new"), bench.prompts("moved")) == (2.0, 0.0)

@@ -61,6 +61,22 @@ async def test_requests_go_to_the_least_loaded_replica() -> None:
         assert bench.metric("tokens_total", namespace="team", workload="chat", kind="prompt") == 27
 
 
+@pytest.mark.parametrize("on", [True, False])
+async def test_the_turns_of_a_conversation_go_to_one_replica_unless_that_is_off(on: bool) -> None:
+    async with running_gateway(prefix_affinity=on) as bench:
+        uid = await bench.add_workload("chat")
+        for _ in range(2):
+            await bench.add_replica(uid)
+        messages = [{"role": "system", "content": "s" * 900}]
+        answered = []
+        for turn in range(4):
+            messages.append({"role": "user", "content": f"question {turn}"})
+            answered.append((await bench.chat("chat", messages=messages))[1]["replica"])
+        assert len(set(answered)) == (1 if on else 2)
+        labels = {"namespace": "team", "workload": "chat"}
+        assert bench.metric("prompts_total", **labels, result="kept") == (3.0 if on else 0.0)
+
+
 async def test_an_unknown_model_is_404_and_names_the_known_ones() -> None:
     async with running_gateway() as bench:
         await bench.add_workload("chat")
