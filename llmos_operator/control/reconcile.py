@@ -19,7 +19,7 @@ from llmos_operator.api.runtime.uris import carries_credentials
 from llmos_operator.control import engines, gangs, jobs, rollouts
 from llmos_operator.manifests.observed import Failure, Refusal, Tries
 from llmos_operator.state.handouts import refuses_devices
-from llmos_operator.state.snapshot import outdated, wanted_ordinals
+from llmos_operator.state.snapshot import most_of_present, outdated, wanted_ordinals
 from llmos_operator.state.types import Hold, Pod, PodPhase, Workload
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _rule_serving(seen: Situation) -> Ruling:
         retire=(*broken, *unwanted, *former, *given_back, *tied),
         failed=(*failed.values(), *(one[0] for one in late)),
         trouble=_trouble(seen),
-        recovered=bool(seen.workload.replicas) and ready >= seen.workload.replicas,
+        recovered=bool(seen.workload.replicas) and ready >= max(1, most_of_present(seen.workload, healthy)),
     )
 
 

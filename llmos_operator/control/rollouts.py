@@ -1,4 +1,4 @@
-"""Which pods of an older spec may go now: a rolling update within maxSurge and maxUnavailable. Pure.
+"""Which pods of an older spec may go now: a rolling update within maxSurge and maxUnavailable, or a canary. Pure.
 
 What is wanted meanwhile, and so which replicas start beside those that serve, is in `state.snapshot.wanted_ordinals`.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmos_operator.actuators.outcomes import Retire
 from llmos_operator.api.conditions import Reason
 from llmos_operator.control.gangs import serving
-from llmos_operator.state.snapshot import ordinals_of, outdated
+from llmos_operator.state.snapshot import held_back, ordinals_of, outdated
 
 if TYPE_CHECKING:
     from llmos_operator.state.types import Pod, Workload
@@ -21,8 +21,10 @@ def replaced(workload: Workload, pods: list[Pod], *, beside: bool = True) -> lis
 
     As many serving replicas go as leave the wanted number less `maxUnavailable`, whichever spec those are of. Where no
     replica can start beside them (none is allowed, or not `beside`: there is no room), at least one is replaced in place.
+    What a canary holds back stays, also where there is no room for one.
     """
-    old = outdated(workload, pods)
+    held = {pod.uid for pod in held_back(workload, pods)}
+    old = [pod for pod in outdated(workload, pods) if pod.uid not in held]
     rollout = workload.spec.get("rollout") or {}
     if rollout.get("strategy") == "Recreate":
         return [_retire(workload, pod) for pod in old]

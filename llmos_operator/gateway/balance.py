@@ -109,6 +109,18 @@ class Balancer:
         load.rests_until = now + (rest if rest is not None else min(longest, first * 2**load.failures))
         load.failures = min(load.failures + 1, 16)
 
+    def takes(
+        self,
+        replicas: Iterable[Replica],
+        now: float,
+        *,
+        exclude: Collection[str] = (),
+        below: int | None = None,
+    ) -> bool:
+        """Whether one of ``replicas`` is awake and not left out, as :meth:`pick` leaves out."""
+        loads = [self._load(r.uid) for r in replicas if r.uid not in exclude]
+        return any(one.rests_until <= now and (below is None or one.in_flight < below) for one in loads)
+
     def rests_for(self, replicas: Iterable[Replica], now: float) -> float:
         """Return the seconds until the first of ``replicas`` stops resting; 0 if one is awake."""
         return max(0.0, min((self._load(r.uid).rests_until - now for r in replicas), default=0.0))

@@ -63,6 +63,8 @@ class Workload:
     rate: Rate = NO_LIMIT
     created: int = 0  # epoch seconds
     adapters: tuple[str, ...] = ()  # names of LoRA adapters its replicas serve
+    canary_hash: str = ""  # `Replica.spec_hash` of its canary, if one is under way
+    canary_percent: int = 0  # of requests that go there; 0: requests go to all replicas alike
 
     @property
     def can_start(self) -> bool:
@@ -79,6 +81,7 @@ class Replica:
     name: str
     host: str
     port: int
+    spec_hash: str = ""  # what the pod was made from, "" where it does not say
 
 
 class Unknown(NamedTuple):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.gateway import spans
 from llmos_operator.gateway.answers import Refused
+from llmos_operator.gateway.canary import Canaries
 from llmos_operator.gateway.catalog import ColdStart, Route
 from llmos_operator.gateway.waiting import WaitingRoom
 from llmos_operator.observability import tracing
@@ -60,6 +61,7 @@ class Dispatcher:
     tracer: Tracer = tracing.OFF
     affinity: Affinity | None = None  # None: prompts that begin alike go anywhere
     _rooms: dict[str, _Room] = field(default_factory=dict)  # by their key
+    _canaries: Canaries = field(default_factory=Canaries)
 
     def __post_init__(self) -> None:
         self.catalog.subscribe(self._changed)
@@ -255,16 +257,24 @@ class Dispatcher:
         awake_only: bool,
         beginnings: Sequence[bytes] = (),
     ) -> Replica | None:
+        now = self.monotonic()
+        offered, divided = self._canaries.offered(
+            [(w, self.catalog.replicas(w.uid)) for w in route.workloads],
+            lambda some: self.balancer.takes(some, now, exclude=exclude, below=below),
+        )
         replica = self.balancer.pick(
-            self._replicas(route),
-            self.monotonic(),
+            offered,
+            now,
             exclude=exclude,
             below=below,
             awake_only=awake_only,
             prefer=self.affinity.holders(beginnings) if self.affinity is not None else (),
         )
-        if replica is not None:
-            self._learn(route, replica, beginnings)
+        if replica is None:
+            return None
+        if replica.workload_uid in divided:
+            self._canaries.took(divided[replica.workload_uid])
+        self._learn(route, replica, beginnings)
         return replica
 
     def _learn(self, route: Route, replica: Replica, beginnings: Sequence[bytes]) -> None:

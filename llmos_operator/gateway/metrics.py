@@ -74,8 +74,13 @@ class Metrics:
         )
         self.prompts = counter(
             "prompts_total",
-            "Prompts by where they went: kept, to a replica that had one that begins alike; moved, to another as those were busy; new, none had.",
+            "Prompts by where they went: kept, to a replica that had one that begins alike; moved, to another; new, none had.",
             [*_WORKLOAD, "result"],
+        )
+        self.canary_requests = counter(
+            "canary_requests_total",
+            "Requests while a canary is under way, by the spec of their replica (new, old) and HTTP status.",
+            [*_WORKLOAD, "spec", "code"],
         )
         self.workloads = gauge("workloads", "Inference workloads known.", [])
         self.replicas = gauge("replicas", "Ready replicas known.", [])
@@ -91,7 +96,7 @@ class Metrics:
         self._by_workload = [
             self.requests, self.seconds, self.first_byte, self.in_flight, self.held, self.hold_seconds,
             self.hold_ended, self.retries, self.upstream_errors, self.client_gone, self.tokens,
-            self.prompts,
+            self.prompts, self.canary_requests,
         ]  # fmt: skip
 
         for result in ("sent", "failed"):

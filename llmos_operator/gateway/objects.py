@@ -58,7 +58,7 @@ def workload(obj: Mapping[str, Any]) -> Workload | None:
     if spec.text("type") not in {"", "Inference"} or meta.has("deletionTimestamp"):
         return None
     scaling, serving, load = spec.child("scaling"), spec.child("serving"), status.child("load")
-    limits = serving.child("rateLimit")
+    limits, canary = serving.child("rateLimit"), status.child("canary")
     key = WorkloadKey(meta.text("namespace"), meta.required("name"))
     failure, waiting_for = _standing(status)
     return Workload(
@@ -74,6 +74,8 @@ def workload(obj: Mapping[str, Any]) -> Workload | None:
         max_in_flight=spec.child("context").number("maxNumSeqs") or DEFAULT_SEQUENCES,
         rate=Rate(limits.number("requestsPerMinute"), limits.number("tokensPerMinute")),
         adapters=tuple(one.required("name") for one in spec.objects("adapters")),
+        canary_hash=canary.text("specHash"),
+        canary_percent=canary.number("trafficPercent", 0),
         created=int(meta.parsed("creationTimestamp", parse_rfc3339, 0.0)),
     )
 
@@ -95,6 +97,7 @@ def replica(obj: Mapping[str, Any], port_of: Mapping[str, int]) -> Replica | Non
         name=f"{meta.text('namespace')}/{meta.required('name')}",
         host=host,
         port=_port(root.child("spec")) or port_of.get(owner, names.PORT_SERVING),
+        spec_hash=meta.child("annotations").text(names.ANNOTATION_SPEC_HASH),
     )
 
 

@@ -173,7 +173,9 @@ class Proxy:
                 body or None,
             )
         except Broken as error:
-            raise self._lost(error, replica, workload) from error
+            refusal = self._lost(error, replica, workload)
+            self._count_side(replica, workload, refusal.status)
+            raise refusal from error
         try:
             self._decline(exchange, answer, replica, last_chance=len(exchange.tried) + 1 >= ATTEMPTS)
             now = self.monotonic()
@@ -227,6 +229,7 @@ class Proxy:
             await self._break_off(exchange, response, error, replica, workload, streamed=streamed)
         finally:
             exchange.usage = meter.usage()
+            self._count_side(replica, workload, exchange.status)
         return response
 
     async def _break_off(
@@ -259,6 +262,12 @@ class Proxy:
             "replica_lost",
             f"The replica of {workload.key} that worked on this request was lost ({error.reason}). Send it again.",
         )
+
+    def _count_side(self, replica: Replica, workload: Workload, status: int) -> None:
+        """Count an answer by the side of the canary that gave it, if one is under way."""
+        if workload.canary_percent:
+            spec = "new" if replica.spec_hash == workload.canary_hash else "old"
+            self.metrics.canary_requests.labels(*workload.key, spec, str(int(status))).inc()
 
     def _workload_of(self, route: Route, replica: Replica) -> Workload:
         return next((w for w in route.workloads if w.uid == replica.workload_uid), route.lead)

@@ -1,10 +1,12 @@
-"""What is said of a rolling update that is under way."""
+"""What is said of a rolling update or a canary that is under way."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
+from llmos_operator.api.v1alpha1.workload_status import CanaryStatus
+from llmos_operator.state.snapshot import held_back
 
 if TYPE_CHECKING:
     from llmos_operator.manifests.observed import Observed
@@ -23,8 +25,19 @@ def no_room(workload: Workload, decision: Decision | None) -> bool:
     return decision.pending > 0 and decision.reason in _NO_ROOM
 
 
+def canary(seen: Observed) -> CanaryStatus | None:
+    """Return what gateways need to know of a canary; None if none is under way."""
+    workload = seen.workload
+    if not held_back(workload, seen.live):
+        return None
+    return CanaryStatus(spec_hash=workload.template_hash, traffic_percent=workload.canary)
+
+
 def progress(seen: Observed) -> str:
     """Return how far a rolling update, or the start of the wanted replicas, is."""
+    under_way = canary(seen)
+    if under_way is not None:
+        return _canary_progress(seen, under_way)
     text = f"{seen.current_count} of {seen.workload.replicas} replicas exist with the current spec."
     old = seen.live_count - seen.current_count
     if not old:
@@ -35,4 +48,13 @@ def progress(seen: Observed) -> str:
         parts.append(
             f"There is no room for a replica beside them ({decision.reason}): they are replaced in place."
         )
+    return " ".join(parts)
+
+
+def _canary_progress(seen: Observed, under_way: CanaryStatus) -> str:
+    count, live = seen.current_count, seen.live_count
+    parts = [f"Canary: {count} of {live} replicas, {under_way.traffic_percent} % of requests."]
+    if not count and seen.decision is not None and no_room(seen.workload, seen.decision):
+        parts.append(f"There is no room for it ({seen.decision.reason}).")
+    parts.append("The replicas of the older spec stay until rollout.canaryTrafficPercent is 0 or 100.")
     return " ".join(parts)

@@ -30,6 +30,7 @@ from llmos_operator.api.v1alpha1.workload_status import (
     UsageStatus,
 )
 from llmos_operator.clock import parse_rfc3339, rfc3339
+from llmos_operator.manifests import rollout
 from llmos_operator.manifests.observed import Score
 from llmos_operator.manifests.running import run_of
 from llmos_operator.manifests.verdicts import Verdict, furthest_behind, phase, verdicts
@@ -74,6 +75,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         replicas=seen.live_count,
         ready_replicas=seen.ready_count if seen.serves else 0,
         updated_replicas=seen.current_count if seen.serves else 0,
+        canary=rollout.canary(seen),
         selector=seen.selector,
         url=seen.url if seen.serves else "",
         model=_model(seen, previous.model),
@@ -174,6 +176,7 @@ def _core(status: ModelWorkloadStatus) -> object:
             status.replicas,
             status.ready_replicas,
             status.updated_replicas,
+            status.canary,
             status.url,
         ),
         (status.placements, status.failure, status.last_preemption, quantization, decision, status.sizing),

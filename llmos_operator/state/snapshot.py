@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count, islice
+from math import inf
 from typing import TYPE_CHECKING
 
 from llmos_operator.state.types import Pod, PodPhase, PreemptionPolicy
@@ -117,7 +118,8 @@ def wanted_ordinals(workload: Workload, pods: Iterable[Pod]) -> Sequence[int]:
 
     Those that are there count first, of the present spec before others: none of them is restarted for the sake of its
     number, whichever were given up for others or replaced. While replicas of an older spec are there, up to
-    `Workload.surge` more are wanted: never more than the wanted number of either spec.
+    `Workload.surge` more are wanted: never more than the wanted number of either spec. A canary stays as small as the
+    replicas that are held back for it leave it.
     """
     if workload.members > 1 and workload.wanted is None:
         return range(workload.replicas)
@@ -128,11 +130,37 @@ def wanted_ordinals(workload: Workload, pods: Iterable[Pod]) -> Sequence[int]:
     if not surge and all(ordinal < most for ordinal in there):
         return range(most)
     serving = ordinals_of(pod for pod in old if pod.ready)
-    new = sorted(there - ordinals_of(old))[:most]
+    newest = most_of_present(workload, staying)
+    new = sorted(there - ordinals_of(old))[:newest]
     room = most + surge - len(new)
-    former = sorted(ordinals_of(old), key=lambda one: (one not in serving, one))[: min(most, room)]
+    age = {pod.claim.ordinal: pod.claim.bound_at for pod in old if pod.claim is not None}
+    former = sorted(age, key=lambda one: (one not in serving, age[one], one))[: min(most, room)]
     others = (ordinal for ordinal in count() if ordinal not in there)
-    return sorted((*new, *former, *islice(others, min(most - len(new), room - len(former)))))
+    return sorted((*new, *former, *islice(others, min(newest - len(new), room - len(former)))))
+
+
+def most_of_present(workload: Workload, pods: Sequence[Pod]) -> int:
+    """Return how many replicas of the present spec there may be for now."""
+    held = len(ordinals_of(held_back(workload, pods)))
+    if not held:
+        return workload.replicas
+    surge = workload.surge
+    return min(workload.replicas, max(surge, workload.replicas + surge - held))
+
+
+def held_back(workload: Workload, pods: Sequence[Pod]) -> list[Pod]:
+    """Return the pods of an older spec that a canary leaves as they are: those from before the first of the present one.
+
+    One that was bound later is what is left of a canary that was taken back.
+    """
+    old = outdated(workload, pods) if workload.canary else []
+    if not old:
+        return []
+    hashes = {pod.spec_hash for pod in old}
+    first = min(
+        (p.claim.bound_at for p in pods if p.claim is not None and p.spec_hash not in hashes), default=inf
+    )
+    return [pod for pod in old if pod.claim is not None and pod.claim.bound_at <= first]
 
 
 def outdated(workload: Workload, pods: Iterable[Pod]) -> list[Pod]:

@@ -258,6 +258,9 @@ class Workload:
     wanted: int | None = None  # replicas that would be wanted without `ceiling`; None: it is not in force
     together: int = 1  # replicas that start in one plan or not at all, and end together when fewer are left
     max_surge: int = 0  # spec.rollout.maxSurge of a rolling update; see `surge`
+    canary_percent: int = (
+        0  # spec.rollout.canaryTrafficPercent of a rolling update, 0 where that is 100; see `canary`
+    )
     priority_class: str = ""
     preemption: PreemptionPolicy = PreemptionPolicy.LOWER_PRIORITY
     disruption_order: tuple[DisruptionStep, ...] = DEFAULT_ORDER
@@ -314,9 +317,19 @@ class Workload:
         Replicas of several pods, or that start together, are replaced in place; what Kueue admitted, and the ceiling of a
         workload that gave up replicas for others, count no more than what is wanted.
         """
-        if not self.max_surge or self.kind is not WorkloadKind.INFERENCE or self.wanted is not None:
+        if not self._goes_beside or self.wanted is not None:
             return 0
-        return 0 if self.members > 1 or self.together > 1 or self.kueue_queue else self.max_surge
+        return max(self.max_surge, 1) if self.canary_percent else self.max_surge
+
+    @property
+    def canary(self) -> int:
+        """Per cent of the requests for a changed spec while replicas of the older one are kept; 0: they are replaced."""
+        return self.canary_percent if self._goes_beside else 0
+
+    @property
+    def _goes_beside(self) -> bool:
+        alone = self.members == 1 and self.together <= 1 and not self.kueue_queue
+        return alone and self.kind is WorkloadKind.INFERENCE
 
     @property
     def members(self) -> int:

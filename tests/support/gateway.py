@@ -70,6 +70,7 @@ def pod_json(
     namespace: str = "team",
     ready: bool = True,
     uid: str = "",
+    spec_hash: str = "",
 ) -> dict[str, Any]:
     """A runtime pod as the API server returns it."""
     return {
@@ -80,6 +81,7 @@ def pod_json(
             "namespace": namespace,
             "labels": {names.LABEL_ROLE: "runtime", names.LABEL_WORKLOAD_UID: workload_uid},
         }
+        | ({"annotations": {names.ANNOTATION_SPEC_HASH: spec_hash}} if spec_hash else {})
         | ({"uid": uid} if uid else {}),
         "spec": {"containers": [{"name": "runtime", "env": [{"name": names.ENV_PORT, "value": str(port)}]}]},
         "status": {

@@ -205,5 +205,5 @@ class Rollout(KubeModel):
         default=0,
         ge=0,
         le=100,
-        description="Meant for the share of requests the new version gets until the rollout is promoted. It has no effect yet: requests go to all replicas that serve, old and new.",
+        description="Per cent of the requests at the gateway for replicas of a changed spec. From 1 to 99 at least one starts beside the old ones, and those stay; 0 or 100 promotes: the update goes on. Changing it restarts nothing.",
     )

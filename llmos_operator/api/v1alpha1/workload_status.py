@@ -201,6 +201,17 @@ class RunStatus(KubeModel):
     )
 
 
+class CanaryStatus(KubeModel):
+    """How requests are divided while replicas of a changed spec serve beside those of the older one."""
+
+    spec_hash: Word = Field(
+        default="", description="The present spec, as the annotation llmos.dev/spec-hash of its pods has it."
+    )
+    traffic_percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=0, description="Per cent of the requests that go to its replicas; the others get the rest."
+    )
+
+
 class FailureStatus(KubeModel):
     """The last failure of a replica."""
 
@@ -229,6 +240,9 @@ class ModelWorkloadStatus(KubeModel):
     ready_replicas: Replicas = Field(default=0, description="Replicas that serve.")
     updated_replicas: Replicas = Field(
         default=0, description="Replicas that were made from the current spec; the others are replaced."
+    )
+    canary: CanaryStatus | None = Field(
+        default=None, description="The canary that is under way; absent when there is none."
     )
     selector: Text = Field(default="", description="Label selector of the replicas, for autoscalers.")
     url: Text = Field(default="", description="Address of the workload inside the cluster.")

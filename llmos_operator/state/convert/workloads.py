@@ -58,6 +58,7 @@ _REBUILDING = (
     "podTemplate",
 )
 _HASH_LENGTH = 10
+_WHOLE = 100  # per cent
 _ADAPTER_RANK = 16
 _MOST_DIGITS = 18
 _MOST_COPIES = 256
@@ -116,7 +117,7 @@ def workload(obj: Mapping[str, Any]) -> Workload:
         spec=spec.data,
         **_resources(spec),
         **_scheduling(spec.child("scheduling")),
-        max_surge=_max_surge(spec.child("rollout")),
+        **_rollout(spec.child("rollout")),
         **_replicas(spec, spec.child("scheduling").number("minReplicas", 1, least=1)),
     )
 
@@ -283,8 +284,14 @@ def _replicas(spec: Fields, together: int) -> dict[str, Any]:
     }
 
 
-def _max_surge(rollout: Fields) -> int:
-    return 0 if rollout.text("strategy") == "Recreate" else rollout.number("maxSurge", 0)
+def _rollout(rollout: Fields) -> dict[str, Any]:
+    if rollout.text("strategy") == "Recreate":
+        return {}
+    share = rollout.number("canaryTrafficPercent", 0)
+    return {
+        "max_surge": rollout.number("maxSurge", 0),
+        "canary_percent": share if share < _WHOLE else 0,
+    }
 
 
 def _ceiling(fields: Fields) -> Ceiling | None:

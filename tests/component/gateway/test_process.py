@@ -134,8 +134,10 @@ def _workload(plane: ControlPlane, name: str, served: str = "") -> str:
     return found.strip()
 
 
-def _pod(plane: ControlPlane, name: str, uid: str, replica: ScriptedReplica, *, ready: bool = True) -> None:
-    body = pod_json(name, uid, replica.host, replica.port, namespace=NAMESPACE)
+def _pod(
+    plane: ControlPlane, name: str, uid: str, replica: ScriptedReplica, *, ready: bool = True, spec: str = ""
+) -> None:
+    body = pod_json(name, uid, replica.host, replica.port, namespace=NAMESPACE, spec_hash=spec)
     body["spec"]["containers"][0]["image"] = "none"
     status = body.pop("status")
     plane.apply(body)
@@ -204,6 +206,44 @@ async def test_conversations_stay_with_the_replica_that_has_their_beginning(
         finally:
             for replica in replicas:
                 await replica.stop()
+                plane.kubectl("delete", "pod", replica.name, "-n", NAMESPACE, "--grace-period=0", "--force")
+
+
+async def test_a_canary_gets_its_share_and_the_rest_goes_to_the_older_spec(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with _gateway(plane, tmp_path, (18709, 18710)) as gateway:
+        uid = _workload(plane, "trial")
+        specs = ("old", "old", "new")
+        replicas = [await ScriptedReplica(host=f"127.99.7.{7 + i}", name=f"c{i}").start() for i in range(3)]
+
+        async def divided(percent: int) -> None:
+            status = {"status": {"canary": {"specHash": "new", "trafficPercent": percent}}}
+            plane.kubectl("patch", "mw", "trial", "-n", NAMESPACE, "--subresource=status", "--type=merge",
+                          "-p", json.dumps(status))  # fmt: skip
+
+            async def seen() -> bool:
+                """Whether the gateway knows: a hundred requests that go as they should."""
+                before = len(replicas[2].requests)
+                statuses = {(await gateway.chat("trial", "hi"))[0] for _ in range(100)}
+                return statuses == {200} and len(replicas[2].requests) - before == percent
+
+            await _eventually(seen)
+
+        async def all_known() -> bool:
+            return await gateway.shows("llmos_gateway_replicas 3.0")
+
+        try:
+            for replica, spec in zip(replicas, specs, strict=True):
+                _pod(plane, replica.name, uid, replica, spec=spec)
+            await _eventually(all_known)
+            await divided(20)
+            await divided(5)
+            assert all(replica.requests for replica in replicas)
+        finally:
+            for replica in replicas:
+                await replica.stop()
+                plane.kubectl("delete", "pod", replica.name, "-n", NAMESPACE, "--grace-period=0", "--force")
 
 
 async def test_requests_go_on_while_the_api_server_is_away(plane: ControlPlane, tmp_path: Path) -> None:

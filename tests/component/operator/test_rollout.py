@@ -1,4 +1,4 @@
-"""A rolling update with a surge on a real API server: new replicas serve before old ones go, where there is room."""
+"""Changes of a spec on a real API server: updates with a surge where there is room for one, and canaries."""
 
 from __future__ import annotations
 
@@ -52,3 +52,49 @@ async def test_an_update_goes_by_a_replica_beside_the_old_one_or_in_place(bench:
     assert beside == (devices == 2)
     if beside:
         assert all(one for one in seen), "there was a replica at every moment"
+
+
+def canary_of(percent: int) -> dict[str, Any]:
+    return {
+        **SPEC,
+        **CHANGED,
+        "rollout": {"canaryTrafficPercent": percent, "maxUnavailable": 0, "maxSurge": 1},
+    }
+
+
+async def test_a_canary_serves_beside_the_old_replica_until_it_is_promoted(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1", devices=2)
+    await bench.telemetry(bench.operator(), "n1")
+    await bench.apply("chat", uri, **SPEC)
+    await bench.until_phase("chat", "Running")
+    (before,) = await uids(bench)
+
+    async def divided(percent: int) -> bool:
+        """Whether both replicas serve and the gateway is told so."""
+        workload = await bench.workload("chat")
+        status = workload["status"]
+        counts = [status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas")]
+        return counts == [2, 1, 2] and status.get("canary", {}).get("trafficPercent") == percent
+
+    async def promoted() -> bool:
+        status = (await bench.workload("chat"))["status"]
+        return before not in await uids(bench) and await updated(bench) and "canary" not in status
+
+    await bench.apply("chat", uri, **canary_of(10))
+    await bench.until(lambda: divided(10), "a canary serves beside the old replica")
+    both = await uids(bench)
+    assert before in both
+    status = (await bench.workload("chat"))["status"]
+    annotations = [pod["metadata"]["annotations"]["llmos.dev/spec-hash"] for pod in await bench.pods("chat")]
+    assert annotations.count(status["canary"]["specHash"]) == 1
+    told = {one["type"]: one.get("message", "") for one in status["conditions"]}
+    assert told["Progressing"].startswith("Canary: 1 of 2 replicas, 10 % of requests.")
+
+    await bench.apply("chat", uri, **canary_of(50))
+    await bench.until(lambda: divided(50), "the canary has another share")
+    assert await uids(bench) == both
+
+    await bench.apply("chat", uri, **canary_of(0))
+    await bench.until(promoted, "the new spec has replaced the old one")
+    assert await uids(bench) == both - {before}

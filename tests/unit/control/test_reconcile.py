@@ -331,3 +331,44 @@ def test_failures_of_new_replicas_are_not_over_because_the_old_ones_serve() -> N
     work = surging()
     before = (old(work, 0, ready=True), old(work, 1, ready=True))
     assert not reconcile.rule(situation(work, *before, a_pod_of(work, 2))).recovered
+
+
+def trying(replicas: int = 3, percent: int = 10, **rollout: int) -> Workload:
+    return a_work(replicas=replicas, rollout={"canaryTrafficPercent": percent, **rollout})
+
+
+def test_a_canary_ends_no_replica_of_the_older_spec_whatever_serves_or_fits() -> None:
+    work = trying()
+    before = [old(work, i, ready=i > 0) for i in range(3)]
+    assert retired(situation(work, *before)) == []
+    assert retired(situation(work, *before, no_room=True)) == []
+    assert retired(situation(work, *before, a_pod_of(work, 3, ready=True))) == []
+
+
+@pytest.mark.parametrize("percent", [0, 100])
+def test_a_promoted_canary_goes_on_as_an_update(percent: int) -> None:
+    work = trying(percent=percent, maxSurge=1, maxUnavailable=0)
+    before = [old(work, i, ready=True) for i in range(3)]
+    assert retired(situation(work, *before, a_pod_of(work, 3, ready=True))) == ["pod-0"]
+
+
+def test_a_canary_that_is_taken_back_goes() -> None:
+    work = trying()
+    there = [a_pod_of(work, i, ready=True) for i in range(3)]
+    canary = old(work, 3, ready=True)
+    canary = replace(canary, claim=replace(canary.claim, bound_at=NOW + 60))
+    assert retired(situation(work, *there, canary)) == ["pod-3"]
+
+
+def test_failures_of_a_canary_are_over_when_it_serves() -> None:
+    work = trying()
+    before = [old(work, i, ready=True) for i in range(3)]
+    assert not reconcile.rule(situation(work, *before, a_pod_of(work, 3))).recovered
+    assert reconcile.rule(situation(work, *before, a_pod_of(work, 3, ready=True))).recovered
+
+
+def test_replicas_of_several_pods_have_no_canary() -> None:
+    work = replace(trying(replicas=1), stages=2)
+    pods = [old(work, 0, ready=True) for _ in range(2)]
+    pods = [replace(pod, uid=f"m{i}", claim=replace(pod.claim, member=i)) for i, pod in enumerate(pods)]
+    assert retired(situation(work, *pods)) == ["m0", "m1"]

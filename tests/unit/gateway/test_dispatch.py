@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -51,8 +52,8 @@ class _Bench:
     def _held(self) -> None:
         self.holds += 1
 
-    def replica(self, uid: str, workload: str = "w") -> None:
-        self.catalog.put_replica(Replica(uid, workload, f"team/{uid}", "127.0.0.1", 1))
+    def replica(self, uid: str, workload: str = "w", spec_hash: str = "") -> None:
+        self.catalog.put_replica(Replica(uid, workload, f"team/{uid}", "127.0.0.1", 1, spec_hash))
 
     def ask(
         self, tenant: str = "", *, seconds: float = 5.0, tried: tuple[str, ...] = (), prompt: str = ""
@@ -323,3 +324,65 @@ async def test_a_replica_that_is_gone_is_not_counted_as_busy() -> None:
     bench.replica("r2")
     assert await bench.answered("a" * 900) == "r2"
     assert (bench.prompts("new"), bench.prompts("moved")) == (2.0, 0.0)
+
+
+def _canary(percent: int, **changes: Any) -> _Bench:
+    """A workload with two replicas of an older spec and a canary."""
+    bench = _Bench(replace(CHAT, canary_hash="new", canary_percent=percent, **changes))
+    for uid, spec in (("old-1", "old"), ("old-2", "old"), ("new-1", "new")):
+        bench.replica(uid, spec_hash=spec)
+    return bench
+
+
+@pytest.mark.parametrize("percent", [1, 10, 33, 50, 99])
+async def test_a_canary_gets_its_share_of_any_hundred_requests_and_evenly(percent: int) -> None:
+    bench = _canary(percent)
+    given = [await bench.answered("") for _ in range(200)]
+    for begin in (0, 37, 100):
+        assert given[begin : begin + 100].count("new-1") == percent
+    turns = [turn for turn, uid in enumerate(given) if uid == "new-1"]
+    gaps = {after - before for before, after in itertools.pairwise(turns)}
+    assert max(gaps) - min(gaps) <= 1
+    assert abs(given.count("old-1") - given.count("old-2")) <= 1
+
+
+async def test_busy_replicas_do_not_change_the_share_of_a_canary() -> None:
+    bench = _canary(50)
+    given = [(await bench.ask()).uid for _ in range(40)]
+    assert given.count("new-1") == 20
+
+
+async def test_a_side_that_rests_or_is_gone_leaves_its_share_to_the_other_and_catches_nothing_up() -> None:
+    bench = _canary(50)
+    bench.balancer.refused("new-1", bench.loop.time(), rest=1000.0)
+    assert {await bench.answered("") for _ in range(20)} == {"old-1", "old-2"}
+    bench.balancer.answered("new-1", 0.1, bench.loop.time())
+    assert [await bench.answered("") for _ in range(4)].count("new-1") == 2
+    bench.catalog.remove_replica("old-1")
+    bench.catalog.remove_replica("old-2")
+    assert {await bench.answered("") for _ in range(4)} == {"new-1"}
+
+
+async def test_a_request_that_its_canary_did_not_take_goes_to_the_other_side() -> None:
+    bench = _canary(99)
+    assert (await bench.ask(tried=("new-1",))).uid.startswith("old")
+
+
+async def test_prompts_that_begin_alike_stay_together_on_each_side_of_a_canary() -> None:
+    bench = _canary(50)
+    bench.replica("new-2", spec_hash="new")
+    given = [await bench.answered("a" * 900) for _ in range(10)]
+    assert len(set(given)) == 2
+    assert sum(uid.startswith("new") for uid in given) == 5
+
+
+async def test_the_canary_of_one_of_two_workloads_that_share_a_name_leaves_the_other_alone() -> None:
+    canary = replace(CHAT, canary_hash="new", canary_percent=10)
+    other = replace(CHAT, key=WorkloadKey("team", "chat-2"), uid="w2")
+    bench = _Bench(canary, other)
+    for uid, workload, spec in (("old", "w", "old"), ("new", "w", "new"), ("plain", "w2", "x")):
+        bench.replica(uid, workload, spec)
+    given = [await bench.answered("") for _ in range(300)]
+    mine = [uid for uid in given if uid != "plain"]
+    assert len(mine) < len(given)
+    assert abs(mine.count("new") * 10 - len(mine)) <= 10

@@ -32,6 +32,15 @@ def test_all_that_routing_needs_is_read() -> None:
     assert (found.rate, found.max_in_flight, found.eta_seconds) == (Rate(6, 60), 8, 90)
 
 
+def test_a_canary_is_read_from_the_status_and_its_side_from_the_annotation_of_pods() -> None:
+    body, pod = workload_json("chat", uid="u"), pod_json("r1", "u", "127.0.0.1", 1, uid="p", spec_hash="abc")
+    body["status"]["canary"] = {"specHash": "abc", "trafficPercent": 10}
+    workload, replica = objects.workload(body), objects.replica(pod, {})
+    assert workload is not None
+    assert replica is not None
+    assert (workload.canary_hash, workload.canary_percent, replica.spec_hash) == ("abc", 10, "abc")
+
+
 @pytest.mark.parametrize("kind", ["FineTune", "Batch"])
 def test_work_that_serves_nothing_is_left_out(kind: str) -> None:
     assert objects.workload(workload_json("job", uid="u", spec={"type": kind})) is None

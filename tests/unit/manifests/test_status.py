@@ -439,3 +439,31 @@ def test_without_a_word_there_is_no_ceiling() -> None:
 )
 def test_only_what_may_scale_above_its_minimum_is_elastic(scaling: dict[str, int], elastic: bool) -> None:
     assert a_work(scaling=scaling).elastic is elastic
+
+
+def trying(**more: Any) -> Observed:
+    work = a_work(replicas=3, rollout={"canaryTrafficPercent": 10})
+    before = [a_pod_of(work, i, ready=True, spec_hash="older") for i in range(3)]
+    return Observed(workload=work, now=NOW, pods=(*before, *more.pop("pods", ())), **more)
+
+
+def test_a_canary_is_told_to_people_and_to_gateways() -> None:
+    work = trying().workload
+    status = written(trying(pods=(a_pod_of(work, 3, ready=True),)))
+    assert status["canary"] == {"specHash": work.template_hash, "trafficPercent": 10}
+    progressing = next(one for one in status["conditions"] if one["type"] == "Progressing")
+    assert (progressing["status"], progressing["reason"]) == ("True", "Progressing")
+    assert progressing["message"].startswith("Canary: 1 of 4 replicas, 10 % of requests.")
+    again = replace(trying(), workload=replace(work, canary_percent=20), previous=status)
+    assert manifest.urgency(status, manifest.build(again)) is Urgency.NOW
+
+
+def test_a_canary_without_room_says_so() -> None:
+    message = {one["type"]: one.get("message") for one in written(trying(decision=decision()))["conditions"]}
+    assert "There is no room for it (NoCapacity)." in message["Progressing"]
+    assert "in place" not in message["Progressing"]
+
+
+def test_without_replicas_of_an_older_spec_there_is_no_canary() -> None:
+    work = trying().workload
+    assert "canary" not in written(Observed(workload=work, now=NOW, pods=(a_pod_of(work, 0, ready=True),)))
