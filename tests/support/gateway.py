@@ -188,7 +188,13 @@ class GatewayBench:
         return uid
 
     async def add_replica(
-        self, workload_uid: str, *, namespace: str = "team", start: bool = True, **arguments: Any
+        self,
+        workload_uid: str,
+        *,
+        namespace: str = "team",
+        start: bool = True,
+        spec_hash: str = "",
+        **arguments: Any,
     ) -> ScriptedReplica:
         """Start a scripted replica and a ready pod for it; wait until the gateway knows it."""
         number = next(_COUNTER)
@@ -199,7 +205,9 @@ class GatewayBench:
         if start:
             await replica.start()
             self.replicas.append(replica)
-        body = pod_json(name, workload_uid, replica.host, replica.port or 1, namespace=namespace)
+        body = pod_json(
+            name, workload_uid, replica.host, replica.port or 1, namespace=namespace, spec_hash=spec_hash
+        )
         created = await self.cluster.create(PODS, body, namespace=namespace)
         await until(lambda: str(created["metadata"]["uid"]) in self.gateway.catalog.replica_uids())
         return replica

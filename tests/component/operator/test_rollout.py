@@ -98,3 +98,26 @@ async def test_a_canary_serves_beside_the_old_replica_until_it_is_promoted(bench
     await bench.apply("chat", uri, **canary_of(0))
     await bench.until(promoted, "the new spec has replaced the old one")
     assert await uids(bench) == both - {before}
+
+
+async def test_a_canary_that_is_taken_back_leaves_the_old_replica_as_it_was(bench: Bench) -> None:
+    uri = write_model(bench.hub, "acme/tiny")
+    await bench.node("n1", devices=2)
+    await bench.telemetry(bench.operator(), "n1")
+    spec = {**SPEC, "rollout": {"canaryTrafficPercent": 10}}
+    await bench.apply("chat", uri, **spec)
+    await bench.until_phase("chat", "Running")
+    before = await uids(bench)
+
+    async def beside() -> bool:
+        return len(await uids(bench)) == 2 and "canary" in (await bench.workload("chat"))["status"]
+
+    async def alone() -> bool:
+        status = (await bench.workload("chat"))["status"]
+        return len(await uids(bench)) == 1 and await updated(bench) and "canary" not in status
+
+    await bench.apply("chat", uri, **spec, **CHANGED)
+    await bench.until(beside, "a canary starts")
+    await bench.apply("chat", uri, **spec)
+    await bench.until(alone, "the canary is gone")
+    assert await uids(bench) == before

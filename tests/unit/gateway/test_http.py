@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from llmos_operator.cluster.port import MODEL_WORKLOADS
 from llmos_operator.gateway import keys
-from tests.support.gateway import running_gateway, until, workload_json
+from tests.support.gateway import ScriptedReplica, running_gateway, until, workload_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +77,26 @@ async def test_the_turns_of_a_conversation_go_to_one_replica_unless_that_is_off(
         assert len(set(answered)) == (1 if on else 2)
         labels = {"namespace": "team", "workload": "chat"}
         assert bench.metric("prompts_total", **labels, result="kept") == (3.0 if on else 0.0)
+
+
+async def test_answers_of_a_canary_are_counted_by_side_and_status() -> None:
+    async def fail(_: ScriptedReplica, request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with running_gateway() as bench:
+        uid = await bench.add_workload("chat")
+        await bench.add_replica(uid, spec_hash="a")
+        await bench.add_replica(uid, spec_hash="b", handler=fail)
+        labels = {"namespace": "team", "workload": "chat"}
+        assert (await bench.chat("chat"))[0] == 200
+        assert bench.metric("canary_requests_total", **labels, spec="old", code="200") == 0.0
+        workload = next(iter(bench.gateway.catalog.workloads()))
+        bench.gateway.catalog.put_workload(replace(workload, canary_hash="b", canary_percent=50))
+        assert sorted([(await bench.chat("chat"))[0] for _ in range(2)]) == [200, 502]
+        assert bench.metric("canary_requests_total", **labels, spec="old", code="200") == 1.0
+        assert bench.metric("canary_requests_total", **labels, spec="new", code="502") == 1.0
 
 
 async def test_an_unknown_model_is_404_and_names_the_known_ones() -> None:
