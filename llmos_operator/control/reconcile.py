@@ -87,7 +87,9 @@ class Situation:
     limits: gangs.GangLimits = field(default_factory=gangs.GangLimits)
     tries: Tries = field(default_factory=Tries)  # of work that ends: counted by this process
     written: Tries = field(default_factory=Tries)  # as the status in the API says
-    no_room: bool = False  # a replica above the wanted number has no place: `rollouts.no_room`
+    in_place: bool = (
+        False  # a rolling update has no room for replicas beside those that are there: `manifests.rollout`
+    )
 
 
 def rule(seen: Situation) -> Ruling:
@@ -181,7 +183,7 @@ def _rule_serving(seen: Situation) -> Ruling:
     unwanted = _unwanted(seen, healthy)
     gone |= {retire.pod for retire in unwanted}
     staying = [pod for pod in healthy if pod.key not in gone]
-    former = rollouts.replaced(seen.workload, staying, beside=not seen.no_room)
+    former = rollouts.replaced(seen.workload, staying, beside=not seen.in_place)
     gone |= {retire.pod for retire in former}
     begun = [
         pod for pod in seen.pods if pod.phase is PodPhase.ASSUMED

@@ -6,23 +6,43 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.api.v1alpha1.workload_status import CanaryStatus
-from llmos_operator.state.snapshot import held_back
+from llmos_operator.state.snapshot import held_back, ordinals_of, outdated
+from llmos_operator.state.types import Sharing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmos_operator.manifests.observed import Observed
     from llmos_operator.scheduler.plan import Decision
-    from llmos_operator.state.types import Workload
+    from llmos_operator.state.types import Claim, Pod, Workload
 
-# Room that the replicas that serve have themselves. Waiting for victims or a start nearby ends by itself; what no device
-# could ever take is no reason to end what serves.
+# Waiting for victims or a start nearby ends by itself; what no device could ever take is no reason to end what serves.
 _NO_ROOM = frozenset({Reason.NO_CAPACITY, Reason.EXCEEDS_QUOTA, Reason.CLAIM_IN_USE})
 
 
 def no_room(workload: Workload, decision: Decision | None) -> bool:
-    """Return whether the present spec's last decision found no room for a replica above the wanted number."""
+    """Return whether the present spec's last decision found no room for a replica beside those that are there."""
     if decision is None or not workload.surge or decision.generation != workload.generation:
         return False
     return decision.pending > 0 and decision.reason in _NO_ROOM
+
+
+def in_place(workload: Workload, decision: Decision | None, pods: Sequence[Pod]) -> bool:
+    """Return whether replicas are replaced in place: not even one found room beside them, and one that goes leaves enough.
+
+    ``pods`` are all the workload has, those on their way out included, and those the decision was made on.
+    """
+    if decision is None or not no_room(workload, decision) or len(ordinals_of(pods)) > workload.replicas:
+        return False
+    claims = [pod.claim for pod in outdated(workload, pods) if pod.claim is not None]
+    return any(_enough(workload, decision, claim) for claim in claims)
+
+
+def _enough(workload: Workload, decision: Decision, claim: Claim) -> bool:
+    """Return whether what a replica has is enough for one of the present spec; for whole devices, whether it has as many."""
+    if len(claim.devices) < workload.accelerators:
+        return False
+    return workload.sharing is Sharing.EXCLUSIVE or claim.bytes_per_device >= decision.bytes_per_device
 
 
 def canary(seen: Observed) -> CanaryStatus | None:
@@ -45,10 +65,15 @@ def progress(seen: Observed) -> str:
     parts = [text, f"{old} of an older spec {'is' if old == 1 else 'are'} still there."]
     decision = seen.decision
     if decision is not None and no_room(seen.workload, decision):
-        parts.append(
-            f"There is no room for a replica beside them ({decision.reason}): they are replaced in place."
-        )
+        parts.append(f"There is no room for a replica beside them ({decision.reason}){_therefore(seen)}")
     return " ".join(parts)
+
+
+def _therefore(seen: Observed) -> str:
+    if in_place(seen.workload, seen.decision, seen.pods):
+        return ": they are replaced in place."
+    beside = len(ordinals_of(seen.pods)) > seen.workload.replicas
+    return "." if beside else ", and none of them would leave enough: they stay."
 
 
 def _canary_progress(seen: Observed, under_way: CanaryStatus) -> str:

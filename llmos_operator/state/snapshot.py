@@ -116,27 +116,45 @@ class Snapshot:
 def wanted_ordinals(workload: Workload, pods: Iterable[Pod]) -> Sequence[int]:
     """Return the ordinals of the replicas that are wanted, in order.
 
-    Those that are there count first, of the present spec before others: none of them is restarted for the sake of its
-    number, whichever were given up for others or replaced. While replicas of an older spec are there, up to
-    `Workload.surge` more are wanted: never more than the wanted number of either spec. A canary stays as small as the
-    replicas that are held back for it leave it.
+    Those that are there count first, those that serve before others and then those of the present spec: none of them is
+    restarted for the sake of its number, whichever were given up for others or replaced. While replicas of an older spec
+    are there, up to `Workload.surge` more are wanted: never more than the wanted number of either spec. A canary stays as
+    small as the replicas that are held back for it leave it. Pods on their way out keep their ordinals and count, so that
+    there are never more than `Workload.surge` above the wanted number.
     """
     if workload.members > 1 and workload.wanted is None:
         return range(workload.replicas)
+    pods = list(pods)
     staying = [pod for pod in pods if _stays(pod)]
-    there, most = ordinals_of(staying), workload.replicas
+    held, most = ordinals_of(pods), workload.replicas
     old = outdated(workload, staying)
-    surge = workload.surge if old else 0
-    if not surge and all(ordinal < most for ordinal in there):
+    limit = most + (workload.surge if old else 0)
+    if limit == most and all(ordinal < most for ordinal in held):
         return range(most)
-    serving = ordinals_of(pod for pod in old if pod.ready)
     newest = most_of_present(workload, staying)
-    new = sorted(there - ordinals_of(old))[:newest]
-    room = most + surge - len(new)
+    new, former = _kept(staying, old, newest, most, limit)
+    more = min(newest - len(new), limit - len(new) - len(former))
+    leaving = sorted(held - ordinals_of(staying))[:more]
+    fresh = max(0, min(more - len(leaving), limit - len(held)))
+    others = (ordinal for ordinal in count() if ordinal not in held)
+    return sorted((*new, *former, *leaving, *islice(others, fresh)))
+
+
+def _kept(
+    staying: Sequence[Pod], old: Sequence[Pod], newest: int, oldest: int, limit: int
+) -> tuple[list[int], list[int]]:
+    """Return the ordinals that stay, of the present spec (`newest` at most) and of older ones (`oldest` at most)."""
+    former, serving = ordinals_of(old), ordinals_of(pod for pod in staying if pod.ready)
     age = {pod.claim.ordinal: pod.claim.bound_at for pod in old if pod.claim is not None}
-    former = sorted(age, key=lambda one: (one not in serving, age[one], one))[: min(most, room)]
-    others = (ordinal for ordinal in count() if ordinal not in there)
-    return sorted((*new, *former, *islice(others, min(newest - len(new), room - len(former)))))
+    kept: tuple[list[int], list[int]] = ([], [])
+    rank = sorted(
+        ordinals_of(staying), key=lambda one: (one not in serving, one in former, age.get(one, 0.0), one)
+    )
+    for one in rank:
+        side, most = (kept[1], oldest) if one in former else (kept[0], newest)
+        if len(side) < most and len(kept[0]) + len(kept[1]) < limit:
+            side.append(one)
+    return kept
 
 
 def most_of_present(workload: Workload, pods: Sequence[Pod]) -> int:

@@ -1,10 +1,11 @@
 """Processes that use simulated devices, and what they really use: memory and CPU time from `/proc`.
 
-A process belongs to a simulated device when its environment's NVIDIA_VISIBLE_DEVICES lists the device and NODE_NAME is
-the device's node. Local clusters of one machine name their nodes and devices alike, and each sees all processes: what
-was started by another cluster is on that cluster's devices. Memory is the proportional set size, so that pages shared between the processes of one model count
-once; where that cannot be read, the resident size. Reading the proportional size walks page tables (7 ms for 600 MB),
-so it is read again only when the resident size moved, when a process came or went (sharing changed), or after a while.
+A process belongs to a simulated device when its environment's NVIDIA_VISIBLE_DEVICES lists the device and NODE_NAME
+is the device's node. Local clusters of one machine name their nodes and devices alike, and each sees all processes:
+what was started by another cluster is on that cluster's devices. Memory is the proportional set size, so that pages
+shared between the processes of one model count once; where that cannot be read, the resident size. Reading the
+proportional size walks page tables (7 ms for 600 MB), so it is read again only when the resident size moved, when a
+process came or went (sharing changed), or after a while.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class Rollout(KubeModel):
         default=0,
         ge=0,
         le=1000,
-        description="Replicas above the wanted number during a rolling update: new ones serve before old ones go. Each needs devices; without room for one, old replicas are replaced in place.",
+        description="Replicas above the wanted number during a rolling update; with maxUnavailable 0, new ones serve before old ones go. Each needs devices; without room for one, old replicas are replaced in place.",
     )
     max_unavailable: int = Field(
         default=1, ge=0, le=1000, description="Replicas that may be missing during a rollout."

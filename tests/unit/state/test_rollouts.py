@@ -53,7 +53,32 @@ def test_after_the_update_replicas_stay_whatever_their_number() -> None:
 def test_a_second_change_keeps_the_old_replicas_that_serve() -> None:
     work = surging(2)
     pods = (old(work, 0, ready=False), old(work, 1), old(work, 2))
-    assert list(wanted_ordinals(work, pods)) == [1, 2, 3]
+    assert list(wanted_ordinals(work, pods)) == [1, 2]
+    assert missing(work, pods[1:]) == ((0,), ()), "as soon as the one in between is gone"
+
+
+def test_a_pod_on_its_way_out_has_its_place_in_the_limit_whatever_its_number() -> None:
+    work = surging(2)
+    leaving = replace(old(work, 2), phase=PodPhase.TERMINATING)
+    pods = (leaving, old(work, 3), a_pod_of(work, 0, ready=True))
+    assert missing(work, pods) == ((), (leaving,))
+    fixed = replace(surging(4), max_surge=0)
+    gone = tuple(replace(a_pod_of(fixed, i), phase=PodPhase.TERMINATING) for i in range(4, 8))
+    assert missing(fixed, gone) == ((), gone)
+
+
+def test_fewer_replicas_end_what_does_not_serve_first() -> None:
+    work = replace(surging(2), replicas=1)
+    assert list(wanted_ordinals(work, (a_pod_of(work, 0), a_pod_of(work, 2, ready=True)))) == [2]
+
+
+@pytest.mark.parametrize("change", [{"max_surge": 1}, {"max_surge": 0}, {"wanted": 3}])
+def test_a_smaller_surge_ends_new_replicas_that_do_not_serve_yet_before_old_ones_that_do(
+    change: dict[str, int],
+) -> None:
+    work = replace(surging(2, surge=2), **change)
+    pods = (old(work, 0), old(work, 1), a_pod_of(work, 2), a_pod_of(work, 3))
+    assert list(wanted_ordinals(work, pods))[:2] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +127,8 @@ def test_with_fewer_replicas_the_old_ones_and_one_canary_stay() -> None:
 def test_a_second_change_replaces_the_canary_and_keeps_what_served_before_it() -> None:
     work = trying(1)
     pods = [bound(old(work, 0), 60), bound(old(work, 1), 0)]
-    assert list(wanted_ordinals(work, pods)) == [1, 2]
+    assert list(wanted_ordinals(work, pods)) == [1]
+    assert missing(work, tuple(pods[1:])) == ((0,), ())
     assert [pod.uid for pod in held_back(work, pods)] == ["pod-0", "pod-1"]
 
 
