@@ -15,7 +15,7 @@ from llmos_operator.scheduler.placement import INFEASIBLE, fits_on, host_fits, p
 from llmos_operator.scheduler.plan import KEPT_SECONDS
 from llmos_operator.scheduler.preemption import displacing
 from llmos_operator.scheduler.queueing import Pending
-from llmos_operator.state.snapshot import ordinals_of
+from llmos_operator.state.snapshot import held_back, ordinals_of
 from llmos_operator.state.types import Placement
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Relocations:
                 ordinal >= workload.replicas
                 for ordinal in ordinals_of(snapshot.pods_of.get(workload.uid, ()))
             )  # as well
+            or held_back(
+                workload, snapshot.pods_of.get(workload.uid, ())
+            )  # elsewhere it would be of the new spec
             or claim.sleeping is not None
             or queue != claim.queue
             or attempts.now - claim.moved_at < policy.consolidation.cool_down

@@ -180,3 +180,16 @@ def test_explain_says_who_would_move_and_why_nobody_does() -> None:
 
 def replica(snapshot: Snapshot, name: str) -> tuple[str, int]:
     return (snapshot.workloads[f"default/{name}"].uid, 0)
+
+
+@pytest.mark.parametrize("percent", [0, 10])
+def test_what_a_canary_holds_back_is_not_moved_as_it_would_start_with_the_changed_spec(percent: int) -> None:
+    cluster = scattered()
+    cluster.add(a_workload("two").needing("40Gi").gpus(2).priority("high").created(3600))
+    snapshot = cluster.snapshot()
+    for name in ("default/a", "default/b"):
+        workload = replace(snapshot.workloads[name], template_hash="new", canary_percent=percent)
+        cluster.add(workload)
+        for pod in snapshot.pods_of[workload.uid]:
+            cluster.store.apply_pod(replace(pod, spec_hash="older"))
+    assert bool(planned(cluster).moves) == (not percent)
