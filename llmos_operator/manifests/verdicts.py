@@ -117,6 +117,10 @@ def quota_reserved(seen: Observed) -> Verdict:
     return Verdict(FALSE, decision.reason if decision.pending else Reason.PENDING, decision.message)
 
 
+def _of(count: int, wanted: int) -> str:
+    return f"{count} of {wanted} replicas" if count <= wanted else f"{count} replicas (wanted: {wanted})"
+
+
 def scheduled(seen: Observed) -> Verdict:
     """Whether every wanted replica has a node and devices."""
     wanted = seen.workload.replicas
@@ -126,7 +130,7 @@ def scheduled(seen: Observed) -> Verdict:
     placed = seen.live_count
     if placed >= wanted:
         nodes = ", ".join(sorted({pod.node for pod in seen.live}))
-        return Verdict(TRUE, Reason.BOUND, f"{placed} of {wanted} replicas are on {nodes}.")
+        return Verdict(TRUE, Reason.BOUND, f"{_of(placed, wanted)} are on {nodes}.")
     if seen.hold is not None:
         return Verdict(FALSE, seen.hold.reason, seen.hold.message)
     if seen.decision is None:
@@ -243,7 +247,7 @@ def ready(seen: Observed) -> Verdict:
     if seen.refusal is not None and seen.ready_count < max(1, wanted):
         return Verdict(FALSE, seen.refusal.reason, seen.refusal.message)
     if wanted and seen.ready_count >= wanted and not seen.workload.suspended:
-        return Verdict(TRUE, Reason.READY, f"{seen.ready_count} of {wanted} replicas serve.")
+        return Verdict(TRUE, Reason.READY, f"{_of(seen.ready_count, wanted)} serve.")
     for verdict in (scheduled(seen), model_loaded(seen)):
         if verdict.status is not TRUE:
             return Verdict(FALSE, verdict.reason, verdict.message)

@@ -9,6 +9,7 @@ import pytest
 from llmos_operator.api.conditions import Reason
 from llmos_operator.manifests.observed import Observed
 from llmos_operator.manifests.rollout import in_place, progress
+from llmos_operator.manifests.verdicts import ready
 from llmos_operator.scheduler.plan import Decision
 from llmos_operator.state.types import Pod, PodPhase, Sharing, Workload
 from tests.support.replicas import NOW, a_pod_of, a_work
@@ -82,3 +83,10 @@ def test_nothing_goes_for_a_replica_that_needs_more_than_it_leaves(
     assert in_place(work, decision, old(work, 0, 1)) is enough
     said = progress(Observed(work, NOW, pods=old(work, 0, 1), decision=decision))
     assert said.endswith("in place." if enough else "none of them would leave enough: they stay.")
+
+
+def test_replicas_beside_those_that_are_wanted_are_told_apart() -> None:
+    work = surging()
+    seen = Observed(work, NOW, pods=(*old(work, 0, 1), a_pod_of(work, 2, ready=True)))
+    assert ready(seen).message == "3 replicas (wanted: 2) serve."
+    assert ready(replace(seen, pods=old(work, 0, 1))).message == "2 of 2 replicas serve."
