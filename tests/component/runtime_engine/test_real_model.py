@@ -172,7 +172,7 @@ def test_an_impossible_prompt_is_answered_with_the_reason(served, prompt, text):
 
 
 def test_a_smaller_budget_shrinks_the_cache_and_serving_goes_on(bench, chat_model, tokenizer):
-    status = bench.load(chat_model, memory_limit_bytes=3 << 30, fresh=True)
+    status = bench.load(chat_model, memory_limit_bytes=PLENTY, fresh=True)
     before = status.info.kv_blocks
     bench.client.set_budget(status.memory.base_bytes + (600 << 20))
     stats = bench.run(bench.stats_until(lambda stats: 0 < stats.kv_blocks_total < before))
@@ -183,12 +183,12 @@ def test_a_smaller_budget_shrinks_the_cache_and_serving_goes_on(bench, chat_mode
 
 @pytest.mark.timeout(900)  # 9,000 tokens of prompts
 def test_a_smaller_budget_gives_memory_back_to_the_machine(bench, chat_model, tokenizer):
-    status = bench.load(chat_model, memory_limit_bytes=3 << 30, max_model_len=2048, fresh=True)
+    status = bench.load(chat_model, memory_limit_bytes=PLENTY, max_model_len=2048, fresh=True)
     for number in range(6):  # their caches stay behind as prefixes
         prompt = [3 + (number * 997 + place * 13) % 40_000 for place in range(1500)]
         assert bench.run(bench.answer(f"fill-{number}", prompt, max_tokens=1))[0]
     limit = status.memory.base_bytes + status.memory.weights_bytes + (110 << 20)
-    bench.client.set_budget(3 << 30)  # measures
+    bench.client.set_budget(PLENTY)  # measures
     full = bench.run(
         bench.stats_until(lambda stats: stats.memory.measured_bytes != status.memory.measured_bytes)
     )
@@ -203,11 +203,11 @@ def test_a_smaller_budget_gives_memory_back_to_the_machine(bench, chat_model, to
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_and_the_former_one_stays(bench, chat_model, tokenizer):
-    status = bench.load(chat_model, memory_limit_bytes=3 << 30, max_model_len=2048, fresh=True)
+    status = bench.load(chat_model, memory_limit_bytes=PLENTY, max_model_len=2048, fresh=True)
     bench.client.set_budget(status.memory.base_bytes)
     enough = status.memory.base_bytes + status.memory.weights_bytes + (400 << 20)
     bench.client.set_budget(enough)  # in their order: when this one shows, the other has been answered
-    seen = bench.run(bench.stats_until(lambda stats: stats.memory.limit_bytes not in {0, 3 << 30}))
+    seen = bench.run(bench.stats_until(lambda stats: stats.memory.limit_bytes not in {0, PLENTY}))
     assert seen.memory.limit_bytes == enough
     assert seen.kv_blocks_total * 16 >= 2048
     assert bench.run(bench.answer("after", ids(tokenizer, PROMPTS[0])))[0]
@@ -285,11 +285,11 @@ def test_sentences_of_like_meaning_are_near(bench):
 
 def test_a_request_to_an_encoder_that_nobody_waits_for_stops_between_two_parts(bench):
     parts = 300  # inputs of a part each
-    assert bench.load(packaged(SENTENCES)).state is RuntimeState.READY
+    assert bench.load(packaged(SENTENCES), fresh=True).state is RuntimeState.READY
     long = tuple((2000 + number, *range(3000, 3511)) for number in range(2 * parts))
 
     async def leave():
-        before = bench.client.status().stats
+        before = await bench.stats_until(lambda stats: not (stats.finished or stats.aborted))
         asked = asyncio.create_task(bench.client.embed(Embed("gone", long)))
         await bench.stats_until(lambda stats: stats.steps > before.steps)
         asked.cancel()
