@@ -12,7 +12,7 @@ from llmos_operator.errors import Permanent
 from llmos_operator.manifests.observed import Failure, Preemption, Score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from llmos_operator.actuators.outcomes import Retire
     from llmos_operator.clock import Clock
@@ -274,15 +274,14 @@ class Feedback:
         """Say that nothing of the workload is in flight any more."""
         self._review(workload)
 
-    def decided(self, decision: Decision, pods: Iterable[Pod]) -> None:
-        """Keep the scheduler's word on a workload with these pods; tell it if a person has to act."""
+    def decided(self, decision: Decision) -> None:
+        """Keep the scheduler's word on a workload; tell it if a person has to act."""
         record = self._current(decision.workload, decision.workload_uid)
-        on = frozenset(pod.key for pod in pods)
-        if record is None or (record.decision == decision and record.decided_on == on):
+        if record is None or record.decision == decision:
             return
         before = record.decision.reason if record.decision is not None else None
         kept = record.decision.reserved if record.decision is not None else ()
-        record.decision, record.decided_on = decision, on
+        record.decision = decision
         if decision.reserved and decision.reserved != kept:
             self.tell(record, "Normal", Reason.PLACE_KEPT, decision.message, key=",".join(decision.reserved))
         if decision.reason in _ACTIONABLE and decision.reason is not before:

@@ -158,7 +158,7 @@ class Loop:
             self._waiting = plan is None or bool(plan.waits) or plan.interrupted or given_up
             if plan is not None and self._may_act():
                 self._planned(plan, Cycle(self.cycles, now, self._clock.now()))
-                self._hand_over(plan, snapshot)
+                self._hand_over(plan)
                 self._hold(plan)
             if plan is not None and self._record is not None:
                 self._record(snapshot, plan, prices)
@@ -198,10 +198,10 @@ class Loop:
             self._batcher.trigger()  # what it has bound is a change
         return plan
 
-    def _hand_over(self, plan: Plan, snapshot: Snapshot) -> None:
+    def _hand_over(self, plan: Plan) -> None:
         taken = self._executor.carry_out(plan)
         for decision in plan.decisions.values():
-            self._feedback.decided(decision, snapshot.pods_of.get(decision.workload_uid, ()))
+            self._feedback.decided(decision)
         kinds = Counter(type(action).__name__ for action in plan.actions)
         for kind, count in kinds.items():
             self._metrics.actions.labels(kind).inc(count)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.api.runtime.messages import RuntimeStatus
     from llmos_operator.state.replicas import Replica
+    from llmos_operator.state.types import PodKey
 
 # A claim's files cannot be looked into before a pod runs. Nor can object stores and registries, for which the operator
 # has no credentials; the inspector then asks for spec.resources.memory.
@@ -87,9 +88,7 @@ class Situation:
     limits: gangs.GangLimits = field(default_factory=gangs.GangLimits)
     tries: Tries = field(default_factory=Tries)  # of work that ends: counted by this process
     written: Tries = field(default_factory=Tries)  # as the status in the API says
-    in_place: bool = (
-        False  # a rolling update has no room for replicas beside those that are there: `manifests.rollout`
-    )
+    instead: PodKey = ""  # who has to go before a replica of the present spec can start: `Decision.instead`
 
 
 def rule(seen: Situation) -> Ruling:
@@ -183,7 +182,7 @@ def _rule_serving(seen: Situation) -> Ruling:
     unwanted = _unwanted(seen, healthy)
     gone |= {retire.pod for retire in unwanted}
     staying = [pod for pod in healthy if pod.key not in gone]
-    former = rollouts.replaced(seen.workload, staying, beside=not seen.in_place)
+    former = rollouts.replaced(seen.workload, staying, instead=seen.instead)
     gone |= {retire.pod for retire in former}
     begun = [
         pod for pod in seen.pods if pod.phase is PodPhase.ASSUMED

@@ -37,7 +37,6 @@ class Record:
     uninspectable: Refusal | None = None  # its model cannot be inspected
     trouble: Refusal | None = None  # something it needs is missing: a Secret, the name of its Service
     decision: Decision | None = None
-    decided_on: frozenset[str] = frozenset()  # keys of the pods it had when that was decided
     failure: Failure | None = None
     permanent: bool = False  # the failure cannot heal without a change of the spec
     preemption: Preemption | None = None

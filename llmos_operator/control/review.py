@@ -16,7 +16,7 @@ from llmos_operator.control.autoscale import Scalers, has_lent
 from llmos_operator.control.history import finish_of
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.manifests.observed import Refusal, Scaling
-from llmos_operator.manifests.rollout import in_place
+from llmos_operator.manifests.rollout import instead
 from llmos_operator.manifests.status import learned_text
 from llmos_operator.observability.logging import logger
 from llmos_operator.state.types import Hold, WorkloadKind
@@ -144,7 +144,7 @@ class Reviewer:
                 limits=self._gangs,
                 tries=record.tries,
                 written=jobs.tries_of(record.status),
-                in_place=self._in_place(record, workload),
+                instead=instead(workload, record.decision),
             )
         )
         record.tries = ruling.tries
@@ -162,13 +162,6 @@ class Reviewer:
         again = self._expiry.look(workload, record.status)
         if again is not None:
             self._look_again(key, again)
-
-    def _in_place(self, record: Record, workload: Workload) -> bool:
-        """Return whether an update goes on in place. A decision on other pods says nothing: what one left may be room enough."""
-        pods = self._store.pods_of(record.uid)
-        return record.decided_on == frozenset(pod.key for pod in pods) and in_place(
-            workload, record.decision, pods
-        )
 
     def _ask_kueue(self, record: Record, workload: Workload) -> None:
         pods = [pod for pod in self._store.pods_of(record.uid) if pod.ready]

@@ -13,14 +13,14 @@ from llmos_operator.control.gangs import serving
 from llmos_operator.state.snapshot import held_back, ordinals_of, outdated
 
 if TYPE_CHECKING:
-    from llmos_operator.state.types import Pod, Workload
+    from llmos_operator.state.types import Pod, PodKey, Workload
 
 
-def replaced(workload: Workload, pods: list[Pod], *, beside: bool = True) -> list[Retire]:
+def replaced(workload: Workload, pods: list[Pod], *, instead: PodKey = "") -> list[Retire]:
     """Return the pods of an older spec that may go now; `pods` are those that run and are wanted.
 
-    As many serving replicas go as leave the wanted number less `maxUnavailable`, whichever spec those are of. Where no
-    replica can start beside them (none is allowed, or not `beside`: there is no room), at least one is replaced in place.
+    As many serving replicas go as leave the wanted number less `maxUnavailable`, whichever spec those are of. Where none may
+    start beside them, at least one is replaced in place; where none can, the one that makes room (`instead`) goes first.
     What a canary holds back stays, also where there is no room for one.
     """
     held = {pod.uid for pod in held_back(workload, pods)}
@@ -28,12 +28,13 @@ def replaced(workload: Workload, pods: list[Pod], *, beside: bool = True) -> lis
     rollout = workload.spec.get("rollout") or {}
     if rollout.get("strategy") == "Recreate":
         return [_retire(workload, pod) for pod in old]
+    first = ordinals_of(pod for pod in old if pod.key == instead)
     unavailable = int(rollout.get("maxUnavailable", 1))
-    if not workload.surge or not beside:
+    if not workload.surge or first:
         unavailable = max(1, unavailable)
     spare = serving(workload, [pod for pod in pods if pod.ready]) - workload.replicas + unavailable
     unready = ordinals_of(pod for pod in old if not pod.ready)
-    busy = sorted(ordinals_of(old) - unready)
+    busy = sorted(ordinals_of(old) - unready, key=lambda one: (one not in first, one))
     going = unready | set(busy[: max(0, spare)])
     return [_retire(workload, pod) for pod in old if pod.claim is not None and pod.claim.ordinal in going]
 

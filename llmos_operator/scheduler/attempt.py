@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.scheduler import failure, steps, wording
+from llmos_operator.scheduler import failure, stepping_aside, steps, wording
 from llmos_operator.scheduler.claims import claim_for, profile_of, sharing_domain
 from llmos_operator.scheduler.consolidation import Consolidation
 from llmos_operator.scheduler.gang import Gangs, concerns
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.world import World, Worlds
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Claim, Pod, Profile, Sleeping, Workload
+    from llmos_operator.state.types import Claim, Pod, PodKey, Profile, Sleeping, Workload
 
 _SPREAD_HANDICAP = 1 << 50  # of a node that holds a replica of the same workload
 
@@ -53,6 +53,7 @@ class Result:
     in_vain: bool = False  # whatever is like it fails as its last replica did, until somebody makes room
     failure: Failure | None = None  # of the last replica that has to wait
     reservation: Reservation | None = None  # the place that is kept for what has to wait
+    instead: PodKey = ""  # see `plan.Decision.instead`
 
 
 class Attempts:
@@ -105,6 +106,7 @@ class Attempts:
         kind = (shape.number, likeness, pending.queue, pending.priority, aged, pending.nominated)
         plain = bool(pending.ordinals) and not (pending.blocked or pending.core or self.moving.anybody)
         plain = plain and self.mounting.wait(workload) is None
+        plain = plain and not stepping_aside.candidates(self.snapshot, workload)
         parked = self._parked.get(kind) if plain else None
         if parked is not None:
             return Result(waiting=len(pending.ordinals), failure=parked, in_vain=True)
@@ -133,6 +135,8 @@ class Attempts:
         if result.waiting and shape.options:
             self.waiting_domains.add(shape.options[0][1].domain)
         self.reservations.consider(pending, shape, result)
+        if result.failure is not None and not result.binds:
+            result.instead = stepping_aside.makes_room(self, pending, shape, result.failure.reason)
         return self._with_former(pending, result)
 
     def _try(self, pending: Pending, shape: Shape, ordinal: int, result: Result) -> Failure | None:
@@ -298,17 +302,31 @@ class Attempts:
 
     def elsewhere(self, pod: Pod, claim: Claim, workload: Workload) -> str | None:
         """Return the node on which a replica could start now if its pod were gone, None if nowhere; nothing has changed then."""
-        shape, mark = self.shape(workload), self.worlds.checkpoint()
         pending = Pending(workload, claim.queue, claim.priority, 0.0, (claim.ordinal,))
-        spread = self.spread_mark(pending)
+        return self._without(pod, pending, self.shape(workload))
+
+    def starts_without(self, pod: Pod, pending: Pending, shape: Shape) -> bool:
+        """Return whether a waiting replica could start now, there or elsewhere, if a pod were gone; nothing has changed then."""
+        return self._without(pod, pending, shape, there=True) is not None
+
+    def _without(self, pod: Pod, pending: Pending, shape: Shape, *, there: bool = False) -> str | None:
+        """Return where the first waiting replica could start if a pod were gone; on its own node only if `there`."""
+        mark, spread = self.worlds.checkpoint(), self.spread_mark(pending)
         self.worlds.now.vacate(pod)
         self.worlds.later.vacate(pod)
-        tries = (self.bind(pending, shape, place, claim.ordinal) for place in range(len(shape.options)))
+        if there:
+            self._write(pod.node)
+        ordinal = pending.ordinals[0]
+        tries = (
+            self.bind(pending, shape, place, ordinal, patient=not there)
+            for place in range(len(shape.options))
+        )
         found = next((one.claim.node for one in tries if one is not None), None)
         self.worlds.rollback(mark)
         self.spread_back(pending, spread)
-        if found is not None:
-            self._write(found)
+        changed = {node for node in (found, pod.node if there else None) if node is not None}
+        for node in changed:
+            self._write(node)
         return found
 
     def _write(self, node: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
+from llmos_operator.scheduler import stepping_aside
 from llmos_operator.scheduler.plan import Decision, Plan, Wait
 from llmos_operator.scheduler.recall import say
 from llmos_operator.scheduler.securing import Securing
@@ -73,6 +74,7 @@ class Outcome:
                 one.message,
                 queue=one.workload.queue or self._policy.default_queue,
                 pending=one.replicas,
+                instead=stepping_aside.gives_back(self._snapshot, one.workload, one.reason),
             )
 
     def record(self, pending: Pending, result: Result, *, in_line: bool = True) -> None:
@@ -89,7 +91,7 @@ class Outcome:
             if place is not None:
                 self._reservations.append(place)
             said = self._recall.word if in_line else say
-            wait, decision = said(pending, result.waiting, failure, place)
+            wait, decision = said(pending, result.waiting, failure, place, result.instead)
             self._waits.append(wait)
             self._decisions[workload.key] = decision
         elif binds:

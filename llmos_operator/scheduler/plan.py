@@ -224,6 +224,9 @@ class Decision:
     expected_start: float | None = (
         None  # epoch seconds, in whole minutes: by when it can start there; None: not known
     )
+    instead: PodKey = (
+        ""  # the replica of an older spec that has to go before one of the present spec can start
+    )
 
 
 @dataclass(frozen=True, slots=True)

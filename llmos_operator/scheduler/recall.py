@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size, Sizes
     from llmos_operator.scheduler.victims import KnownVictim
-    from llmos_operator.state.types import Profile, Workload
+    from llmos_operator.state.types import PodKey, Profile, Workload
 
 _SPARE: Final = 1000  # shapes of work that has gone, kept before all are worked out anew
 _MINUTE: Final = 60.0
@@ -141,7 +141,12 @@ class Recall:
     # -- what is said ---------------------------------------------------------------------------------------
 
     def word(
-        self, pending: Pending, waiting: int, failure: Failure, place: Reservation | None
+        self,
+        pending: Pending,
+        waiting: int,
+        failure: Failure,
+        place: Reservation | None,
+        instead: PodKey = "",
     ) -> tuple[Wait, Decision]:
         """Return what is said of replicas that wait; the place in the queue is not settled yet (`placed`)."""
         workload = pending.workload
@@ -152,9 +157,10 @@ class Recall:
             or known.wait.replicas != waiting
             or known.decision.queue != pending.queue
             or known.place != place
+            or known.decision.instead != instead
             or not self._same(known.failure, failure)
         ):
-            wait, decision = say(pending, waiting, failure, place)
+            wait, decision = say(pending, waiting, failure, place, instead)
             known = _Word(workload, failure, place, wait, decision)
         self._words.put(workload.key, known)
         return known.wait, known.decision
@@ -180,7 +186,9 @@ class Recall:
         return found[2]
 
 
-def say(pending: Pending, waiting: int, failure: Failure, place: Reservation | None) -> tuple[Wait, Decision]:
+def say(
+    pending: Pending, waiting: int, failure: Failure, place: Reservation | None, instead: PodKey = ""
+) -> tuple[Wait, Decision]:
     """Return what is said of replicas that wait, without a place in the queue."""
     workload, size = pending.workload, failure.size
     wait = Wait(workload.key, workload.uid, waiting, failure.reason, failure.message)
@@ -199,6 +207,7 @@ def say(pending: Pending, waiting: int, failure: Failure, place: Reservation | N
         size.bytes_per_device if size is not None else 0,
         reserved=tuple(sorted(set(place.nodes))) if place is not None else (),
         expected_start=_minute(place.start) if place is not None else None,
+        instead=instead,
     )
     return wait, decision
 
@@ -246,4 +255,5 @@ def _placed(one: Decision, position: int) -> Decision:
         one.scored_by,
         one.reserved,
         one.expected_start,
+        one.instead,
     )

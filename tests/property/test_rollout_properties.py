@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llmos_operator.state.types import Pod, Workload
 
-HAPPENINGS = ("place", "start", "rule", "end", "change", "lose")
+HAPPENINGS = ("place", "start", "rule", "end", "change", "lose", "crowd")
 
 
 class Update:
@@ -33,6 +33,7 @@ class Update:
         self.version = 0
         self.pods = [self._pod(ordinal, ready=True) for ordinal in range(replicas)]
         self.version = 1
+        self.instead = ""  # the scheduler's word, which may be an old one
 
     @property
     def work(self) -> Workload:
@@ -55,10 +56,17 @@ class Update:
         self._one(lambda pod: pod.phase is PodPhase.BOUND and not pod.ready, ready=True)
 
     def rule(self) -> None:
-        gone = {one.pod for one in rule(Situation(self.work, NOW, pods=tuple(self.pods))).retire}
+        seen = Situation(self.work, NOW, pods=tuple(self.pods), instead=self.instead)
+        gone = {one.pod for one in rule(seen).retire}
         for at, pod in enumerate(self.pods):
             if pod.key in gone:
                 self.pods[at] = replace(pod, phase=PodPhase.TERMINATING, ready=False)
+
+    def crowd(self) -> None:
+        """There is no room beside them: one of the older spec would have to go."""
+        old = [pod for pod in self.pods if pod.spec_hash != self.work.template_hash]
+        fits = len({pod.claim.ordinal for pod in self.pods}) <= self._work.replicas
+        self.instead = self._random.choice(old).key if old and fits else ""
 
     def end(self) -> None:
         leaving = [pod for pod in self.pods if pod.phase is PodPhase.TERMINATING]
@@ -92,12 +100,13 @@ def test_an_update_keeps_its_limits_and_comes_to_an_end(
     happenings = random.choices(HAPPENINGS, k=random.randrange(60))
     update = Update(replicas, surge, unavailable, random)
     lost = 0
+    fewest = replicas - max(unavailable, int("crowd" in happenings))  # in place, one goes first
     for one in (*happenings, *("rule", "place", "start", "end") * 40):
         before = update.serving
         getattr(update, one)()
         lost += one == "lose" and update.serving < before
         assert len(update.pods) <= replicas + surge
-        assert update.serving >= replicas - unavailable - lost
+        assert update.serving >= fewest - lost
     assert len(update.pods) == replicas
     assert all(pod.ready and pod.spec_hash == f"v{update.version}" for pod in update.pods)
     assert settled(update.work, tuple(update.pods))

@@ -13,6 +13,8 @@ from tests.support.models import SENTENCES, packaged
 
 pytestmark = pytest.mark.model
 
+PLENTY = 5 << 30  # bytes, far above what the engine and these tests take themselves
+
 PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a little girl who",

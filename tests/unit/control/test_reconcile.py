@@ -316,8 +316,10 @@ def test_with_a_surge_nothing_goes_before_a_new_replica_serves() -> None:
 def test_without_room_for_a_surge_one_replica_is_replaced_in_place() -> None:
     work = surging()
     before = (old(work, 0, ready=True), old(work, 1, ready=True))
-    assert retired(situation(work, *before, in_place=True)) == ["pod-0"]
-    assert retired(situation(work, a_pod_of(work, 0), old(work, 1, ready=True), in_place=True)) == []
+    assert retired(situation(work, *before, instead=before[1].key)) == ["pod-1"]
+    one = old(work, 1, ready=True)
+    assert retired(situation(work, a_pod_of(work, 0), one, instead=one.key)) == [], "one at a time"
+    assert retired(situation(work, *before, instead="team/gone")) == []
 
 
 def test_replicas_of_several_pods_are_replaced_in_place_whatever_their_surge() -> None:
@@ -341,7 +343,7 @@ def test_a_canary_ends_no_replica_of_the_older_spec_whatever_serves_or_fits() ->
     work = trying()
     before = [old(work, i, ready=i > 0) for i in range(3)]
     assert retired(situation(work, *before)) == []
-    assert retired(situation(work, *before, in_place=True)) == []
+    assert retired(situation(work, *before, instead=before[1].key)) == []
     assert retired(situation(work, *before, a_pod_of(work, 3, ready=True))) == []
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llmos_operator.api.conditions import Reason
 from llmos_operator.manifests.observed import Observed
-from llmos_operator.manifests.rollout import in_place, progress
+from llmos_operator.manifests.rollout import instead, progress
 from llmos_operator.manifests.verdicts import ready
 from llmos_operator.scheduler.plan import Decision
-from llmos_operator.state.types import Pod, PodPhase, Sharing, Workload
 from tests.support.replicas import NOW, a_pod_of, a_work
+
+if TYPE_CHECKING:
+    from llmos_operator.state.types import Pod, Workload
 
 
 def surging(replicas: int = 2, surge: int = 2) -> Workload:
@@ -34,55 +37,34 @@ def decided(work: Workload, reason: Reason = Reason.NO_CAPACITY, pending: int = 
 
 
 @pytest.mark.parametrize("reason", [Reason.NO_CAPACITY, Reason.EXCEEDS_QUOTA, Reason.CLAIM_IN_USE])
-def test_without_room_for_one_beside_them_replicas_are_replaced_in_place(reason: Reason) -> None:
+def test_it_is_told_whether_replicas_are_replaced_in_place_for_lack_of_room(reason: Reason) -> None:
     work = surging()
-    assert in_place(work, decided(work, reason), old(work, 0, 1))
-    said = progress(Observed(work, NOW, pods=old(work, 0, 1), decision=decided(work, reason)))
-    assert said.endswith(f"beside them ({reason}): they are replaced in place.")
+    said = f"There is no room for a replica beside them ({reason})"
+    for decision, pods, therefore in (
+        (
+            replace(decided(work, reason), instead="team/one"),
+            old(work, 0, 1),
+            ": they are replaced in place.",
+        ),
+        (decided(work, reason), old(work, 0, 1), ", and none of them would make enough: they stay."),
+        (decided(work, reason), (*old(work, 0, 1), a_pod_of(work, 2)), "."),
+    ):
+        assert progress(Observed(work, NOW, pods=pods, decision=decision)).endswith(said + therefore)
 
 
 @pytest.mark.parametrize(
     "decision",
     [
-        None,
         decided(surging(), Reason.WAITING_FOR_PREEMPTION),
-        decided(surging(), Reason.NO_MATCHING_DEVICE),
         decided(surging(), pending=0),
-        replace(decided(surging()), generation=0),
+        replace(decided(surging()), generation=0, instead="team/one"),
     ],
 )
-def test_nothing_goes_for_what_may_start_beside_it_or_never(decision: Decision | None) -> None:
+def test_nothing_is_said_of_room_while_there_may_be_some(decision: Decision) -> None:
     work = surging()
-    assert not in_place(work, decision, old(work, 0, 1))
-
-
-@pytest.mark.parametrize("phase", [PodPhase.ASSUMED, PodPhase.BOUND, PodPhase.TERMINATING])
-def test_with_one_beside_them_nothing_goes_for_lack_of_room_for_another(phase: PodPhase) -> None:
-    work = surging()
-    pods = (*old(work, 0, 1), replace(a_pod_of(work, 2), phase=phase))
-    assert not in_place(work, decided(work), pods)
-    said = progress(Observed(work, NOW, pods=pods, decision=decided(work)))
-    assert said.endswith("beside them (NoCapacity).")
-
-
-@pytest.mark.parametrize(
-    ("change", "enough"),
-    [
-        ({"accelerators": 2}, False),
-        ({"sharing": Sharing.SHARED}, True),
-        ({"sharing": Sharing.SHARED, "larger": True}, False),
-    ],
-)
-def test_nothing_goes_for_a_replica_that_needs_more_than_it_leaves(
-    change: dict[str, object], enough: bool
-) -> None:
-    decision = decided(surging())
-    if change.pop("larger", False):
-        decision = replace(decision, bytes_per_device=2 << 30)
-    work = replace(surging(), **change)
-    assert in_place(work, decision, old(work, 0, 1)) is enough
-    said = progress(Observed(work, NOW, pods=old(work, 0, 1), decision=decision))
-    assert said.endswith("in place." if enough else "none of them would leave enough: they stay.")
+    assert "room" not in progress(Observed(work, NOW, pods=old(work, 0, 1), decision=decision))
+    assert instead(work, decision) == ""
+    assert instead(work, None) == ""
 
 
 def test_replicas_beside_those_that_are_wanted_are_told_apart() -> None:

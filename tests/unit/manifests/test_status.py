@@ -458,6 +458,16 @@ def test_a_canary_is_told_to_people_and_to_gateways() -> None:
     assert manifest.urgency(status, manifest.build(again)) is Urgency.NOW
 
 
+def test_replicas_of_a_canary_that_was_taken_back_keep_their_share_until_they_have_gone() -> None:
+    work = a_work(replicas=1, rollout={"canaryTrafficPercent": 10})
+    before = a_pod_of(work, 0, ready=True)
+    claim = replace(before.claim, ordinal=1, bound_at=NOW + 60)
+    tried = replace(a_pod_of(work, 1, ready=True, spec_hash="tried"), claim=claim)
+    status = written(Observed(workload=work, now=NOW, pods=(before, tried)))
+    assert status["canary"] == {"specHash": work.template_hash, "trafficPercent": 90}
+    assert "canary" not in written(Observed(workload=work, now=NOW, pods=(before,)))
+
+
 def test_a_canary_without_room_says_so() -> None:
     message = {one["type"]: one.get("message") for one in written(trying(decision=decision()))["conditions"]}
     assert "There is no room for it (NoCapacity)." in message["Progressing"]
