@@ -29,7 +29,8 @@ from llmos_operator.scheduler.power import NO_RACK, asked_on
 from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.search import Pool, cheapest
 from llmos_operator.scheduler.table import CAPACITY
-from llmos_operator.scheduler.victims import ASLEEP, VictimIndex
+from llmos_operator.scheduler.victim_index import VictimIndex
+from llmos_operator.scheduler.victims import ASLEEP
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from llmos_operator.scheduler.budget import Budget
     from llmos_operator.scheduler.feasibility import Feasibility
-    from llmos_operator.scheduler.kept import Kept
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.table import Bools, Ints
     from llmos_operator.scheduler.topology import Domain
-    from llmos_operator.scheduler.victims import KnownVictim, Replica, Victim
+    from llmos_operator.scheduler.victim_index import Roll
+    from llmos_operator.scheduler.victims import Replica, Victim
     from llmos_operator.scheduler.world import Worlds
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
@@ -86,10 +87,10 @@ class Preemption:
         scene: Scene,
         feasibility: Feasibility,
         budget: Budget,
-        known: Kept[KnownVictim] | None = None,
+        roll: Roll | None = None,
     ) -> None:
-        """`known` is what former plans found of victims; it changes the cost of a search, never what it finds."""
-        self._known = known
+        """`roll` is what the last plan knew of victims; it changes the cost of a search, never what it finds."""
+        self._roll = roll
         self._snapshot = snapshot
         self._policy = policy
         self._now = now
@@ -113,7 +114,7 @@ class Preemption:
                 self._now,
                 self._scene.table.row_of,
                 self._worlds.later.tree,
-                self._known,
+                self._roll,
             )
         return self._index
 
@@ -225,7 +226,7 @@ class Preemption:
         """Return which victims of the index the claimant may displace as things stand, and their ranks."""
         index = self.index
         lower = index.priorities < pending.priority
-        rights, ranks = np.zeros(len(index.victims), np.bool_), index.priorities + _OWN
+        rights, ranks = np.zeros(len(index), np.bool_), index.priorities + _OWN
         for number, queue in enumerate(index.queue_names):
             rule = self._rule(pending, queue)
             if rule is None:
@@ -316,7 +317,7 @@ class Preemption:
 
     def _on(self, row: int, rights: Bools, pending: Pending) -> list[tuple[int, Victim]]:
         """Return the victims on a row that may still be displaced, with their places in the index."""
-        found = ((i, self.index.victims[i]) for i in self.index.on_row(row) if rights[i])
+        found = ((i, self.index.victim(i)) for i in self.index.on_row(row) if rights[i])
         return [(i, victim) for i, victim in found if self.right(pending, victim) is not None]
 
     def _on_row(
@@ -350,11 +351,13 @@ class Preemption:
 
         victims = [*self._on(row, rights, pending), *self._elsewhere(pending, request, row, rights, ranks)]
         rank_of = {victim.key: int(ranks[i]) for i, victim in victims}
-        of_index = self.index.place_of
 
         def rank(victim: Victim) -> int:
             known = rank_of.get(victim.key)
-            return known if known is not None else int(ranks[of_index[victim.key]])
+            if known is None:
+                place = self.index.place_of(victim.pod, victim.depth)
+                known = rank_of[victim.key] = int(ranks[place]) if place is not None else NEVER
+            return known
 
         uids = {v.claim.workload_uid for _, v in victims} if self._gone else set()
         pool = Pool(
@@ -385,7 +388,7 @@ class Preemption:
             if racks is None or asked_on(later.node(name), request) <= later.rack_room(name):
                 return []
             may &= racks.number[index.rows] == racks.number[row]
-        others = ((int(i), index.victims[i]) for i in np.flatnonzero(may))
+        others = ((int(i), index.victim(int(i))) for i in np.flatnonzero(may))
         allowed = ((i, v) for i, v in others if self.right(pending, v) is not None)
         return heapq.nsmallest(_REMOTE_VICTIMS, allowed, key=lambda one: (int(ranks[one[0]]), *one[1].order))
 
