@@ -14,6 +14,7 @@ from llmos_operator.api import names
 from llmos_operator.api.conditions import Reason
 from llmos_operator.cluster import port
 from llmos_operator.cluster.mirror import Change
+from llmos_operator.control.alike import Alike
 from llmos_operator.control.history import PERMANENT_REASONS, failure_of, preemption_of
 from llmos_operator.control.jobs import tries_of
 from llmos_operator.control.records import Record
@@ -85,6 +86,7 @@ class Intake:
         self._review = review
         self._gone = gone
         self._idle = idle
+        self._alike = Alike()
         self._simple: dict[
             port.Kind, tuple[Callable[[Any], Any], Callable[[Any], bool], Callable[[str], bool]]
         ] = {
@@ -193,7 +195,7 @@ class Intake:
             return
         record = self._record(key, uid, body)
         try:
-            workload = convert.workload(body)
+            workload = convert.workload({**body, "spec": self._alike.json(body.get("spec") or {})})
         except _UNREADABLE as error:
             self._metrics.unreadable.labels("ModelWorkload").inc()
             record.invalid = Refusal(Reason.INVALID_SPEC, str(error))
@@ -202,6 +204,8 @@ class Intake:
                 # What a former leader saw may be hours old: nobody is a cheap victim for it.
                 workload = replace(workload, idle_since=None)
             record.invalid = None
+            # One value, here and in the store, until it is another.
+            workload = record.stub if record.stub == workload else self._alike.workload(workload)
             record.stub = workload
             if self._store.apply_workload(workload):
                 self._changed()
@@ -232,7 +236,7 @@ class Intake:
             record.generation = generation
             record.permanent = False
             record.uninspectable = None
-        record.status = status
+        record.status = self._alike.json(status)
         return record
 
 
