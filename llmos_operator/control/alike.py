@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from llmos_operator.state.types import Workload
+    from llmos_operator.state.types import Pod, Workload
 
 _MOST: Final = 8192  # parts remembered, beside those before them that were met again
 _DEEPEST: Final = 24  # levels looked into; nothing kept is deeper on purpose
@@ -41,6 +41,13 @@ class Alike:
             parts = [self.json(part, level + 1) for part in value]
             return self._one((list, *map(_mark, parts)), parts)
         return value
+
+    def pod(self, pod: Pod) -> Pod:
+        """Return an equal pod whose labels have names and values that others have."""
+        if not pod.labels:
+            return pod
+        labels = {sys.intern(name): sys.intern(value) for name, value in pod.labels.items()}
+        return replace(pod, labels=labels)
 
     def workload(self, workload: Workload) -> Workload:
         """Return an equal workload made of values seen before."""

@@ -161,7 +161,7 @@ class Intake:
         if pod.problem:
             self._metrics.unreadable.labels("Claim").inc()
             log.warning("the claim on a pod is not believed", pod=key, problem=pod.problem)
-        if self._store.apply_pod(pod):
+        if self._store.apply_pod(self._alike.pod(pod)):
             self._news()
         # A label is not enough to speak for a workload: the claim proves the owner and its namespace.
         if replica is not None and pod.claim is not None and pod.claim.workload_uid == replica.workload_uid:

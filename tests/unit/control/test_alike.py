@@ -5,6 +5,7 @@ from typing import Any
 
 from llmos_operator.control.alike import Alike
 from llmos_operator.state import convert
+from llmos_operator.state.types import Pod
 from tests.support.replicas import a_manifest
 
 STATUS: dict[str, Any] = {
@@ -53,6 +54,13 @@ def test_an_object_of_any_depth_is_taken() -> None:
     while found:
         found, levels = found[0], levels + 1
     assert levels == 5000
+
+
+def test_pods_share_the_texts_of_their_labels() -> None:
+    labels = ({"app.kubernetes.io/name": "a model"}, json.loads('{"app.kubernetes.io/name": "a model"}'))
+    one, other = (Alike().pod(Pod("team/one", "1", "n1", labels=one)) for one in labels)
+    assert one == other == Pod("team/one", "1", "n1", labels=labels[1])
+    assert one.labels["app.kubernetes.io/name"] is other.labels["app.kubernetes.io/name"]
 
 
 def test_workloads_of_one_spec_share_it_and_its_values() -> None:
