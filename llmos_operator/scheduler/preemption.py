@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.scheduler.bounds import NEVER, lower_bound, lower_bounds, roomless
+from llmos_operator.scheduler.bounds import LOWEST, NEVER, lower_bound, lower_bounds, roomless
 from llmos_operator.scheduler.placement import pick
 from llmos_operator.scheduler.power import NO_RACK, asked_on
 from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.search import Pool, cheapest
 from llmos_operator.scheduler.table import CAPACITY
 from llmos_operator.scheduler.victim_index import VictimIndex
-from llmos_operator.scheduler.victims import ASLEEP
+from llmos_operator.scheduler.victims import ASLEEP, least_outage
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ class Preemption:
             for bound, row in self._promising(pending, request, rights, ranks, within):
                 if self._budget.search_exhausted() or (best is not None and _hopeless(bound, best[0])):
                     break
+                if best is not None and _hopeless(self._with_outage(bound, row, rights), best[0]):
+                    continue
                 found = self._on_row(pending, size, request, row, rights, ranks, within)
                 if found is not None and (best is None or found.key(place) < best[0]):
                     best = (found.key(place), found)
@@ -306,6 +308,15 @@ class Preemption:
         rows = np.flatnonzero(worth)
         order = np.lexsort((rows, cost[rows], rank[rows]))[: self._policy.preemption.nodes]
         return [((int(rank[row]), int(cost[row])), int(row)) for row in rows[order]]
+
+    def _with_outage(self, bound: tuple[int, int], row: int, rights: Bools) -> tuple[int, int]:
+        """Return the bound of a row with what the mildest outage there costs, where somebody there has to go."""
+        rank, cost = bound
+        if rank <= LOWEST:
+            return bound
+        seconds = self._policy.preemption.outage_seconds
+        there = (self.index.victim(i) for i in self.index.on_row(row) if rights[i])
+        return rank, cost + min((least_outage(v, seconds, self._gone) for v in there), default=0)
 
     def _reached(self, rows: Ints) -> Bools:
         """Return the rows where the leaving of somebody on `rows` could help: there, and in racks with a power budget."""

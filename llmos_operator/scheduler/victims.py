@@ -313,6 +313,13 @@ def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collectio
     return cost
 
 
+def least_outage(victim: Victim, outage_seconds: float, gone: Collection[Replica]) -> int:
+    """Return what the outage costs at least that displacing a victim means, whoever else goes; see :func:`total_cost`."""
+    if victim.asked_bytes or victim.spare or victim.replica in gone:
+        return 0
+    return weighed(round(outage_seconds * _MILLISECONDS), victim.idle_seconds)
+
+
 def running(pods: Iterable[Pod]) -> int:
     """Return how many replicas have a pod that runs, and is awake."""
     claims = [pod.claim for pod in pods if pod.phase is PodPhase.BOUND]
