@@ -14,7 +14,6 @@ from llmos_operator.api import names
 from llmos_operator.api.conditions import Reason
 from llmos_operator.cluster import port
 from llmos_operator.cluster.mirror import Change
-from llmos_operator.control.alike import Alike
 from llmos_operator.control.history import PERMANENT_REASONS, failure_of, preemption_of
 from llmos_operator.control.jobs import tries_of
 from llmos_operator.control.records import Record
@@ -22,6 +21,7 @@ from llmos_operator.errors import Permanent
 from llmos_operator.manifests.observed import Refusal
 from llmos_operator.observability.logging import logger
 from llmos_operator.state import convert
+from llmos_operator.state.alike import Alike
 from llmos_operator.state.convert.replicas import replica as read_replica
 from llmos_operator.state.types import Kind, Model, Workload
 

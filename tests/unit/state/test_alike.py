@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llmos_operator.control.alike import Alike
 from llmos_operator.state import convert
+from llmos_operator.state.alike import Alike
 from llmos_operator.state.types import Pod
 from tests.support.replicas import a_manifest
 
