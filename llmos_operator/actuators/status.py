@@ -21,6 +21,7 @@ from llmos_operator.manifests import status as manifest
 from llmos_operator.manifests.status import Urgency
 from llmos_operator.observability.logging import logger
 from llmos_operator.observability.slices import in_slices
+from llmos_operator.state.alike import Alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +85,7 @@ class StatusWriter:
         self._busy = busy
         self._clock = clock
         self._backoff = backoff
+        self._alike = Alike()
         self._due: dict[str, float] = {}  # workload key -> monotonic time to look at it
         self._allowances: dict[str, _Allowance] = {}
         self._wake = asyncio.Event()
@@ -155,7 +157,7 @@ class StatusWriter:
             "status", workload=key, urgency=urgency.name, changes=manifest.changes(seen.previous, status)
         )
         uid = seen.workload.uid
-        body = manifest.to_json(status)
+        body = self._alike.json(manifest.to_json(status))  # thousands may wait for their turn
         write = partial(self._write, key, uid, body)
         # Dropped by the fence: nothing else would bring it again, as what it says has not changed.
         self._queue.submit(Job(Rank.STATUS, f"status {key}", write, partial(self.mark, key)))

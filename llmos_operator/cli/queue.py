@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmos_operator.api import names
+from llmos_operator.api import names, places
 from llmos_operator.cli import render, session, workloads
 from llmos_operator.cli.options import AllNamespaces, AsJson, Context, Kubeconfig, Namespace, Target
 from llmos_operator.clock import SystemClock
@@ -139,7 +139,7 @@ def show(console: Console, found: Queues) -> None:
     columns = ["POSITION", "QUEUE", "WORKLOAD", "PRIORITY", "WAITING", "REASON", "MESSAGE"]
     rows = [
         [
-            str(one.queue_position or ""),
+            places.text(one.queue_position) if one.queue_position else "",
             one.queue or names.DEFAULT_QUEUE,
             f"{one.namespace}/{one.name}",
             one.priority,

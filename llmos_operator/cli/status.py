@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmos_operator.api import names
+from llmos_operator.api import names, places
 from llmos_operator.cli import render, session, workloads
 from llmos_operator.cli.options import (
     AllNamespaces,
@@ -160,7 +160,9 @@ def show_one(console: Console, one: WorkloadRow) -> None:
         "precision": one.precision,
         "phase": f"{one.phase}, {one.ready} ready",
         "why": f"{one.reason}: {one.message}" if one.message else one.reason,
-        "queue": f"{one.queue}, position {one.queue_position}" if one.queue_position else one.queue,
+        "queue": f"{one.queue}, position {places.text(one.queue_position)}"
+        if one.queue_position
+        else one.queue,
         "priority": one.priority,
         "nodes": ", ".join(one.nodes),
         "devices": ", ".join(one.devices),

@@ -71,6 +71,7 @@ from llmos_operator.control.watching import Watching, wired
 from llmos_operator.control.working import DeviceWork
 from llmos_operator.control.yielding import Yielding
 from llmos_operator.observability import tracing
+from llmos_operator.observability.footprint import settle
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.observability.logging import logger
 from llmos_operator.scheduler.claims import host_needs
@@ -164,6 +165,7 @@ class Assembly:
         """Decisions go on after a lapse: what the fence dropped meanwhile is found by looking at everything."""
         self.executor.resume()
         self.hearing.sweep()
+        settle()
         self.batcher.trigger()
 
     def _make_writers(self) -> None:

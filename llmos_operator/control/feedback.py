@@ -277,7 +277,7 @@ class Feedback:
     def decided(self, decision: Decision) -> None:
         """Keep the scheduler's word on a workload; tell it if a person has to act."""
         record = self._current(decision.workload, decision.workload_uid)
-        if record is None or record.decision == decision:
+        if record is None or (record.decision is not None and record.decision.tells(decision)):
             return
         before = record.decision.reason if record.decision is not None else None
         kept = record.decision.reserved if record.decision is not None else ()

@@ -21,6 +21,7 @@ from llmos_operator.errors import Permanent
 from llmos_operator.manifests.observed import Refusal
 from llmos_operator.observability.logging import logger
 from llmos_operator.state import convert
+from llmos_operator.state.alike import Alike
 from llmos_operator.state.convert.replicas import replica as read_replica
 from llmos_operator.state.types import Kind, Model, Workload
 
@@ -85,6 +86,7 @@ class Intake:
         self._review = review
         self._gone = gone
         self._idle = idle
+        self._alike = Alike()
         self._simple: dict[
             port.Kind, tuple[Callable[[Any], Any], Callable[[Any], bool], Callable[[str], bool]]
         ] = {
@@ -159,7 +161,7 @@ class Intake:
         if pod.problem:
             self._metrics.unreadable.labels("Claim").inc()
             log.warning("the claim on a pod is not believed", pod=key, problem=pod.problem)
-        if self._store.apply_pod(pod):
+        if self._store.apply_pod(self._alike.pod(pod)):
             self._news()
         # A label is not enough to speak for a workload: the claim proves the owner and its namespace.
         if replica is not None and pod.claim is not None and pod.claim.workload_uid == replica.workload_uid:
@@ -193,7 +195,7 @@ class Intake:
             return
         record = self._record(key, uid, body)
         try:
-            workload = convert.workload(body)
+            workload = convert.workload({**body, "spec": self._alike.json(body.get("spec") or {})})
         except _UNREADABLE as error:
             self._metrics.unreadable.labels("ModelWorkload").inc()
             record.invalid = Refusal(Reason.INVALID_SPEC, str(error))
@@ -202,6 +204,8 @@ class Intake:
                 # What a former leader saw may be hours old: nobody is a cheap victim for it.
                 workload = replace(workload, idle_since=None)
             record.invalid = None
+            # One value, here and in the store, until it is another.
+            workload = record.stub if record.stub == workload else self._alike.workload(workload)
             record.stub = workload
             if self._store.apply_workload(workload):
                 self._changed()
@@ -232,7 +236,7 @@ class Intake:
             record.generation = generation
             record.permanent = False
             record.uninspectable = None
-        record.status = status
+        record.status = self._alike.json(status)
         return record
 
 

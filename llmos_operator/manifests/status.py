@@ -82,7 +82,7 @@ def build(seen: Observed) -> ModelWorkloadStatus:
         load=_load(furthest_behind(seen)),
         placements=_placements(seen),
         decision=_decision(seen, previous.decision),
-        queue_position=seen.decision.queue_position if seen.decision is not None else None,
+        queue_position=seen.decision.told_position if seen.decision is not None else None,
         last_preemption=_preemption(seen) or previous.last_preemption,
         usage=previous.usage,
         activity=_activity(seen, previous.activity),

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.table import Bools, Ints, NodeTable
-    from llmos_operator.scheduler.victims import Victim, VictimIndex
+    from llmos_operator.scheduler.victim_index import VictimIndex
+    from llmos_operator.scheduler.victims import Victim
     from llmos_operator.state.ledger import DeviceState, NodeState
 
 LOWEST: Final = -(1 << 40)  # below every rank: nobody has to go

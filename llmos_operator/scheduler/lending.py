@@ -262,8 +262,8 @@ class Lending:
 
     def _cost(self, pod: Pod) -> int:
         index = self._attempts.preemption.index
-        place = index.place_of.get((pod.key, ENDS))
-        return index.victims[place].cost if place is not None else 0
+        place = index.place_of(pod, ENDS)
+        return index.victim(place).cost if place is not None else 0
 
 
 _WHOLE = 1 << 60  # more than any loss

@@ -7,9 +7,10 @@ it was made; `version` says on which snapshot it was made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from llmos_operator.api import places
 from llmos_operator.state.types import Target
 
 if TYPE_CHECKING:
@@ -227,6 +228,19 @@ class Decision:
     instead: PodKey = (
         ""  # the replica of an older spec that has to go before one of the present spec can start
     )
+
+    @property
+    def told_position(self) -> int | None:
+        """The place in the queue as it is told: see `api.places`."""
+        return places.told(self.queue_position) if self.queue_position is not None else None
+
+    def tells(self, other: Decision) -> bool:
+        """Return whether it tells just what the other tells."""
+        if self.queue_position == other.queue_position:
+            return self == other
+        return self.told_position == other.told_position and self == replace(
+            other, queue_position=self.queue_position
+        )
 
 
 @dataclass(frozen=True, slots=True)

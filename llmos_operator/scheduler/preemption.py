@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.scheduler.bounds import NEVER, lower_bound, lower_bounds, roomless
+from llmos_operator.scheduler.bounds import LOWEST, NEVER, lower_bound, lower_bounds, roomless
 from llmos_operator.scheduler.placement import pick
 from llmos_operator.scheduler.power import NO_RACK, asked_on
 from llmos_operator.scheduler.quota import Amount
 from llmos_operator.scheduler.search import Pool, cheapest
 from llmos_operator.scheduler.table import CAPACITY
-from llmos_operator.scheduler.victims import ASLEEP, VictimIndex
+from llmos_operator.scheduler.victim_index import VictimIndex
+from llmos_operator.scheduler.victims import ASLEEP, least_outage
 from llmos_operator.state.types import FULL_MILLI
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from llmos_operator.scheduler.budget import Budget
     from llmos_operator.scheduler.feasibility import Feasibility
-    from llmos_operator.scheduler.kept import Kept
     from llmos_operator.scheduler.policy import Policy
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.sizing import Size
     from llmos_operator.scheduler.table import Bools, Ints
     from llmos_operator.scheduler.topology import Domain
-    from llmos_operator.scheduler.victims import KnownVictim, Replica, Victim
+    from llmos_operator.scheduler.victim_index import Roll
+    from llmos_operator.scheduler.victims import Replica, Victim
     from llmos_operator.scheduler.world import Worlds
     from llmos_operator.state.ledger import DeviceState
     from llmos_operator.state.snapshot import Snapshot
@@ -86,10 +87,10 @@ class Preemption:
         scene: Scene,
         feasibility: Feasibility,
         budget: Budget,
-        known: Kept[KnownVictim] | None = None,
+        roll: Roll | None = None,
     ) -> None:
-        """`known` is what former plans found of victims; it changes the cost of a search, never what it finds."""
-        self._known = known
+        """`roll` is what the last plan knew of victims; it changes the cost of a search, never what it finds."""
+        self._roll = roll
         self._snapshot = snapshot
         self._policy = policy
         self._now = now
@@ -113,7 +114,7 @@ class Preemption:
                 self._now,
                 self._scene.table.row_of,
                 self._worlds.later.tree,
-                self._known,
+                self._roll,
             )
         return self._index
 
@@ -170,6 +171,8 @@ class Preemption:
             for bound, row in self._promising(pending, request, rights, ranks, within):
                 if self._budget.search_exhausted() or (best is not None and _hopeless(bound, best[0])):
                     break
+                if best is not None and _hopeless(self._with_outage(bound, row, rights), best[0]):
+                    continue
                 found = self._on_row(pending, size, request, row, rights, ranks, within)
                 if found is not None and (best is None or found.key(place) < best[0]):
                     best = (found.key(place), found)
@@ -225,7 +228,7 @@ class Preemption:
         """Return which victims of the index the claimant may displace as things stand, and their ranks."""
         index = self.index
         lower = index.priorities < pending.priority
-        rights, ranks = np.zeros(len(index.victims), np.bool_), index.priorities + _OWN
+        rights, ranks = np.zeros(len(index), np.bool_), index.priorities + _OWN
         for number, queue in enumerate(index.queue_names):
             rule = self._rule(pending, queue)
             if rule is None:
@@ -306,6 +309,15 @@ class Preemption:
         order = np.lexsort((rows, cost[rows], rank[rows]))[: self._policy.preemption.nodes]
         return [((int(rank[row]), int(cost[row])), int(row)) for row in rows[order]]
 
+    def _with_outage(self, bound: tuple[int, int], row: int, rights: Bools) -> tuple[int, int]:
+        """Return the bound of a row with what the mildest outage there costs, where somebody there has to go."""
+        rank, cost = bound
+        if rank <= LOWEST:
+            return bound
+        seconds = self._policy.preemption.outage_seconds
+        there = (self.index.victim(i) for i in self.index.on_row(row) if rights[i])
+        return rank, cost + min((least_outage(v, seconds, self._gone) for v in there), default=0)
+
     def _reached(self, rows: Ints) -> Bools:
         """Return the rows where the leaving of somebody on `rows` could help: there, and in racks with a power budget."""
         racks = self._scene.racks
@@ -316,7 +328,7 @@ class Preemption:
 
     def _on(self, row: int, rights: Bools, pending: Pending) -> list[tuple[int, Victim]]:
         """Return the victims on a row that may still be displaced, with their places in the index."""
-        found = ((i, self.index.victims[i]) for i in self.index.on_row(row) if rights[i])
+        found = ((i, self.index.victim(i)) for i in self.index.on_row(row) if rights[i])
         return [(i, victim) for i, victim in found if self.right(pending, victim) is not None]
 
     def _on_row(
@@ -350,11 +362,13 @@ class Preemption:
 
         victims = [*self._on(row, rights, pending), *self._elsewhere(pending, request, row, rights, ranks)]
         rank_of = {victim.key: int(ranks[i]) for i, victim in victims}
-        of_index = self.index.place_of
 
         def rank(victim: Victim) -> int:
             known = rank_of.get(victim.key)
-            return known if known is not None else int(ranks[of_index[victim.key]])
+            if known is None:
+                place = self.index.place_of(victim.pod, victim.depth)
+                known = rank_of[victim.key] = int(ranks[place]) if place is not None else NEVER
+            return known
 
         uids = {v.claim.workload_uid for _, v in victims} if self._gone else set()
         pool = Pool(
@@ -385,7 +399,7 @@ class Preemption:
             if racks is None or asked_on(later.node(name), request) <= later.rack_room(name):
                 return []
             may &= racks.number[index.rows] == racks.number[row]
-        others = ((int(i), index.victims[i]) for i in np.flatnonzero(may))
+        others = ((int(i), index.victim(int(i))) for i in np.flatnonzero(may))
         allowed = ((i, v) for i, v in others if self.right(pending, v) is not None)
         return heapq.nsmallest(_REMOTE_VICTIMS, allowed, key=lambda one: (int(ranks[one[0]]), *one[1].order))
 

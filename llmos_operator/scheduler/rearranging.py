@@ -266,7 +266,7 @@ class Rearranging:
         known = {mover.pod.key for mover in before}
         found = []
         for number in index.on_row(row):
-            victim = index.victims[number]
+            victim = index.victim(number)
             if victim.depth != ENDS or victim.priority > pending.priority or victim.pod.key in known:
                 continue
             if number not in self._movers:

@@ -6,7 +6,7 @@ last plan that looked at it needed is kept.
 
     shape      sizes and requests                   of workload, its namespace's sharing domain, its model's profile, the policy
     likeness   a number that workloads share        of whatever else decides whether one more like it has to be tried (`attempt`)
-    victims    who may be displaced, and how        of what `victims` says
+    victims    who may be displaced, and how        of what `victim_index` says
     word       the Wait and the Decision            of workload, queue, replicas, failure, kept place, and place in the queue
 """
 
@@ -21,6 +21,7 @@ from llmos_operator.scheduler.kept import Kept
 from llmos_operator.scheduler.plan import Decision, Wait
 from llmos_operator.scheduler.policy import Policy
 from llmos_operator.scheduler.sizing import sizes
+from llmos_operator.scheduler.victim_index import Roll
 from llmos_operator.state.finished import devices_of
 from llmos_operator.state.types import WorkloadKind
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from llmos_operator.scheduler.queueing import Pending
     from llmos_operator.scheduler.request import Request
     from llmos_operator.scheduler.sizing import Size, Sizes
-    from llmos_operator.scheduler.victims import KnownVictim
     from llmos_operator.state.types import PodKey, Profile, Workload
 
 _SPARE: Final = 1000  # shapes of work that has gone, kept before all are worked out anew
@@ -81,7 +81,7 @@ class Recall:
     def _forget(self) -> None:
         self._known: Kept[_Known] = Kept()
         self._words: Kept[_Word] = Kept()
-        self.victims: Kept[KnownVictim] = Kept()
+        self.victims = Roll()
         self._shapes: dict[tuple[object, ...], tuple[Profile | None, Shape]] = {}
         self._numbers: dict[tuple[tuple[Size, Request], ...], int] = {}
         self._likenesses: dict[tuple[object, ...], int] = {}

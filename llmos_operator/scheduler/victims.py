@@ -1,8 +1,9 @@
 """Who may be displaced, and what it would cost.
 
 A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to go because its
-workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to end. A pod of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the
-device time that is lost, in milliseconds of one device:
+workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to end. A pod of a replica of several pods
+ends with all of them (`VictimIndex.company`). The cost of ending one is the device time that is lost, in milliseconds of
+one device:
 
     part of a device x (work since the last checkpoint + reload + streams)      reload = measured load time, else bytes / rate
     streams = requests in progress x `stream_seconds` + KV cache in use / rate
@@ -22,23 +23,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import numpy as np
-
-from llmos_operator.scheduler.kept import Kept
 from llmos_operator.scheduler.shrinking import may_do_with_fewer, may_shrink, shrink_cost, shrunk_bytes
 from llmos_operator.scheduler.sleeping import HOT, asleep_as, may_be_put_to_sleep, sleep_cost
 from llmos_operator.state.labels import matches
 from llmos_operator.state.types import FULL_MILLI, DisruptionStep, PodPhase, WorkloadKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable
 
     from llmos_operator.scheduler.policy import Policy
-    from llmos_operator.scheduler.quota import QuotaTree
     from llmos_operator.state.snapshot import Snapshot
-    from llmos_operator.state.types import Busy, Claim, DisruptionBudget, Pod, Profile, Sleeping, Workload
+    from llmos_operator.state.types import Claim, DisruptionBudget, Pod, Profile, Sleeping, Workload
 
 _MILLISECONDS = 1000
 AWAY_SECONDS: Final = 60.0  # about as long as a displaced replica serves nobody
@@ -55,13 +53,13 @@ class Victim:
     priority: int
     cost: int  # while its workload keeps its minimum
     spare: int  # replicas its workload can lose before an outage
-    beyond: int  # how far its queue is beyond its nominal share, in thousandths of that share
     budgets: tuple[str, ...]  # disruption budgets that cover it
     tied: bool = False  # others may have to go with it: see `VictimIndex.company`
     asked_bytes: int = 0  # of each device that it would keep; 0: it does not come down
     sleeping: Sleeping | None = None  # as what it would sleep; None: it does not
     fewer: bool = False  # its workload does without it from then on, and has still its minimum
     idle_seconds: float = 0.0  # without a request; `cost` allows for it, an outage has to
+    beyond: int = 0  # how far its queue is beyond its nominal share, in thousandths of that share
 
     @property
     def ends(self) -> bool:
@@ -107,155 +105,55 @@ class Victim:
         return (self.cost, -self.beyond, self.pod.key)
 
 
-# (priority and order, what the index has arrays of, the victim)
-Entry: TypeAlias = tuple[tuple[int, int, int, str], tuple[int, ...], Victim]
+class Appraiser:
+    """What each pod of one snapshot is as a victim: a value of the pod, its workload, and what is looked up for both."""
 
-
-@dataclass(frozen=True, slots=True)
-class KnownVictim:
-    """A pod as one plan found it to be a victim, with all that decides it: no clock is among that.
-
-    So it is of a replica that serves and works, beyond its least runtime, and under no disruption budget.
-    """
-
-    pod: Pod
-    workload: Workload | None
-    profile: Profile | None
-    running: int
-    busy: Busy | None
-    beyond: int
-    reload: float
-    at: float  # when it was found: true from then on
-    found: tuple[Entry, ...]
-
-
-class VictimIndex:
-    """Everybody who may be displaced at all in one snapshot: as values, and as arrays in the same order.
-
-    `device_rows`, `device_columns` and `device_victims` list every device of every victim, for sums over devices. `ends`
-    tells victims that would end from those that would stay, `first_ends` is the mildest such entry of each pod, `yields` how many bytes of each device those give up.
-    """
-
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        policy: Policy,
-        now: float,
-        row_of: Mapping[str, int],
-        tree: QuotaTree,
-        known: Kept[KnownVictim] | None = None,
-    ) -> None:
-        """`known` is what former plans of the same policy found; it changes the cost of an index, never its content."""
-        self._known = known if known is not None else Kept()
-        self._known.turn()
+    def __init__(self, snapshot: Snapshot, policy: Policy, now: float) -> None:
         self._policy = policy
         self._now = now
         self._profiles = {(p.uri, p.revision): p for p in snapshot.profiles.values()}
-        self._beyond = {queue: tree.beyond_milli(queue) for queue in snapshot.charged}
-        self._reload: dict[tuple[str, str, str], float | None] = {}
+        self._reload: dict[tuple[str, str, str, bool], float | None] = {}
         self._nodes = snapshot.nodes
         self._workloads = {w.uid: w for w in snapshot.workloads.values()}
-        self._pods_of = snapshot.pods_of
         self._busy = snapshot.busy
         self._budgets_in: dict[str, list[DisruptionBudget]] = defaultdict(list)
         for budget in snapshot.budgets.values():
             self._budgets_in[budget.namespace].append(budget)
-        self.budgets = {key: budget.allowed for key, budget in snapshot.budgets.items()}  # left in this plan
-        found: list[tuple[int, Entry]] = []
-        for pods in snapshot.pods_of.values():
-            running = _running(pods)
-            for pod in pods:
-                row = row_of.get(pod.node)
-                if row is not None:
-                    found += [(row, entry) for entry in self._recalled(pod, running)]
-        found.sort(key=lambda one: (one[0], one[1][0]))
-        self.victims = [entry[2] for _, entry in found]
-        self._fill(snapshot, row_of, [entry[1] for _, entry in found])
-        self.rows = np.array([row for row, _ in found], np.int64)
 
-    def _fill(self, snapshot: Snapshot, row_of: Mapping[str, int], numbers_of: list[tuple[int, ...]]) -> None:
-        found = self.victims
-        planes = np.ascontiguousarray(np.array(numbers_of, np.int64).reshape(-1, 7).T)
-        self.costs, self.parts, self.priorities, self.depths, self.grades, self.yields, ends = planes
-        self.ends = ends.astype(np.bool_)
-        self.place_of = {
-            (victim.pod.key, depth): place
-            for place, (victim, depth) in enumerate(zip(found, self.depths.tolist(), strict=True))
-        }
-        self.queue_names = sorted({v.claim.queue for v in found})
-        numbers = {name: i for i, name in enumerate(self.queue_names)}
-        self.queues = np.array([numbers[v.claim.queue] for v in found], np.int64)
-        self.first_ends = self.ends.copy()
-        for fewer in np.flatnonzero(self.depths == FEWER).tolist():
-            second = self.place_of.get((found[fewer].pod.key, ENDS))
-            if second is not None:
-                self.first_ends[second] = False
-        places = []
-        node, columns = "", {}
-        for i, victim in enumerate(found):
-            if victim.pod.node != node:
-                node = victim.pod.node
-                columns = {d.device.uuid: c for c, d in enumerate(snapshot.nodes[node].devices)}
-            row = row_of[node]
-            places += [(row, columns[uuid], i) for uuid in victim.claim.devices if uuid in columns]
-        self.device_rows, self.device_columns, self.device_victims = (
-            np.array(places, np.int64).reshape(-1, 3).T if places else np.zeros((3, 0), np.int64)
+    def workload(self, uid: str) -> Workload | None:
+        """Return the workload of a UID."""
+        return self._workloads.get(uid)
+
+    @cached_property
+    def copies(self) -> frozenset[str]:
+        """The models of which some node has a copy; of no account, and empty, where no model was ever measured."""
+        if not self._profiles:
+            return frozenset()
+        return frozenset().union(
+            *(state.gpu.models for state in self._nodes.values() if state.gpu is not None)
         )
 
-    def on_row(self, row: int) -> range:
-        """Return the indexes of the victims on a row."""
-        return range(int(np.searchsorted(self.rows, row)), int(np.searchsorted(self.rows, row, "right")))
+    def is_timeless(self, pod: Pod, found: Iterable[Victim]) -> bool:
+        """Return whether no clock, unless it goes back, makes other victims of a pod than those `found`.
 
-    def _recalled(self, pod: Pod, running: int) -> Iterable[Entry]:
-        """Return the entries of a pod, as a former plan found them if nothing of what decides them has changed."""
+        So it is of a replica that serves and works, beyond its least runtime.
+        """
         claim = pod.claim
-        if claim is None or pod.phase is not PodPhase.BOUND or not pod.uid:
-            return ()
+        if claim is None or not _may_go(pod):
+            return True
         workload = self._workloads.get(claim.workload_uid)
-        busy, beyond = self._busy.get(pod.key), self._beyond.get(claim.queue, 0)
-        reload, profile = self.reload_seconds(claim, workload), self._profile_of(workload)
-        known = self._known.get(pod.key)
-        if (
-            known is None
-            or known.pod is not pod
-            or known.workload is not workload
-            or known.profile is not profile
-            or known.running != running
-            or known.busy is not busy
-            or known.beyond != beyond
-            or known.reload != reload
-            or known.at > self._now
-            or pod.namespace in self._budgets_in
-        ):
-            found = tuple(_entry(one) for one in self._entries(pod, running))
-            if not self._is_timeless(pod, claim, workload, found):
-                return found
-            known = KnownVictim(pod, workload, profile, running, busy, beyond, reload, self._now, found)
-        self._known.put(pod.key, known)
-        return known.found
-
-    def _profile_of(self, workload: Workload | None) -> Profile | None:
-        if workload is None or not self._profiles:
-            return None
-        return self._profiles.get((workload.model.uri, workload.model.revision))
-
-    def _is_timeless(
-        self, pod: Pod, claim: Claim, workload: Workload | None, found: tuple[Entry, ...]
-    ) -> bool:
-        """Return whether only time that goes back, or a change of what `KnownVictim` names, makes other entries of a pod."""
         serves = workload is None or (workload.kind is WorkloadKind.INFERENCE and workload.idle_since is None)
         return (
             serves
             and self._now >= pod.firm_until
             and self._now - (pod.started_at or claim.bound_at) >= claim.min_runtime
-            and pod.namespace not in self._budgets_in
-            and all(victim.sleeping is None for *_, victim in found)
+            and all(victim.sleeping is None for victim in found)
         )
 
-    def _entries(self, pod: Pod, running: int) -> list[Victim]:
-        """Return a pod as a victim of each step that may be taken."""
+    def victims(self, pod: Pod, running: int) -> list[Victim]:
+        """Return a pod as a victim of each step that may be taken; `running` replicas of its workload are awake."""
         claim = pod.claim
-        if claim is None or pod.phase is not PodPhase.BOUND or not pod.uid:
+        if claim is None or not _may_go(pod):
             return []
         workload = self._workloads.get(claim.workload_uid)
         loss = self._cost(claim, pod, workload)
@@ -277,9 +175,9 @@ class VictimIndex:
         if left is None:
             return None
         cost = shrink_cost(claim, left, self._policy, loss)
-        beyond, idle = self._beyond.get(claim.queue, 0), idle_seconds(workload, self._now)
+        idle = idle_seconds(workload, self._now)
         cost = weighed(cost, idle)
-        return Victim(pod, claim, claim.priority, cost, 0, beyond, (), asked_bytes=left, idle_seconds=idle)
+        return Victim(pod, claim, claim.priority, cost, 0, (), asked_bytes=left, idle_seconds=idle)
 
     def _fewer(self, workload: Workload | None, ending: Victim | None, running: int) -> Victim | None:
         """Return a pod as one its workload can do without: it ends, so all that protects it from ending protects it."""
@@ -311,45 +209,19 @@ class VictimIndex:
         """Return a pod as one that could end, whatever its disruption order says; None if it is protected from that."""
         if self._now - (pod.started_at or claim.bound_at) < claim.min_runtime:
             return None
-        budgets = self._covering(pod)
-        if any(self.budgets[key] <= 0 for key in budgets):
+        covering = self._covering(pod)
+        if any(budget.allowed <= 0 for budget in covering):
             return None
+        budgets = tuple(budget.key for budget in covering)
         spare = max(0, running - workload.min_replicas) if workload is not None else 0
         idle = idle_seconds(workload, self._now)
         cost = weighed(loss, idle)
         tied = workload is not None and (workload.members > 1 or workload.together > 1)
-        beyond = self._beyond.get(claim.queue, 0)
-        return Victim(pod, claim, claim.priority, cost, spare, beyond, budgets, tied, idle_seconds=idle)
+        return Victim(pod, claim, claim.priority, cost, spare, budgets, tied, idle_seconds=idle)
 
-    def company(self, victim: Victim, gone: Collection[Replica]) -> list[Victim] | None:
-        """Return who goes when a victim does, itself first; None if one of them must not be displaced.
-
-        The members of a replica go together. So do all replicas of a workload that would be left with fewer than start
-        together; `gone` are those displaced before.
-        """
-        found = [victim]
-        if not victim.tied:
-            return found
-        workload = self._workloads[victim.claim.workload_uid]
-        lost = {r for r in gone if r[0] == workload.uid} | {victim.replica}
-        everybody = workload.together > 1 and len(lost) > victim.spare
-        for pod in self._pods_of[workload.uid]:
-            if pod.claim is None or pod.phase is not PodPhase.BOUND or pod.key == victim.pod.key:
-                continue
-            replica = (workload.uid, pod.claim.ordinal)
-            if replica != victim.replica and (not everybody or replica in gone):
-                continue
-            place = self.place_of.get((pod.key, ENDS))
-            if place is None:
-                return None
-            found.append(self.victims[place])
-        return found
-
-    def _covering(self, pod: Pod) -> tuple[str, ...]:
-        budgets = self._budgets_in.get(pod.namespace) if self._budgets_in else None
-        if not budgets:
-            return ()
-        return tuple(b.key for b in budgets if b.selector is not None and matches(b.selector, pod.labels))
+    def _covering(self, pod: Pod) -> list[DisruptionBudget]:
+        budgets = self._budgets_in.get(pod.namespace, ()) if self._budgets_in else ()
+        return [b for b in budgets if b.selector is not None and matches(b.selector, pod.labels)]
 
     def _cost(self, claim: Claim, pod: Pod, workload: Workload | None) -> int:
         """Return what ending a pod loses if it is asked for at once."""
@@ -368,21 +240,16 @@ class VictimIndex:
         warm = busy.warm_bytes / self._policy.load_bytes_per_second
         return busy.streams * self._policy.preemption.stream_seconds + warm
 
-    def _downloads(self, workload: Workload) -> bool:
-        """Return whether a model that is meant to be kept on nodes is on none of them: it would come from its source."""
-        if not workload.model.kept:
-            return False
-        gpus = (state.gpu for state in self._nodes.values())
-        return not any(gpu is not None and workload.model.key in gpu.models for gpu in gpus)
-
     def reload_seconds(self, claim: Claim, workload: Workload | None) -> float:
         """Return how long it would take to load what a claim holds again."""
         measured = None
         if workload is not None and self._profiles:
-            key = (workload.model.uri, workload.model.revision, claim.format)
+            model = workload.model
+            # A model that is meant to be kept on nodes and is on none of them would come from its source.
+            key = (model.uri, model.revision, claim.format, model.kept and model.key not in self.copies)
             if key not in self._reload:
                 self._reload[key] = _measured_load(
-                    self._profiles.get(key[:2]), claim.format, downloads=self._downloads(workload)
+                    self._profiles.get(key[:2]), claim.format, downloads=key[3]
                 )
             measured = self._reload[key]
         if measured is not None:
@@ -391,17 +258,8 @@ class VictimIndex:
         return held / self._policy.load_bytes_per_second
 
 
-def _entry(victim: Victim) -> Entry:
-    numbers = (
-        victim.cost,
-        victim.cost // max(1, len(victim.claim.devices)),
-        victim.priority,
-        victim.depth,
-        victim.grade,
-        victim.given_bytes,
-        int(victim.ends),
-    )
-    return (victim.priority, *victim.order), numbers, victim
+def _may_go(pod: Pod) -> bool:
+    return pod.phase is PodPhase.BOUND and bool(pod.uid)
 
 
 def idle_seconds(workload: Workload | None, now: float) -> float:
@@ -455,7 +313,14 @@ def total_cost(victims: Iterable[Victim], outage_seconds: float, gone: Collectio
     return cost
 
 
-def _running(pods: Iterable[Pod]) -> int:
+def least_outage(victim: Victim, outage_seconds: float, gone: Collection[Replica]) -> int:
+    """Return what the outage costs at least that displacing a victim means, whoever else goes; see :func:`total_cost`."""
+    if victim.asked_bytes or victim.spare or victim.replica in gone:
+        return 0
+    return weighed(round(outage_seconds * _MILLISECONDS), victim.idle_seconds)
+
+
+def running(pods: Iterable[Pod]) -> int:
     """Return how many replicas have a pod that runs, and is awake."""
     claims = [pod.claim for pod in pods if pod.phase is PodPhase.BOUND]
     return len({claim.ordinal for claim in claims if claim is not None and claim.sleeping is None})

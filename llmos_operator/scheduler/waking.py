@@ -126,7 +126,7 @@ class Waking:
         """Return the node a replica would start on if it ended, "" if it is to stand in line; None: it sleeps on."""
         attempts, sleeping = self._attempts, claim.sleeping
         index = attempts.preemption.index
-        if sleeping is None or (pod.key, ENDS) not in index.place_of or workload.uid != claim.workload_uid:
+        if sleeping is None or index.place_of(pod, ENDS) is None or workload.uid != claim.workload_uid:
             return None
         pods = attempts.snapshot.pods_of.get(workload.uid, ())
         if workload.suspended or workload.finished or claim.ordinal not in wanted_ordinals(workload, pods):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import random
 import signal
@@ -24,6 +23,7 @@ from llmos_operator.api import names
 from llmos_operator.cluster import transport
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.observability import logging, metrics
+from llmos_operator.observability.footprint import settle
 from llmos_operator.observability.health import HealthServer
 from llmos_operator.observability.heartbeat import Heartbeat
 from llmos_operator.settings import AgentSettings, BadSettings, load
@@ -275,7 +275,7 @@ class Agent:
             self._devices.show(view.devices)
             if collector.figures.rounds != rounds:
                 if not rounds:
-                    _trim()
+                    settle()
                 rounds = collector.figures.rounds
                 self._measured.beat()
             if rounds or seen.hangs:
@@ -336,16 +336,6 @@ async def _open(backend: Backend) -> DriverInfo:
         raise BackendUnavailable(
             f"the driver did not answer within {OPEN_SECONDS:.0f} s of its first call"
         ) from None
-
-
-def _trim() -> None:
-    """Give back what importing took: a quarter of the agent's memory is free lists of the import."""
-    import ctypes  # noqa: PLC0415
-
-    gc.collect()
-    gc.freeze()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def _serve(settings: AgentSettings) -> None:

@@ -73,7 +73,7 @@ async def _measure(plane: ControlPlane, folder: Path) -> list[Table]:
         before = await _cycles(process)
         await _disturb(port, process)
         after = await _cycles(process)
-        peak = usage(process.process.pid).peak
+        used = usage(process.process.pid)
     except BaseException:
         print(process.text()[-4000:], flush=True)
         raise
@@ -84,7 +84,8 @@ async def _measure(plane: ControlPlane, folder: Path) -> list[Table]:
     filling = _quantiles([(bound, 0.0) for bound, _ in before], before)
     steady = _quantiles(before, after)
     rows = [
-        ["largest resident memory", f"{peak / 2**20:.0f} MiB", "400 MiB"],
+        ["largest resident memory", f"{used.peak / 2**20:.0f} MiB", "400 MiB"],
+        ["resident memory at the end", f"{used.resident / 2**20:.0f} MiB", ""],
         [f"start of the process to {FIT:,} pods", f"{bound:.0f} s", ""],
         ["start of the process to the last write", f"{last - started:.0f} s", ""],
         ["CPU until then", f"{filled.cpu:.0f} s", ""],

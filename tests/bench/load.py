@@ -60,10 +60,11 @@ SHAPE = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU seconds and the largest resident memory, in bytes, of a process so far."""
+    """CPU seconds and the largest resident memory, in bytes, of a process so far, and its resident memory now."""
 
     cpu: float
     peak: int
+    resident: int = 0
 
 
 def usage(pid: int) -> Usage:
@@ -71,8 +72,8 @@ def usage(pid: int) -> Usage:
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    peak = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
-    return Usage(cpu, peak)
+    sizes = {line.split(":")[0]: line.split()[1] for line in status if line.startswith("Vm")}
+    return Usage(cpu, int(sizes["VmHWM"]) << 10, int(sizes["VmRSS"]) << 10)
 
 
 async def each(items: Iterable[Any], write: Callable[[Any], Awaitable[Any]], width: int = WIDTH) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,12 +18,15 @@ from llmos_operator.api.conditions import Reason
 from llmos_operator.scheduler.cycle import plan
 from llmos_operator.scheduler.plan import Bind
 from llmos_operator.scheduler.policy import Policy, ReservationPolicy
+from llmos_operator.scheduler.quota import QuotaTree
 from llmos_operator.scheduler.recall import Recall
 from llmos_operator.scheduler.table import NodeTable
+from llmos_operator.scheduler.victim_index import Roll, VictimIndex
 from llmos_operator.state.types import (
     Busy,
     DisruptionBudget,
     Hold,
+    LoadTime,
     Model,
     Namespace,
     Pod,
@@ -108,6 +112,8 @@ class Crowd:
             self.tell_busy,
             self.govern,
             self.regulate,
+            self.rebuild,
+            self.settle,
         )
         self.random.choice(happenings)()
 
@@ -134,9 +140,19 @@ class Crowd:
         self.cluster.store.apply_workload(replace(workload, **changes))
 
     def inspect(self) -> None:
-        self.cluster.add(
-            a_profile(self.random.choice(MODELS), self.random.choice([SMALL_MODEL, LARGE_MODEL]))
-        )
+        """Let more be known of a model, or nothing."""
+        pick = self.random.choice
+        times = [
+            LoadTime("cpu", path, fmt, pick([900, 60_000]))
+            for path in ("Cold", "Warm")
+            for fmt in ("BF16", "F16", "")
+            if self.random.random() < 0.7
+        ]
+        profile = a_profile(pick(MODELS), pick([SMALL_MODEL, LARGE_MODEL]), load_times=tuple(times))
+        if self.random.random() < 0.2:
+            self.cluster.store.delete_profile(profile.name)
+        else:
+            self.cluster.add(profile)
 
     def end(self) -> None:
         pod = self.pod()
@@ -171,6 +187,31 @@ class Crowd:
             hold = Hold(Reason.LOAD_FAILED, "failed", self.now + 60.0, workload.generation)
             self.cluster.store.set_hold(workload.key, self.random.choice([hold, None]))
 
+    def rebuild(self) -> None:
+        """Let a node get other devices and copies of models, or go; one that has gone may come back."""
+        pick, name = self.random.choice, f"n{self.random.randint(0, 3)}"
+        if self.random.random() < 0.3:
+            self.cluster.store.delete_gpu_node(name)
+            return
+        copies = [Model(uri).key for uri in MODELS if self.random.random() < 0.5]
+        node = a_node(name).with_gpus(pick([1, 2, 4])).keeping(*copies)
+        self.cluster.add(node.with_host(cpu="64", memory="512Gi"))
+
+    def settle(self) -> None:
+        """Let a pod become ready, or be a lender, or be held to a least runtime."""
+        pod, pick = self.pod(), self.random.choice
+        if pod is None or pod.claim is None:
+            return
+        claim = replace(pod.claim, lender=pick([True, False]), min_runtime=pick([0.0, 30.0]))
+        self.cluster.store.apply_pod(
+            replace(pod, claim=claim, ready=pick([True, False]), firm_until=self.now + pick([-1.0, 50.0]))
+        )
+
+    def index(self, roll: Roll | None) -> VictimIndex:
+        snapshot = self.cluster.snapshot()
+        rows = {name: row for row, name in enumerate(sorted(snapshot.nodes))}
+        return VictimIndex(snapshot, self.policy, self.now, rows, QuotaTree.of(snapshot), roll)
+
     def plan(self) -> Plan:
         return plan(self.cluster.snapshot(), self.policy, self.now, table=self.table, recall=self.recall)
 
@@ -200,3 +241,30 @@ def test_a_plan_with_memory_equals_one_from_scratch(seed: int) -> None:
         for _ in range(crowd.random.randint(0, 2)):
             crowd.disturb()
         crowd.now += crowd.random.choice([0.0, 1.0, 200.0, -5.0])
+
+
+ARRAYS = (
+    *("rows", "costs", "parts", "priorities", "depths", "grades", "yields", "ends", "first_ends"),
+    *("device_rows", "device_columns", "device_victims"),
+)
+
+
+@settings(max_examples=HISTORIES, deadline=None)
+@given(st.integers(0, 1 << 40))
+def test_an_index_of_victims_made_from_the_last_one_equals_one_from_scratch(seed: int) -> None:
+    crowd, roll = Crowd(seed), Roll()
+    policy = crowd.policy
+    for step in range(2 * STEPS):
+        crowd.policy = policy  # a roll is of one policy
+        one, other = crowd.index(roll), crowd.index(None)
+        where = f"step {step} of history {seed}"
+        assert one.victims == other.victims, where
+        for name in ARRAYS:
+            assert np.array_equal(getattr(one, name), getattr(other, name)), f"{name} at {where}"
+        queues = [[index.queue_names[number] for number in index.queues] for index in (one, other)]
+        assert queues[0] == queues[1] == [victim.claim.queue for victim in one.victims], where
+        assert [one.place_of(v.pod, v.depth) for v in one.victims] == list(range(len(one))), where
+        crowd.carry_out(crowd.plan())
+        for _ in range(crowd.random.randint(0, 3)):
+            crowd.disturb()
+        crowd.now += crowd.random.choice([0.0, 1.0, 20.0, 200.0, -5.0])

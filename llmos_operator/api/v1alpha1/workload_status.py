@@ -257,7 +257,8 @@ class ModelWorkloadStatus(KubeModel):
         default=None, description="The scheduler's last decision about the workload."
     )
     queue_position: Replicas | None = Field(
-        default=None, description="Place in the queue, from 1; absent when not waiting."
+        default=None,
+        description="Place in the queue, from 1; beyond 16 rounded, by a sixteenth at most. Absent when not waiting.",
     )
     last_preemption: PreemptionStatus | None = Field(
         default=None, description="The last time devices were taken from the workload."

@@ -127,6 +127,24 @@ def test_a_place_in_the_queue_can_wait_longest() -> None:
     assert manifest.urgency(first, manifest.build(moved)) is Urgency.LATER
 
 
+def test_a_start_at_the_head_of_a_long_line_is_worth_few_writes_behind_it() -> None:
+    told = {place: manifest.build(seen(decision=decision(queue_position=place))) for place in range(1, 301)}
+    stood = {place: manifest.to_json(status) for place, status in told.items()}
+    moves = [manifest.urgency(stood[place], told[place - 1]) for place in range(2, 301)]
+    assert set(moves) == {Urgency.NONE, Urgency.LATER}
+    assert (
+        sum(one is Urgency.LATER for one in moves) == 15 + 8 * 4 + 1
+    )  # of 299: 8 from 17 on to each power of two
+
+
+def test_a_decision_tells_the_same_while_its_place_is_told_as_the_same() -> None:
+    far = decision(queue_position=1000)
+    assert far.tells(decision(queue_position=1001))
+    assert not far.tells(decision(queue_position=900))
+    assert not far.tells(decision(queue_position=1001, message="1 of 3 nodes fits"))
+    assert not decision(queue_position=None).tells(decision(queue_position=1))
+
+
 def test_containers_that_keep_ending_are_told_over_the_progress_of_the_latest_try() -> None:
     crash = Failure(Reason.BACK_OFF, "vLLM ended 3 times", NOW, 1, WORK.generation)
     trying = {"pods": (a_pod_of(WORK),), "reports": {"pod-0": loading(10)}}
