@@ -256,7 +256,8 @@ def _table(idle: Stretch, told: Stretch) -> Table:
     note = (
         f"{NODES} nodes of {DEVICES} GPUs, {HELD} models of one GPU that serve; {SECONDS:.0f} s each way after "
         f"{WARM:.0f} s of getting used to it. A device at work changes all its values every second and jumps beyond its "
-        f"band once in {1 / JUMP if JUMP else 0:.0f} s, so about {HELD * JUMP:.1f} a second are told at once and ask for a plan."
+        f"band once in {1 / JUMP if JUMP else 0:.0f} s, so about {HELD * JUMP:.1f} a second are told at once and ask for a plan. "
+        "A write of the operator, where there is one, is a ModelProfile that learned what its model draws."
     )
     return Table(
         "1,000 GPUs at 1 Hz", ["what", "nobody reports", "all report", "difference", "goal"], rows, note
