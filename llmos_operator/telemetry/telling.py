@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 TELL_EVERY: Final = 3  # rounds at most
-TELL_SECONDS: Final = 3.0  # a node not heard of for 5 s takes no shared work (`Policy.stale_seconds`)
+TELL_SECONDS: Final = 3.0  # a node not heard of for 8 s takes no shared work (`Policy.stale_seconds`)
 _MEANS: Final = ("utilizationPercent", "powerMilliwatts")
 _STRAINS: Final = ("throttledMilli", "riskMilli")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from scripts.dashboards.panels import Board, Panel, Row
 
+    Answer = Callable[[str], Sequence["Series"]]
+
 Series = tuple[dict[str, str], list[tuple[float, float]]]  # labels; epoch seconds and values
-Answer = Callable[[str], "Sequence[Series]"] if TYPE_CHECKING else Any
 INCHES, DPI = 13.0, 80
 SHOWN = 5  # entries of a legend
 COLOURS = 48  # of the picture: text and lines need no more, and it is a third of the size
@@ -98,7 +99,8 @@ def _panel(axes: Axes, panel: Panel, answer: Answer) -> bool:
         times, values = zip(*points, strict=True)
         label = name if number < SHOWN and name else None
         axes.plot([(at - begin) / 60 for at in times], values, linewidth=1.2, label=label)
-    axes.set_ylim(0.0, panel.maximum)
+    top = max(value for _, points in found for _, value in points if math.isfinite(value))
+    axes.set_ylim(0.0, panel.maximum or (None if top > 0 else 1.0))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value, panel.unit)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} min"))
     axes.locator_params(axis="x", nbins=4, integer=True)
