@@ -98,11 +98,11 @@ def _panel(axes: Axes, panel: Panel, answer: Answer) -> bool:
     for number, (name, points) in enumerate(found):
         times, values = zip(*points, strict=True)
         label = name if number < SHOWN and name else None
-        axes.plot([(at - begin) / 60 for at in times], values, linewidth=1.2, label=label)
+        axes.plot([at - begin for at in times], values, linewidth=1.2, label=label)
     top = max(value for _, points in found for _, value in points if math.isfinite(value))
     axes.set_ylim(0.0, panel.maximum or (None if top > 0 else 1.0))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value, panel.unit)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} min"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
     axes.locator_params(axis="x", nbins=4, integer=True)
     axes.locator_params(axis="y", nbins=4)
     axes.grid(axis="y", linewidth=0.4, color="#d1d5db")
