@@ -131,6 +131,10 @@ bench-runtime: artifacts ## Measure every bar of the runtime against its peers, 
 bench-e2e: artifacts ## Measure the operator on 500 and 1,000 nodes beside kube-scheduler and a bare client (20 min)
 	@$(PY) -m tests.bench e2e scale
 
+.PHONY: board-pictures
+board-pictures: artifacts ## Draw the dashboards' panels from a real Prometheus' answers into docs/images
+	@LLMOS_SCREENSHOTS=docs/images $(PY) -m pytest tests/e2e/test_metrics.py -k drawn $(ARGS)
+
 ##@ Tidy up
 .PHONY: clean
 clean: ## Remove build outputs and tool caches (the user's cache of binaries and models stays)

@@ -41,7 +41,7 @@ class DeviceSample(Wire):
     index: int = Field(ge=0, le=255)
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
-    utilization_percent: int | None = None
+    utilization_percent: int | None = None  # mean since the batch before, as is the power
     temperature_celsius: int | None = None
     power_milliwatts: int | None = None
     energy_millijoules: int | None = None
@@ -53,7 +53,7 @@ class DeviceSample(Wire):
     dram_active_milli: int | None = None  # the same of the memory
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = Field(default="", max_length=64)
-    # None: not told with this batch. Process lists are expensive and come with one batch in ten.
+    # None: not told with this batch. Process lists are expensive and come with one batch in several.
     processes: list[ProcessSample] | None = Field(default=None, max_length=MAX_PROCESSES)
 
 

@@ -109,8 +109,8 @@ class Policy:
     default_queue: str = "default"
     require_queue: bool = True  # False: a namespace without any queue may still run (tests, simulation)
     sample_interval: float = 1.0  # seconds between telemetry batches of a node
-    stale_after_intervals: int = 3  # telemetry older than this many intervals is stale (at least 5 s)
-    least_stale_seconds: float = 5.0
+    stale_after_intervals: int = 3  # telemetry older than this many intervals is stale (at least 8 s)
+    least_stale_seconds: float = 8.0  # agents tell every three seconds, see telemetry.telling
     overuse_percent: int = (
         10  # observed above reserved by more than this share of a device stops new placement
     )

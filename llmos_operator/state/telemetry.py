@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LEAST_BAND = 16 * MIB
 _BAND_SHARE = 128  # of the device's memory
 _LEAST_STRAIN = 50  # thousandths
-_STRAIN_BAND = 100
+STRAIN_BAND = 100
 HELD_DOWN_MILLI = 750  # of its time: it takes nothing new from here on,
 LET_GO_MILLI = 250  # and again from here down
 
@@ -100,11 +100,16 @@ class Smoother:
         return {uuid: track.believed for uuid, track in self._tracks.items()}
 
 
+def memory_band(total_bytes: int | None) -> int:
+    """Return how many bytes a device's used memory may change before a decision could."""
+    return max(_LEAST_BAND, (total_bytes or 0) // _BAND_SHARE)
+
+
 def _stepped(believed: int, told: int | None) -> int:
     """Return thousandths in steps: a change that is less than a band away is none; nothing told is no strain."""
     if told is None or told < _LEAST_STRAIN:
         return 0
-    return believed if abs(told - believed) < _STRAIN_BAND else told // _LEAST_STRAIN * _LEAST_STRAIN
+    return believed if abs(told - believed) < STRAIN_BAND else told // _LEAST_STRAIN * _LEAST_STRAIN
 
 
 def _held_down(told: int | None, *, before: bool) -> bool:
@@ -117,7 +122,7 @@ def _smooth(track: _Track, reading: Reading) -> int | None:
     if sample is None or believed is None:
         track.lower = None
         return sample
-    band = max(_LEAST_BAND, (reading.total_bytes or 0) // _BAND_SHARE)
+    band = memory_band(reading.total_bytes)
     if sample > believed + band:
         track.lower = None
         return sample

@@ -52,7 +52,7 @@ class Report:
     received_at: float
     listed: frozenset[str] = frozenset()
     uses: tuple[PodUse, ...] | None = None
-    missed: int = 0  # batches of the same agent that never arrived
+    missed: int = 0  # rounds of the same agent since the batch before that were not told, or were lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Ingest:
         return batch
 
     def _order(self, batch: TelemetryBatch, now: float) -> int | None:
-        """Note the batch as the newest and return how many were missed before it, or None if it is not new."""
+        """Note the batch as the newest and return how many were not told before it, or None if it is not new."""
         last = self._last.get(batch.node)
         if last is None and len(self._last) >= MAX_NODES:
             raise BadBatch(f"telemetry of {MAX_NODES} nodes is kept already", reason="TooManyNodes")

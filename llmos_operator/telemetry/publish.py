@@ -21,6 +21,7 @@ from llmos_operator.cluster.failures import NotFound
 from llmos_operator.cluster.port import GPU_NODES
 from llmos_operator.errors import LlmosError, Retryable
 from llmos_operator.observability.logging import logger
+from llmos_operator.telemetry.telling import Telling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ STATUS_CURVE: Final = Curve(base=1.0, cap=30.0)
 
 
 class BatchSender:
-    """Posts the newest batch to the operator, at most once an interval."""
+    """Posts the newest batch that is worth telling (:mod:`telling`) to the operator, at most once an interval."""
 
     def __init__(
         self, url: str, token: Callable[..., str], *, interval: float, metrics: AgentMetrics
@@ -49,14 +50,16 @@ class BatchSender:
         self._interval = interval
         self._metrics = metrics
         self._fresh = asyncio.Event()
-        self._body = b""
+        self._telling = Telling(interval)
+        self._batch: Json = {}
         self._rng = random.Random()  # noqa: S311 - jitter
         self.failures = 0  # in a row
 
     def offer(self, batch: Json) -> None:
-        """Take the newest batch; one not sent yet is thrown away."""
-        self._body = _ENCODER.encode(batch).encode()
-        self._fresh.set()
+        """Take the newest batch, those not sent yet folded in."""
+        self._batch, due = self._telling.take(batch)
+        if due:
+            self._fresh.set()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -68,25 +71,31 @@ class BatchSender:
             due = 0.0
             while True:
                 await self._fresh.wait()
-                # After waiting and not before: a batch comes once an interval, and then there is nothing left to wait for.
+                # After waiting and not before: a round comes once an interval, and then there is nothing left to wait for.
                 if due > loop.time():
                     await asyncio.sleep(due - loop.time())
                 self._fresh.clear()
                 started = loop.time()
-                trouble = await self._post(session)
+                batch = self._batch
+                trouble = await self._post(session, batch)
+                if trouble:
+                    self._telling.refused()
+                else:
+                    self._telling.taken(batch)
                 self._note(trouble)
                 pause = OPERATOR_CURVE.delay(self.failures, self._rng) if trouble else self._interval
                 # A little less than the interval: batches are offered once an interval, and none should be skipped.
                 due = started + 0.9 * pause
 
-    async def _post(self, session: aiohttp.ClientSession) -> str:
-        """Send the newest batch; return "" or what went wrong."""
+    async def _post(self, session: aiohttp.ClientSession, batch: Json) -> str:
+        """Send a batch; return "" or what went wrong."""
         headers = {"Content-Type": "application/json"}
         try:
             token = self._token(fresh=self.failures > 0)
             if token:
                 headers["Authorization"] = f"Bearer {token}"
-            async with session.post(self._url, data=self._body, headers=headers) as answer:
+            body = _ENCODER.encode(batch).encode()
+            async with session.post(self._url, data=body, headers=headers) as answer:
                 if answer.status < HTTPStatus.BAD_REQUEST:
                     return ""
                 text = (await answer.content.read(300)).decode(errors="replace")

@@ -162,7 +162,7 @@ async def measure(seconds: int, gpus: int) -> list[tuple[str, str, str, str]]:
         (
             "batches",
             f"{(around.batches - batches) / elapsed:.2f} /s",
-            "1 /s",
+            "1 in 3 s",
             f"{(around.bytes - sent) // max(1, around.batches - batches)} bytes each",
         ),
         ("API writes", f"{around.writes - writes} in {elapsed:.0f} s", "1 in 60 s", ""),

@@ -1,9 +1,13 @@
-"""A real Prometheus scrapes the running system: every panel and every rule asks for what is there, and gets it."""
+"""A real Prometheus scrapes the running system: every panel and every rule asks for what is there, and gets it.
+
+With LLMOS_SCREENSHOTS=FOLDER it leaves the pictures of the boards for the documentation there (`make board-pictures`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -16,13 +20,17 @@ import yaml
 
 from demo.screen import DemoFailed
 from llmos_operator.api import names
+from scripts.dashboards.__main__ import BOARDS
 from scripts.metrics import catalogue
+from tests.support.boards import draw
 from tests.support.chart import CHART, find, render
 from tests.support.prometheus import Prometheus, promtool, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scripts.dashboards.panels import Board
+    from tests.support.boards import Series
     from tests.support.installed import Workspace
 
 pytestmark = pytest.mark.e2e
@@ -52,6 +60,8 @@ EMPTY = {
     "workload:llmos_gateway_failed:ratio_rate5m": "no request was answered with 5xx",
     "workloads: Failed requests": "no request was answered with 5xx",
 }
+SHOWN_SECONDS = 300.0  # of a board's picture
+PICTURE_BYTES = 150_000
 GATEWAY_TOKENS = "sum(llmos_gateway_tokens_total)"
 RUNTIME_TOKENS = "sum(vllm:prompt_tokens_total) + sum(vllm:generation_tokens_total)"
 VARIABLES = {
@@ -262,6 +272,22 @@ def test_a_panel_has_data(prometheus: Prometheus, place: str):
         found = prometheus.query(query)
         if place not in EMPTY and not ABSENT.keys() & set(_NAME.findall(query)):
             assert found, query
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
+def test_a_board_can_be_drawn(prometheus: Prometheus, board: Board, tmp_path: Path):
+    def answer(query: str) -> list[Series]:
+        found = prometheus.history(_sent(query), SHOWN_SECONDS, 2.0)
+        return [(one["metric"], [(float(at), float(value)) for at, value in one["values"]]) for one in found]
+
+    picture = (
+        Path(os.environ.get("LLMOS_SCREENSHOTS") or tmp_path)
+        / f"board-{board.uid.removeprefix('llmos-')}.png"
+    )
+    drawn = draw(board, answer, picture)
+    panels = [panel for row in board.rows for panel in row.panels]
+    assert drawn >= len(panels) // 2
+    assert picture.stat().st_size < PICTURE_BYTES
 
 
 def test_every_rule_evaluates_and_finds_what_it_measures(prometheus: Prometheus):

@@ -192,24 +192,29 @@ class AgentBench:
 def prepare(plane: ControlPlane) -> None:
     """Do once for a control plane what all benches need: CRDs, and an account with an agent's rights."""
     install_crds(plane)
+    give_rights(plane, ACCOUNT, "default")
+
+
+def give_rights(plane: ControlPlane, account: str, namespace: str) -> None:
+    """Make a ServiceAccount with an agent's rights."""
     rbac = "rbac.authorization.k8s.io"
     plane.apply(
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": "default"}},
-        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": ACCOUNT}, "rules": RULES},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": namespace}},
+        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": account}, "rules": RULES},
         {
             "apiVersion": f"{rbac}/v1",
             "kind": "ClusterRoleBinding",
-            "metadata": {"name": ACCOUNT},
-            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": ACCOUNT},
-            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": "default"}],
+            "metadata": {"name": account},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": account},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
         },
     )
 
 
-def _write_kubeconfig(plane: ControlPlane, folder: Path) -> None:
-    """Write a kubeconfig that uses a token of the account."""
+def write_kubeconfig(plane: ControlPlane, folder: Path, secret: str) -> None:
+    """Write a kubeconfig into ``folder`` that uses a token."""
     token = folder / "token"
-    token.write_text(plane.kubectl("create", "token", ACCOUNT, "-n", "default").strip())
+    token.write_text(secret)
     cluster = yaml.safe_load(plane.kubeconfig.read_text())["clusters"][0]["cluster"]
     authority = base64.b64decode(cluster["certificate-authority-data"])
     write_pod_kubeconfig(folder / "kubeconfig", plane.url, authority, token, "default")
@@ -220,7 +225,7 @@ async def agent_bench(plane: ControlPlane, folder: Path, node: str) -> AsyncIter
     """A Node on a prepared API server, a token for its agent and an endpoint for telemetry; all ended afterwards."""
     port = await connect(str(plane.kubeconfig))
     await port.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
-    _write_kubeconfig(plane, folder)
+    write_kubeconfig(plane, folder, plane.kubectl("create", "token", ACCOUNT, "-n", "default").strip())
     endpoint = IngestEndpoint(node)
     await endpoint.start()
     bench = AgentBench(plane, port, endpoint, folder, node)

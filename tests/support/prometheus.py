@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -65,6 +66,13 @@ class Prometheus:
         data = self._get("query", query=expression)
         result: list[dict[str, Any]] = data["result"] if data["resultType"] == "vector" else [data]
         return result
+
+    def history(self, expression: str, seconds: float, step: float) -> list[dict[str, Any]]:
+        """Return the series of an expression over the last ``seconds``, a value every ``step``. Raises `QueryError`."""
+        now = time.time()
+        data = self._get("query_range", query=expression, start=now - seconds, end=now, step=step)
+        series: list[dict[str, Any]] = data["result"]
+        return series
 
     def names(self) -> set[str]:
         """Return the names of all series it has."""

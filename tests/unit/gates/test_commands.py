@@ -39,6 +39,7 @@ TARGETS = {
     "bench",
     "bench-e2e",
     "bench-runtime",
+    "board-pictures",
     "stress",
     "clean",
     "distclean",

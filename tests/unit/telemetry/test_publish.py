@@ -65,7 +65,8 @@ async def test_the_newest_batch_is_sent_with_the_token(
     await endpoint.until(1)
     assert endpoint.ingest._last["n1"].sequence == 3, "older ones are thrown away, not queued"
     assert endpoint.tokens == ["Bearer word"]
-    sender.offer(a_batch(4))
+    for sequence in (4, 5, 6):
+        sender.offer(a_batch(sequence))
     await endpoint.until(2)
 
 

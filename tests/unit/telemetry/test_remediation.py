@@ -200,6 +200,13 @@ def test_xids_of_applications_and_consequences_ask_for_nothing(code: int) -> Non
     assert XIDS[code].effect is not Effect.DEVICE
 
 
+def test_not_even_many_faults_of_applications_cordon_or_drain() -> None:
+    assert RULES[Reason.SUSPECT].verdict is Verdict.DEGRADED
+    assert RULES[Reason.SUSPECT].action not in DISRUPTIVE
+    (proposal,), history = plan([sick(reason=Reason.SUSPECT)], 10, {}, LIVE, NOW)
+    assert (proposal.action, history) == (Action.INSPECT, {})
+
+
 def test_every_code_up_to_the_catalogues_last_has_a_rule() -> None:
     for code in range(1, max(XIDS) + 1):
         assert code in XIDS
