@@ -124,8 +124,12 @@ def test_from_the_same_state_more_arrivals_or_a_longer_queue_never_need_fewer(
     busier.learn(Arrivals(until, float(arrived + more), 60.0), capacity)
     one = scaler.need(until, capacity, have, have, float(waiting))
     other = busier.need(until, capacity, have, have, float(waiting))
-    assert other.expected_rate >= one.expected_rate
-    if other.margin >= one.margin:  # more requests that are served in time are a reason for a smaller one
+    if other.view == one.view:
+        assert other.expected_rate >= one.expected_rate
+    # The other forecast, with a margin of its own, is chosen by what was late and what it cost.
+    if (
+        other.view == one.view and other.margin >= one.margin
+    ):  # more requests that are served in time are a reason for a smaller one
         assert other.replicas >= one.replicas
     assert (
         copy.deepcopy(scaler).need(until, capacity, have, have, float(waiting + longer)).replicas

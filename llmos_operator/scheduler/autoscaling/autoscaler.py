@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 from llmos_operator.scheduler.autoscaling import fleet
 from llmos_operator.scheduler.autoscaling.erlang import slots_needed
-from llmos_operator.scheduler.autoscaling.forecast import Forecast
+from llmos_operator.scheduler.autoscaling.forecast import VIEWS, Forecast
 from llmos_operator.scheduler.autoscaling.margin import Margins
 from llmos_operator.scheduler.autoscaling.values import Need
 
 if TYPE_CHECKING:
     from llmos_operator.scheduler.autoscaling.values import Aim, Arrivals, Capacity
 
-SETTLE_SECONDS = 120.0  # a lower number must have been enough for this long, or for a cold start
-_DRAIN_SECONDS = 60.0  # in which a queue that will still be there is worked off
+SETTLE_SECONDS = 90.0  # a lower number must have been enough for this long, or for a cold start
 _LOOK_AHEAD = 60.0  # beyond the cold start
 
 
@@ -24,7 +23,7 @@ class Autoscaler:
     def __init__(self, aim: Aim) -> None:
         self.aim = aim
         self._forecast = Forecast()
-        self._margins = Margins(aim.share)
+        self._margins = Margins(aim.share, len(VIEWS))
         self._steady = fleet.Steadiness()
         self.seconds = 0.0  # of arrivals it has seen
 
@@ -35,8 +34,8 @@ class Autoscaler:
         ahead = capacity.cold_seconds + _LOOK_AHEAD
         until, requests, seconds = arrivals.until, arrivals.requests, arrivals.seconds
         self._forecast.add(until, requests, seconds, ahead)
-        bare = self._forecast.rate(until, ahead) / capacity.rate
-        self._margins.step(until, requests, seconds, bare, _settle(capacity), capacity, self.aim)
+        expected = self._forecast.rates(until, ahead)
+        self._margins.step(until, requests, seconds, expected, _settle(capacity), capacity, self.aim)
         self.seconds += seconds
 
     def rest(self) -> None:
@@ -46,19 +45,14 @@ class Autoscaler:
 
     def need(self, now: float, capacity: Capacity, have: int, ready: int, waiting: float) -> Need:
         """Return the replicas to run: ``have`` are ordered, ``ready`` of them serve, ``waiting`` requests have no slot."""
-        expected = self._forecast.rate(now, capacity.cold_seconds + _LOOK_AHEAD)
-        margin = self._margins.value
-        # What is left of the queue when a replica ordered now serves; only that is worth a replica.
-        left = (
-            max(0.0, waiting + (expected - ready * capacity.rate) * capacity.cold_seconds)
-            if waiting > 0
-            else 0.0
-        )
-        rate = max(expected * margin, expected + left / _DRAIN_SECONDS if left else 0.0)
+        choice = self._margins.choice
+        expected = self._forecast.rates(now, capacity.cold_seconds + _LOOK_AHEAD)[choice.view]
+        more = fleet.draining(expected, ready, waiting, capacity)
+        rate = max(expected * choice.margin, expected + more)
         slots = slots_needed(rate, capacity.service_seconds, self.aim.wait_seconds, self.aim.tail)
         need = slots / capacity.slots
         steady = self._steady.largest(now, need, _settle(capacity))
-        return Need(fleet.replicas(need, steady, have), expected, margin, slots)
+        return Need(fleet.replicas(need, steady, have), expected, choice.margin, slots, choice.view)
 
 
 def _settle(capacity: Capacity) -> float:

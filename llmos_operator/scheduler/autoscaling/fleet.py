@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmos_operator.scheduler.autoscaling.values import Capacity
 
 UP_SLACK = 0.3  # of a replica that may be missing before one is added
 DOWN_SLACK = 0.3  # of a replica that must be spare beyond the one to go
+DRAIN_SECONDS = 20.0  # in which a queue that will still be there is worked off
 
 
 class Steadiness:
@@ -37,3 +42,14 @@ def replicas(need: float, steady: float, have: int) -> int:
         return math.ceil(need - UP_SLACK)
     enough = max(0, math.ceil(steady - UP_SLACK))
     return enough if enough < have and steady < have - 1 + UP_SLACK - DOWN_SLACK else have
+
+
+def draining(expected: float, ready: float, waiting: float, capacity: Capacity) -> float:
+    """Return the requests per second to serve beyond ``expected`` so that ``waiting`` ones are soon worked off.
+
+    Only what will be left of the queue when a replica ordered now begins to serve is worth a replica.
+    """
+    if waiting <= 0.0:
+        return 0.0
+    left = waiting + (expected - ready * capacity.rate) * capacity.cold_seconds
+    return max(0.0, left) / DRAIN_SECONDS

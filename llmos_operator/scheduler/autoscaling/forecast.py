@@ -9,13 +9,16 @@ Three views of the recent past, the largest of which counts:
 
 and, from the second day on, times how the same clock time grew on the days before, as long as that has predicted better
 than no growth. A trend is left out on purpose: on the public traces it added noise and no foresight.
+
+There are two such forecasts. The careful one doubts a fall to three quarters; the plain one only a fall to a half, and is
+slower and so steadier. Which of them serves a workload at less cost is found out by shadow fleets (see margin).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 DAY = 86400.0
 _GRID = 60.0  # seconds between entries of what is kept
@@ -31,6 +34,11 @@ class Scales:
     level: float = 300.0  # of the level the peak is taken from
     peak_seconds: float = 7200.0
     peak_part: float = 0.75
+
+
+CAREFUL = Scales()
+PLAIN = Scales(fast=240.0, peak_part=0.5)
+VIEWS = (CAREFUL, PLAIN)  # the first is trusted until there is experience
 
 
 class Mean:
@@ -116,45 +124,65 @@ class DayShape:
         return self._shaped.value < self._PAYS * self._flat.value
 
 
-@dataclass(slots=True)
+class Recent:
+    """The recent past as one set of scales sees it: level, slow level and peak."""
+
+    def __init__(self, scales: Scales) -> None:
+        self._scales = scales
+        self._fast, self._slow = Mean(scales.fast), Mean(scales.slow)
+        self._level = Mean(scales.level)
+        self._peaks: deque[tuple[float, float]] = deque()  # (when, level), levels falling
+        self._kept_at = -math.inf
+
+    def add(self, until: float, rate: float, seconds: float) -> None:
+        """Take the rate of the last ``seconds``."""
+        for mean in (self._fast, self._slow, self._level):
+            mean.add(rate, seconds)
+        if until - self._kept_at >= _GRID:
+            self._kept_at = until
+            while self._peaks and self._peaks[-1][1] <= self._level.value:
+                self._peaks.pop()
+            self._peaks.append((until, self._level.value))
+        while self._peaks and self._peaks[0][0] < until - self._scales.peak_seconds:
+            self._peaks.popleft()
+
+    @property
+    def level(self) -> float:
+        """Rate of the last minutes."""
+        return self._level.value
+
+    @property
+    def rate(self) -> float:
+        """The rate to expect if nothing changes: the largest of what is seen."""
+        peak = self._peaks[0][1] if self._peaks else 0.0
+        scales = self._scales
+        return max(self._fast.value, self._slow.value * scales.slow_part, peak * scales.peak_part)
+
+
 class Forecast:
     """Learns from arrivals; see the module."""
 
-    scales: Scales = field(default_factory=Scales)
-    _fast: Mean = field(init=False)
-    _slow: Mean = field(init=False)
-    _level: Mean = field(init=False)
-    _peaks: deque[tuple[float, float]] = field(default_factory=deque)  # (when, level), levels falling
-    _day: DayShape = field(default_factory=DayShape)
-    _kept_at: float = -math.inf
-
-    def __post_init__(self) -> None:
-        self._fast, self._slow = Mean(self.scales.fast), Mean(self.scales.slow)
-        self._level = Mean(self.scales.level)
+    def __init__(self, views: tuple[Scales, ...] = VIEWS) -> None:
+        self._views = views
+        self._recent = tuple(Recent(scales) for scales in views)
+        self._day = DayShape()
+        self._checked_at = -math.inf
 
     def add(self, until: float, requests: float, seconds: float, ahead: float) -> None:
         """Take the requests of the last ``seconds``; ``ahead`` is how far forecasts reach."""
         rate = requests / seconds
-        self._fast.add(rate, seconds)
-        self._slow.add(rate, seconds)
-        self._level.add(rate, seconds)
+        for recent in self._recent:
+            recent.add(until, rate, seconds)
         self._day.add(until, rate, seconds)
-        if until - self._kept_at >= _GRID:
-            self._kept_at = until
-            self._day.check(until, self._level.value, ahead)
-            while self._peaks and self._peaks[-1][1] <= self._level.value:
-                self._peaks.pop()
-            self._peaks.append((until, self._level.value))
-        while self._peaks and self._peaks[0][0] < until - self.scales.peak_seconds:
-            self._peaks.popleft()
+        if until - self._checked_at >= _GRID:
+            self._checked_at = until
+            self._day.check(until, self._recent[0].level, ahead)
 
     def rest(self) -> None:
         """Forget the recent past: nothing runs, and the first request is no sign of what ran before."""
-        self.__post_init__()
-        self._peaks.clear()
+        self._recent = tuple(Recent(scales) for scales in self._views)
 
-    def rate(self, now: float, ahead: float) -> float:
-        """Return the mean rate to expect from now to ``ahead`` seconds later: the largest of the views."""
-        peak = self._peaks[0][1] if self._peaks else 0.0
-        recent = max(self._fast.value, self._slow.value * self.scales.slow_part, peak * self.scales.peak_part)
-        return recent * max(1.0, self._day.growth(now, ahead)) if self._day.pays else recent
+    def rates(self, now: float, ahead: float) -> tuple[float, ...]:
+        """Return the mean rate to expect from now to ``ahead`` seconds later, one for each of the views."""
+        growth = max(1.0, self._day.growth(now, ahead)) if self._day.pays else 1.0
+        return tuple(recent.rate * growth for recent in self._recent)

@@ -57,3 +57,4 @@ class Need:
     expected_rate: float  # forecast of the mean rate once a replica ordered now would serve
     margin: float  # what the forecast is multiplied with, learned from how wrong it was
     slots: float  # needed at a time
+    view: int  # which forecast was used, by its place in forecast.VIEWS

@@ -8,8 +8,8 @@ from llmos_operator.scheduler.autoscaling import fleet
 from llmos_operator.scheduler.autoscaling.autoscaler import Autoscaler
 from llmos_operator.scheduler.autoscaling.capacity import Counters, Speed
 from llmos_operator.scheduler.autoscaling.erlang import slots_needed
-from llmos_operator.scheduler.autoscaling.forecast import DAY, DayShape, Forecast
-from llmos_operator.scheduler.autoscaling.margin import FIRST, Margins
+from llmos_operator.scheduler.autoscaling.forecast import CAREFUL, DAY, PLAIN, VIEWS, DayShape, Forecast
+from llmos_operator.scheduler.autoscaling.margin import FIRST, Choice, Margins
 from llmos_operator.scheduler.autoscaling.values import Aim, Arrivals, Capacity
 
 CHAT = Capacity(slots=16.0, service_seconds=8.0, cold_seconds=60.0)  # two requests per second and replica
@@ -52,7 +52,7 @@ def test_a_steady_rate_is_expected_to_stay() -> None:
     forecast = Forecast()
     for minute in range(1, 30):
         forecast.add(minute * 60.0, 300.0, 60.0, 120.0)
-    assert forecast.rate(1800.0, 120.0) == pytest.approx(5.0)
+    assert forecast.rates(1800.0, 120.0) == pytest.approx((5.0, 5.0))
 
 
 def test_a_collapse_is_believed_only_after_two_hours() -> None:
@@ -62,8 +62,10 @@ def test_a_collapse_is_believed_only_after_two_hours() -> None:
     for minute in range(121, 300):
         forecast.add(minute * 60.0, 0.0, 60.0, 120.0)
         if minute == 220:
-            assert forecast.rate(minute * 60.0, 120.0) > 6.0
-    assert forecast.rate(300 * 60.0, 120.0) < 1.5
+            careful, plain = forecast.rates(minute * 60.0, 120.0)
+            assert careful > 6.0
+            assert plain < 6.0
+    assert max(forecast.rates(300 * 60.0, 120.0)) < 1.5
 
 
 def test_rest_forgets_what_ran_before() -> None:
@@ -72,7 +74,7 @@ def test_rest_forgets_what_ran_before() -> None:
         forecast.add(minute * 60.0, 600.0, 60.0, 120.0)
     forecast.rest()
     forecast.add(3660.0, 6.0, 60.0, 120.0)
-    assert forecast.rate(3660.0, 120.0) == pytest.approx(0.1)
+    assert forecast.rates(3660.0, 120.0) == pytest.approx((0.1, 0.1))
 
 
 def ramp(when: float) -> float:
@@ -88,7 +90,7 @@ def test_the_shape_of_a_day_is_followed_once_it_pays() -> None:
         now = minute * 60.0
         forecast.add(now, ramp(now) * 60.0, 60.0, ahead)
         if now > 2 * DAY and ramp(now + ahead) > ramp(now):  # the half of the day in which it matters
-            errors[True] += abs(math.log(forecast.rate(now, ahead) / ramp(now + ahead)))
+            errors[True] += abs(math.log(forecast.rates(now, ahead)[0] / ramp(now + ahead)))
             errors[False] += abs(math.log(ramp(now) / ramp(now + ahead)))
     assert errors[True] < 0.5 * errors[False]
 
@@ -98,23 +100,50 @@ def test_the_shape_of_a_day_is_followed_once_it_pays() -> None:
 
 def margin_after(burst: float, seconds: float = 2 * DAY) -> float:
     """The margin learned when each tenth minute brings ``burst`` times the mean that is forecast."""
-    margins = Margins(0.999)
+    margins = Margins(0.999, 1)
     for step in range(1, int(seconds / 60.0)):
         requests = 600.0 * (burst if step % 10 == 0 else 1.0)
-        margins.step(step * 60.0, requests, 60.0, 10.0 / CHAT.rate, 300.0, CHAT, Aim(2.0))
-    return margins.value
+        margins.step(step * 60.0, requests, 60.0, (10.0,), 300.0, CHAT, Aim(2.0))
+    return margins.choice.margin
+
+
+def view_after(falls_to: float, doubted: float) -> int:
+    """Which forecast is followed when load falls for an hour in three; the second expects it at once, the first not so low."""
+    margins = Margins(0.999, 2)
+    for minute in range(1, 3 * 1440):
+        low = minute % 180 < 60
+        rate = 20.0 * (falls_to if low else 1.0)
+        careful = 20.0 * doubted if low else 20.0
+        # A load that was said to have fallen comes back for some minutes, more than can be started in time.
+        requests = 60.0 * (20.0 if falls_to < 0.5 and minute % 60 > 55 else rate)
+        margins.step(minute * 60.0, requests, 60.0, (careful, rate), 60.0, CHAT, Aim(2.0))
+    return margins.choice.view
 
 
 def test_the_first_margin_is_used_until_there_is_experience() -> None:
-    assert Margins(0.999).value == FIRST
-    margins = Margins(0.999)
-    margins.step(60.0, 600.0, 60.0, 5.0, 300.0, CHAT, Aim(2.0))
-    assert margins.value == pytest.approx(FIRST, rel=0.05)
+    assert Margins(0.999, 2).choice == Choice(0, FIRST)
+    margins = Margins(0.999, 2)
+    margins.step(60.0, 600.0, 60.0, (10.0, 10.0), 300.0, CHAT, Aim(2.0))
+    assert margins.choice.view == 0
+    assert margins.choice.margin == pytest.approx(FIRST, rel=0.05)
 
 
 def test_bursts_widen_the_margin_and_calm_narrows_it() -> None:
     calm, rough = margin_after(1.0), margin_after(2.2)
     assert calm < FIRST < rough
+
+
+def test_the_forecast_that_doubts_less_is_followed_where_that_costs_less_and_nothing_is_late() -> None:
+    assert view_after(falls_to=0.6, doubted=1.0) == 1
+    assert view_after(falls_to=0.2, doubted=1.0) == 0
+    assert view_after(falls_to=0.6, doubted=0.6) == 0, (
+        "what costs the same is no reason to leave the careful one"
+    )
+
+
+def test_the_first_forecast_is_the_one_that_doubts_most() -> None:
+    assert VIEWS == (CAREFUL, PLAIN)
+    assert CAREFUL.peak_part > PLAIN.peak_part
 
 
 # -- number of replicas -------------------------------------------------------------------------------------------
@@ -151,6 +180,13 @@ def test_a_queue_that_will_be_gone_by_itself_starts_nothing() -> None:
     calm = scaler.need(now, CHAT, 4, 4, 0.0).replicas
     assert scaler.need(now, CHAT, 4, 4, 50.0).replicas == calm
     assert scaler.need(now, CHAT, 4, 4, 5000.0).replicas > calm
+
+
+def test_what_is_left_of_a_queue_is_worked_off_soon() -> None:
+    # Two replicas serve four a second; of 200 that wait 80 will be left in a minute if two a second come.
+    assert fleet.draining(2.0, 2, 200.0, CHAT) == pytest.approx(80.0 / fleet.DRAIN_SECONDS)
+    assert fleet.draining(2.0, 2, 100.0, CHAT) == 0.0
+    assert fleet.draining(9.0, 2, 0.0, CHAT) == 0.0, "nothing waits"
 
 
 # -- what a replica can do ----------------------------------------------------------------------------------------
