@@ -232,7 +232,9 @@ def plan(
     ceiling = max(budget, former.memory_limit_bytes) if former.memory_limit_bytes else 0
     on_cpu = info.device == "cpu"
     taken = need if on_cpu else budget - memory.base_bytes
-    used = memory.measured_bytes if on_cpu else memory.predicted_bytes
+    # Soon after a load pages of the weights have not been touched: measured less than it will be.
+    least = memory.predicted_bytes - memory.kv_bytes
+    used = max(memory.measured_bytes, least) if on_cpu else memory.predicted_bytes
     room = min(memory.free_bytes, ceiling - used) if ceiling else memory.free_bytes
     load = dataclasses.replace(
         former,

@@ -72,6 +72,7 @@ class ScriptedEngine(Zygote):
     info: dict[str, Any] = field(default_factory=dict)  # fields of EngineInfo to change
     text: str | Callable[[ipc.Submit], str] = "The capital of France is Paris."
     failure: ipc.Failed | None = None  # the load ends with it
+    failures: dict[str, ipc.Failed] = field(default_factory=dict)  # so do loads at these formats
     memory: ipc.EngineMemory = field(
         default_factory=lambda: ipc.EngineMemory(predicted_bytes=100, measured_bytes=90)
     )
@@ -139,7 +140,8 @@ class ScriptedEngine(Zygote):
         for stage in (RuntimeState.DOWNLOADING, RuntimeState.LOADING):
             self.send(ipc.Progress(stage, 10, 100, 5, 18))
         self.send(ipc.Ready(self.engine_info(), self.memory, tuple(self.adapters.values())))
-        self.send(self.stats)
+        told = self.stats.memory if self.stats.memory != ipc.EngineMemory() else self.memory
+        self.send(replace(self.stats, memory=told))
 
     def engine_info(self) -> ipc.EngineInfo:
         """The model as loaded."""
@@ -212,8 +214,8 @@ class ScriptedEngine(Zygote):
         match message:
             case ipc.Load():
                 self.loads.append(message)
-                if self.failure is not None:
-                    self.send(self.failure)
+                if (failure := self.failure or self.failures.get(message.format)) is not None:
+                    self.send(failure)
                 elif self.ready:
                     self.make_ready()
             case ipc.Submit():
