@@ -150,7 +150,7 @@ class Requantising:
         if order.ceiling_bytes:
             memory = old.status().memory
             _limit(engine, order.ceiling_bytes - max(0, memory.measured_bytes - memory.base_bytes))
-        self._flip(engine, beside=True)
+        self._flip(engine, beside=True, ceiling_bytes=order.ceiling_bytes)
         return None
 
     async def _one_after_the_other(self, engine: EngineClient, order: Order) -> Failed | None:
@@ -173,11 +173,11 @@ class Requantising:
             switch.release()
         return failure
 
-    def _flip(self, engine: EngineClient, *, beside: bool) -> None:
+    def _flip(self, engine: EngineClient, *, beside: bool, ceiling_bytes: int = 0) -> None:
         info = engine.status().info
         if info is not None:
             self._flipped(info)
-        self._switch.use(engine, beside=beside)
+        self._switch.use(engine, beside=beside, ceiling_bytes=ceiling_bytes)
 
     def _tell(self, order: Order, failure: Failed | None, seconds: float) -> None:
         state = ChangeState.FAILED if failure is not None else ChangeState.DONE

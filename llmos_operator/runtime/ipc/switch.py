@@ -50,6 +50,7 @@ class EngineSwitch:
         self._owners: dict[str, EngineClient] = {}  # by request id
         self._held: dict[str, _Held] = {}
         self._released = asyncio.Event()
+        self._ceiling_bytes = 0  # of both together
         self._alone = True  # no engine before this one
         self._spent = Stats()  # counters of engines that have ended
         self._restarts = 0  # theirs
@@ -86,7 +87,9 @@ class EngineSwitch:
             other = leaving.status()
             stats = _added(stats, other.stats, _COUNTERS + _GAUGES)
             own = max(0, other.memory.measured_bytes - other.memory.base_bytes)
-            memory = dataclasses.replace(memory, measured_bytes=memory.measured_bytes + own)
+            memory = dataclasses.replace(
+                memory, measured_bytes=memory.measured_bytes + own, limit_bytes=self._ceiling_bytes
+            )
             restarts += other.restarts
         waiting = stats.waiting + len(self._held)
         return dataclasses.replace(
@@ -155,9 +158,13 @@ class EngineSwitch:
         self._released.clear()
         self.holding, self._alone = True, False
 
-    def use(self, engine: EngineClient, *, beside: bool) -> None:
-        """Send what comes from now on to ``engine``; the former one has ended, or ``beside`` it finishes what it has."""
+    def use(self, engine: EngineClient, *, beside: bool, ceiling_bytes: int = 0) -> None:
+        """Send what comes from now on to ``engine``; the former one has ended, or ``beside`` it finishes what it has.
+
+        Until it has ended ``ceiling_bytes`` is told as the limit that both keep to, 0 where there is none.
+        """
         self._leaving, self.current = (self.current if beside else None), engine
+        self._ceiling_bytes = ceiling_bytes
         self._alone = False
         engine.changed.set()
 

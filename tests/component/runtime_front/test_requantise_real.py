@@ -119,7 +119,7 @@ def test_a_stream_ends_whole_while_the_model_becomes_int8_and_memory_falls(tmp_p
         reader.start()
         events = stream(served)
         first = next(events)
-        order(served, "requantise", precision="int8", budgetBytes=1100 * MIB)
+        order(served, "requantise", precision="int8", budgetBytes=1100 * MIB, timeoutSeconds=600)
         assert ended(events, first) == (TOKENS, "length")
         change = changed(served)
         assert (change["state"], change["beside"], change["failure"]) == ("Done", True, None)
@@ -155,7 +155,7 @@ def test_without_room_for_both_requests_wait_and_a_failing_format_leaves_the_old
         eventually(lambda: served.report()["memory"]["limitBytes"] == tight, "the budget is taken", 60)
         events = stream(served)
         first = next(events)
-        order(served, "requantise", precision="bf16")
+        order(served, "requantise", precision="bf16", timeoutSeconds=600)
         assert ended(events, first) == (TOKENS, "length")
         assert say(served).usage.completion_tokens == 12  # it waited for the new format
         change = changed(served)
@@ -167,7 +167,7 @@ def test_without_room_for_both_requests_wait_and_a_failing_format_leaves_the_old
         found["quality"]["loss_milli"] = 9000
         record.write_text(json.dumps(found))
         (former,) = engines(served)
-        order(served, "requantise", precision="int8")
+        order(served, "requantise", precision="int8", timeoutSeconds=600)
         assert say(served).usage.completion_tokens == 12  # it waited until the old format was there again
         change = changed(served)
         assert (change["state"], change["beside"]) == ("Failed", False)

@@ -71,6 +71,8 @@ async def test_beside_what_runs_ends_in_the_old_engine_and_what_comes_goes_to_th
         assert (await order(bench, "int8", budgetBytes=1500 * MIB)) == (202, {})
         await until(lambda: bench.runtime.engine.current is not old)
         assert old.busy
+        memory = (await status(bench))["memory"]  # of both: nobody counts on the new budget yet
+        assert (memory["limitBytes"], memory["measuredBytes"]) == (2000 * MIB, 1300 * MIB)
         assert (await status(bench))["change"]["state"] == "Done"
         late = chat(bench)
         await until(lambda: len(engine.running) == 2)
