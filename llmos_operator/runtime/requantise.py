@@ -149,7 +149,9 @@ class Requantising:
             return failure
         if order.ceiling_bytes:
             memory = old.status().memory
-            _limit(engine, order.ceiling_bytes - max(0, memory.measured_bytes - memory.base_bytes))
+            left = order.ceiling_bytes - max(0, memory.measured_bytes - memory.base_bytes)
+            if left < order.load.memory_limit_bytes:
+                _limit(engine, left)
         self._flip(engine, beside=True, ceiling_bytes=order.ceiling_bytes)
         return None
 

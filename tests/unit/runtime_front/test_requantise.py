@@ -95,10 +95,13 @@ async def test_beside_both_keep_below_the_larger_budget_until_the_old_engine_has
 ) -> None:
     engine = an_engine()
     async with serving(tmp_path, engine) as bench:
-        await order(bench, "int8", budgetBytes=1500 * MIB)
+        await order(bench, "int8", budgetBytes=1900 * MIB)
         await ended(bench)
         # The old one makes room, the new one leaves the old one its own; at the end it has the whole budget.
-        await until(lambda: engine.budgets == [1750 * MIB, 1700 * MIB, 1500 * MIB])
+        await until(lambda: engine.budgets == [1750 * MIB, 1700 * MIB, 1900 * MIB])
+        await order(bench, "int4", budgetBytes=1500 * MIB)
+        await ended(bench)
+        await until(lambda: engine.budgets[3:] == [1700 * MIB, 1500 * MIB])  # small enough from the start
 
 
 async def test_beside_the_rest_is_aborted_with_its_text_so_far_when_the_time_is_over(tmp_path: Path) -> None:
