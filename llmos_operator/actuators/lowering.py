@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 EXPECTED_SECONDS = 20.0  # within which a runtime comes down, for the turn of the workload it makes room for
+NARROW_SECONDS = 120.0  # the same where it has to load another format for that
 FIRM_SECONDS = 300.0  # for which a replica that did not come down is not asked again
 _RETRY_SECONDS = 1.0
 
@@ -86,8 +87,9 @@ class Lowering:
             shrink.bytes_per_device,
             now,
             shrink.preemptor,
-            now + EXPECTED_SECONDS,
+            now + (NARROW_SECONDS if shrink.format else EXPECTED_SECONDS),
             lent=shrink.loan,
+            fmt=shrink.format,
         )
         if claim is None:
             return False

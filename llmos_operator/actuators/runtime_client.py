@@ -10,7 +10,13 @@ import aiohttp
 from pydantic import ValidationError
 
 from llmos_operator.api import names
-from llmos_operator.api.runtime.messages import BudgetRequest, DrainRequest, RuntimeStatus, SleepRequest
+from llmos_operator.api.runtime.messages import (
+    BudgetRequest,
+    DrainRequest,
+    RequantiseRequest,
+    RuntimeStatus,
+    SleepRequest,
+)
 from llmos_operator.errors import Permanent, Retryable
 
 if TYPE_CHECKING:
@@ -49,6 +55,13 @@ class RuntimeClient:
         await self._request(
             "POST", namespace, address, "/control/v1/budget", BudgetRequest(memory_bytes=memory_bytes)
         )
+
+    async def requantise(
+        self, namespace: str, address: str, precision: str, memory_bytes: int, seconds: float
+    ) -> None:
+        """Let the runtime serve at ``precision`` and stay below ``memory_bytes``; what is in progress has so many seconds to end."""
+        order = RequantiseRequest(precision=precision, budget_bytes=memory_bytes, timeout_seconds=seconds)
+        await self._request("POST", namespace, address, "/control/v1/requantise", order)
 
     async def sleep(self, namespace: str, address: str, seconds: float) -> None:
         """Let the runtime sleep with its weights in host memory, once what is in progress has ended or so many seconds are over."""

@@ -95,6 +95,10 @@ ENV_MODEL_NAME = "LLMOS_MODEL_NAME"  # served name
 ENV_MODEL_REVISION = "LLMOS_MODEL_REVISION"
 ENV_MODEL_DIGEST = "LLMOS_MODEL_DIGEST"  # "" or "sha256:…": refuse anything else
 ENV_FORMAT = "LLMOS_FORMAT"  # precision the scheduler chose: bf16 | int8 | int4 | …
+ENV_FORMATS = (
+    "LLMOS_FORMATS"  # comma separated: what the workload allows a running model to change to; "": any
+)
+ENV_MAX_QUALITY_LOSS = "LLMOS_MAX_QUALITY_LOSS_MILLI"  # of perplexity, thousandths of a percent
 ENV_KV_DTYPE = "LLMOS_KV_CACHE_DTYPE"
 ENV_MEMORY_LIMIT = "LLMOS_MEMORY_LIMIT_BYTES"  # reserved per device, in bytes
 ENV_MAX_MODEL_LEN = "LLMOS_MAX_MODEL_LEN"  # tokens; "auto" or a number

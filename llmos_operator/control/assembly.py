@@ -445,6 +445,7 @@ class Assembly:
             self.executor.lowering,
             self.clock,
             timeout=self.settings.scheduling.shrink_timeout,
+            narrowing_timeout=self.settings.scheduling.requantise_timeout,
             may_act=self.leadership.may_act,
         )
         self.sleepers = Sleepers(

@@ -205,7 +205,8 @@ class Feedback:
         self._metrics.shrinks.labels("refused").inc()
         record = self._current(pod.claim.workload, pod.claim.workload_uid) if pod.claim is not None else None
         if record is not None:
-            note = f"{pod.key} keeps its KV cache, others make room instead: {why}"
+            kept = "precision" if pod.claim is not None and pod.claim.asked_format else "KV cache"
+            note = f"{pod.key} keeps its {kept}, others make room instead: {why}"
             self.tell(record, "Warning", Reason.NOT_SHRUNK, note, key=pod.uid)
             self._review(record.key)
 

@@ -30,6 +30,11 @@ def _below(report: RuntimeStatus, claim: Claim) -> bool:
     return report.state is RuntimeState.READY and not claim.lowered and 0 < limit < claim.bytes_per_device
 
 
+def _as_bound(report: RuntimeStatus, claim: Claim) -> bool:
+    """Return whether a runtime serves at the format its claim was bound with: at another one it teaches nothing about that."""
+    return report.model.format in {"", claim.format}
+
+
 def _busy(report: RuntimeStatus) -> Busy | None:
     """Return what a replica would lose if it ended now, None where that is nothing."""
     streams = report.requests.running + report.requests.waiting
@@ -105,6 +110,7 @@ class Hearing:
         if report.state is RuntimeState.READY and workload and pod and pod.claim:
             if not loaded_before:
                 parts.spans.ready(pod.key, pod.claim, seen_before=before is not None)
+            if not loaded_before and _as_bound(report, pod.claim):
                 self._loaded(workload, pod.claim, replica, report)
             self._served(record, workload, pod.claim, replica, report)
 
@@ -119,7 +125,9 @@ class Hearing:
         if found is not None:
             record.learned, note = found
             parts.feedback.tell(record, "Normal", Reason.RIGHT_SIZED, note)
-        if not claim.lowered:  # with less KV cache than it was bound with it says nothing of its size
+        if not claim.lowered and _as_bound(
+            report, claim
+        ):  # with less KV cache than it was bound with it says nothing of its size
             self._measured(workload, claim, replica, report, proven=True)
 
     def _loaded(self, workload: Workload, claim: Claim, replica: Replica, report: RuntimeStatus) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_operator.api import names
 from llmos_operator.api.quantity import parse_milliseconds
+from llmos_operator.api.runtime.memory import FORMAT_BITS
 from llmos_operator.api.runtime.uris import SECRET_KEYS, SOURCE_VARIABLES
 from llmos_operator.manifests import gang, jobs, traces, vllm
-from llmos_operator.state.types import WorkloadKind
+from llmos_operator.state.types import QuantizationMode, WorkloadKind
 
 if TYPE_CHECKING:
     from llmos_operator.manifests.settings import PodSettings
@@ -223,6 +224,7 @@ def _model_environment(workload: Workload, claim: Claim) -> dict[str, str]:
         names.ENV_MODEL_REVISION: workload.model.revision,
         names.ENV_MODEL_DIGEST: workload.model.digest,
         names.ENV_FORMAT: claim.format,
+        **_precision_environment(workload, claim),
         names.ENV_KV_DTYPE: workload.quantization.kv_cache_dtype,
         names.ENV_MAX_MODEL_LEN: str(length) if length else "auto",
         names.ENV_MAX_NUM_SEQS: str(workload.max_num_seqs),
@@ -230,6 +232,17 @@ def _model_environment(workload: Workload, claim: Claim) -> dict[str, str]:
         **_split_environment(workload, claim),
         names.ENV_APIS: ",".join((workload.spec.get("serving") or {}).get("apis", ())),
     }
+
+
+def _precision_environment(workload: Workload, claim: Claim) -> dict[str, str]:
+    """Return what the model may be changed to while it runs, and what a format may cost."""
+    asked = workload.quantization
+    allowed = tuple(name for name in asked.allowed if FORMAT_BITS[name] >= asked.min_bits)
+    formats = allowed if asked.mode is QuantizationMode.AUTO else (claim.format,)
+    limit = asked.max_quality_loss_milli
+    return {names.ENV_FORMATS: ",".join(formats)} | (
+        {names.ENV_MAX_QUALITY_LOSS: str(limit)} if limit is not None else {}
+    )
 
 
 def _literal(value: str) -> str:

@@ -242,7 +242,7 @@ def _model(seen: Observed, former: ModelStatus | None) -> ModelStatus:
     """Return the model as it is served. What only runtimes know is kept from ``former`` until they have been asked."""
     reports = [report for pod in seen.live if (report := seen.report_of(pod)) is not None]
     served = next((report.model for report in reports if report.model.digest), None)
-    formats = [pod.claim.format for pod in seen.live if pod.claim]
+    formats = [pod.claim.served_format for pod in seen.live if pod.claim]
     fmt = formats[0] if formats else ""
     kept = former if former is not None and seen.live and former.quantization == fmt else ModelStatus()
     peak = max((report.memory.peak_bytes for report in reports), default=0)

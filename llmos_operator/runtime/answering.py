@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.admission import Admission
     from llmos_operator.runtime.drain import Drain
     from llmos_operator.runtime.ipc import RequestOutput
-    from llmos_operator.runtime.ipc.client import EngineClient
+    from llmos_operator.runtime.ipc.switch import EngineSwitch
     from llmos_operator.runtime.metrics import RequestMetrics
     from llmos_operator.runtime.planning import Plan
     from llmos_operator.runtime.served import ServedModel
@@ -36,7 +36,7 @@ DEADLINE_FACTOR = 2.0  # what waits twice as long as the longest expected wait i
 class Kitchen:
     """What every answer needs."""
 
-    engine: EngineClient
+    engine: EngineSwitch
     admission: Admission
     drain: Drain
     metrics: RequestMetrics

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
     Route = Callable[[Request], Awaitable[Response]]
 
+FORMAT = "x-llmos-format"
 _SCHEMAS = "#/components/schemas/{model}"
 
 
@@ -187,8 +188,10 @@ class ServingApi:
         return probe(self._live())
 
     async def readyz(self, _: Request) -> Response:
-        """200 while requests are welcome."""
-        return probe(self._host.not_ready())
+        """200 while requests are welcome; a header tells the format in use."""
+        answer = probe(self._host.not_ready())
+        answer.headers[FORMAT] = self._host.format
+        return answer
 
     async def startupz(self, _: Request) -> Response:
         """200 once loading is over, well or badly: a model that cannot be loaded is no reason for a restart."""
@@ -226,6 +229,7 @@ class ServingApi:
             "root": name,
             "parent": None if name == base else base,
             "max_model_len": served.max_model_len if served else None,
+            "format": self._host.format,
         }
 
     def _need(self, part: str, path: str) -> None:

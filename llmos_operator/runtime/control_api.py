@@ -1,7 +1,7 @@
 """The control API for the operator, on a port of its own, behind the namespace's token.
 
 `GET /control/v1/status`, `POST /control/v1/drain`, `POST /control/v1/budget`, `POST /control/v1/sleep`,
-`POST /control/v1/wake`, `POST /control/v1/adapters`, `DELETE /control/v1/adapters/NAME`; messages of `api.runtime.messages`.
+`POST /control/v1/wake`, `POST /control/v1/requantise`, `POST /control/v1/adapters`, `DELETE /control/v1/adapters/NAME`; messages of `api.runtime.messages`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from llmos_operator.api.runtime.messages import AdapterRequest, BudgetRequest, DrainRequest, SleepRequest
+from llmos_operator.api.runtime.messages import (
+    AdapterRequest,
+    BudgetRequest,
+    DrainRequest,
+    RequantiseRequest,
+    SleepRequest,
+)
 from llmos_operator.observability.logging import logger
 from llmos_operator.runtime.answers import ApiError, from_validation
 from llmos_operator.runtime.exchange import error_reply
@@ -53,6 +59,10 @@ class Host(Protocol):
         """Serve again."""
         ...
 
+    def requantise(self, precision: str, budget_bytes: int, timeout_seconds: float) -> None:
+        """Begin to serve the model at another precision."""
+        ...
+
     async def load_adapter(self, name: str, uri: str, *, param: str | None = None) -> None:
         """Serve an adapter."""
         ...
@@ -80,6 +90,7 @@ class ControlApi:
                 Route("/control/v1/budget", self.budget, methods=["POST"]),
                 Route("/control/v1/sleep", self.sleep, methods=["POST"]),
                 Route("/control/v1/wake", self.wake, methods=["POST"]),
+                Route("/control/v1/requantise", self.requantise, methods=["POST"]),
                 Route("/control/v1/adapters", self.load_adapter, methods=["POST"]),
                 Route("/control/v1/adapters/{name}", self.unload_adapter, methods=["DELETE"]),
             ],
@@ -120,6 +131,13 @@ class ControlApi:
         """Wake up; the state says Ready when it serves again."""
         self._gate.check(request.headers.get("authorization", ""))
         self._host.wake()
+        return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
+
+    async def requantise(self, request: Request) -> Response:
+        """Begin to change the format; the status' ``change`` says how that goes, its model and memory what is in use."""
+        self._gate.check(request.headers.get("authorization", ""))
+        order = await _read(request, RequantiseRequest)
+        self._host.requantise(order.precision, order.budget_bytes, order.timeout_seconds)
         return JSONResponse({}, status_code=HTTPStatus.ACCEPTED)
 
     async def load_adapter(self, request: Request) -> Response:

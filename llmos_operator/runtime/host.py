@@ -8,23 +8,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
-from llmos_operator.api.runtime.messages import (
-    AdapterReport,
-    Failure,
-    LoadProgress,
-    MemoryReport,
-    ModelInfo,
-    RankReport,
-    RequestStats,
-    RuntimeState,
-    RuntimeStatus,
-)
+from llmos_operator.api.runtime.messages import Failure, ModelInfo, RuntimeState, RuntimeStatus
 from llmos_operator.errors import LlmosError, Permanent
 from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
+from llmos_operator.runtime import reporting, spans
 from llmos_operator.runtime import served as reading
-from llmos_operator.runtime import spans
 from llmos_operator.runtime.answers import ApiError, bad_request, unavailable
+from llmos_operator.runtime.requantise import Requantising
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +26,8 @@ if TYPE_CHECKING:
     from llmos_operator.runtime.admission import Admission
     from llmos_operator.runtime.drain import Drain
     from llmos_operator.runtime.ipc import EngineInfo
-    from llmos_operator.runtime.ipc.client import EngineClient, EngineStatus
+    from llmos_operator.runtime.ipc.client import EngineStatus
+    from llmos_operator.runtime.ipc.switch import EngineSwitch
     from llmos_operator.runtime.served import ServedModel
     from llmos_operator.runtime.settings import RuntimeSettings
 
@@ -58,14 +50,18 @@ class ModelHost:
     def __init__(
         self,
         settings: RuntimeSettings,
-        engine: EngineClient,
+        engine: EngineSwitch,
         admission: Admission,
         drain: Drain,
         clock: Clock,
         swaps: Callable[[str, float], None] = lambda _, __: None,
+        changes: Callable[[str, float], None] = lambda _, __: None,
         tracer: Tracer = tracing.OFF,
     ) -> None:
-        """``swaps`` is told of each adapter that came ("load") or went ("unload"), and of the seconds it took."""
+        """``swaps`` is told of each adapter that came ("load") or went ("unload"), and of the seconds it took.
+
+        ``changes`` is told how each change of format ended, and of its seconds.
+        """
         self.settings = settings
         self.engine = engine
         self.served: ServedModel | None = None
@@ -74,6 +70,7 @@ class ModelHost:
         self._clock = clock
         self._swaps = swaps
         self._tracer = tracer
+        self.changes = Requantising(engine, clock, settings.formats, self._flipped, changes)
         self._unreadable: Failure | None = None  # the engine loaded it, the front cannot use it
         self.last_request_at: float | None = None  # monotonic seconds
         self.progress: Callable[[], WorkProgress] | None = None  # of a batch that runs through this model
@@ -82,7 +79,13 @@ class ModelHost:
         )
 
     async def run(self) -> None:
-        """Load, then follow the engine until cancelled: over crashes, restarts, sleep and failure."""
+        """Load, then follow the engine until cancelled: over crashes, restarts, sleep, changes and failure."""
+        try:
+            await self._follow()
+        finally:
+            await self.changes.stop()
+
+    async def _follow(self) -> None:
         began = self._clock.monotonic()
         await self.engine.load(self.settings.load_order())
         first = True
@@ -96,6 +99,11 @@ class ModelHost:
             while (now := self.engine.status()).state is status.state and now.info is status.info:
                 self._admission.observe(now.stats)
                 await asyncio.sleep(STATS_SECONDS)
+
+    def _flipped(self, info: EngineInfo) -> None:
+        """Another engine serves the same files from now on."""
+        if self.served is not None:
+            self.served = reading.refreshed(self.served, info)
 
     def _trace_load(self, status: EngineStatus, began: float) -> None:
         parent, now = self.settings.trace_parent, self._clock.monotonic()
@@ -137,12 +145,10 @@ class ModelHost:
                 f"The model `{model[:200]}` does not exist. Known models: {', '.join(self.names()[:_NAMES_SHOWN])}.",
                 param="model",
             )
-        if (
-            status.state is RuntimeState.READY
-            and self._dozing is None
-            and self.served is not None
-            and self.served.info is status.info
-        ):
+        serves = (
+            status.state is RuntimeState.READY and self.served is not None and self.served.info is status.info
+        )
+        if self.served is not None and self._dozing is None and (serves or self.engine.holding):
             self.last_request_at = self._clock.monotonic()
             return replace(self.served, name=adapter, adapter=adapter) if adapter else self.served
         raise self._not_ready(status)
@@ -175,6 +181,7 @@ class ModelHost:
                 retry_after=2.0,
                 refused="loading",
             )
+        self.changes.refuse_while_running()
         log.info("going to sleep", level=level, inside=self._drain.inside)
         self._dozing = asyncio.create_task(self._doze(level, timeout_seconds))
 
@@ -201,10 +208,18 @@ class ModelHost:
 
     def set_budget(self, memory_bytes: int) -> None:
         """Keep below so many bytes from now on; its effect shows in the status. Raises ApiError (503) without an engine."""
+        self.changes.refuse_while_running()
         try:
             self.engine.set_budget(memory_bytes)
         except LlmosError as error:
             raise unavailable("engine_unavailable", f"{error}", retry_after=2.0, refused="loading") from error
+
+    def requantise(self, precision: str, budget_bytes: int, timeout_seconds: float) -> None:
+        """Begin to serve the model at ``precision``; its effect shows in the status. Raises ApiError: 400, 409, 503."""
+        if self._dozing is not None or self._drain.draining:
+            text = f"The model is {self.state().value}, or goes to sleep."
+            raise unavailable("engine_unavailable", text, retry_after=2.0, refused="loading")
+        self.changes.begin(precision, budget_bytes, timeout_seconds)
 
     # ------------------------------------------------------------ adapters
 
@@ -214,6 +229,7 @@ class ModelHost:
         """Serve an adapter, from one of ``folders`` if there are any. Raises ApiError naming ``param``."""
         if name == self.settings.model_name:
             raise bad_request("invalid_value", f"'{name}' is the name of the base model.", "lora_name")
+        self.changes.refuse_while_running()
         try:
             result = await self.engine.load_adapter(name, uri, folders)
         except LlmosError as error:
@@ -222,6 +238,7 @@ class ModelHost:
 
     async def unload_adapter(self, name: str, *, param: str | None = None) -> None:
         """Stop serving an adapter; return when its last request has ended. Raises ApiError naming ``param``."""
+        self.changes.refuse_while_running()
         try:
             result = await self.engine.unload_adapter(name)
         except LlmosError as error:
@@ -256,12 +273,20 @@ class ModelHost:
         """Return why the runtime must not get requests, "" if it may."""
         if self._drain.draining:
             return "draining"
+        if self.engine.holding:
+            return "the model changes its format"
         state = self.state()
         if state is not RuntimeState.READY:
             return f"the model is {state.value}"
         if self._dozing is not None:
             return "the model goes to sleep"
         return "the queue is full" if self._admission.is_full() else ""
+
+    @property
+    def format(self) -> str:
+        """The format in use, or the one that is being loaded."""
+        order = self.engine.order
+        return order.format if order is not None else self.settings.format
 
     def failure(self) -> Failure | None:
         """Return why the runtime cannot serve, or the last trouble while a new try is under way."""
@@ -276,65 +301,26 @@ class ModelHost:
     def status(self) -> RuntimeStatus:
         """Return all that the operator may know."""
         status = self.engine.status()
-        memory, stats = status.memory, status.stats
         age = None if self.last_request_at is None else int(self._clock.monotonic() - self.last_request_at)
         told = status.info or status.progress
         return RuntimeStatus(
             state=self.state(),
             model=self._model(status),
-            load=_load(status),
-            memory=MemoryReport(
-                predicted_bytes=memory.predicted_bytes,
-                measured_bytes=memory.measured_bytes,
-                peak_bytes=memory.peak_bytes,
-                weights_bytes=memory.weights_bytes,
-                kv_bytes=memory.kv_bytes,
-                base_bytes=memory.base_bytes,
-                limit_bytes=memory.limit_bytes,
-                host_bytes=memory.host_bytes,
-                full_bytes=memory.full_bytes,
-                needed_bytes=memory.needed_bytes,
-                ranks=tuple(
-                    RankReport(
-                        rank=one.rank, weights_bytes=one.weights_bytes, measured_bytes=one.measured_bytes
-                    )
-                    for one in memory.ranks
-                ),
-            ),
-            requests=RequestStats(
-                running=stats.running,
-                waiting=stats.waiting,
-                finished=stats.finished,
-                aborted=stats.aborted,
-                prompt_tokens=stats.prompt_tokens,
-                generation_tokens=stats.generation_tokens,
-                kv_usage_milli=1000 * stats.kv_blocks_used // stats.kv_blocks_total
-                if stats.kv_blocks_total
-                else 0,
-                last_request_age_seconds=age,
-                first_tokens=stats.first_tokens,
-                first_token_millis=round(1000 * stats.first_token_seconds),
-            ),
+            load=reporting.load(status),
+            memory=reporting.memory(status.memory),
+            requests=reporting.requests(status.stats, age),
             failure=self.failure(),
             load_seconds=dict(told.stage_seconds) if told else {},
             load_path=status.info.load_path if status.info else "",
             progress=self.progress() if self.progress is not None else None,
-            adapters=tuple(
-                AdapterReport(
-                    name=one.name,
-                    uri=one.uri,
-                    digest=one.digest,
-                    rank=one.rank,
-                    weights_bytes=one.weights_bytes,
-                )
-                for one in status.adapters
-            ),
+            adapters=reporting.adapters(status.adapters),
+            change=self.changes.report,
         )
 
     def _model(self, status: EngineStatus) -> ModelInfo:
         info = status.info
         if info is None:
-            return ModelInfo(name=self.settings.model_name, format=self.settings.format)
+            return ModelInfo(name=self.settings.model_name, format=self.format)
         return ModelInfo(
             name=self.settings.model_name,
             digest=info.digest,
@@ -355,12 +341,3 @@ def _adapter_error(error: LlmosError, param: str | None) -> ApiError:
 
 def _snake(reason: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in reason).lstrip("_")
-
-
-def _load(status: EngineStatus) -> LoadProgress:
-    progress = status.progress
-    if progress is None:
-        return LoadProgress()
-    if status.state in {RuntimeState.READY, RuntimeState.ASLEEP}:
-        return LoadProgress(stage=RuntimeState.READY)
-    return progress.report()

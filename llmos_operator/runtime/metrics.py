@@ -102,6 +102,13 @@ class RequestMetrics(FrontMetrics):
         self.audio = Counter(
             "llmos_runtime_audio_seconds_total", "Seconds of sound written down.", registry=registry
         )
+        self._changes = Histogram(
+            "llmos_runtime_format_change_seconds",
+            "Time from the order to serve another format to its effect, by how that went.",
+            ["result"],
+            buckets=LOAD,
+            registry=registry,
+        )
         self._success = Counter(
             "vllm:request_success",
             "Requests finished, by reason.",
@@ -112,6 +119,10 @@ class RequestMetrics(FrontMetrics):
             reason: self._success.labels(model, ENGINE, reason)
             for reason in ("stop", "length", "abort", "error")
         }
+
+    def format_changed(self, result: str, seconds: float) -> None:
+        """Count a change of format: "beside", "one_after_the_other" or "failed"."""
+        self._changes.labels(result).observe(seconds)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
         found = Histogram(f"vllm:{name}", text, _LABELS, buckets=buckets, registry=self._registry)

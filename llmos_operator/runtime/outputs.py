@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from llmos_operator.runtime.ipc import RequestOutput, Submit
-    from llmos_operator.runtime.ipc.client import EngineClient
+    from llmos_operator.runtime.ipc.switch import EngineSwitch
 
 
 class ClientGone(LlmosError):  # noqa: N818 - reads as what happened
@@ -36,7 +36,7 @@ class Outputs:
                 for output in await outputs.next(): ...
     """
 
-    def __init__(self, engine: EngineClient, submits: Sequence[Submit], at_once: int | None = None) -> None:
+    def __init__(self, engine: EngineSwitch, submits: Sequence[Submit], at_once: int | None = None) -> None:
         self._engine = engine
         self._waiting = deque(submits)
         self._at_once = len(submits) if at_once is None else at_once

@@ -24,6 +24,7 @@ from llmos_operator.runtime.app import ServingApi, build
 from llmos_operator.runtime.front import LINGER_SECONDS, Front
 from llmos_operator.runtime.host import ModelHost
 from llmos_operator.runtime.ipc.client import EngineClient
+from llmos_operator.runtime.ipc.switch import EngineSwitch
 from llmos_operator.runtime.metrics import EngineCollector, RequestMetrics
 from llmos_operator.runtime.ranks.following import follow
 from llmos_operator.runtime.settings import BadEnvironment, RuntimeSettings, from_environment
@@ -53,24 +54,25 @@ class Runtime(Front):
         self.registry = metrics.new_registry("runtime")
         counted = RequestMetrics(self.registry, settings.model_name)
         super().__init__(settings, counted, clock, linger_seconds)
-        self.engine = engine
+        self.engine = EngineSwitch(engine)
         self.admission = Admission(settings.max_num_seqs, settings.max_queue, settings.max_wait_seconds)
         self.host = ModelHost(
             settings,
-            engine,
+            self.engine,
             self.admission,
             self.drain,
             clock,
             swaps=counted.adapter_swapped,
+            changes=counted.format_changed,
             tracer=self.tracer,
         )
         self.registry.register(
             EngineCollector(
-                settings.model_name, engine.status, self.admission, settings.max_adapters, clock.now
+                settings.model_name, self.engine.status, self.admission, settings.max_adapters, clock.now
             )
         )
         kitchen = Kitchen(
-            engine,
+            self.engine,
             self.admission,
             self.drain,
             counted,
@@ -80,7 +82,7 @@ class Runtime(Front):
         )
         decoder = Decoder(settings.max_audio_seconds)
         api = ServingApi(self.host, kitchen, decoder, self.registry, clock, self.live)
-        self.open_for(self.host, engine, build(api, AdaptersApi(self.host)))
+        self.open_for(self.host, self.engine, build(api, AdaptersApi(self.host)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,8 @@ class RuntimeSettings:
     model_revision: str = "main"
     model_digest: str = ""
     format: str = "bf16"
+    formats: tuple[str, ...] = ()  # that it may be changed to while it runs; (): any
+    max_quality_loss_milli: int = 5000  # of perplexity, thousandths of a percent
     kv_dtype: str = "auto"
     memory_limit_bytes: int = 0  # 0: none
     max_model_len: int = 0  # tokens; 0: what model and memory allow
@@ -108,6 +110,7 @@ class RuntimeSettings:
             revision=self.model_revision,
             digest=self.model_digest,
             format=self.format,
+            max_quality_loss_milli=self.max_quality_loss_milli,
             cache_dir=self.cache_dir,
             memory_limit_bytes=self.memory_limit_bytes,
             max_model_len=self.max_model_len,
@@ -152,6 +155,8 @@ def from_environment(environ: Mapping[str, str] | None = None) -> RuntimeSetting
         model_revision=env.text(names.ENV_MODEL_REVISION) or "main",
         model_digest=env.text(names.ENV_MODEL_DIGEST),
         format=env.text(names.ENV_FORMAT) or "bf16",
+        formats=env.words(names.ENV_FORMATS),
+        max_quality_loss_milli=env.number(names.ENV_MAX_QUALITY_LOSS, 5000),
         kv_dtype=env.text(names.ENV_KV_DTYPE) or "auto",
         memory_limit_bytes=env.number(names.ENV_MEMORY_LIMIT, 0),
         max_model_len=0

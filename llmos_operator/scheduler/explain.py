@@ -39,6 +39,7 @@ _SHOWN_VICTIMS: Final = 3
 _MILLISECONDS: Final = 1000
 _HARSHEST: Final = (
     "takes memory of",
+    "takes precision of",
     "takes a replica of",
     "puts to sleep",
     "displaces",
@@ -118,7 +119,7 @@ def _place(snapshot: Snapshot, workload: Workload) -> str:
     """Return what is to be said of a workload of which nothing waits."""
     claims = _claims(snapshot.lowered, workload)
     lowered = [
-        f"{claim.pod} with {human_bytes(claim.asked_bytes)} of {human_bytes(claim.bytes_per_device)} per device"
+        f"{claim.pod}{f' at {claim.asked_format}' if claim.asked_format else ''} with {human_bytes(claim.asked_bytes)} of {human_bytes(claim.bytes_per_device)} per device"
         for claim in claims
         if not claim.lent
     ]

@@ -98,7 +98,8 @@ def displacing(proposal: Proposal) -> Failure:
     ends = [v.pod.key for v in proposal.victims if v.ends and not v.fewer]
     fewer = [v.pod.key for v in proposal.victims if v.fewer]
     asleep = [v.pod.key for v in proposal.victims if v.sleeping is not None]
-    lower = [v.pod.key for v in proposal.victims if v.asked_bytes]
+    lower = [v.pod.key for v in proposal.victims if v.asked_bytes and not v.asked_format]
+    narrower = [v.pod.key for v in proposal.victims if v.asked_format]
     parts = []
     if ends:
         parts.append(f"displaces {len(ends)} of lower standing ({', '.join(ends[:_SHOWN_PODS])})")
@@ -108,6 +109,10 @@ def displacing(proposal: Proposal) -> Failure:
         )
     if lower:
         parts.append(f"takes memory of {len(lower)} of lower standing ({', '.join(lower[:_SHOWN_PODS])})")
+    if narrower:
+        parts.append(
+            f"takes precision of {len(narrower)} of lower standing ({', '.join(narrower[:_SHOWN_PODS])})"
+        )
     if asleep:
         parts.append(f"puts {len(asleep)} of lower standing to sleep ({', '.join(asleep[:_SHOWN_PODS])})")
     text = f"{' and '.join(parts)}, then starts on node {proposal.node}"

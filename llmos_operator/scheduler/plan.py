@@ -67,7 +67,7 @@ class Evict:
 class Shrink:
     """Lower the memory of a running replica to `bytes_per_device` through the runtime's control API.
 
-    Its pod and its weights stay; its KV cache becomes smaller.
+    Its pod stays. Its KV cache becomes smaller, and with a `format` its weights do, too.
     """
 
     pod: PodKey
@@ -80,6 +80,7 @@ class Shrink:
     reason: Reason
     explanation: str
     preemptor: WorkloadKey = ""
+    format: str = ""  # narrower than its own, that it serves at from then on; "": its own
     loan: bool = False  # it idles and lends it: `preemptor` stands in it until it is called back
 
 

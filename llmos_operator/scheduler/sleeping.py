@@ -43,7 +43,7 @@ def can_sleep(pod: Pod, claim: Claim, workload: Workload, now: float) -> bool:
         and pod.ready
         and claim.sleeping is None
         and not claim.lender
-        and (not claim.lowered or claim.yielded)
+        and (not claim.lowered or (claim.yielded and not claim.asked_format))
         and now >= pod.firm_until
     )
 

@@ -31,6 +31,7 @@ def shrinks(preemption: Preemption, pending: Pending, proposal: Proposal) -> lis
                 victim=victim.claim.workload,
                 victim_uid=victim.claim.workload_uid,
                 bytes_per_device=victim.asked_bytes,
+                format=victim.asked_format,
                 cost=victim.cost,
                 reason=reason,
                 explanation=wording.shrunk(pending, victim, proposal),

@@ -1,9 +1,15 @@
 """Who may be displaced, and what it would cost.
 
+<<<<<<< HEAD
 A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to go because its
 workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to end. A pod of a replica of several pods
 ends with all of them (`VictimIndex.company`). The cost of ending one is the device time that is lost, in milliseconds of
 one device:
+=======
+A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to do so at a narrower format (`narrowing`), to go because its
+workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to end. A pod of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the
+device time that is lost, in milliseconds of one device:
+>>>>>>> swap
 
     part of a device x (work since the last checkpoint + reload + streams)      reload = measured load time, else bytes / rate
     streams = requests in progress x `stream_seconds` + KV cache in use / rate
@@ -26,6 +32,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+<<<<<<< HEAD
+=======
+import numpy as np
+
+from llmos_operator.scheduler.kept import Kept
+from llmos_operator.scheduler.narrowing import may_narrow, narrow_cost, narrowed
+>>>>>>> swap
 from llmos_operator.scheduler.shrinking import may_do_with_fewer, may_shrink, shrink_cost, shrunk_bytes
 from llmos_operator.scheduler.sleeping import HOT, asleep_as, may_be_put_to_sleep, sleep_cost
 from llmos_operator.state.labels import matches
@@ -40,7 +53,7 @@ if TYPE_CHECKING:
 
 _MILLISECONDS = 1000
 AWAY_SECONDS: Final = 60.0  # about as long as a displaced replica serves nobody
-FEWER, ASLEEP, ENDS = 1, 2, 3  # depths of a displacement; 0: it comes down
+NARROWER, FEWER, ASLEEP, ENDS = 1, 2, 3, 4  # depths of a displacement; 0: its KV cache comes down
 Replica: TypeAlias = tuple[str, int]
 
 
@@ -56,6 +69,7 @@ class Victim:
     budgets: tuple[str, ...]  # disruption budgets that cover it
     tied: bool = False  # others may have to go with it: see `VictimIndex.company`
     asked_bytes: int = 0  # of each device that it would keep; 0: it does not come down
+    asked_format: str = ""  # narrower than its own, that it would serve at with that
     sleeping: Sleeping | None = None  # as what it would sleep; None: it does not
     fewer: bool = False  # its workload does without it from then on, and has still its minimum
     idle_seconds: float = 0.0  # without a request; `cost` allows for it, an outage has to
@@ -68,9 +82,11 @@ class Victim:
 
     @property
     def depth(self) -> int:
-        """How much is asked of it: 0 to come down, FEWER to go for good, ASLEEP to sleep, ENDS to end."""
+        """How much is asked of it: 0 to come down, NARROWER at another format, FEWER to go for good, ASLEEP to sleep, ENDS to end."""
         if self.fewer:
             return FEWER
+        if self.asked_format:
+            return NARROWER
         return ENDS if self.ends else ASLEEP if self.sleeping is not None else 0
 
     @property
@@ -160,6 +176,7 @@ class Appraiser:
         ending = self._ending(pod, claim, workload, running, loss)
         found = [
             self._shrinking(pod, claim, workload, loss),
+            self._narrowing(pod, claim, workload, loss),
             self._fewer(workload, ending, running),
             self._sleeping(pod, claim, workload, ending, loss),
             ending if workload is None or DisruptionStep.EVICT in workload.disruption_order else None,
@@ -178,6 +195,32 @@ class Appraiser:
         idle = idle_seconds(workload, self._now)
         cost = weighed(cost, idle)
         return Victim(pod, claim, claim.priority, cost, 0, (), asked_bytes=left, idle_seconds=idle)
+
+    def _narrowing(self, pod: Pod, claim: Claim, workload: Workload | None, loss: int) -> Victim | None:
+        """Return a pod as one that could serve at a narrower format: nobody is disrupted, as above."""
+        if workload is None or not may_narrow(pod, claim, workload, self._policy, self._now):
+            return None
+        profile = self._profiles.get((workload.model.uri, workload.model.revision))
+        found = narrowed(claim, workload, profile, self._policy)
+        if found is None:
+            return None
+        name, left = found
+        load = _measured_load(profile, name)
+        seconds = load if load is not None else left / self._policy.load_bytes_per_second
+        cost = narrow_cost(claim, name, seconds, profile, loss)
+        beyond, idle = self._beyond.get(claim.queue, 0), idle_seconds(workload, self._now)
+        return Victim(
+            pod,
+            claim,
+            claim.priority,
+            weighed(cost, idle),
+            0,
+            beyond,
+            (),
+            asked_bytes=left,
+            asked_format=name,
+            idle_seconds=idle,
+        )
 
     def _fewer(self, workload: Workload | None, ending: Victim | None, running: int) -> Victim | None:
         """Return a pod as one its workload can do without: it ends, so all that protects it from ending protects it."""

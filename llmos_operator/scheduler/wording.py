@@ -150,6 +150,12 @@ def shrunk(pending: Pending, victim: Victim, proposal: Proposal) -> str:
             f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: the {lent} per device that "
             f"priority {victim.priority} has lent are taken from it, it keeps {left}; {_loss(victim)}"
         )
+    if victim.asked_format:
+        return (
+            f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: the model of "
+            f"priority {victim.priority} goes from {victim.claim.format} to {victim.asked_format} with one full context, from "
+            f"{held} to {left} per device; {_loss(victim)}"
+        )
     return (
         f"{pending.workload.key} (priority {pending.priority}) needs room on node {proposal.node}: the KV cache of "
         f"priority {victim.priority} comes down to one full context, from {held} to {left} per device; "

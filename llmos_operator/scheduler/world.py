@@ -200,7 +200,9 @@ class Worlds:
 
     def restore(self, pod: Pod, claim: Claim) -> None:
         """Let a pod that had come down count with all it was bound with, in both worlds."""
-        whole = replace(pod, claim=replace(claim, asked_bytes=0, asked_at=0.0, yielded=False, lent=False))
+        whole = replace(
+            pod, claim=replace(claim, asked_bytes=0, asked_format="", asked_at=0.0, yielded=False, lent=False)
+        )
         self.lowering.pop(pod.key, None)
         self.now.view.put(whole)
         if pod.node in self.differing:

@@ -138,6 +138,8 @@ class SchedulingSettings(Group):
     """Seconds a workload is safe from preemption after its start, unless its spec says otherwise."""
     shrink_timeout: Seconds = 20.0
     """Seconds within which a replica that was asked to give up KV cache must be seen to have; else it gets all of it back."""
+    requantise_timeout: Seconds = 120.0
+    """Seconds within which a replica that was asked to serve at a narrower format must be seen to; else it gets all of its memory back."""
     sleep_timeout: Seconds = 30.0
     """Seconds within which a replica that was asked to sleep must be seen to; else it stays awake."""
     restore_after: Seconds = 60.0

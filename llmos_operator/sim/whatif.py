@@ -172,6 +172,7 @@ def carry_out(store: Store, made: Plan) -> None:
             shrink.preemptor,
             made.now + YIELD_SECONDS,
             lent=shrink.loan,
+            fmt=shrink.format,
         )
     for sleep in made.sleeps:
         store.ask_to_sleep(sleep.pod, sleep.pod_uid, sleep.sleeping, made.now + YIELD_SECONDS)
@@ -338,7 +339,8 @@ def _stays(one: Shrink | Sleep, cycles: list[Plan]) -> str:
     if isinstance(one, Shrink) and one.loan:
         return f"lends, and goes on with {human_bytes(one.bytes_per_device)} per device until it works again"
     if isinstance(one, Shrink):
-        return f"goes on with {human_bytes(one.bytes_per_device)} per device"
+        at = f" at {one.format}" if one.format else ""
+        return f"goes on{at} with {human_bytes(one.bytes_per_device)} per device"
     if any(wake.pod_uid == one.pod_uid for cycle in cycles for wake in cycle.wakes):
         return "sleeps, and wakes again"
     return "sleeps until its devices have room again"

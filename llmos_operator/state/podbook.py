@@ -244,8 +244,11 @@ class PodBook(NodeBook):
         until: float = 0.0,
         *,
         lent: bool = False,
+        fmt: str = "",
     ) -> Claim | None:
         """Ask a running pod to come down to `asked_bytes` of each device; return its claim as it is to be written down.
+
+        `fmt` is the narrower format it is asked to serve at for that, "" where its KV cache is enough.
 
         It counts with all it was bound with until :meth:`note_yielded`. The workload it makes room for is nominated until
         `until`, as by :meth:`assume_evicted`. As a loan (`lent`) what it gives up is kept for who borrows. What it has
@@ -262,7 +265,9 @@ class PodBook(NodeBook):
         ):
             return None
         self._nominate(preemptor, until)
-        claim = replace(pod.claim, asked_bytes=asked_bytes, asked_at=now, yielded=taken, lent=lent)
+        claim = replace(
+            pod.claim, asked_bytes=asked_bytes, asked_format=fmt, asked_at=now, yielded=taken, lent=lent
+        )
         self._put_pod(replace(pod, claim=claim))
         return claim
 
@@ -285,7 +290,7 @@ class PodBook(NodeBook):
             return None
         if pod.claim.yielded and not self._state(pod.node).may_rise(pod.claim):
             return None
-        claim = replace(pod.claim, asked_bytes=0, asked_at=0.0, yielded=False, lent=False)
+        claim = replace(pod.claim, asked_bytes=0, asked_format="", asked_at=0.0, yielded=False, lent=False)
         self._put_pod(replace(pod, claim=claim, firm_until=max(firm_until, pod.firm_until)))
         return claim
 

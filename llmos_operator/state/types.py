@@ -271,6 +271,9 @@ class Claim:
     min_runtime: float = 0.0  # seconds during which it must not be disrupted
     member: int = 0  # rank of the pod among those of its replica
     asked_bytes: int = 0  # of each device, that it was asked to come down to; 0: it was not asked
+    asked_format: str = (
+        ""  # narrower than `format`, that it was asked to serve at with that; "": it keeps its own
+    )
     asked_at: float = 0.0  # epoch seconds of that
     yielded: bool = False  # it was seen to have come down
     lent: bool = False  # what it came down by is lent, and called back when it works again
@@ -304,6 +307,11 @@ class Claim:
     def awake_bytes(self) -> int:
         """Memory of each device that counts as its own while it is awake."""
         return self.asked_bytes if self.yielded and self.asked_bytes else self.bytes_per_device
+
+    @property
+    def served_format(self) -> str:
+        """The format it serves at, as far as it was seen to."""
+        return self.asked_format if self.yielded and self.asked_format else self.format
 
     @property
     def held_milli(self) -> int:

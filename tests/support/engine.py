@@ -72,6 +72,10 @@ class ScriptedEngine(Zygote):
     info: dict[str, Any] = field(default_factory=dict)  # fields of EngineInfo to change
     text: str | Callable[[ipc.Submit], str] = "The capital of France is Paris."
     failure: ipc.Failed | None = None  # the load ends with it
+    failures: dict[str, ipc.Failed] = field(default_factory=dict)  # so do loads at these formats
+    memory: ipc.EngineMemory = field(
+        default_factory=lambda: ipc.EngineMemory(predicted_bytes=100, measured_bytes=90)
+    )
     ready: bool = True  # whether a load is answered
     manual: bool = False  # outputs only on step() and answer_embeds()
     embed_error: str = ""
@@ -87,7 +91,10 @@ class ScriptedEngine(Zygote):
     adapter_error: tuple[str, str] = ("", "")  # message and reason: orders are refused with it
     running: dict[str, tuple[ipc.Submit, deque[int], int]] = field(default_factory=dict)
     stats: ipc.Stats = field(default_factory=ipc.Stats)
-    _writer: asyncio.StreamWriter | None = None
+    _writer: asyncio.StreamWriter | None = (
+        None  # to the client of the newest engine, or of the one that is asked
+    )
+    _homes: dict[str, asyncio.StreamWriter] = field(default_factory=dict)  # of running requests
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _child: Child | None = None
 
@@ -132,9 +139,9 @@ class ScriptedEngine(Zygote):
         """Finish the load."""
         for stage in (RuntimeState.DOWNLOADING, RuntimeState.LOADING):
             self.send(ipc.Progress(stage, 10, 100, 5, 18))
-        memory = ipc.EngineMemory(predicted_bytes=100, measured_bytes=90)
-        self.send(ipc.Ready(self.engine_info(), memory, tuple(self.adapters.values())))
-        self.send(self.stats)
+        self.send(ipc.Ready(self.engine_info(), self.memory, tuple(self.adapters.values())))
+        told = self.stats.memory if self.stats.memory != ipc.EngineMemory() else self.memory
+        self.send(replace(self.stats, memory=told))
 
     def engine_info(self) -> ipc.EngineInfo:
         """The model as loaded."""
@@ -143,7 +150,7 @@ class ScriptedEngine(Zygote):
             architecture="TestForCausalLM",
             digest="sha256:" + "ab" * 32,
             revision="main",
-            format="bf16",
+            format=self.loads[-1].format if self.loads else "bf16",
             device="cpu",
             max_model_len=512,
             vocab_size=258,
@@ -158,11 +165,12 @@ class ScriptedEngine(Zygote):
         """Give every running request its next token, ``count`` times, one frame each."""
         for _ in range(count):
             outputs = [self._next(submit, left, total) for submit, left, total in list(self.running.values())]
+            for writer in dict.fromkeys(self._homes[one.request_id] for one in outputs):
+                mine = tuple(one for one in outputs if self._homes[one.request_id] is writer)
+                writer.write(codec.encode(ipc.StepOutput(mine)))
             for output in outputs:
                 if output.finish_reason:
                     self.running.pop(output.request_id, None)
-            if outputs:
-                self.send(ipc.StepOutput(tuple(outputs)))
 
     def answer_embeds(self) -> None:
         """Answer every request to an encoder."""
@@ -181,19 +189,23 @@ class ScriptedEngine(Zygote):
     # ------------------------------------------------------------
 
     async def _live(self, connection: socket.socket, child: Child) -> None:
-        reader, self._writer = await asyncio.open_unix_connection(sock=connection)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        self._writer = writer
         self._child = child
         frames = codec.FrameReader()
         try:
             while data := await reader.read(1 << 16):
                 for message in frames.feed(data):
+                    newest, self._writer = self._writer, writer
                     self._take(message)
+                    self._writer = newest
         except ConnectionError:
             pass
         finally:
-            self.running.clear()
+            for request_id in [one for one in self.running if self._homes[one] is writer]:
+                del self.running[request_id]
             with contextlib.suppress(ConnectionError):
-                self._writer.close()
+                writer.close()
             if child.exit_status is None:
                 child.exit_status = 0
             child.exited.set()
@@ -202,8 +214,8 @@ class ScriptedEngine(Zygote):
         match message:
             case ipc.Load():
                 self.loads.append(message)
-                if self.failure is not None:
-                    self.send(self.failure)
+                if (failure := self.failure or self.failures.get(message.format)) is not None:
+                    self.send(failure)
                 elif self.ready:
                     self.make_ready()
             case ipc.Submit():
@@ -211,6 +223,8 @@ class ScriptedEngine(Zygote):
                 text = self.text if isinstance(self.text, str) else self.text(message)
                 tokens = deque(tokens_of(text))
                 self.running[message.request_id] = (message, tokens, len(tokens))
+                assert self._writer is not None
+                self._homes[message.request_id] = self._writer
                 while not self.manual and message.request_id in self.running:
                     self.step()
             case ipc.Cancel(request_id):

@@ -187,11 +187,16 @@ class FakeKubelet:
             return web.json_response(life.status.model_dump(mode="json", by_alias=True))
 
         async def budget(request: web.Request) -> web.Response:
-            asked = int((await request.json())["memoryBytes"])
             if not life.script.stubborn:
-                used = min(life.status.memory.measured_bytes, asked)
-                memory = life.status.memory.model_copy(update={"limit_bytes": asked, "measured_bytes": used})
-                life.status = life.status.model_copy(update={"memory": memory})
+                _keep_to(life, int((await request.json())["memoryBytes"]))
+            return web.json_response({}, status=202)
+
+        async def requantise(request: web.Request) -> web.Response:
+            order = await request.json()
+            if not life.script.stubborn:
+                model = life.status.model.model_copy(update={"format": order["precision"]})
+                life.status = life.status.model_copy(update={"model": model})
+                _keep_to(life, order["budgetBytes"])
             return web.json_response({}, status=202)
 
         async def sleep(_: web.Request) -> web.Response:
@@ -211,6 +216,7 @@ class FakeKubelet:
         app = web.Application()
         app.router.add_get("/control/v1/status", answer)
         app.router.add_post("/control/v1/budget", budget)
+        app.router.add_post("/control/v1/requantise", requantise)
         app.router.add_post("/control/v1/sleep", sleep)
         app.router.add_post("/control/v1/wake", wake)
         life.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -295,3 +301,9 @@ class FakeKubelet:
             life.task.cancel()
         if life.runner is not None:
             await life.runner.cleanup()
+
+
+def _keep_to(life: _Life, asked: int) -> None:
+    used = min(life.status.memory.measured_bytes, asked)
+    memory = life.status.memory.model_copy(update={"limit_bytes": asked, "measured_bytes": used})
+    life.status = life.status.model_copy(update={"memory": memory})

@@ -343,7 +343,7 @@ _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "stages": lambda v: {"stages": v},
     "topology": lambda v: {"topology": Topology(v.get("required", ""), v.get("preferred", ""))},
 }
-_PRECISION = {"mode", "format", "allowed", "min_bits", "max_loss"}
+_PRECISION = {"mode", "format", "allowed", "min_bits", "max_loss", "downgrade"}
 
 
 def _workload(data: dict[str, Any]) -> WorkloadBuilder:
@@ -359,6 +359,7 @@ def _workload(data: dict[str, Any]) -> WorkloadBuilder:
             tuple(data.get("allowed", ("bf16", "int8", "int4"))),
             min_bits=data.get("min_bits", 4),
             max_quality_loss_milli=data.get("max_loss"),
+            allow_downgrade=data.get("downgrade", True),
         )
     return builder
 

@@ -144,6 +144,25 @@ class AdapterReport(Wire):
     weights_bytes: Count = 0
 
 
+class ChangeState(StrEnum):
+    """How far a change of format is."""
+
+    RUNNING = "Running"
+    DONE = "Done"
+    FAILED = "Failed"
+
+
+class FormatChange(Wire):
+    """The last change of format that was ordered. After a failure the former format serves, or is being loaded again."""
+
+    state: ChangeState = ChangeState.RUNNING
+    format: Word = ""
+    former: Word = ""
+    beside: bool = False  # both engines were there at once: nobody waited
+    seconds: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # from the order until the new format served
+    failure: Failure | None = None
+
+
 class RuntimeStatus(Wire):
     """Answer of `GET /control/v1/status`."""
 
@@ -157,6 +176,7 @@ class RuntimeStatus(Wire):
     load_path: Word = ""  # cold | warm | hot
     progress: WorkProgress | None = None  # None: serving
     adapters: Annotated[tuple[AdapterReport, ...], AfterValidator(lambda many: many[:64])] = ()
+    change: FormatChange | None = None  # None: none was ordered
 
 
 class DrainRequest(Wire):
@@ -181,6 +201,18 @@ class AdapterRequest(Wire):
 
     name: Annotated[str, Field(min_length=1, max_length=63)]
     uri: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class RequantiseRequest(Wire):
+    """Body of `POST /control/v1/requantise`: serve the same model at another precision, without a new pod.
+
+    ``budget_bytes`` is the memory budget from then on; 0 keeps the present one. What is in progress may take
+    ``timeout_seconds`` to end.
+    """
+
+    precision: Annotated[str, Field(min_length=1, max_length=16)]
+    budget_bytes: Annotated[int, Field(ge=0)] = 0
+    timeout_seconds: Annotated[float, Field(ge=0, le=3600)] = 60.0
 
 
 class BudgetRequest(Wire):

@@ -216,6 +216,11 @@ def choose_device(wanted: str, rank: int = 0, ranks: int = 1) -> torch.device:
     return torch.device("cuda", rank)
 
 
+def device_free_bytes(device: torch.device) -> int:
+    """Return what nobody uses of a GPU's memory, neighbours in other pods included."""
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def open_meeting(host: str) -> str:
     """Return the address of a new meeting of ranks in several pods, which reach this process as ``host``."""
     from llmos_operator.runtime.backends import collective  # noqa: PLC0415 - most engines run alone

@@ -195,7 +195,7 @@ class Engine:
                 self._follow(message)
             case Load():
                 self._load = message
-                self._start(message)
+                self._start(message, message.base_bytes)
             case Unload() | Shutdown():
                 self._abort_all("the model is unloaded")
                 self._ending = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from llmos_operator.api.conditions import Reason
@@ -211,10 +212,16 @@ class VllmHost:
     def set_budget(self, memory_bytes: int) -> None:
         """Refuse: vLLM makes its KV cache once, when it starts."""
         raise ApiError(
-            409,
+            HTTPStatus.CONFLICT,
             "unsupported",
             f"vLLM's KV cache has the size it was started with; it cannot come down to {memory_bytes} bytes.",
         )
+
+    def requantise(self, precision: str, budget_bytes: int, timeout_seconds: float) -> None:
+        """Refuse: vLLM makes its weights once, when it starts."""
+        del budget_bytes, timeout_seconds
+        text = f"vLLM serves the format it was started with; {precision} needs another pod."
+        raise ApiError(HTTPStatus.CONFLICT, "unsupported", text)
 
     async def load_adapter(self, name: str, uri: str, *, param: str | None = None) -> None:
         """Serve an adapter. Raises ApiError naming ``param``."""

@@ -129,10 +129,17 @@ class Generation:
 class EngineClient:
     """One model's engine process. Several clients may share a Zygote."""
 
-    def __init__(self, *, zygote: Zygote | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        zygote: Zygote | None = None,
+        clock: Clock | None = None,
+        changed: asyncio.Event | None = None,
+    ) -> None:
+        """``changed`` is set whenever something is new; several clients may share one."""
         self._zygote = zygote or Zygote()
         self._owns_zygote = zygote is None
-        self._clock = clock or SystemClock()
+        self.clock = clock or SystemClock()
         self._status = EngineStatus()
         self._load: Load | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -141,7 +148,7 @@ class EngineClient:
         self._streams: dict[str, asyncio.Queue[RequestOutput | LlmosError]] = {}
         self._embeds: dict[str, asyncio.Future[EmbedResult]] = {}
         self._orders: dict[str, asyncio.Future[AdapterResult]] = {}
-        self._changed = asyncio.Event()
+        self.changed = changed or asyncio.Event()
 
     # ------------------------------------------------------------ life
 
@@ -153,7 +160,7 @@ class EngineClient:
         """Start an engine that loads ``load``; returns at once. Unload first if another model is loaded."""
         await self.unload()
         self._load = load
-        self._status = EngineStatus(heartbeat_at=self._clock.monotonic())
+        self._status = EngineStatus(heartbeat_at=self.clock.monotonic())
         self._supervisor = asyncio.create_task(self._supervise(load), name="engine-supervisor")
 
     async def unload(self) -> None:
@@ -172,6 +179,20 @@ class EngineClient:
         if self._owns_zygote:
             await self._zygote.close()
 
+    def sibling(self) -> EngineClient:
+        """Return a client for another engine of the same zygote, with the same clock and event."""
+        return EngineClient(zygote=self._zygote, clock=self.clock, changed=self.changed)
+
+    @property
+    def order(self) -> Load | None:
+        """What an engine that is started again loads: budget and adapters are those of now. None: unloaded."""
+        return self._load
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer of this engine."""
+        return bool(self._streams or self._embeds or self._orders)
+
     def status(self) -> EngineStatus:
         """Return what is known now."""
         return self._status
@@ -179,9 +200,27 @@ class EngineClient:
     async def wait(self, *states: RuntimeState) -> EngineStatus:
         """Wait until the engine is in one of ``states`` (use asyncio.timeout for a limit)."""
         while self._status.state not in states:
-            self._changed.clear()
-            await self._changed.wait()
+            self.changed.clear()
+            await self.changed.wait()
         return self._status
+
+    async def loaded(self) -> Failed | None:
+        """Wait until a load has ended; return None if the engine is Ready, else its first failure."""
+        while self._status.state is not RuntimeState.READY and self._status.failure is None:
+            self.changed.clear()
+            await self.changed.wait()
+        return self._status.failure
+
+    async def quiet(self, seconds: float) -> bool:
+        """Wait until nobody waits for an answer, at most so long; return whether nobody does."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.busy:
+                    self.changed.clear()
+                    await self.changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # ------------------------------------------------------------ work
 
@@ -206,6 +245,7 @@ class EngineClient:
             raise
         finally:
             self._embeds.pop(embed.request_id, None)
+            self.changed.set()
         if result.error:
             raise Permanent(result.error, reason="Unsupported")
         return result
@@ -241,6 +281,7 @@ class EngineClient:
             result = await future
         finally:
             self._orders.pop(order.request_id, None)
+            self.changed.set()
         if result.error:
             raise Permanent(result.error, reason=result.reason)
         return result
@@ -264,7 +305,13 @@ class EngineClient:
     def close_stream(self, request_id: str, *, cancel: bool) -> None:
         """Forget a stream and, if it has not finished, cancel it in the engine."""
         self._streams.pop(request_id, None)
+        self.changed.set()
         if cancel:
+            self.cancel(request_id)
+
+    def cancel_all(self) -> None:
+        """Stop every request; each stream ends with finish_reason "abort"."""
+        for request_id in [*self._streams, *self._embeds]:
             self.cancel(request_id)
 
     def _need_ready(self) -> None:
@@ -282,7 +329,7 @@ class EngineClient:
     async def _supervise(self, load: Load) -> None:
         pause = FIRST_PAUSE_SECONDS
         while True:
-            began = self._clock.monotonic()
+            began = self.clock.monotonic()
             failure = await self._run_once(self._load or load)
             if failure.permanent:
                 log.error(
@@ -290,7 +337,7 @@ class EngineClient:
                 )
                 self._set(state=RuntimeState.FAILED, failure=failure, pid=None)
                 return
-            if self._clock.monotonic() - began > STEADY_SECONDS:
+            if self.clock.monotonic() - began > STEADY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             log.warning(
                 "engine ended, restarting",
@@ -327,7 +374,7 @@ class EngineClient:
         """Send the load, then take frames until the engine is silent for ever. Return its own account, if it gave one."""
         reader, self._writer = await asyncio.open_unix_connection(sock=child.connection)
         base = tuple(pid for pid in (os.getpid(), self._zygote.pid) if pid is not None)
-        self._set(pid=child.pid, heartbeat_at=self._clock.monotonic())
+        self._set(pid=child.pid, heartbeat_at=self.clock.monotonic())
         self._send(dataclasses.replace(load, base_pids=base))
         frames = codec.FrameReader()
         try:
@@ -377,7 +424,7 @@ class EngineClient:
             await child.exited.wait()
 
     def _take(self, message: Message) -> None:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         match message:
             case StepOutput(outputs):
                 for output in outputs:
@@ -406,7 +453,7 @@ class EngineClient:
     def _take_adapters(self, result: AdapterResult) -> None:
         """Note which adapters are served, for who asks and for the next engine if this one ends."""
         if not result.error:
-            self._set(adapters=result.adapters, heartbeat_at=self._clock.monotonic())
+            self._set(adapters=result.adapters, heartbeat_at=self.clock.monotonic())
         if not result.error and self._load is not None:
             demanded = {(source.name, source.uri) for source in self._load.adapters if source.demanded}
             kept = tuple(
@@ -430,7 +477,7 @@ class EngineClient:
 
     def _set(self, **changes: object) -> None:
         self._status = dataclasses.replace(self._status, **changes)  # type: ignore[arg-type]
-        self._changed.set()
+        self.changed.set()
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:

@@ -98,6 +98,7 @@ class Load:
     meeting: tuple[str, int] = ("", 0)  # host and port at which ranks of several pods reach rank 0
     listen: str = ""  # address that rank 0 opens the port on
     meeting_token: str = field(default="", repr=False)  # what they know of each other by; never logged
+    base_bytes: int = 0  # R0 as an engine of this runtime measured it that was alone; 0 = measure
 
     @property
     def ranks(self) -> int:
@@ -258,6 +259,9 @@ class EngineMemory:
         0  # the same with the KV cache that was needed so far: the most, a quarter more, at least one context
     )
     ranks: tuple[RankMemory, ...] = ()  # of a model that is split over several devices, by rank
+    free_bytes: int = (
+        0  # of the device: what nobody uses; of a CPU: of the machine, or of the container if that is less
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +290,9 @@ class EngineInfo:
     labels: tuple[str, ...] = ()  # of a classifier, by index
     window_samples: int = 0  # > 0: a speech model, which hears so many samples at once
     picture_bytes: int = 0  # > 0: an image classifier, of whose pictures each has so many
+    format_bytes: tuple[
+        tuple[str, int], ...
+    ] = ()  # by format it is served at: beside R0, KV cache of one context
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,27 @@ def machine_available_bytes() -> int:
     return 0
 
 
+def free_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the host memory that nobody uses: of the machine, or of this container's control group if that is less."""
+    free = machine_available_bytes()
+    try:
+        limit = (groups / "memory.max").read_text(encoding="ascii").strip()
+        used = int((groups / "memory.current").read_text(encoding="ascii"))
+        cached = _inactive_file(groups / "memory.stat")
+    except OSError:
+        return free  # no control group of version 2, or the machine's root
+    return free if limit == "max" else min(free, max(0, int(limit) - used + cached))
+
+
+def _inactive_file(stat: Path) -> int:
+    """Return the pages of files that the kernel drops before it refuses memory."""
+    for line in stat.read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
 @dataclass(slots=True)
 class Meter:
     """Memory of the whole runtime: the engine and the processes beside it."""

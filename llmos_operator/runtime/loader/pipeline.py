@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_operator.api.runtime.memory import kv_bytes_per_token, sequence_tokens
+from llmos_operator.api.runtime.abilities import formats_of
+from llmos_operator.api.runtime.memory import estimate, kv_bytes_per_token, sequence_tokens
 from llmos_operator.api.runtime.messages import RuntimeState
 from llmos_operator.api.runtime.staging import stage_shapes
 from llmos_operator.errors import Permanent
@@ -32,7 +33,13 @@ from llmos_operator.runtime.ipc.orders import Build, Tune
 from llmos_operator.runtime.loader.adapters import load_adapters
 from llmos_operator.runtime.loader.converted import Converted, converted
 from llmos_operator.runtime.loader.gguf_cache import converted_gguf
-from llmos_operator.runtime.loader.memory import KvPlan, Meter, machine_available_bytes, plan_stages
+from llmos_operator.runtime.loader.memory import (
+    KvPlan,
+    Meter,
+    free_bytes,
+    machine_available_bytes,
+    plan_stages,
+)
 from llmos_operator.runtime.loader.refusing import refuse_format, refuse_split
 from llmos_operator.runtime.loader.sources import Resolved, resolve
 from llmos_operator.runtime.pictures.rules import read_rules as picture_rules
@@ -93,7 +100,14 @@ class Loaded:
             limit_bytes=self.meter.limit_bytes,
             host_bytes=self.host_bytes,
             ranks=self._ranks(measured),
+            free_bytes=self._free(),
         )
+
+    def _free(self) -> int:
+        from llmos_operator.runtime.backends import build  # noqa: PLC0415 - torch is not needed to refuse a model
+
+        device = self.built.device
+        return free_bytes() if device.type == "cpu" else build.device_free_bytes(device)
 
     def _ranks(self, measured: int) -> tuple[RankMemory, ...]:
         crew = self.meter.crew
@@ -146,7 +160,10 @@ def load_model(load: Load, stages: Stages, base_bytes: int = 0, crew: Crew | Non
         _settle(made, built, empty.config, checkpoint, load, threads, crew) if made is not None else None
     )
     fresh = bool(source.fetched) or (made is not None and made.fresh)
-    info = _info(load, source, folder, empty.config, digest, plan, built.device.type, quality, fresh=fresh)
+    info = replace(
+        _info(load, source, folder, empty.config, digest, plan, built.device.type, quality, fresh=fresh),
+        format_bytes=format_needs(load, empty.shape, plan.max_model_len),
+    )
     loaded = Loaded(load, empty.shape, built, info, plan, meter, rules=rules)
     load_adapters(loaded, stages)
     trim_memory()
@@ -276,6 +293,29 @@ def plan_of(load: Load, meter: Meter, shape: ModelShape, limit: int | None = Non
         adapter_rank=load.max_adapter_rank,
         shards=load.tensor,
     )
+
+
+def format_needs(load: Load, shape: ModelShape, max_model_len: int) -> tuple[tuple[str, int], ...]:
+    """Return by format the bytes a device needs beside R0, with a KV cache of one context of ``max_model_len`` tokens."""
+    found = []
+    for name in formats_of(shape, FORMATS):
+        parts = [
+            estimate(
+                part,
+                name,
+                base_bytes=0,
+                max_model_len=max_model_len,
+                max_num_seqs=load.max_num_seqs,
+                kv_tokens=sequence_tokens(part, max_model_len),
+                kv_bytes_per_element=4 if "fp32" in (load.kv_dtype, name) else 2,
+                adapters=load.max_adapters,
+                adapter_rank=load.max_adapter_rank,
+                shards=load.tensor,
+            )
+            for part in stage_shapes(shape, name, load.pipeline)
+        ]
+        found.append((name, max(part.total_bytes for part in parts)))
+    return tuple(found)
 
 
 def standard_folder(source: Resolved, load: Load, stages: Stages) -> Path:

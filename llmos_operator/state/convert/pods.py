@@ -117,7 +117,7 @@ def _as_created(claim: Claim, spec: Fields) -> tuple[Claim, str]:
     if held and limit.isdigit() and min(int(limit), _MOST) != claim.bytes_per_device:
         changes["bytes_per_device"] = min(int(limit), _MOST)
     if claim.lowered and claim.asked_bytes >= changes.get("bytes_per_device", claim.bytes_per_device):
-        changes |= {"asked_bytes": 0, "asked_at": 0.0, "yielded": False, "lent": False}
+        changes |= {"asked_bytes": 0, "asked_format": "", "asked_at": 0.0, "yielded": False, "lent": False}
     if claim.sleeping is not None and not _may_be_asleep(
         claim, changes.get("bytes_per_device", claim.bytes_per_device)
     ):
@@ -243,6 +243,7 @@ def claim_json(claim: Claim) -> str:
 def _lowered_json(claim: Claim) -> dict[str, Any]:
     return {
         "askedBytes": claim.asked_bytes,
+        **({"askedFormat": claim.asked_format} if claim.asked_format else {}),
         "askedAtMilli": round(claim.asked_at * _MILLISECONDS),
         **({"yielded": True} if claim.yielded else {}),
         **({"lent": True} if claim.lent else {}),
@@ -334,6 +335,7 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         bound_at=fields.number("boundAtMilli", most=_MOST) / _MILLISECONDS,
         min_runtime=fields.number("minRuntimeMilli", most=_MOST) / _MILLISECONDS,
         asked_bytes=fields.number("askedBytes", most=_MOST),
+        asked_format=_asked_format(fields),
         asked_at=fields.number("askedAtMilli", most=_MOST) / _MILLISECONDS,
         yielded=fields.flag("yielded"),
         lent=fields.flag("lent") and fields.number("askedBytes", most=_MOST) > 0,
@@ -343,6 +345,12 @@ def claim_of(annotation: object, meta: Fields, key: str, node: str, host: tuple[
         sleeping=_sleeping_of(fields.child("sleeping")) if fields.has("sleeping") else None,
         draw_milliwatts=fields.number("drawMilliwatts", most=_MOST) if fields.has("drawMilliwatts") else None,
     )
+
+
+def _asked_format(fields: Fields) -> str:
+    """Return the narrower format that a claim was asked to serve at, "" where none is known by that name."""
+    asked = fields.text("askedFormat")
+    return asked if asked in FORMAT_BITS and fields.number("askedBytes", most=_MOST) else ""
 
 
 def _owned_by(meta: Fields, uid: str) -> bool:

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmos_operator.api.runtime.messages import MemoryReport, RuntimeState, RuntimeStatus
+from llmos_operator.api.runtime.messages import (
+    ChangeState,
+    Failure,
+    FormatChange,
+    MemoryReport,
+    ModelInfo,
+    RuntimeState,
+    RuntimeStatus,
+)
 from llmos_operator.clock import FakeClock
 from llmos_operator.control.records import Records
 from llmos_operator.control.yielding import Yielding
 from llmos_operator.errors import Retryable
 from llmos_operator.state.replicas import Replica
 from llmos_operator.state.store import Store
-from tests.support.replicas import a_pod_of, a_work
+from tests.support.builders import a_node, gpu
+from tests.support.replicas import a_claim_of, a_pod_of, a_work
 
 if TYPE_CHECKING:
     from llmos_operator.state.types import Pod
@@ -25,6 +34,7 @@ pytestmark = pytest.mark.anyio
 GIB = 1 << 30
 LESS = 600 << 20
 TIMEOUT = 20.0
+NARROWING = 60.0
 
 
 class Runtime:
@@ -34,13 +44,33 @@ class Runtime:
         self.obeys, self.used, self.limit = obeys, used, GIB
         self.told: list[int] = []
         self.away = False
+        self.format = "bf16"
+        self.change: FormatChange | None = None
+        self.changes: list[tuple[str, int]] = []  # that were ordered
 
     async def status(self, namespace: str, address: str) -> RuntimeStatus:
         assert (namespace, address) == ("team", "10.0.0.1")
         if self.away:
             raise Retryable("connection refused")
         memory = MemoryReport(limit_bytes=self.limit, measured_bytes=self.used)
-        return RuntimeStatus(state=RuntimeState.READY, memory=memory)
+        model = ModelInfo(format=self.format)
+        return RuntimeStatus(state=RuntimeState.READY, memory=memory, model=model, change=self.change)
+
+    async def requantise(
+        self, namespace: str, address: str, precision: str, memory_bytes: int, seconds: float
+    ) -> None:
+        assert (namespace, address) == ("team", "10.0.0.1")
+        assert 0 < seconds < NARROWING
+        self.changes.append((precision, memory_bytes))
+        self.change = FormatChange(format=precision, former=self.format)
+
+    def end_change(self, failure: Failure | None = None) -> None:
+        """The change that goes on ends."""
+        assert self.change is not None
+        state = ChangeState.DONE if failure is None else ChangeState.FAILED
+        if failure is None:
+            self.format, self.limit = self.changes[-1]
+        self.change = self.change.model_copy(update={"state": state, "failure": failure})
 
     async def set_budget(self, namespace: str, address: str, memory_bytes: int) -> None:
         assert (namespace, address) == ("team", "10.0.0.1")
@@ -68,11 +98,16 @@ class Case:
             self.lowering,  # type: ignore[arg-type]
             self.clock,
             timeout=TIMEOUT,
+            narrowing_timeout=NARROWING,
             may_act=lambda: self.may_act,
         )
 
     def _run(self) -> str:
-        pod = a_pod_of(a_work(), ready=True)
+        node, work = a_node("n1").with_host("8", "64Gi").with_gpus(1), a_work()
+        assert node.gpus is not None
+        self.store.apply_node(node.node)
+        self.store.apply_gpu_node(node.gpus)
+        pod = a_pod_of(work, ready=True, claim=a_claim_of(work, devices=(gpu("n1", 0),)))
         self.store.apply_pod(pod)
         replica = Replica(pod.key, pod.uid, "uid-1", node="n1", ip="10.0.0.1", running=True, ready=True)
         self.records.put_replica(replica)
@@ -87,10 +122,16 @@ class Case:
         self.store.restore_memory(pod.key, pod.uid)
         self.lowering.raised.add(pod.key)
 
-    def ask(self) -> None:
+    def ask(self, fmt: str = "") -> None:
         pod = self.store.pod(self.key)
         assert pod is not None
-        assert self.store.ask_to_lower(pod.key, pod.uid, LESS, self.clock.now())
+        assert self.store.ask_to_lower(pod.key, pod.uid, LESS, self.clock.now(), fmt=fmt)
+
+    def give_back(self) -> None:
+        pod = self.store.pod(self.key)
+        assert pod is not None
+        assert self.store.restore_memory(pod.key, pod.uid)
+        self.lowering.raised.add(pod.key)
 
     async def turns(self, seconds: float) -> None:
         for _ in range(int(seconds / 0.5)):
@@ -186,3 +227,98 @@ async def test_an_address_of_a_former_pod_is_not_used() -> None:
     case.records.put_replica(replace(replica, uid="another"))
     await case.turns(2)
     assert case.runtime.told == []
+
+
+# ------------------------------------------------------------ a narrower format
+
+
+async def test_a_narrower_format_is_told_once_and_counts_when_it_serves_and_the_old_engine_is_gone() -> None:
+    case = Case(Runtime(used=GIB))
+    case.ask("int8")
+    await case.turns(TIMEOUT * 2)  # longer than a smaller cache may take
+    assert case.runtime.changes == [("int8", LESS)]
+    assert case.said == []
+    case.runtime.end_change()
+    await case.turns(2)
+    assert case.said == []  # the former engine holds its memory still
+    case.runtime.used = LESS
+    await case.turns(1)
+    assert case.said == ["yielded"]
+    assert (case.runtime.changes, case.runtime.told) == ([("int8", LESS)], [])
+    pod = case.store.pod(case.key)
+    assert pod is not None
+    assert pod.claim is not None
+    assert (pod.claim.held_bytes, pod.claim.served_format) == (LESS, "int8")
+
+
+async def test_a_format_that_does_not_come_up_is_refused_at_once_with_the_runtimes_reason() -> None:
+    case = Case(Runtime())
+    case.ask("int8")
+    await case.turns(1)
+    case.runtime.end_change(Failure(reason="QualityLossExceeded", message="int8 loses 9 %"))
+    await case.turns(2)
+    assert case.said == ["refused QualityLossExceeded: int8 loses 9 %"]
+    assert case.runtime.changes == [("int8", LESS)]
+    assert case.runtime.told == [GIB]
+
+
+async def test_a_change_that_takes_too_long_is_undone_when_it_is_over() -> None:
+    case = Case(Runtime(used=GIB))
+    case.ask("int8")
+    await case.turns(NARROWING + 2)
+    assert len(case.said) == 1
+    assert "after 60 s it serves at bf16" in case.said[0]
+    assert case.lowering.raised == {case.key}
+    case.runtime.end_change()
+    await case.turns(1)
+    assert case.runtime.changes == [("int8", LESS), ("bf16", GIB)]
+    case.runtime.end_change()
+    await case.turns(1)
+    assert case.lowering.raised == set()
+
+
+async def test_what_is_given_back_is_the_format_first() -> None:
+    case = Case(Runtime())
+    case.ask("int8")
+    await case.turns(1)
+    case.runtime.end_change()
+    await case.turns(1)
+    case.give_back()
+    await case.turns(3)
+    assert case.runtime.changes[1:] == [("bf16", GIB)]
+    assert case.lowering.raised == {case.key}
+    case.runtime.end_change()
+    await case.turns(1)
+    assert (case.lowering.raised, case.runtime.format, case.runtime.limit) == (set(), "bf16", GIB)
+
+
+async def test_a_runtime_that_cannot_go_back_keeps_the_narrower_format_with_all_of_its_memory() -> None:
+    case = Case(Runtime())
+    case.ask("int8")
+    await case.turns(1)
+    case.runtime.end_change()
+    await case.turns(1)
+    case.give_back()
+    await case.turns(1)
+    case.runtime.end_change(Failure(reason="OutOfMemory", message="too large"))
+    await case.turns(3)
+    assert len(case.runtime.changes) == 2
+    assert (case.lowering.raised, case.runtime.format, case.runtime.limit) == (set(), "int8", GIB)
+
+
+async def test_a_runtime_that_started_again_at_its_own_format_is_told_again_and_not_over_and_over() -> None:
+    case = Case(Runtime())
+    case.ask("int8")
+    await case.turns(1)
+    case.runtime.end_change()
+    await case.turns(1)
+    case.runtime.format, case.runtime.limit, case.runtime.change = "bf16", GIB, None
+    pod = case.store.pod(case.key)
+    assert pod is not None
+    case.records.put_report(pod.uid, await case.runtime.status("team", "10.0.0.1"), case.clock.now())
+    await case.turns(1)
+    assert len(case.runtime.changes) == 2
+    case.runtime.end_change(Failure(reason="OutOfMemory", message="too large"))
+    await case.turns(5)
+    assert len(case.runtime.changes) == 2
+    assert case.said == ["yielded"]

@@ -84,6 +84,22 @@ def test_the_runtime_is_told_what_the_scheduler_decided() -> None:
     assert env["HF_ENDPOINT"] == "http://hub"
 
 
+@pytest.mark.parametrize(
+    ("asked", "formats", "limit"),
+    [
+        ({"mode": "Auto", "allowed": ["bf16", "int8", "int4"], "minBits": 8}, "bf16,int8", "5000"),
+        ({"mode": "Fixed", "format": "int8", "maxQualityLoss": "1.5%"}, "int8", "1500"),
+        ({"mode": "None"}, "int8", "5000"),
+    ],
+)
+def test_the_runtime_is_told_what_its_model_may_be_changed_to_and_what_that_may_cost(
+    asked: dict[str, Any], formats: str, limit: str
+) -> None:
+    work = a_work(quantization={"maxQualityLoss": "5%", **asked})
+    env = env_of(build(work, a_claim_of(work, format="int8")))
+    assert (env["LLMOS_FORMATS"], env["LLMOS_MAX_QUALITY_LOSS_MILLI"]) == (formats, limit)
+
+
 def test_whole_devices_of_a_real_node_are_named_by_its_device_plugin() -> None:
     pod = build()
     assert "NVIDIA_VISIBLE_DEVICES" not in env_of(pod)

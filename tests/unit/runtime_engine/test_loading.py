@@ -14,7 +14,8 @@ from llmos_operator.runtime.backends.kvstore import KvGeometry, KvStore
 from llmos_operator.runtime.backends.quality import Quality, compare_generative, compare_vectors
 from llmos_operator.runtime.batching import Copy
 from llmos_operator.runtime.ipc.messages import Load
-from llmos_operator.runtime.loader.memory import plan_kv, resident_bytes
+from llmos_operator.runtime.loader.memory import free_bytes, machine_available_bytes, plan_kv, resident_bytes
+from llmos_operator.runtime.loader.pipeline import format_needs
 from llmos_operator.runtime.loader.progress import Stages
 from llmos_operator.runtime.loader.sources import resolve
 
@@ -151,6 +152,31 @@ def test_an_encoder_needs_no_cache():
     assert (plan.blocks, plan.max_model_len) == (0, 512)
     with pytest.raises(Permanent, match="MiB short"):
         plan_kv(encoder, "bf16", base_bytes=0, limit_bytes=100 * MIB, wanted_len=0, max_num_seqs=4)
+
+
+def test_what_each_format_needs_is_what_a_plan_for_one_context_counts():
+    load = Load("hf://a/b", max_num_seqs=8)
+    needs = dict(format_needs(load, SHAPE, 8192))
+    assert list(needs) == ["fp32", "bf16", "int8", "int4"]
+    assert needs["fp32"] > needs["bf16"] > needs["int8"] > needs["int4"]
+    # With exactly that beside the base a load of the whole context fits, with less it does not.
+    enough = {"base_bytes": 500 * MIB, "wanted_len": 8192, "max_num_seqs": 8}
+    assert plan_kv(SHAPE, "int8", limit_bytes=500 * MIB + needs["int8"], **enough).max_model_len == 8192
+    with pytest.raises(Permanent, match="short"):
+        plan_kv(SHAPE, "int8", limit_bytes=499 * MIB + needs["int8"], **enough)
+    assert list(dict(format_needs(load, dataclasses.replace(SHAPE, quantized="int4"), 512))) == ["int4"]
+
+
+def test_free_memory_is_the_machines_or_less_where_the_container_has_less(tmp_path):
+    assert free_bytes(tmp_path) == pytest.approx(machine_available_bytes(), rel=0.2)  # no control group
+    (tmp_path / "memory.current").write_text(f"{700 * MIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {100 * MIB}\nother 2\n")
+    (tmp_path / "memory.max").write_text(f"{800 * MIB}\n")
+    assert free_bytes(tmp_path) == 200 * MIB  # files that can be dropped are free
+    (tmp_path / "memory.max").write_text(f"{500 * MIB}\n")
+    assert free_bytes(tmp_path) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) > 200 * MIB
 
 
 # ------------------------------------------------------------ KV store

@@ -123,7 +123,8 @@ async def test_a_storm_of_leaving_clients_leaves_nothing_behind(tmp_path: Path) 
             if isinstance(answer, aiohttp.ClientResponse):
                 answer.close()
         await until(lambda: not engine.running and bench.runtime.drain.inside == 0)
-        assert (bench.runtime.admission.inside, bench.runtime.engine._streams) == (0, {})
+        assert not bench.runtime.engine.current.busy
+        assert (bench.runtime.admission.inside, bench.runtime.engine._owners) == (0, {})
         engine.manual = False
         assert (await _chat(bench))[0] == 200
 

@@ -25,6 +25,8 @@ def test_everything_the_operator_writes_is_read() -> None:
             "LLMOS_MODEL_REVISION": "abc",
             "LLMOS_MODEL_DIGEST": "sha256:1",
             "LLMOS_FORMAT": "int8",
+            "LLMOS_FORMATS": "bf16,int8",
+            "LLMOS_MAX_QUALITY_LOSS_MILLI": "1500",
             "LLMOS_KV_CACHE_DTYPE": "auto",
             "LLMOS_MEMORY_LIMIT_BYTES": "1073741824",
             "LLMOS_MAX_MODEL_LEN": "auto",
@@ -53,6 +55,8 @@ def test_everything_the_operator_writes_is_read() -> None:
         "sha256:1",
     )
     assert (settings.format, settings.memory_limit_bytes, settings.max_model_len) == ("int8", 1 << 30, 0)
+    assert settings.formats == ("bf16", "int8")
+    assert settings.load_order().max_quality_loss_milli == 1500
     assert (settings.host, settings.port, settings.control_port) == ("127.8.0.2", 9000, 9001)
     assert (settings.api_keys, settings.apis, settings.device) == (
         ("a", "b", "c"),

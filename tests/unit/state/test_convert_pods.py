@@ -246,6 +246,19 @@ def test_a_lowered_claim_reads_back_as_it_was_written():
     assert (pod.claim.bytes_per_device, pod.claim.held_bytes) == (123, 100)
 
 
+def test_a_claim_at_a_narrower_format_reads_back_as_it_was_written():
+    env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
+    asked = replace(CLAIM, asked_bytes=100, asked_format="int4")
+    for claim, served in ((asked, CLAIM.format), (replace(asked, yielded=True), "int4")):
+        pod = convert.pod(a_pod(convert.claim_json(claim), containers=a_runtime(**env)))
+        assert pod.claim is not None
+        assert (pod.claim.asked_format, pod.claim.served_format) == ("int4", served)
+    strange = replace(CLAIM, asked_bytes=100, asked_format="int3")
+    pod = convert.pod(a_pod(convert.claim_json(strange), containers=a_runtime(**env)))
+    assert pod.claim is not None
+    assert (pod.claim.asked_format, pod.claim.asked_bytes) == ("", 100)
+
+
 def test_a_claim_that_sleeps_reads_back_as_it_was_written():
     env = {names.ENV_DEVICES: "GPU-a,GPU-b", names.ENV_MEMORY_LIMIT: "123"}
     sleeping = Sleeping(50, 70, 1_700_000_000.5, "team/urgent", down=True)
