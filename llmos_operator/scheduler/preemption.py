@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from llmos_operator.state.snapshot import Snapshot
 
 _OWN: Final = 1 << 34  # added to the priority of work that is not borrowed: it ranks after all that is
-# Taken off the rank by grade: who comes down ranks before who does so at a narrower format, that before every replica a workload can do without, or that borrows, that before everybody
-# who sleeps, and that before everybody who ends.
+# Taken off the rank by grade: who comes down ranks before who does so at a narrower format, that before every replica a
+# workload can do without, or that borrows, that before everybody who sleeps, and that before everybody who ends.
 _MILDER: Final = (1 << 39, 1 << 38, 1 << 37, 1 << 36, 0)
 _REMOTE_VICTIMS: Final = 16  # considered for quota alone, beside those on the node
 

@@ -1,15 +1,10 @@
 """Who may be displaced, and what it would cost.
 
-<<<<<<< HEAD
-A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to go because its
-workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to end. A pod of a replica of several pods
-ends with all of them (`VictimIndex.company`). The cost of ending one is the device time that is lost, in milliseconds of
-one device:
-=======
-A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to do so at a narrower format (`narrowing`), to go because its
-workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to end. A pod of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the
-device time that is lost, in milliseconds of one device:
->>>>>>> swap
+A pod may stand here once for each step its disruption order allows: to come down (`shrinking`), to do so at a narrower
+format (`narrowing`), to go because its workload does with fewer replicas (`Victim.fewer`), to sleep (`sleeping`), and to
+end. A pod of a replica of several pods ends with all of them (`VictimIndex.company`). The cost of ending one is the device
+time that is lost, in milliseconds of one device:
+
 
     part of a device x (work since the last checkpoint + reload + streams)      reload = measured load time, else bytes / rate
     streams = requests in progress x `stream_seconds` + KV cache in use / rate
@@ -32,13 +27,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-<<<<<<< HEAD
-=======
-import numpy as np
-
-from llmos_operator.scheduler.kept import Kept
 from llmos_operator.scheduler.narrowing import may_narrow, narrow_cost, narrowed
->>>>>>> swap
 from llmos_operator.scheduler.shrinking import may_do_with_fewer, may_shrink, shrink_cost, shrunk_bytes
 from llmos_operator.scheduler.sleeping import HOT, asleep_as, may_be_put_to_sleep, sleep_cost
 from llmos_operator.state.labels import matches
@@ -208,18 +197,10 @@ class Appraiser:
         load = _measured_load(profile, name)
         seconds = load if load is not None else left / self._policy.load_bytes_per_second
         cost = narrow_cost(claim, name, seconds, profile, loss)
-        beyond, idle = self._beyond.get(claim.queue, 0), idle_seconds(workload, self._now)
+        idle = idle_seconds(workload, self._now)
+        cost = weighed(cost, idle)
         return Victim(
-            pod,
-            claim,
-            claim.priority,
-            weighed(cost, idle),
-            0,
-            beyond,
-            (),
-            asked_bytes=left,
-            asked_format=name,
-            idle_seconds=idle,
+            pod, claim, claim.priority, cost, 0, (), asked_bytes=left, asked_format=name, idle_seconds=idle
         )
 
     def _fewer(self, workload: Workload | None, ending: Victim | None, running: int) -> Victim | None:
