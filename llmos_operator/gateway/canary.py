@@ -56,11 +56,16 @@ class Canaries:
         self, workload: Workload, replicas: Collection[Replica], takes: Callable[[Iterable[Replica]], bool]
     ) -> list[Replica] | None:
         """Return the side whose turn it is, None where only one can take a request."""
-        new = [one for one in replicas if one.spec_hash == workload.canary_hash]
-        old = [one for one in replicas if one.spec_hash != workload.canary_hash]
+        new = [one for one in replicas if is_new(workload, one)]
+        old = [one for one in replicas if not is_new(workload, one)]
         if not takes(new) or not takes(old):
             return None
         return new if self._is_next(workload) else old
 
     def _is_next(self, workload: Workload) -> bool:
         return 2 * (self._credit.get(workload.uid, 0) + workload.canary_percent) > WHOLE
+
+
+def is_new(workload: Workload, replica: Replica) -> bool:
+    """Whether ``replica`` is of the canary. One that does not say from what it was made is, as for the operator."""
+    return replica.spec_hash in {"", workload.canary_hash}
