@@ -34,6 +34,7 @@ class Load:
     first_byte: float | None = None  # average seconds to the first byte
     observed_at: float = 0.0
     picked: int = 0  # turn of the last pick
+    led: int = 0  # turn in which it last won a request for its workload
     failures: int = 0  # in a row
     rests_until: float = 0.0
 
@@ -60,6 +61,46 @@ class Balancer:
         ``exclude`` are pod UIDs already tried; ``below`` leaves out replicas with that many own requests in flight;
         ``awake_only`` leaves out those that rest; ``prefer`` are UIDs in groups, the best group first.
         """
+        chosen = self._choose(replicas, now, exclude, below, prefer, awake_only=awake_only)
+        if chosen is not None:
+            load = self._load(chosen.uid)
+            self._turn += 1
+            load.picked = self._turn
+            load.in_flight += 1
+        return chosen
+
+    def lead(
+        self,
+        replicas: Collection[Replica],
+        now: float,
+        *,
+        exclude: Collection[str] = (),
+        below: int | None = None,
+        prefer: Sequence[Collection[str]] = (),
+    ) -> str:
+        """Return the UID of the workload whose replica is the next of those that are awake, "" if none is.
+
+        Nothing is counted in flight. Equal replicas lead in turns of their own, as another one of the workload may get
+        the request.
+        """
+        chosen = self._choose(replicas, now, exclude, below, prefer, awake_only=True, leading=True)
+        if chosen is None:
+            return ""
+        self._turn += 1
+        self._load(chosen.uid).led = self._turn
+        return chosen.workload_uid
+
+    def _choose(
+        self,
+        replicas: Collection[Replica],
+        now: float,
+        exclude: Collection[str],
+        below: int | None,
+        prefer: Sequence[Collection[str]],
+        *,
+        awake_only: bool,
+        leading: bool = False,
+    ) -> Replica | None:
         candidates = [r for r in replicas if r.uid not in exclude]
         if below is not None:
             candidates = [r for r in candidates if self._load(r.uid).in_flight < below]
@@ -69,14 +110,11 @@ class Balancer:
         if awake_only and not awake:
             return None
         typical = self._typical(candidates)
-        ranks = {r.uid: self._rank(r.uid, typical, resting=not awake) for r in awake or candidates}
+        ranks = {
+            r.uid: self._rank(r.uid, typical, resting=not awake, leading=leading) for r in awake or candidates
+        }
         least = min(awake or candidates, key=lambda r: ranks[r.uid])
-        chosen = self._preferred(awake, ranks, prefer, ranks[least.uid][1]) or least
-        load = self._load(chosen.uid)
-        self._turn += 1
-        load.picked = self._turn
-        load.in_flight += 1
-        return chosen
+        return self._preferred(awake, ranks, prefer, ranks[least.uid][1]) or least
 
     def release(self, uid: str) -> None:
         """A request of the replica is over."""
@@ -159,9 +197,13 @@ class Balancer:
         known = [f for r in replicas if (f := self._load(r.uid).first_byte) is not None]
         return sum(known) / len(known) if known else 0.0
 
-    def _rank(self, uid: str, typical: float, *, resting: bool) -> tuple[float, float, int]:
+    def _rank(self, uid: str, typical: float, *, resting: bool, leading: bool) -> tuple[float, float, int]:
         load = self._load(uid)
         pace = 1.0
         if load.first_byte is not None and typical > 0.0:
             pace = min(2.0, max(0.5, load.first_byte / typical))
-        return (load.rests_until if resting else 0.0, (load.in_flight + 1) * pace, load.picked)
+        return (
+            load.rests_until if resting else 0.0,
+            (load.in_flight + 1) * pace,
+            load.led if leading else load.picked,
+        )

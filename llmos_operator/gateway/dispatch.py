@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from llmos_operator.gateway import spans
+from llmos_operator.gateway import refusals, spans
 from llmos_operator.gateway.answers import Refused
 from llmos_operator.gateway.canary import Canaries
 from llmos_operator.gateway.catalog import ColdStart, Route
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from llmos_operator.gateway.catalog import Catalog, Replica, Workload, WorkloadKey
     from llmos_operator.gateway.metrics import Metrics
     from llmos_operator.observability.tracing import Tracer
-
-RETRY_AFTER_SECONDS = 10.0  # where nobody knows better
 
 
 @dataclass(eq=False, slots=True)
@@ -94,7 +92,7 @@ class Dispatcher:
             if replica is not None:
                 return replica
             if not hold:
-                raise self._starting(route.lead)
+                raise refusals.starting(route.lead)
         return await self._hold(route, tenant, deadline, beginnings)
 
     def release(self, route: Route, replica: Replica) -> None:
@@ -141,7 +139,7 @@ class Dispatcher:
         except TimeoutError:
             how = "timeout"
             self._unclaimed(ticket)
-            raise self._overdue(self._latest(lead), self.monotonic() - began) from None
+            raise refusals.overdue(self._latest(lead), self.monotonic() - began) from None
         except Refused as refusal:
             how = refusal.code
             raise
@@ -165,10 +163,10 @@ class Dispatcher:
             room = _Room(route.lead.uid, route, WaitingRoom(self.hold_limit))
         entered, displaced = room.waiting.enter(ticket.tenant, ticket)
         if displaced is not None and not displaced.future.done():
-            displaced.future.set_exception(self._full(route.lead))
+            displaced.future.set_exception(refusals.full(route.lead, self.hold_limit))
         if not entered:
             self.metrics.hold_ended.labels(*route.lead.key, "hold_queue_full").inc()
-            raise self._full(route.lead)
+            raise refusals.full(route.lead, self.hold_limit)
         self._rooms[room.key] = room
         return room
 
@@ -257,25 +255,46 @@ class Dispatcher:
         awake_only: bool,
         beginnings: Sequence[bytes] = (),
     ) -> Replica | None:
+        prefer = self.affinity.holders(beginnings) if self.affinity is not None else ()
         now = self.monotonic()
-        offered, divided = self._canaries.offered(
-            [(w, self.catalog.replicas(w.uid)) for w in route.workloads],
-            lambda some: self.balancer.takes(some, now, exclude=exclude, below=below),
-        )
+        workload, offered = self._offered(route, now, exclude, below, prefer)
         replica = self.balancer.pick(
-            offered,
-            now,
-            exclude=exclude,
-            below=below,
-            awake_only=awake_only,
-            prefer=self.affinity.holders(beginnings) if self.affinity is not None else (),
+            offered, now, exclude=exclude, below=below, awake_only=awake_only, prefer=prefer
         )
         if replica is None:
             return None
-        if replica.workload_uid in divided:
-            self._canaries.took(divided[replica.workload_uid])
+        if workload is not None:
+            self._canaries.took(workload)
         self._learn(route, replica, beginnings)
         return replica
+
+    def _offered(
+        self,
+        route: Route,
+        now: float,
+        exclude: frozenset[str],
+        below: int | None,
+        prefer: Sequence[Collection[str]],
+    ) -> tuple[Workload | None, Collection[Replica]]:
+        """Return which replicas the request may go to, and the workload of which they are the side of a canary.
+
+        Of several workloads the one with the best replica is taken before the side: a side that is busy must not lose
+        its workload the requests that the other would get.
+        """
+        workload = route.lead
+        if len(route.workloads) > 1:
+            everybody = self._replicas(route)
+            if not any(w.canary_percent for w in route.workloads):
+                return None, everybody
+            leading = self.balancer.lead(everybody, now, exclude=exclude, below=below, prefer=prefer)
+            if not leading:
+                return None, everybody
+            workload = next(w for w in route.workloads if w.uid == leading)
+        there = self.catalog.replicas(workload.uid)
+        side = self._canaries.side(
+            workload, there, lambda some: self.balancer.takes(some, now, exclude=exclude, below=below)
+        )
+        return (None, there) if side is None else (workload, side)
 
     def _learn(self, route: Route, replica: Replica, beginnings: Sequence[bytes]) -> None:
         """Remember that a prompt with ``beginnings`` goes to ``replica``."""
@@ -291,49 +310,4 @@ class Dispatcher:
         """Raise Refused where no replica serves and none can come up."""
         if any(w.can_start for w in route.workloads) or self._replicas(route):
             return
-        lead = route.lead
-        if lead.suspended:
-            raise Refused(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "workload_suspended",
-                f"The workload {lead.key} is suspended; set spec.suspend to false to serve it.",
-                retry_after=60.0,
-            )
-        raise Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "workload_failed",
-            f"The workload {lead.key} cannot serve: {lead.failure}",
-            retry_after=60.0,
-        )
-
-    def _starting(self, workload: Workload) -> Refused:
-        reason = workload.waiting_for or "no replica is ready yet"
-        return Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "workload_starting",
-            f"The workload {workload.key} is not ready: {reason}. Try again later.",
-            retry_after=_eta(workload),
-        )
-
-    def _overdue(self, workload: Workload, held_seconds: float) -> Refused:
-        reason = workload.waiting_for or "no replica became ready"
-        return Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "hold_timeout",
-            f"The request waited {held_seconds:.0f} s for the workload {workload.key}: {reason}. Try again later.",
-            retry_after=_eta(workload),
-        )
-
-    def _full(self, workload: Workload) -> Refused:
-        return Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "hold_queue_full",
-            f"Too many requests already wait for the workload {workload.key} (limit {self.hold_limit}). Try again later.",
-            retry_after=_eta(workload),
-        )
-
-
-def _eta(workload: Workload) -> float:
-    if workload.eta_seconds is None:
-        return RETRY_AFTER_SECONDS
-    return float(min(600, max(1, workload.eta_seconds)))
+        raise refusals.hopeless(route.lead)

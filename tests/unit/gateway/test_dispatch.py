@@ -386,3 +386,28 @@ async def test_the_canary_of_one_of_two_workloads_that_share_a_name_leaves_the_o
     mine = [uid for uid in given if uid != "plain"]
     assert len(mine) < len(given)
     assert abs(mine.count("new") * 10 - len(mine)) <= 10
+
+
+async def test_a_busy_canary_does_not_starve_the_old_side_beside_another_workload() -> None:
+    canary = replace(CHAT, canary_hash="new", canary_percent=10, max_in_flight=1000)
+    other = replace(CHAT, key=WorkloadKey("team", "chat-2"), uid="w2", max_in_flight=1000)
+    bench = _Bench(canary, other)
+    for uid, workload, spec in (
+        ("old-1", "w", "old"),
+        ("old-2", "w", "old"),
+        ("old-3", "w", "old"),
+        ("new", "w", "new"),
+        ("plain", "w2", "x"),
+    ):
+        bench.replica(uid, workload, spec)
+    given = []
+    for _ in range(1000):
+        replica = await bench.ask()
+        given.append(replica.uid)
+        if replica.uid != "new":  # the canary hangs
+            bench.dispatcher.release(bench.route, replica)
+    old = [given.count(f"old-{number}") for number in (1, 2, 3)]
+    assert given.count("plain") <= 260  # as many as each of three idle replicas
+    assert min(old) >= 200
+    assert max(old) - min(old) <= 3
+    assert abs(given.count("new") * 10 - (1000 - given.count("plain"))) <= 10
