@@ -7,7 +7,8 @@ take turns. A replica that refused a connection rests for a while that doubles f
 used when all of them rest.
 
 A replica that is preferred, as it holds the beginning of the prompt, is picked while its cost is at most 1.25 times the
-least plus 1: the bound on loads of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (SODA 2018).
+least, plus 1 if the beginning is long: one that is idle is better than a wait for what is computed again soon. It is the
+bound on loads of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (SODA 2018).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from llmos_operator.gateway.affinity import Holders
     from llmos_operator.gateway.catalog import Replica
 
 MEMORY_SECONDS = 20.0  # an observation this old counts 1/e
 REST_SECONDS = (1.0, 30.0)
-PREFERRED = (1.0, 1.25)  # a preferred replica costs at most the first + the second x the least
+PREFERRED_TIMES = 1.25  # a preferred replica costs at most so many times the least,
+PREFERRED_EXTRA = 1.0  # and this more for a long beginning
 
 
 @dataclass(slots=True)
@@ -54,12 +57,12 @@ class Balancer:
         exclude: Collection[str] = (),
         below: int | None = None,
         awake_only: bool = False,
-        prefer: Sequence[Collection[str]] = (),
+        prefer: Sequence[Holders] = (),
     ) -> Replica | None:
         """Return the replica for the next request and count it in flight; None if there is none.
 
         ``exclude`` are pod UIDs already tried; ``below`` leaves out replicas with that many own requests in flight;
-        ``awake_only`` leaves out those that rest; ``prefer`` are UIDs in groups, the best group first.
+        ``awake_only`` leaves out those that rest; ``prefer`` are those that hold its beginnings, the best first.
         """
         chosen = self._choose(replicas, now, exclude, below, prefer, awake_only=awake_only)
         if chosen is not None:
@@ -76,7 +79,7 @@ class Balancer:
         *,
         exclude: Collection[str] = (),
         below: int | None = None,
-        prefer: Sequence[Collection[str]] = (),
+        prefer: Sequence[Holders] = (),
     ) -> str:
         """Return the UID of the workload whose replica is the next of those that are awake, "" if none is.
 
@@ -96,7 +99,7 @@ class Balancer:
         now: float,
         exclude: Collection[str],
         below: int | None,
-        prefer: Sequence[Collection[str]],
+        prefer: Sequence[Holders],
         *,
         awake_only: bool,
         leading: bool = False,
@@ -176,14 +179,14 @@ class Balancer:
         self,
         awake: Sequence[Replica],
         ranks: Mapping[str, tuple[float, float, int]],
-        prefer: Sequence[Collection[str]],
+        prefer: Sequence[Holders],
         least: float,
     ) -> Replica | None:
-        """Return the least loaded replica of the first group with one that is not too busy."""
-        extra, times = PREFERRED
-        for group in prefer:
-            found = min((r for r in awake if r.uid in group), key=lambda r: ranks[r.uid], default=None)
-            if found is not None and ranks[found.uid][1] <= extra + times * least:
+        """Return the least loaded holder of the first beginning that has one which is not too busy."""
+        for holders in prefer:
+            found = min((r for r in awake if r.uid in holders.uids), key=lambda r: ranks[r.uid], default=None)
+            bound = PREFERRED_TIMES * least + (PREFERRED_EXTRA if holders.long else 0.0)
+            if found is not None and ranks[found.uid][1] <= bound:
                 return found
         return None
 

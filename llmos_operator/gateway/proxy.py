@@ -24,11 +24,12 @@ from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from aiohttp import ClientResponse
     from multidict import CIMultiDict
 
+    from llmos_operator.gateway.affinity import Prompt
     from llmos_operator.gateway.balance import Balancer
     from llmos_operator.gateway.body import Asked
     from llmos_operator.gateway.catalog import Replica, Route, Workload
@@ -63,6 +64,7 @@ class Exchange:
     usage: Usage = NOTHING
     held_seconds: float = 0.0
     status: int = 0  # of the answer; 0 until it is known
+    prompt: Prompt | None = None  # what makes it go where prompts went that begin alike
     overdue: Callable[[], bool] = lambda: False  # whether what cancels it is the limit on its time
 
 
@@ -90,10 +92,10 @@ class Proxy:
 
     async def _attempts(self, exchange: Exchange) -> web.StreamResponse:
         deadline = exchange.arrived + self.hold_seconds
-        beginnings = self.dispatcher.beginnings(exchange.route, exchange.tenant, exchange.asked.document)
+        exchange.prompt = self.dispatcher.prompt(exchange.route, exchange.tenant, exchange.asked.document)
         last = ""
         for _ in range(ATTEMPTS):
-            replica = await self._acquire(exchange, deadline, beginnings)
+            replica = await self._acquire(exchange, deadline)
             workload = self._workload_of(exchange.route, replica)
             self.demand.began(workload.key)
             try:
@@ -101,6 +103,7 @@ class Proxy:
             except NotSent as error:
                 last = error.reason
                 self.balancer.refused(replica.uid, self.monotonic())
+                self.dispatcher.not_begun(replica, exchange.prompt)
                 log.warning(
                     "replica unreachable", replica=replica.name, workload=str(workload.key), error=error
                 )
@@ -116,7 +119,7 @@ class Proxy:
             retry_after=5.0,
         )
 
-    async def _acquire(self, exchange: Exchange, deadline: float, beginnings: Sequence[bytes]) -> Replica:
+    async def _acquire(self, exchange: Exchange, deadline: float) -> Replica:
         began = self.monotonic()
         try:
             return await self.dispatcher.acquire(
@@ -124,7 +127,7 @@ class Proxy:
                 exchange.tenant,
                 tried=exchange.tried,
                 deadline=deadline,
-                beginnings=beginnings,
+                prompt=exchange.prompt,
             )
         finally:
             exchange.held_seconds += self.monotonic() - began
@@ -202,6 +205,7 @@ class Proxy:
             self._decline(exchange, answer, replica, last_chance=len(exchange.tried) + 1 >= ATTEMPTS)
             now = self.monotonic()
             self.balancer.answered(replica.uid, now - sent, now)
+            self.dispatcher.began(workload, exchange.prompt)
             self.metrics.first_byte.labels(*workload.key).observe(now - sent)
             if self.tracer.on:
                 streamed = answer.content_type == EVENT_STREAM
