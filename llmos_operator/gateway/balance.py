@@ -7,7 +7,8 @@ take turns. A replica that refused a connection rests for a while that doubles f
 used when all of them rest.
 
 A replica that is preferred, as it holds the beginning of the prompt, is picked while its cost is at most 1.25 times the
-least plus 1: the bound on loads of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (SODA 2018).
+least, plus 1 if the beginning is long: one that is idle is better than a wait for what is computed again soon. It is the
+bound on loads of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (SODA 2018).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from llmos_operator.gateway.affinity import Holders
     from llmos_operator.gateway.catalog import Replica
 
 MEMORY_SECONDS = 20.0  # an observation this old counts 1/e
 REST_SECONDS = (1.0, 30.0)
-PREFERRED = (1.0, 1.25)  # a preferred replica costs at most the first + the second x the least
+PREFERRED_TIMES = 1.25  # a preferred replica costs at most so many times the least,
+PREFERRED_EXTRA = 1.0  # and this more for a long beginning
 
 
 @dataclass(slots=True)
@@ -34,6 +37,7 @@ class Load:
     first_byte: float | None = None  # average seconds to the first byte
     observed_at: float = 0.0
     picked: int = 0  # turn of the last pick
+    led: int = 0  # turn in which it last won a request for its workload
     failures: int = 0  # in a row
     rests_until: float = 0.0
 
@@ -53,13 +57,53 @@ class Balancer:
         exclude: Collection[str] = (),
         below: int | None = None,
         awake_only: bool = False,
-        prefer: Sequence[Collection[str]] = (),
+        prefer: Sequence[Holders] = (),
     ) -> Replica | None:
         """Return the replica for the next request and count it in flight; None if there is none.
 
         ``exclude`` are pod UIDs already tried; ``below`` leaves out replicas with that many own requests in flight;
-        ``awake_only`` leaves out those that rest; ``prefer`` are UIDs in groups, the best group first.
+        ``awake_only`` leaves out those that rest; ``prefer`` are those that hold its beginnings, the best first.
         """
+        chosen = self._choose(replicas, now, exclude, below, prefer, awake_only=awake_only)
+        if chosen is not None:
+            load = self._load(chosen.uid)
+            self._turn += 1
+            load.picked = self._turn
+            load.in_flight += 1
+        return chosen
+
+    def lead(
+        self,
+        replicas: Collection[Replica],
+        now: float,
+        *,
+        exclude: Collection[str] = (),
+        below: int | None = None,
+        prefer: Sequence[Holders] = (),
+    ) -> str:
+        """Return the UID of the workload whose replica is the next of those that are awake, "" if none is.
+
+        Nothing is counted in flight. Equal replicas lead in turns of their own, as another one of the workload may get
+        the request.
+        """
+        chosen = self._choose(replicas, now, exclude, below, prefer, awake_only=True, leading=True)
+        if chosen is None:
+            return ""
+        self._turn += 1
+        self._load(chosen.uid).led = self._turn
+        return chosen.workload_uid
+
+    def _choose(
+        self,
+        replicas: Collection[Replica],
+        now: float,
+        exclude: Collection[str],
+        below: int | None,
+        prefer: Sequence[Holders],
+        *,
+        awake_only: bool,
+        leading: bool = False,
+    ) -> Replica | None:
         candidates = [r for r in replicas if r.uid not in exclude]
         if below is not None:
             candidates = [r for r in candidates if self._load(r.uid).in_flight < below]
@@ -69,14 +113,11 @@ class Balancer:
         if awake_only and not awake:
             return None
         typical = self._typical(candidates)
-        ranks = {r.uid: self._rank(r.uid, typical, resting=not awake) for r in awake or candidates}
+        ranks = {
+            r.uid: self._rank(r.uid, typical, resting=not awake, leading=leading) for r in awake or candidates
+        }
         least = min(awake or candidates, key=lambda r: ranks[r.uid])
-        chosen = self._preferred(awake, ranks, prefer, ranks[least.uid][1]) or least
-        load = self._load(chosen.uid)
-        self._turn += 1
-        load.picked = self._turn
-        load.in_flight += 1
-        return chosen
+        return self._preferred(awake, ranks, prefer, ranks[least.uid][1]) or least
 
     def release(self, uid: str) -> None:
         """A request of the replica is over."""
@@ -138,14 +179,14 @@ class Balancer:
         self,
         awake: Sequence[Replica],
         ranks: Mapping[str, tuple[float, float, int]],
-        prefer: Sequence[Collection[str]],
+        prefer: Sequence[Holders],
         least: float,
     ) -> Replica | None:
-        """Return the least loaded replica of the first group with one that is not too busy."""
-        extra, times = PREFERRED
-        for group in prefer:
-            found = min((r for r in awake if r.uid in group), key=lambda r: ranks[r.uid], default=None)
-            if found is not None and ranks[found.uid][1] <= extra + times * least:
+        """Return the least loaded holder of the first beginning that has one which is not too busy."""
+        for holders in prefer:
+            found = min((r for r in awake if r.uid in holders.uids), key=lambda r: ranks[r.uid], default=None)
+            bound = PREFERRED_TIMES * least + (PREFERRED_EXTRA if holders.long else 0.0)
+            if found is not None and ranks[found.uid][1] <= bound:
                 return found
         return None
 
@@ -159,9 +200,13 @@ class Balancer:
         known = [f for r in replicas if (f := self._load(r.uid).first_byte) is not None]
         return sum(known) / len(known) if known else 0.0
 
-    def _rank(self, uid: str, typical: float, *, resting: bool) -> tuple[float, float, int]:
+    def _rank(self, uid: str, typical: float, *, resting: bool, leading: bool) -> tuple[float, float, int]:
         load = self._load(uid)
         pace = 1.0
         if load.first_byte is not None and typical > 0.0:
             pace = min(2.0, max(0.5, load.first_byte / typical))
-        return (load.rests_until if resting else 0.0, (load.in_flight + 1) * pace, load.picked)
+        return (
+            load.rests_until if resting else 0.0,
+            (load.in_flight + 1) * pace,
+            load.led if leading else load.picked,
+        )

@@ -27,23 +27,20 @@ class Canaries:
         default_factory=OrderedDict
     )  # of the canary, by UID of the workload
 
-    def offered(
-        self,
-        replicas: Iterable[tuple[Workload, Collection[Replica]]],
-        takes: Callable[[Iterable[Replica]], bool],
-    ) -> tuple[list[Replica], dict[str, Workload]]:
-        """Return the replicas that the next request may go to, and by UID the workloads of which that is one side.
+    def side(
+        self, workload: Workload, replicas: Collection[Replica], takes: Callable[[Iterable[Replica]], bool]
+    ) -> list[Replica] | None:
+        """Return those of ``replicas`` whose turn it is, None where no canary divides them or only one side can take it.
 
         ``takes`` says whether any of some replicas can take a request now.
         """
-        offered: list[Replica] = []
-        divided = {}
-        for workload, there in replicas:
-            side = self._side(workload, there, takes) if workload.canary_percent else None
-            if side is not None:
-                divided[workload.uid] = workload
-            offered += there if side is None else side
-        return offered, divided
+        if not workload.canary_percent:
+            return None
+        new = [one for one in replicas if is_new(workload, one)]
+        old = [one for one in replicas if not is_new(workload, one)]
+        if not takes(new) or not takes(old):
+            return None
+        return new if self._is_next(workload) else old
 
     def took(self, workload: Workload) -> None:
         """The side of ``workload`` whose turn it was has got its request."""
@@ -52,15 +49,10 @@ class Canaries:
         if len(self._credit) > _REMEMBERED:
             self._credit.popitem(last=False)
 
-    def _side(
-        self, workload: Workload, replicas: Collection[Replica], takes: Callable[[Iterable[Replica]], bool]
-    ) -> list[Replica] | None:
-        """Return the side whose turn it is, None where only one can take a request."""
-        new = [one for one in replicas if one.spec_hash == workload.canary_hash]
-        old = [one for one in replicas if one.spec_hash != workload.canary_hash]
-        if not takes(new) or not takes(old):
-            return None
-        return new if self._is_next(workload) else old
-
     def _is_next(self, workload: Workload) -> bool:
         return 2 * (self._credit.get(workload.uid, 0) + workload.canary_percent) > WHOLE
+
+
+def is_new(workload: Workload, replica: Replica) -> bool:
+    """Whether ``replica`` is of the canary. One that does not say from what it was made is, as for the operator."""
+    return replica.spec_hash in {"", workload.canary_hash}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from llmos_operator.gateway import spans
+from llmos_operator.gateway import refusals, spans
+from llmos_operator.gateway.affinity import Prompt
 from llmos_operator.gateway.answers import Refused
 from llmos_operator.gateway.canary import Canaries
 from llmos_operator.gateway.catalog import ColdStart, Route
@@ -21,20 +22,18 @@ from llmos_operator.observability import tracing
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from llmos_operator.gateway.affinity import Affinity
+    from llmos_operator.gateway.affinity import Affinity, Holders
     from llmos_operator.gateway.balance import Balancer
     from llmos_operator.gateway.catalog import Catalog, Replica, Workload, WorkloadKey
     from llmos_operator.gateway.metrics import Metrics
     from llmos_operator.observability.tracing import Tracer
-
-RETRY_AFTER_SECONDS = 10.0  # where nobody knows better
 
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
     tenant: str
     future: asyncio.Future[Replica]
-    beginnings: Sequence[bytes]
+    prompt: Prompt | None
 
 
 @dataclass(slots=True)
@@ -66,11 +65,12 @@ class Dispatcher:
     def __post_init__(self) -> None:
         self.catalog.subscribe(self._changed)
 
-    def beginnings(self, route: Route, tenant: str, document: Mapping[str, Any] | None) -> Sequence[bytes]:
-        """Return what tells whether another request's prompt began like that of ``document``, the longest first."""
+    def prompt(self, route: Route, tenant: str, document: Mapping[str, Any] | None) -> Prompt | None:
+        """Return what tells whether another request's prompt began like that of ``document``; None if nothing does."""
         if self.affinity is None:
-            return ()
-        return self.affinity.beginnings(document, tenant, route.lead.uid, route.adapter)
+            return None
+        beginnings = self.affinity.beginnings(document, tenant, route.lead.uid, route.adapter)
+        return Prompt(beginnings) if beginnings else None
 
     async def acquire(
         self,
@@ -79,23 +79,23 @@ class Dispatcher:
         *,
         tried: Iterable[str],
         deadline: float,
-        beginnings: Sequence[bytes] = (),
+        prompt: Prompt | None = None,
     ) -> Replica:
         """Return a replica, counted in flight: :meth:`release` it. Raises Refused (503).
 
         ``tried`` are replicas that could not be reached for this request; ``deadline`` (monotonic seconds) ends a hold;
-        ``beginnings`` of its prompt make it go where a prompt that begins alike went.
+        ``prompt`` makes it go where a prompt that begins alike went.
         """
         route = self._current(route)
         self._check(route)
         if not self._room(route):
             hold = route.lead.cold_start is ColdStart.HOLD
-            replica = self._pick(route, exclude=frozenset(tried), awake_only=hold, beginnings=beginnings)
+            replica = self._pick(route, exclude=frozenset(tried), awake_only=hold, prompt=prompt)
             if replica is not None:
                 return replica
             if not hold:
-                raise self._starting(route.lead)
-        return await self._hold(route, tenant, deadline, beginnings)
+                raise refusals.starting(route.lead)
+        return await self._hold(route, tenant, deadline, prompt)
 
     def release(self, route: Route, replica: Replica) -> None:
         """The request that got ``replica`` is over; somebody waiting may have its place."""
@@ -103,6 +103,16 @@ class Dispatcher:
         room = self._room(route)
         if room is not None:
             self._pump(room)
+
+    def began(self, workload: Workload, prompt: Prompt | None) -> None:
+        """A replica of ``workload`` has begun ``prompt``."""
+        if prompt is not None:
+            self.metrics.prompts.labels(*workload.key, prompt.result).inc()
+
+    def not_begun(self, replica: Replica, prompt: Prompt | None) -> None:
+        """``replica`` did not take ``prompt`` after all, and so does not hold its beginning."""
+        if self.affinity is not None and prompt is not None:
+            self.affinity.unlearn(prompt.beginnings, replica.uid)
 
     def others(self, route: Route, tried: Collection[str]) -> bool:
         """Whether a replica that does not rest is left beside ``tried``."""
@@ -123,10 +133,10 @@ class Dispatcher:
 
     # ------------------------------------------------------------ holding
 
-    async def _hold(self, route: Route, tenant: str, deadline: float, beginnings: Sequence[bytes]) -> Replica:
+    async def _hold(self, route: Route, tenant: str, deadline: float, prompt: Prompt | None) -> Replica:
         lead = route.lead
         labels = tuple(lead.key)
-        ticket = _Ticket(tenant, asyncio.get_running_loop().create_future(), beginnings)
+        ticket = _Ticket(tenant, asyncio.get_running_loop().create_future(), prompt)
         room = self._enter(route, ticket)
         began = self.monotonic()
         self.metrics.hold(lead.key)
@@ -141,7 +151,7 @@ class Dispatcher:
         except TimeoutError:
             how = "timeout"
             self._unclaimed(ticket)
-            raise self._overdue(self._latest(lead), self.monotonic() - began) from None
+            raise refusals.overdue(self._latest(lead), self.monotonic() - began) from None
         except Refused as refusal:
             how = refusal.code
             raise
@@ -165,10 +175,10 @@ class Dispatcher:
             room = _Room(route.lead.uid, route, WaitingRoom(self.hold_limit))
         entered, displaced = room.waiting.enter(ticket.tenant, ticket)
         if displaced is not None and not displaced.future.done():
-            displaced.future.set_exception(self._full(route.lead))
+            displaced.future.set_exception(refusals.full(route.lead, self.hold_limit))
         if not entered:
             self.metrics.hold_ended.labels(*route.lead.key, "hold_queue_full").inc()
-            raise self._full(route.lead)
+            raise refusals.full(route.lead, self.hold_limit)
         self._rooms[room.key] = room
         return room
 
@@ -192,18 +202,21 @@ class Dispatcher:
 
     def _pump(self, room: _Room) -> None:
         """Let in as many as the replicas take."""
-        while len(room.waiting):
-            replica = self._pick(room.route, below=room.route.lead.max_in_flight, awake_only=True)
+        while (ticket := self._first(room)) is not None:
+            below = room.route.lead.max_in_flight
+            replica = self._pick(room.route, below=below, awake_only=True, prompt=ticket.prompt)
             if replica is None:
                 self._wake_later(room)
                 return
-            ticket = room.waiting.next()
-            if ticket is None or ticket.future.done():
-                self.balancer.release(replica.uid)
-            else:
-                self._learn(room.route, replica, ticket.beginnings)
-                ticket.future.set_result(replica)
+            room.waiting.next()
+            ticket.future.set_result(replica)
         self._close_if_empty(room)
+
+    def _first(self, room: _Room) -> _Ticket | None:
+        """Return whose turn it is, after taking out those who have just left: no replica's turn is spent on them."""
+        while (ticket := room.waiting.first()) is not None and ticket.future.done():
+            room.waiting.next()
+        return ticket
 
     def _wake_later(self, room: _Room) -> None:
         """Resting replicas come back without an event: look again then."""
@@ -255,85 +268,64 @@ class Dispatcher:
         exclude: frozenset[str] = frozenset(),
         below: int | None = None,
         awake_only: bool,
-        beginnings: Sequence[bytes] = (),
+        prompt: Prompt | None = None,
     ) -> Replica | None:
-        now = self.monotonic()
-        offered, divided = self._canaries.offered(
-            [(w, self.catalog.replicas(w.uid)) for w in route.workloads],
-            lambda some: self.balancer.takes(some, now, exclude=exclude, below=below),
+        prefer = (
+            self.affinity.holders(prompt.beginnings)
+            if self.affinity is not None and prompt is not None
+            else ()
         )
+        now = self.monotonic()
+        workload, offered = self._offered(route, now, exclude, below, prefer)
         replica = self.balancer.pick(
-            offered,
-            now,
-            exclude=exclude,
-            below=below,
-            awake_only=awake_only,
-            prefer=self.affinity.holders(beginnings) if self.affinity is not None else (),
+            offered, now, exclude=exclude, below=below, awake_only=awake_only, prefer=prefer
         )
         if replica is None:
             return None
-        if replica.workload_uid in divided:
-            self._canaries.took(divided[replica.workload_uid])
-        self._learn(route, replica, beginnings)
+        if workload is not None:
+            self._canaries.took(workload)
+        self._learn(route, replica, prompt)
         return replica
 
-    def _learn(self, route: Route, replica: Replica, beginnings: Sequence[bytes]) -> None:
-        """Remember that a prompt with ``beginnings`` goes to ``replica``."""
-        if self.affinity is None or not beginnings:
+    def _offered(
+        self,
+        route: Route,
+        now: float,
+        exclude: frozenset[str],
+        below: int | None,
+        prefer: Sequence[Holders],
+    ) -> tuple[Workload | None, Collection[Replica]]:
+        """Return which replicas the request may go to, and the workload of which they are the side of a canary.
+
+        Of several workloads the one with the best replica is taken before the side: a side that is busy must not lose
+        its workload the requests that the other would get.
+        """
+        workload = route.lead
+        if len(route.workloads) > 1:
+            everybody = self._replicas(route)
+            if not any(w.canary_percent for w in route.workloads):
+                return None, everybody
+            leading = self.balancer.lead(everybody, now, exclude=exclude, below=below, prefer=prefer)
+            if not leading:
+                return None, everybody
+            workload = next(w for w in route.workloads if w.uid == leading)
+        there = self.catalog.replicas(workload.uid)
+        side = self._canaries.side(
+            workload, there, lambda some: self.balancer.takes(some, now, exclude=exclude, below=below)
+        )
+        return (None, there) if side is None else (workload, side)
+
+    def _learn(self, route: Route, replica: Replica, prompt: Prompt | None) -> None:
+        """Remember that ``prompt`` goes to ``replica``, so that those that come at once follow it."""
+        if self.affinity is None or prompt is None:
             return
         there = {one.uid for one in self._replicas(route)}
-        known = there & set().union(*self.affinity.holders(beginnings))
-        result = "new" if not known else "kept" if replica.uid in known else "moved"
-        self.metrics.prompts.labels(*route.lead.key, result).inc()
-        self.affinity.learn(beginnings, replica.uid)
+        known = there & {uid for one in self.affinity.holders(prompt.beginnings) for uid in one.uids}
+        prompt.result = "new" if not known else "kept" if replica.uid in known else "moved"
+        self.affinity.learn(prompt.beginnings, replica.uid)
 
     def _check(self, route: Route) -> None:
         """Raise Refused where no replica serves and none can come up."""
         if any(w.can_start for w in route.workloads) or self._replicas(route):
             return
-        lead = route.lead
-        if lead.suspended:
-            raise Refused(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "workload_suspended",
-                f"The workload {lead.key} is suspended; set spec.suspend to false to serve it.",
-                retry_after=60.0,
-            )
-        raise Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "workload_failed",
-            f"The workload {lead.key} cannot serve: {lead.failure}",
-            retry_after=60.0,
-        )
-
-    def _starting(self, workload: Workload) -> Refused:
-        reason = workload.waiting_for or "no replica is ready yet"
-        return Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "workload_starting",
-            f"The workload {workload.key} is not ready: {reason}. Try again later.",
-            retry_after=_eta(workload),
-        )
-
-    def _overdue(self, workload: Workload, held_seconds: float) -> Refused:
-        reason = workload.waiting_for or "no replica became ready"
-        return Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "hold_timeout",
-            f"The request waited {held_seconds:.0f} s for the workload {workload.key}: {reason}. Try again later.",
-            retry_after=_eta(workload),
-        )
-
-    def _full(self, workload: Workload) -> Refused:
-        return Refused(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "hold_queue_full",
-            f"Too many requests already wait for the workload {workload.key} (limit {self.hold_limit}). Try again later.",
-            retry_after=_eta(workload),
-        )
-
-
-def _eta(workload: Workload) -> float:
-    if workload.eta_seconds is None:
-        return RETRY_AFTER_SECONDS
-    return float(min(600, max(1, workload.eta_seconds)))
+        raise refusals.hopeless(route.lead)

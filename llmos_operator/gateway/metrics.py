@@ -79,7 +79,7 @@ class Metrics:
         )
         self.canary_requests = counter(
             "canary_requests_total",
-            "Requests while a canary is under way, by the spec of their replica (new, old) and HTTP status.",
+            "Attempts while a canary is under way, by the spec of the replica (new, old) and HTTP status; 503 if it did not take it.",
             [*_WORKLOAD, "spec", "code"],
         )
         self.workloads = gauge("workloads", "Inference workloads known.", [])

@@ -17,17 +17,19 @@ from aiohttp import web
 from llmos_operator.gateway import headers, spans
 from llmos_operator.gateway.answers import Refused, error_body
 from llmos_operator.gateway.body import with_model
+from llmos_operator.gateway.canary import is_new
 from llmos_operator.gateway.upstream import Broken, NotSent, chunks, declined
 from llmos_operator.gateway.usage import NOTHING, Meter, Usage
 from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from aiohttp import ClientResponse
     from multidict import CIMultiDict
 
+    from llmos_operator.gateway.affinity import Prompt
     from llmos_operator.gateway.balance import Balancer
     from llmos_operator.gateway.body import Asked
     from llmos_operator.gateway.catalog import Replica, Route, Workload
@@ -42,6 +44,7 @@ log = logger(__name__)
 
 ATTEMPTS = 8  # replicas tried for one request, each time without anything begun
 EVENT_STREAM = "text/event-stream"
+CLIENT_LEFT = 499  # as nginx counts it
 OVERLOADED = "overloaded"  # a declined request whose replica is healthy but full
 
 
@@ -61,6 +64,8 @@ class Exchange:
     usage: Usage = NOTHING
     held_seconds: float = 0.0
     status: int = 0  # of the answer; 0 until it is known
+    prompt: Prompt | None = None  # what makes it go where prompts went that begin alike
+    overdue: Callable[[], bool] = lambda: False  # whether what cancels it is the limit on its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +92,18 @@ class Proxy:
 
     async def _attempts(self, exchange: Exchange) -> web.StreamResponse:
         deadline = exchange.arrived + self.hold_seconds
-        beginnings = self.dispatcher.beginnings(exchange.route, exchange.tenant, exchange.asked.document)
+        exchange.prompt = self.dispatcher.prompt(exchange.route, exchange.tenant, exchange.asked.document)
         last = ""
         for _ in range(ATTEMPTS):
-            replica = await self._acquire(exchange, deadline, beginnings)
+            replica = await self._acquire(exchange, deadline)
             workload = self._workload_of(exchange.route, replica)
             self.demand.began(workload.key)
             try:
-                if self.tracer.on:
-                    return await self._traced(exchange, replica, workload)
-                return await self._attempt(exchange, replica, workload)
+                return await self._counted(exchange, replica, workload)
             except NotSent as error:
                 last = error.reason
                 self.balancer.refused(replica.uid, self.monotonic())
+                self.dispatcher.not_begun(replica, exchange.prompt)
                 log.warning(
                     "replica unreachable", replica=replica.name, workload=str(workload.key), error=error
                 )
@@ -115,7 +119,7 @@ class Proxy:
             retry_after=5.0,
         )
 
-    async def _acquire(self, exchange: Exchange, deadline: float, beginnings: Sequence[bytes]) -> Replica:
+    async def _acquire(self, exchange: Exchange, deadline: float) -> Replica:
         began = self.monotonic()
         try:
             return await self.dispatcher.acquire(
@@ -123,10 +127,33 @@ class Proxy:
                 exchange.tenant,
                 tried=exchange.tried,
                 deadline=deadline,
-                beginnings=beginnings,
+                prompt=exchange.prompt,
             )
         finally:
             exchange.held_seconds += self.monotonic() - began
+
+    async def _counted(self, exchange: Exchange, replica: Replica, workload: Workload) -> web.StreamResponse:
+        """Make an attempt and count how it ended by the side of the canary that it went to, if one is under way."""
+        attempt = self._traced if self.tracer.on else self._attempt
+        status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+        try:
+            response = await attempt(exchange, replica, workload)
+            status = exchange.status
+        except NotSent:
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise
+        except Refused as refusal:
+            status = refusal.status
+            raise
+        except (asyncio.CancelledError, ConnectionError):
+            status = HTTPStatus.GATEWAY_TIMEOUT if exchange.overdue() else CLIENT_LEFT
+            raise
+        else:
+            return response
+        finally:
+            if workload.canary_percent:
+                side = "new" if is_new(workload, replica) else "old"
+                self.metrics.canary_requests.labels(*workload.key, side, str(int(status))).inc()
 
     async def _traced(self, exchange: Exchange, replica: Replica, workload: Workload) -> web.StreamResponse:
         """Make an attempt within a span of its own, which the replica is told."""
@@ -173,13 +200,12 @@ class Proxy:
                 body or None,
             )
         except Broken as error:
-            refusal = self._lost(error, replica, workload)
-            self._count_side(replica, workload, refusal.status)
-            raise refusal from error
+            raise self._lost(error, replica, workload) from error
         try:
             self._decline(exchange, answer, replica, last_chance=len(exchange.tried) + 1 >= ATTEMPTS)
             now = self.monotonic()
             self.balancer.answered(replica.uid, now - sent, now)
+            self.dispatcher.began(workload, exchange.prompt)
             self.metrics.first_byte.labels(*workload.key).observe(now - sent)
             if self.tracer.on:
                 streamed = answer.content_type == EVENT_STREAM
@@ -229,7 +255,6 @@ class Proxy:
             await self._break_off(exchange, response, error, replica, workload, streamed=streamed)
         finally:
             exchange.usage = meter.usage()
-            self._count_side(replica, workload, exchange.status)
         return response
 
     async def _break_off(
@@ -263,12 +288,6 @@ class Proxy:
             f"The replica of {workload.key} that worked on this request was lost ({error.reason}). Send it again.",
         )
 
-    def _count_side(self, replica: Replica, workload: Workload, status: int) -> None:
-        """Count an answer by the side of the canary that gave it, if one is under way."""
-        if workload.canary_percent:
-            spec = "new" if replica.spec_hash == workload.canary_hash else "old"
-            self.metrics.canary_requests.labels(*workload.key, spec, str(int(status))).inc()
-
     def _workload_of(self, route: Route, replica: Replica) -> Workload:
         return next((w for w in route.workloads if w.uid == replica.workload_uid), route.lead)
 
@@ -288,7 +307,8 @@ async def bounded(seconds: float, proxy: Proxy, exchange: Exchange) -> web.Strea
     Raises Refused (504) if nothing was sent by then, else cuts the connection: the client sees a broken answer.
     """
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds) as limit:
+            exchange.overdue = limit.expired
             return await proxy.run(exchange)
     except TimeoutError:
         text = f"The request took longer than {seconds:.0f} s altogether."

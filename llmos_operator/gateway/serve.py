@@ -20,7 +20,7 @@ from llmos_operator.gateway.body import Asked, read_json, read_multipart
 from llmos_operator.gateway.catalog import Ambiguous, Unknown
 from llmos_operator.gateway.keys import ANONYMOUS, Client
 from llmos_operator.gateway.models import describe_model, list_models
-from llmos_operator.gateway.proxy import Exchange, bounded, spent
+from llmos_operator.gateway.proxy import CLIENT_LEFT, Exchange, bounded, spent
 from llmos_operator.observability import tracing
 from llmos_operator.observability.logging import logger
 
@@ -215,7 +215,7 @@ class Front:
             status = refusal.status
             raise
         except (asyncio.CancelledError, ConnectionError):
-            status = 499  # as nginx counts a client that left
+            status = CLIENT_LEFT
             self.metrics.client_gone.labels(*key).inc()
             raise
         else:

@@ -45,6 +45,10 @@ class WaitingRoom(Generic[T]):
         if not queue:
             del self._queues[tenant]
 
+    def first(self) -> T | None:
+        """Return the ticket whose turn it is and leave it there; None if nobody waits."""
+        return next(iter(self._queues.values()))[0] if self._queues else None
+
     def next(self) -> T | None:
         """Return the ticket whose turn it is and take it out; None if nobody waits."""
         if not self._queues:

@@ -49,8 +49,8 @@ def _dispatcher(*, on: bool) -> tuple[Dispatcher, Route]:
 
 async def _chosen(dispatcher: Dispatcher, route: Route, prompt: str) -> Replica:
     document = {"messages": [{"role": "user", "content": prompt}]}
-    beginnings = dispatcher.beginnings(route, "", document)
-    return await dispatcher.acquire(route, "", tried=(), deadline=0.0, beginnings=beginnings)
+    known = dispatcher.prompt(route, "", document)
+    return await dispatcher.acquire(route, "", tried=(), deadline=0.0, prompt=known)
 
 
 async def _cost(characters: int, *, on: bool, fresh: bool) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmos_operator.gateway.affinity import HOLDERS, LENGTHS, Affinity
+from llmos_operator.gateway.affinity import HOLDERS, LENGTHS, LONG, PARTS, TOKENS, Affinity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SHORTEST = LENGTHS[0]
 
@@ -106,8 +109,54 @@ def test_replicas_are_remembered_the_last_first_and_not_without_end() -> None:
         affinity.learn([b"a"], f"r{number}")
     affinity.learn([b"a"], "r5")
     (holders,) = affinity.holders([b"x", b"a"])
-    assert holders[:2] == ("r5", f"r{HOLDERS + 1}")
-    assert len(holders) == HOLDERS
+    assert holders.uids[:2] == ("r5", f"r{HOLDERS + 1}")
+    assert len(holders.uids) == HOLDERS
     for other in (b"b", b"c", b"a", b"d"):
         affinity.learn([other], "r1")
     assert [bool(affinity.holders([one])) for one in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
+
+
+def test_what_a_replica_did_not_take_it_does_not_hold() -> None:
+    affinity = Affinity()
+    affinity.learn([b"a", b"b"], "r1")
+    affinity.learn([b"b"], "r2")
+    affinity.unlearn([b"a", b"b", b"c"], "r1")
+    assert [one.uids for one in affinity.holders([b"a", b"b"])] == [("r2",)]
+
+
+def test_a_long_beginning_is_worth_a_wait_until_many_have_it() -> None:
+    affinity = Affinity()
+    beginnings = affinity.beginnings(chat("a" * LONG))
+    affinity.learn(beginnings, "r0")
+    assert [one.long for one in affinity.holders(beginnings)] == [True] + [False] * (len(beginnings) - 1)
+    for number in range(1, HOLDERS):
+        affinity.learn(beginnings, f"r{number}")
+    assert not any(one.long for one in affinity.holders(beginnings))
+
+
+class _Counting(list[Any]):
+    """A list that counts how much of it is looked at."""
+
+    looked = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for one in super().__iter__():
+            self.looked += 1
+            yield one
+
+
+@pytest.mark.parametrize("item", [None, {"role": "", "content": ""}])
+def test_of_a_prompt_without_text_only_so_much_is_looked_at(item: Any) -> None:
+    messages = _Counting([item] * 20_000)
+    Affinity().beginnings({"messages": messages})
+    assert 0 < messages.looked <= PARTS
+    parts = _Counting([{"type": "text", "text": ""}] * 20_000)
+    Affinity().beginnings({"messages": [{"role": "user", "content": parts}]})
+    assert 0 < parts.looked <= PARTS
+
+
+def test_of_a_prompt_of_tokens_only_so_many_are_looked_at() -> None:
+    assert alike({"prompt": [7] * TOKENS + [8] * 9}, {"prompt": [7] * TOKENS + [9] * 9}) == len(
+        Affinity().beginnings({"prompt": [7] * TOKENS})
+    )
+    assert Affinity().beginnings({"prompt": [[None] * TOKENS + [7] * 9000]}) == ()

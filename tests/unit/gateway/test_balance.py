@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from llmos_operator.gateway.affinity import Holders
 from llmos_operator.gateway.balance import Balancer
 from llmos_operator.gateway.catalog import Replica
+
+A = Holders(("a",), long=True)
 
 
 def _replicas(*uids: str) -> list[Replica]:
@@ -118,7 +121,7 @@ def test_a_replica_that_is_gone_is_forgotten_once_its_requests_are_over() -> Non
 
 def test_a_preferred_replica_is_picked_until_it_is_much_busier() -> None:
     balancer, replicas = Balancer(), _replicas("a", "b")
-    picked = [_pick(balancer, replicas, prefer=[("a",)]) for _ in range(20)]
+    picked = [_pick(balancer, replicas, prefer=[A]) for _ in range(20)]
     assert picked[:2] == ["a", "a"]
     loads = Counter(picked)
     assert loads["b"] < loads["a"] <= 1 + 1.25 * (loads["b"] + 1)
@@ -128,13 +131,15 @@ def test_the_best_group_with_a_replica_that_is_not_too_busy_is_preferred() -> No
     balancer, replicas = Balancer(), _replicas("a", "b", "c")
     for _ in range(5):
         _pick(balancer, replicas, exclude={"b", "c"})
-    assert _pick(balancer, replicas, prefer=[("a",), ("a", "c")]) == "c"
-    assert _pick(balancer, replicas, prefer=[("c", "b"), ("c",)]) == "b"  # the least loaded of the group
+    assert _pick(balancer, replicas, prefer=[A, Holders(("a", "c"), long=True)]) == "c"
+    assert (
+        _pick(balancer, replicas, prefer=[Holders(("c", "b"), long=True), Holders(("c",), long=True)]) == "b"
+    )  # the least loaded of the group
 
 
 def test_a_preferred_replica_that_rests_was_tried_or_is_gone_is_not_picked() -> None:
     balancer, replicas = Balancer(), _replicas("a", "b")
     balancer.refused("a", 0.0)
-    assert _pick(balancer, replicas, prefer=[("a",)]) == "b"
-    assert _pick(balancer, replicas, 5.0, prefer=[("a",)], exclude={"a"}) == "b"
-    assert _pick(balancer, replicas, 5.0, prefer=[("gone",)]) == "a"
+    assert _pick(balancer, replicas, prefer=[A]) == "b"
+    assert _pick(balancer, replicas, 5.0, prefer=[A], exclude={"a"}) == "b"
+    assert _pick(balancer, replicas, 5.0, prefer=[Holders(("gone",), long=True)]) == "a"

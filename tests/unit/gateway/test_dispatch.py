@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llmos_operator.gateway.affinity import Affinity
+from llmos_operator.gateway.affinity import LONG, Affinity, Prompt
 from llmos_operator.gateway.answers import Refused
 from llmos_operator.gateway.balance import Balancer
 from llmos_operator.gateway.catalog import Catalog, ColdStart, Replica, Route, Workload, WorkloadKey
@@ -35,6 +36,7 @@ class _Bench:
         self.balancer = Balancer()
         self.registry = CollectorRegistry()
         self.holds = 0
+        self.known: Prompt | None = None  # of the last prompt
         self.loop = asyncio.get_running_loop()
         self.route = Route(workloads or (CHAT,))
         for workload in self.route.workloads:
@@ -59,19 +61,23 @@ class _Bench:
         self, tenant: str = "", *, seconds: float = 5.0, tried: tuple[str, ...] = (), prompt: str = ""
     ) -> asyncio.Task[Replica]:
         deadline = self.loop.time() + seconds
-        begins = self.dispatcher.beginnings(self.route, tenant, {"prompt": prompt})
+        known = self.known = self.dispatcher.prompt(self.route, tenant, {"prompt": prompt})
         return asyncio.create_task(
-            self.dispatcher.acquire(self.route, tenant, tried=tried, deadline=deadline, beginnings=begins)
+            self.dispatcher.acquire(self.route, tenant, tried=tried, deadline=deadline, prompt=known)
         )
 
     async def answered(self, prompt: str, tenant: str = "") -> str:
         """Ask, have the answer, and say who gave it."""
         replica = await self.ask(tenant, prompt=prompt)
+        self.dispatcher.began(self.workload_of(replica), self.known)
         self.dispatcher.release(self.route, replica)
         return replica.uid
 
-    def prompts(self, result: str) -> float:
-        labels = {"namespace": "team", "workload": "chat", "result": result}
+    def workload_of(self, replica: Replica) -> Workload:
+        return next(w for w in self.route.workloads if w.uid == replica.workload_uid)
+
+    def prompts(self, result: str, workload: str = "chat") -> float:
+        labels = {"namespace": "team", "workload": workload, "result": result}
         return self.registry.get_sample_value("llmos_gateway_prompts_total", labels) or 0.0
 
     def in_flight(self) -> int:
@@ -286,15 +292,71 @@ async def test_prompts_that_begin_alike_go_to_one_replica_and_others_take_turns(
     assert (bench.prompts("new"), bench.prompts("kept"), bench.prompts("moved")) == (3.0, 9.0, 0.0)
 
 
-async def test_a_busy_replica_passes_a_prompt_on_to_one_that_learns_it() -> None:
+async def test_a_busy_replica_passes_a_long_prompt_on_to_one_that_learns_it() -> None:
     bench = _Bench()
     bench.replica("r1")
     bench.replica("r2")
-    prompt = "a" * 900
+    prompt = "a" * LONG
     busy = [(await bench.ask(prompt=prompt)).uid for _ in range(3)]
     assert busy[0] == busy[1] != busy[2]
-    assert (bench.prompts("new"), bench.prompts("kept"), bench.prompts("moved")) == (1.0, 1.0, 1.0)
     assert await bench.answered(prompt) == busy[2]  # both hold it now: the less loaded one
+
+
+async def test_an_idle_replica_is_better_than_a_wait_for_a_short_beginning() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    bench.replica("r2")
+    prompt = "a" * (LONG - 1)
+    assert (await bench.ask(prompt=prompt)).uid != (await bench.ask(prompt=prompt)).uid
+
+
+@pytest.mark.parametrize(("characters", "at_once"), [(3000, 16), (3000, 32), (9000, 16), (9000, 32)])
+async def test_a_system_prompt_of_everybody_leaves_no_replica_idle(characters: int, at_once: int) -> None:
+    bench = _Bench(replace(CHAT, max_in_flight=64))
+    for number in range(32):
+        bench.replica(f"r{number}")
+    chance = random.Random(3)
+    running: list[Replica] = []
+    idle = []
+    for turn in range(900):
+        if len(running) >= at_once:
+            bench.dispatcher.release(bench.route, running.pop(chance.randrange(at_once)))
+        running.append(await bench.ask(prompt="s" * characters + f"{turn:0900}"))
+        if turn >= 300:
+            idle.append(32 - len({one.uid for one in running}))
+    assert sum(idle) / len(idle) <= 32 - at_once + 0.5
+
+
+async def test_a_replica_that_did_not_take_a_prompt_does_not_hold_it() -> None:
+    bench = _Bench()
+    bench.replica("r1")
+    replica = await bench.ask(prompt="a" * 900)
+    bench.dispatcher.not_begun(replica, bench.known)
+    bench.dispatcher.release(bench.route, replica)
+    bench.replica("r2")
+    assert await bench.answered("a" * 900) == "r2"
+    assert (bench.prompts("new"), bench.prompts("moved")) == (1.0, 0.0)
+
+
+async def test_a_prompt_is_counted_for_the_workload_that_answers_it() -> None:
+    other = replace(CHAT, key=WorkloadKey("team", "chat-2"), uid="w2")
+    bench = _Bench(CHAT, other)
+    bench.replica("r2", workload="w2")
+    await bench.answered("a" * 900)
+    assert (bench.prompts("new"), bench.prompts("new", "chat-2")) == (0.0, 1.0)
+
+
+async def test_a_request_that_left_the_room_spends_no_turn_of_a_canary() -> None:
+    bench = _Bench(replace(CHAT, canary_hash="new", canary_percent=50, max_in_flight=1))
+    gone = bench.ask()
+    stays = [bench.ask() for _ in range(2)]
+    await _turn()
+    gone.cancel()
+    for uid, spec in (("old", "old"), ("new", "new")):
+        bench.catalog._by_workload.setdefault("w", {})[uid] = Replica(uid, "w", uid, "127.0.0.1", 1, spec)
+    bench.dispatcher._changed("w")
+    assert [replica.uid for replica in await asyncio.gather(*stays)] == ["old", "new"]
+    assert bench.dispatcher._canaries._credit == {"w": 50}
 
 
 async def test_tenants_do_not_share_what_is_known_of_prompts() -> None:
@@ -308,12 +370,12 @@ async def test_tenants_do_not_share_what_is_known_of_prompts() -> None:
 
 async def test_held_prompts_are_remembered_with_the_replica_that_came() -> None:
     bench = _Bench()
-    held = bench.ask(prompt="a" * 900)
+    held = bench.ask(prompt="a" * LONG)
     await _turn()
     bench.replica("r1")
     await held
     bench.replica("r2")
-    assert await bench.answered("a" * 900) == "r1"
+    assert await bench.answered("a" * LONG) == "r1"
 
 
 async def test_a_replica_that_is_gone_is_not_counted_as_busy() -> None:
@@ -386,3 +448,28 @@ async def test_the_canary_of_one_of_two_workloads_that_share_a_name_leaves_the_o
     mine = [uid for uid in given if uid != "plain"]
     assert len(mine) < len(given)
     assert abs(mine.count("new") * 10 - len(mine)) <= 10
+
+
+async def test_a_busy_canary_does_not_starve_the_old_side_beside_another_workload() -> None:
+    canary = replace(CHAT, canary_hash="new", canary_percent=10, max_in_flight=1000)
+    other = replace(CHAT, key=WorkloadKey("team", "chat-2"), uid="w2", max_in_flight=1000)
+    bench = _Bench(canary, other)
+    for uid, workload, spec in (
+        ("old-1", "w", "old"),
+        ("old-2", "w", "old"),
+        ("old-3", "w", "old"),
+        ("new", "w", "new"),
+        ("plain", "w2", "x"),
+    ):
+        bench.replica(uid, workload, spec)
+    given = []
+    for _ in range(1000):
+        replica = await bench.ask()
+        given.append(replica.uid)
+        if replica.uid != "new":  # the canary hangs
+            bench.dispatcher.release(bench.route, replica)
+    old = [given.count(f"old-{number}") for number in (1, 2, 3)]
+    assert given.count("plain") <= 260  # as many as each of three idle replicas
+    assert min(old) >= 200
+    assert max(old) - min(old) <= 3
+    assert abs(given.count("new") * 10 - (1000 - given.count("plain"))) <= 10

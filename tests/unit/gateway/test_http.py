@@ -99,6 +99,58 @@ async def test_answers_of_a_canary_are_counted_by_side_and_status() -> None:
         assert bench.metric("canary_requests_total", **labels, spec="new", code="502") == 1.0
 
 
+async def _hang(replica: ScriptedReplica, _: web.BaseRequest) -> web.StreamResponse:
+    await replica.gate.wait()
+    return web.Response()
+
+
+async def _decline(_: ScriptedReplica, __: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(status=503, headers={"X-LLMOS-Refused": "failed"})
+
+
+@pytest.mark.parametrize(
+    ("handler", "start", "code", "given"),
+    [(_hang, True, "504", 504), (_decline, True, "503", 200), (None, False, "503", 200)],
+)
+async def test_a_canary_that_hangs_declines_or_cannot_be_reached_is_counted(
+    handler: Any, start: bool, code: str, given: int
+) -> None:
+    async with running_gateway(request_timeout=0.3) as bench:
+        uid = await bench.add_workload("chat")
+        await bench.add_replica(uid, spec_hash="a")
+        canary = await bench.add_replica(uid, start=start, handler=handler)
+        canary.gate.clear()
+        workload = next(iter(bench.gateway.catalog.workloads()))
+        bench.gateway.catalog.put_workload(replace(workload, canary_hash="b", canary_percent=99))
+        assert (await bench.chat("chat"))[0] == given
+        labels = {"namespace": "team", "workload": "chat"}
+        assert bench.metric("canary_requests_total", **labels, spec="new", code=code) == 1.0
+        assert bench.metric("canary_requests_total", **labels, spec="old", code="200") == float(given == 200)
+
+
+async def test_a_client_that_leaves_a_canary_is_counted_as_such() -> None:
+    async def begin(replica: ScriptedReplica, request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"x")
+        await replica.gate.wait()
+        return response
+
+    async with running_gateway() as bench:
+        uid = await bench.add_workload("chat")
+        await bench.add_replica(uid, spec_hash="a")
+        canary = await bench.add_replica(uid, spec_hash="b", handler=begin)
+        canary.gate.clear()
+        workload = next(iter(bench.gateway.catalog.workloads()))
+        bench.gateway.catalog.put_workload(replace(workload, canary_hash="b", canary_percent=99))
+        async with bench.client.post(f"{bench.url}/v1/completions", json={"model": "chat"}) as answer:
+            assert await answer.content.readexactly(1) == b"x"
+            answer.close()
+        labels = {"namespace": "team", "workload": "chat"}
+        await until(lambda: bench.metric("canary_requests_total", **labels, spec="new", code="499") == 1.0)
+        assert bench.metric("canary_requests_total", **labels, spec="new", code="200") == 0.0
+
+
 async def test_an_unknown_model_is_404_and_names_the_known_ones() -> None:
     async with running_gateway() as bench:
         await bench.add_workload("chat")
