@@ -56,6 +56,14 @@ class Bench:
                 tokens += output.tokens
         return tokens, output
 
+    async def stats_now(self):
+        """Return statistics that the engine told after this was asked: the second to come."""
+        for _ in range(2):
+            seen = self.client.status().stats
+            while self.client.status().stats is seen:
+                await asyncio.sleep(0.05)
+        return self.client.status().stats
+
     async def stats_until(self, holds):
         """Return the first statistics for which ``holds`` is true."""
         while not holds(self.client.status().stats):

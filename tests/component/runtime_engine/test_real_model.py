@@ -124,7 +124,7 @@ def test_a_seed_makes_sampling_repeatable(served, tokenizer):
 
 def test_an_end_token_stops_and_a_repeated_prompt_is_cached(served, tokenizer):
     chat = "<|im_start|>user\nSay yes or no: is water wet?<|im_end|>\n<|im_start|>assistant\n"
-    before = served.run(served.stats_until(lambda stats: not stats.running))
+    before = served.run(served.stats_now())
     tokens, last = served.run(served.answer("c1", ids(tokenizer, chat), max_tokens=100))
     assert last.finish_reason == "stop"
     assert last.stop_token == 2
